@@ -1,0 +1,40 @@
+"""Knowledge distillation in which the student may outgrow the teacher.
+
+rectify, objective = outgrow.preset("paper")
+student_out = student(images)
+teacher_out = teacher(images)
+knowledge = rectify(teacher_out, target)
+result = objective(student_out, knowledge, target, progress)
+result.total.backward()
+"""
+
+from outgrow.outputs import IGNORE, Knowledge, ObjectiveResult, Outputs, Target, flatten_rows
+from outgrow.features import PENULTIMATE, Taps
+from outgrow.teacher import Teacher
+from outgrow.knowledge import Rectifier, corrected_logits, rectify
+from outgrow import losses
+from outgrow.schedule import Weights
+from outgrow.objective import Objective, Term
+from outgrow.presets import preset
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IGNORE",
+    "Outputs",
+    "Target",
+    "Knowledge",
+    "ObjectiveResult",
+    "flatten_rows",
+    "PENULTIMATE",
+    "Taps",
+    "Teacher",
+    "Rectifier",
+    "rectify",
+    "corrected_logits",
+    "losses",
+    "Weights",
+    "Objective",
+    "Term",
+    "preset",
+]

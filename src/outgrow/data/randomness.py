@@ -1,0 +1,132 @@
+"""Counter-based randomness: what a sample draws depends on its number, and on nothing else.
+
+Every draw is a pure function of ``(seed, epoch, sample index, stream)``. There is no generator and
+no state, so a view of an image is the same at any batch size, with any number of workers or
+processes, and after a resume; outputs of a teacher on it can be cached.
+
+The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
+number generators", figure 17), applied once per counter. It is written twice, in wrapping int64 of
+torch for whole batches on any device and in plain Python integers for workers; both give the same
+bits, and a test holds them together.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+_UNIT = 2.0**-24
+"""Uniform numbers have 24 bits: exact in float32, hence equal on every device and in Python."""
+
+
+class Stream(IntEnum):
+    """What a draw is for. Numbers are part of the format of a view: append, never renumber."""
+
+    ORDER = 0
+    CROP_Y = 1
+    CROP_X = 2
+    FLIP = 3
+    CUTOUT_Y = 4
+    CUTOUT_X = 5
+    PARTNER = 6
+    MIX = 7
+    MIX_KIND = 8
+    BOX_Y = 9
+    BOX_X = 10
+    SPLIT = 11
+    RANDAUGMENT = 100  # two streams for each operation in turn
+    RESIZED_CROP = 200  # two streams for each attempt, then two for the position
+
+
+def bits(
+    seed: int, epoch: int, index: Int64[Tensor, " n"], streams: Sequence[int]
+) -> Int64[Tensor, "streams n"]:
+    """64 random bits for each sample in ``index`` and each of ``streams``, on the device of ``index``."""
+    sample = _mix(index ^ _signed(_key(seed, epoch)))
+    if len(streams) == 1:
+        return _mix(sample ^ int(streams[0])).unsqueeze(0)
+    return _mix(torch.stack([sample ^ int(stream) for stream in streams]))
+
+
+def uniform(seed: int, epoch: int, index: Int64[Tensor, " n"], stream: int) -> Float32[Tensor, " n"]:
+    """A number in [0, 1) for each sample.
+
+    >>> uniform(0, 0, torch.arange(3), Stream.FLIP)
+    tensor([0.2642, 0.2178, 0.2106])
+    """
+    return as_uniform(bits(seed, epoch, index, [stream]))[0]
+
+
+def integers(
+    seed: int, epoch: int, index: Int64[Tensor, " n"], stream: int, *, high: int
+) -> Int64[Tensor, " n"]:
+    """An integer in [0, high) for each sample; ``high`` up to 2**31."""
+    return as_integers(bits(seed, epoch, index, [stream]), high=high)[0]
+
+
+def as_uniform(random: Int64[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
+    """The upper 24 of 64 random bits as numbers in [0, 1)."""
+    return ((random >> 40) & 0xFFFFFF).to(torch.float32) * _UNIT
+
+
+def as_integers(random: Int64[Tensor, "*shape"], *, high: int) -> Int64[Tensor, "*shape"]:
+    """The upper 32 of 64 random bits, scaled to [0, high); the bias is below ``high / 2**32``."""
+    assert 0 < high <= 1 << 31, high
+    return (((random >> 32) & 0xFFFFFFFF) * high) >> 32
+
+
+def bits_at(seed: int, epoch: int, index: int, stream: int) -> int:
+    """:func:`bits` of one sample in plain Python, as an unsigned integer."""
+    return _mix_int(_mix_int((index & _MASK) ^ _key(seed, epoch)) ^ int(stream))
+
+
+def uniform_at(seed: int, epoch: int, index: int, stream: int) -> float:
+    """:func:`uniform` of one sample in plain Python.
+
+    >>> uniform_at(0, 0, 1, Stream.FLIP) == uniform(0, 0, torch.tensor([1]), Stream.FLIP).item()
+    True
+    """
+    return (bits_at(seed, epoch, index, stream) >> 40) * _UNIT
+
+
+def integer_at(seed: int, epoch: int, index: int, stream: int, *, high: int) -> int:
+    """:func:`integers` of one sample in plain Python."""
+    return ((bits_at(seed, epoch, index, stream) >> 32) * high) >> 32
+
+
+def epoch_order(num: int, seed: int, epoch: int) -> Int64[Tensor, " num"]:
+    """The order in which an epoch shows ``num`` samples: a permutation, always made on the CPU."""
+    return bits(seed, epoch, torch.arange(num), [Stream.ORDER])[0].argsort(stable=True)
+
+
+def _key(seed: int, epoch: int) -> int:
+    return _mix_int(_mix_int(seed & _MASK) ^ (epoch & _MASK))
+
+
+def _mix_int(value: int) -> int:
+    value = (value + _GAMMA) & _MASK
+    value = ((value ^ (value >> 30)) * _MIX1) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX2) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix(value: Tensor) -> Tensor:
+    # int64 multiplication wraps as uint64 does; only >> differs (it copies the sign), so mask it.
+    value = value + _signed(_GAMMA)
+    value = value.bitwise_xor_(_shift(value, 30)).mul_(_signed(_MIX1))
+    value = value.bitwise_xor_(_shift(value, 27)).mul_(_signed(_MIX2))
+    return value.bitwise_xor_(_shift(value, 31))
+
+
+def _shift(value: Tensor, by: int) -> Tensor:
+    return (value >> by).bitwise_and_((1 << (64 - by)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value

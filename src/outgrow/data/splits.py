@@ -1,0 +1,226 @@
+"""Sets of labelled images: decoded in one tensor, or encoded in files and decoded on demand.
+
+Both kinds keep, through any number of ``subset`` calls, the number ``index`` that a sample had in
+the set it was read from: memories, caches, corrections and all randomness go by it.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from outgrow.data.randomness import Stream, bits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@runtime_checkable
+class Split(Protocol):
+    """A set of labelled images, of either kind."""
+
+    @property
+    def labels(self) -> Int64[Tensor, " n"]:
+        """The class of each sample."""
+
+    @property
+    def index(self) -> Int64[Tensor, " n"]:
+        """The number of each sample in the set that this one was cut from."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, positions: Int64[Tensor, " m"]) -> "Split":
+        """The samples at ``positions`` of this split, in that order; nothing is copied."""
+
+    def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
+        """One image, RGB, 0..255."""
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """Encoded images (JPEG, PNG, ...) that can be read in any order, also in another process."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> bytes: ...
+
+    def describe(self, row: int) -> str:
+        """Where the image is, for messages."""
+
+
+@dataclass(frozen=True, repr=False)
+class ArraySplit:
+    """Decoded images of one size.
+
+    ``images`` (uint8, RGB, 0..255; often a memory map) is the whole set as read; sample i of this
+    split is ``images[index[i]]`` with class ``labels[i]``.
+    """
+
+    images: UInt8[Tensor, "rows 3 height width"]
+    labels: Int64[Tensor, " n"]
+    index: Int64[Tensor, " n"]
+
+    @classmethod
+    def of(cls, images: UInt8[Tensor, "n 3 height width"], labels: Int64[Tensor, " n"]) -> "ArraySplit":
+        """The split of all of ``images``."""
+        return cls(images, labels, torch.arange(len(labels)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"ArraySplit({len(self)} images of {self.images.shape[2]}x{self.images.shape[3]})"
+
+    def subset(self, positions: Int64[Tensor, " m"]) -> "ArraySplit":
+        return ArraySplit(self.images, self.labels[positions], self.index[positions])
+
+    def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
+        return self.images[int(self.index[position])]
+
+
+@dataclass(frozen=True, repr=False)
+class FileSplit:
+    """Encoded images, decoded when asked for: sample i is ``source.read(index[i])``."""
+
+    source: Encoded
+    labels: Int64[Tensor, " n"]
+    index: Int64[Tensor, " n"]
+
+    @classmethod
+    def of(cls, source: Encoded, labels: Int64[Tensor, " n"]) -> "FileSplit":
+        """The split of all of ``source``."""
+        return cls(source, labels, torch.arange(len(labels)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"FileSplit({len(self)} images)"
+
+    def subset(self, positions: Int64[Tensor, " m"]) -> "FileSplit":
+        return FileSplit(self.source, self.labels[positions], self.index[positions])
+
+    def picture(self, position: int) -> "Image":
+        """One image as PIL reads it, in RGB.
+
+        Raises ValueError, with the file's name, where it cannot be decoded.
+        """
+        row = int(self.index[position])
+        return decode(self.source.read(row), where=lambda: self.source.describe(row))
+
+    def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
+        return to_tensor(self.picture(position))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A classification data set.
+
+    ``train`` is None where there are only images to evaluate on; ``val``, for choosing between
+    models, is a part of the training images or the source's own validation set where it also has a
+    test set; ``test`` is for reporting. ``fingerprint`` changes whenever images, labels or the cut
+    between train and val may have changed.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split | None
+    val: Split | None
+    test: Split
+    fingerprint: str = field(repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds, before its splits are arranged: any of "train", "val" and "test"."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    fingerprint: str
+
+
+@dataclass(frozen=True, repr=False)
+class PathList:
+    """Images in files of their own."""
+
+    paths: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, row: int) -> bytes:
+        return Path(self.paths[row]).read_bytes()
+
+    def describe(self, row: int) -> str:
+        return self.paths[row]
+
+
+def decode(data: bytes, *, where: Callable[[], str]) -> "Image":
+    """Encoded bytes as an RGB image; ValueError naming ``where()`` if they are not an image."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+        raise ValueError(
+            f"data: needs images that Pillow can decode, got {where()} ({len(data)} bytes: {error}); "
+            "replace the file or remove it from the data set."
+        ) from error
+
+
+def to_tensor(image: "Image") -> UInt8[Tensor, "3 height width"]:
+    """An RGB image of PIL as a tensor."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def stratified_cut(
+    labels: Int64[Tensor, " n"], fraction: float, *, seed: int
+) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " taken"]]:
+    """Positions kept and positions taken when ``fraction`` of every class is taken, both ascending.
+
+    A class of two or more samples gives at least one and keeps at least one; a class of one keeps
+    it. The same labels, fraction and seed give the same cut everywhere.
+
+    >>> stratified_cut(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0)
+    (tensor([0, 2, 4]), tensor([1, 3, 5]))
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(
+            f"data: needs a fraction between 0 and 1, got {fraction}; give the share of every class to set "
+            "aside, such as 0.1."
+        )
+    order = bits(seed, 0, torch.arange(len(labels)), [Stream.SPLIT])[0].argsort(stable=True)
+    taken = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = order[labels[order] == label]
+        count = int(len(members) * fraction + 0.5)
+        taken[members[: min(max(count, 1), len(members) - 1)]] = True
+    return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
+
+
+def check_labels(labels: Int64[Tensor, " n"], num_classes: int, *, where: str) -> None:
+    """ValueError unless every label is a class: here, once, so that no step has to look."""
+    bad = ((labels < 0) | (labels >= num_classes)).nonzero().squeeze(1)
+    if len(bad):
+        first = int(bad[0])
+        hint = (
+            "-1 usually marks an unlabelled split: leave it out"
+            if int(labels[first]) == -1
+            else "check the labels"
+        )
+        raise ValueError(
+            f"data: needs labels from 0 to {num_classes - 1}, got {int(labels[first])} at row {first} of {where} "
+            f"({len(bad)} such rows); {hint}, or choose another label column."
+        )

@@ -1,0 +1,138 @@
+"""Activations by module path, as part of what a network says.
+
+    student = Taps(model, ["layer2", PENULTIMATE])
+    outputs = student(images)          # Outputs(logits, {"layer2": ..., "penultimate": ...})
+
+Hooks exist only during a forward pass, so nothing stays on anybody's model.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from outgrow.outputs import Outputs, as_outputs
+
+PENULTIMATE = "penultimate"
+"""The name of the features that the final classifier reads."""
+
+
+class Taps(nn.Module):
+    """``model`` with some of its activations in its outputs.
+
+    ``paths`` are module paths as in ``model.named_modules()``, or :data:`PENULTIMATE` for the input of
+    the final classifier. ``ValueError`` for a path that is not there, does not return one tensor, is
+    not reached, or whose output a following in-place module overwrites.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> outputs = Taps(net, ["1", PENULTIMATE])(torch.zeros(5, 3))
+    >>> {name: tuple(value.shape) for name, value in outputs.features.items()}
+    {'1': (5, 4), 'penultimate': (5, 4)}
+    """
+
+    def __init__(self, model: nn.Module, paths: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.paths = tuple(paths)
+        self._modules_at = {path: _module_at(model, path) for path in self.paths}
+
+    def forward(self, images: Float[Tensor, "..."]) -> Outputs:
+        if not self.paths:
+            return as_outputs(self.model(images), whose=type(self.model).__name__)
+        seen: dict[str, Tensor] = {}
+        versions: dict[str, int] = {}
+        handles = [self._hook(path, seen, versions) for path in self.paths]
+        try:
+            outputs = as_outputs(self.model(images), whose=type(self.model).__name__)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for path in self.paths:
+            if path in seen and seen[path]._version != versions[path]:
+                raise ValueError(
+                    f"Taps: needs the output of {path!r} as it was, got one that a following module overwrote in "
+                    "place; tap that module instead, or build it with inplace=False."
+                )
+            if path not in seen:
+                raise ValueError(
+                    f"Taps: needs {path!r} to run in the forward pass, got no output from it; "
+                    "`outgrow list features MODEL` prints what can be tapped."
+                )
+        return Outputs(outputs.logits, {**outputs.features, **{path: seen[path] for path in self.paths}})
+
+    def _hook(self, path: str, seen: dict[str, Tensor], versions: dict[str, int]) -> Any:
+        def keep(value: object) -> None:
+            if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
+                value = value[0]  # transformer blocks return (hidden states, ...)
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"Taps: needs one tensor from {path!r}, got {type(value).__name__}; tap a module inside it."
+                )
+            seen[path], versions[path] = value, value._version
+
+        module = self._modules_at[path]
+        if path == PENULTIMATE:
+            return module.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
+        return module.register_forward_hook(lambda _, __, output: keep(output))
+
+
+def head_path(model: nn.Module) -> str:
+    """The path of the final classifier: what timm calls it, else the last linear layer.
+
+    >>> head_path(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+    '1'
+    """
+    named = dict(model.named_modules())
+    own = getattr(model, "get_classifier", None)
+    if callable(own):
+        head = own()
+        for path, module in named.items():
+            if module is head and isinstance(head, (nn.Linear, nn.Conv2d)):
+                return path
+    linear = [path for path, module in named.items() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            f"features: needs a linear classifier at the end of {type(model).__name__}, got none; "
+            "tap the features by their module path instead."
+        )
+    return linear[-1]
+
+
+def middle_pair(
+    student: Outputs, teacher: Outputs, student_path: str | None, teacher_path: str | None, *, what: str
+) -> tuple[str, str]:
+    """The paths of the one student and the one teacher feature that a hint compares.
+
+    Paths that are named must be tapped; a path that is not is the middle of the network's taps.
+    """
+    return (
+        _choose(student, student_path, "student", what),
+        _choose(teacher, teacher_path, "teacher", what),
+    )
+
+
+def _choose(outputs: Outputs, path: str | None, whose: str, what: str) -> str:
+    tapped = [name for name in outputs.features if name != PENULTIMATE]
+    if path is None and tapped:
+        return tapped[len(tapped) // 2]
+    if path is None or path not in outputs.features:
+        raise ValueError(
+            f"{what}: needs {'a feature' if path is None else repr(path)} of the {whose}, got "
+            f"{', '.join(outputs.features) or 'none'}; tap it with outgrow.Taps(model, [path])."
+        )
+    return path
+
+
+def _module_at(model: nn.Module, path: str) -> nn.Module:
+    if path == PENULTIMATE:
+        path = head_path(model)
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        names = [name for name, _ in model.named_modules() if name and name.count(".") <= 1]
+        raise ValueError(
+            f"Taps: needs a module of {type(model).__name__}, got {path!r}; there are {', '.join(names[:20])}"
+            f"{', ...' if len(names) > 20 else ''}."
+        ) from None

@@ -1,0 +1,32 @@
+"""What every rule is: a frozen value with a name, callable on rows."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BaseRule:
+    """See :class:`outgrow.outputs.Rule`. Parameters of a rule are fields of its dataclass."""
+
+    name: ClassVar[str]
+    uses_temperature: ClassVar[bool] = False
+    effect: ClassVar[Literal["none", "rewrite", "remove"]] = "rewrite"
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "rows classes"],
+        label: Int[Tensor, " rows"],
+        *,
+        temperature: float,
+    ) -> Float[Tensor, "rows classes"]:
+        raise NotImplementedError
+
+
+def replace_logit(
+    logits: Float[Tensor, "rows classes"], label: Int[Tensor, " rows"], value: Float[Tensor, " rows"]
+) -> Float[Tensor, "rows classes"]:
+    """``logits`` with one class of each row set to ``value``, the others bit for bit as they were."""
+    return logits.scatter(1, label[:, None], value[:, None].to(logits.dtype))

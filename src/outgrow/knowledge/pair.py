@@ -1,0 +1,65 @@
+"""The paper's rectification: label and top class share their mass anew."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from outgrow.knowledge.base import BaseRule, replace_logit
+from outgrow.knowledge.split import label_logit, top_class
+
+
+def pair(
+    logits: Float[Tensor, "rows classes"],
+    label: Int[Tensor, " rows"],
+    *,
+    temperature: float,
+) -> Float[Tensor, "rows classes"]:
+    r"""Move mass from the top class ``b`` to the label ``a``, keeping what the two hold together.
+
+    With :math:`t = \sigma(z / T)` and :math:`m = t_a + t_b`,
+
+    .. math:: t'_a = m (1 + t_a) / (1 + m), \quad t'_b = m t_b / (1 + m), \quad
+              \text{others unchanged.}
+
+    Always :math:`t'_a > t'_b`, but the label is *not* always the new top class: a third class can
+    lead. Sufficient for the label: :math:`t_a (1 + t_a) \ge t_b^2`. Not idempotent. A row whose label
+    is already the top class stays as it is. It depends on the temperature, which must be that of
+    the loss that reads it.
+
+    Reference: Zhang et al. (AAAI 2025), https://arxiv.org/abs/2412.09874, "bias rectification".
+
+    >>> t = torch.tensor([[0.01, 0.20, 0.19, 0.15, 0.15, 0.15, 0.15]])
+    >>> pair(t.log(), torch.tensor([0]), temperature=1.0).softmax(dim=1)[0, :3]
+    tensor([0.1753, 0.0347, 0.1900])
+    """
+    soft = logits / temperature
+    total = soft.logsumexp(dim=1)
+    top = top_class(logits, label)
+    log_label = label_logit(soft, label) - total
+    log_top = label_logit(soft, top) - total
+    log_mass = torch.logaddexp(log_label, log_top)
+    shrink = log_mass - torch.log1p(log_mass.exp())
+    new_label = temperature * (shrink + torch.log1p(log_label.exp()) + total)
+    new_top = temperature * (shrink + log_top + total)
+    corrected = replace_logit(replace_logit(logits, top, new_top), label, new_label)
+    return torch.where((top == label)[:, None], logits, corrected)
+
+
+@dataclass(frozen=True)
+class Pair(BaseRule):
+    """:func:`pair` as a rule."""
+
+    name: ClassVar[str] = "pair"
+    uses_temperature: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "rows classes"],
+        label: Int[Tensor, " rows"],
+        *,
+        temperature: float,
+    ) -> Float[Tensor, "rows classes"]:
+        return pair(logits, label, temperature=temperature)

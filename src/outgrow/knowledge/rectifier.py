@@ -1,0 +1,173 @@
+"""From what the teacher said to what the student should believe."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from outgrow import spec
+from outgrow.knowledge.registry import RULES
+from outgrow.knowledge.split import label_logit, safe_label, wrong_rows
+from outgrow.outputs import Knowledge, Outputs, Rule, Target, as_outputs, as_target, lift, with_logits
+
+Transform = Callable[[Float[Tensor, "rows classes"]], Float[Tensor, "rows classes"]]
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """Splits a teacher's rows into right and wrong and says how the wrong ones are corrected.
+
+    ``rule`` is a name (``"pair"``, ``"lead(margin=0.3)"``) or a rule of one's own
+    (:class:`outgrow.outputs.Rule`). ``temperature`` is that of the loss that will read the result.
+    ``rows="all"`` lets the rule rewrite right rows too; rules that only bring the label to the lead
+    leave most of those alone by themselves.
+
+    Called as ``rectify(teacher, target) -> Knowledge``. It is the one place where knowledge leaves
+    the graph of whatever computed it. On the CPU, labels out of range and logits that are not
+    finite raise ``ValueError``; on other devices, where looking would stall every step, labels are
+    checked when data are loaded and a non-finite row makes the loss non-finite.
+
+    >>> knowledge = Rectifier("swap")(torch.tensor([[1.0, 5.0]]), torch.tensor([0]))
+    >>> knowledge.wrong, corrected_logits(knowledge)
+    (tensor([True]), tensor([[5., 1.]]))
+    """
+
+    rule: Rule | str = "pair"
+    temperature: float | None = 4.0
+    rows: Literal["wrong", "all"] = "wrong"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rule, str):
+            object.__setattr__(self, "rule", make_rule(self.rule))
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(
+                f"Rectifier: needs a positive temperature, got {self.temperature}; 4 is the field's habit."
+            )
+        if self.rows not in ("wrong", "all"):
+            raise ValueError(
+                f"Rectifier: rows needs 'wrong' or 'all', got {self.rows!r}; 'wrong' is the default."
+            )
+        if self.temperature is None and self._rule.uses_temperature:
+            raise ValueError(
+                f"Rectifier: the rule {self._rule.name!r} depends on a temperature, got None; "
+                "pass the temperature of the loss that will read the result."
+            )
+
+    @property
+    def _rule(self) -> Rule:
+        assert not isinstance(self.rule, str)
+        return self.rule
+
+    def __call__(self, teacher: Outputs | Tensor, target: Target | Tensor) -> Knowledge:
+        teacher, target = as_outputs(teacher, whose="teacher"), as_target(target)
+        logits = teacher.logits.detach()
+        _check_rows(logits, target)
+        largest = logits.amax(dim=1) if logits.numel() else logits.new_zeros(len(logits))
+        if logits.device.type == "cpu":
+            _check_values(largest, target, logits.shape[1])
+        wrong = wrong_rows(logits, target, largest=largest)
+        rule = self._rule
+        weight = target.valid
+        if rule.effect == "remove":
+            weight = weight & ~wrong
+        rewrites = rule.effect == "rewrite"
+        return Knowledge(
+            teacher=with_logits(teacher, logits),
+            rule=rule,
+            target=target,
+            wrong=wrong,
+            corrected=(target.valid if self.rows == "all" else wrong)
+            if rewrites
+            else torch.zeros_like(wrong),
+            weight=weight.to(lift(logits).dtype),
+            temperature=self.temperature if rule.uses_temperature else None,
+            partial=rule.effect == "remove"
+            or target.may_ignore
+            or (logits.device.type == "cpu" and not bool(target.valid.all())),
+        )
+
+
+def rectify(
+    teacher: Outputs | Tensor,
+    target: Target | Tensor,
+    *,
+    rule: Rule | str = "pair",
+    temperature: float | None = 4.0,
+    rows: Literal["wrong", "all"] = "wrong",
+) -> Knowledge:
+    """:class:`Rectifier` in one call."""
+    return Rectifier(rule, temperature, rows)(teacher, target)
+
+
+def corrected_logits(
+    knowledge: Knowledge, transform: Transform | None = None
+) -> Float[Tensor, "rows classes"]:
+    """The teacher's logits after the correction, in float32 at least.
+
+    Rows that the rule does not rewrite, and within a rewritten row the logits that it does not
+    touch, are the teacher's own, bit for bit. ``transform`` (standardisation) is applied to the
+    teacher's logits first, so that the rule corrects what the loss will read.
+    """
+    logits = lift(knowledge.teacher.logits)
+    if transform is not None:
+        logits = transform(logits)
+    if knowledge.rule.effect != "rewrite" or not len(logits):
+        return logits
+    label = safe_label(knowledge.target.dominant, logits.shape[1])
+    temperature = 1.0 if knowledge.temperature is None else knowledge.temperature
+    rewritten = knowledge.rule(logits, label, temperature=temperature)
+    return torch.where(knowledge.corrected[:, None], rewritten, logits)
+
+
+def label_trails(knowledge: Knowledge) -> Bool[Tensor, " rows"]:
+    """The rewritten rows in which another class still leads the label: a correction that failed."""
+    logits = corrected_logits(knowledge)
+    if not logits.numel():
+        return knowledge.corrected
+    label = safe_label(knowledge.target.dominant, logits.shape[1])
+    return knowledge.corrected & (logits.amax(dim=1) > label_logit(logits, label))
+
+
+def make_rule(text: str) -> Rule:
+    """The rule that ``text`` names, such as ``"pair"`` or ``"lead(margin=0.3)"``."""
+    calls = spec.parse(text)
+    if len(calls) != 1 or calls[0].weight != 1:
+        raise ValueError(
+            f"rule: needs one rule without a weight, got {text!r}; rules do not add up, losses do."
+        )
+    return spec.build(RULES, calls[0], kind="rule")
+
+
+def _check_rows(logits: Tensor, target: Target) -> None:
+    if len(logits) != len(target.label):
+        raise ValueError(
+            f"rectify: needs one label for each row of teacher logits, got {len(target.label)} labels for "
+            f"{len(logits)} rows; flatten maps of logits with outgrow.flatten_rows."
+        )
+    if logits.device != target.label.device:
+        raise ValueError(
+            f"rectify: needs logits and labels on one device, got {logits.device} and {target.label.device}; "
+            "move the labels with .to(logits.device)."
+        )
+
+
+def _check_values(largest: Tensor, target: Target, num_classes: int) -> None:
+    for name, label in (("label", target.label), ("partner", target.partner)):
+        if label is None:
+            continue
+        bad = ((label < 0) | (label >= num_classes)) & target.valid
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise ValueError(
+                f"target: needs every {name} in 0..{num_classes - 1} (the teacher's classes), got "
+                f"{int(label[row])} in row {row}; check the label column, or mark rows to leave out with -100."
+            )
+    if not largest.isfinite().all():
+        row = int((~largest.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"teacher: needs finite logits, got a largest logit of {float(largest[row])} in row {row}; "
+            "run the teacher in a wider precision or look at its input."
+        )

@@ -1,0 +1,50 @@
+"""Which rows the teacher gets wrong (the paper's *bias elimination*)."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from outgrow.outputs import Target
+
+
+def safe_label(label: Int[Tensor, " rows"], num_classes: int) -> Int[Tensor, " rows"]:
+    """Labels that can index classes: rows to ignore point at class 0, where nobody looks."""
+    return label.clamp(0, num_classes - 1)
+
+
+def label_logit(logits: Float[Tensor, "rows classes"], label: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """The logit of each row's label."""
+    return logits.gather(1, label[:, None])[:, 0]
+
+
+def top_class(logits: Float[Tensor, "rows classes"], label: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    """The class with the largest logit; a label that shares the maximum is the top class."""
+    largest, top = logits.max(dim=1)
+    return torch.where(label_logit(logits, label) >= largest, label, top)
+
+
+def wrong_rows(
+    logits: Float[Tensor, "rows classes"],
+    target: Target,
+    *,
+    largest: Float[Tensor, " rows"] | None = None,
+) -> Bool[Tensor, " rows"]:
+    """True where another class has a larger logit than the label.
+
+    A tie goes to the label. On a row blended by mixup or CutMix the teacher is right when its top
+    class is either of the two labels. Ignored rows are not wrong. A row that holds NaN counts as
+    right, so that no rule can rewrite or remove it: its loss is NaN, and seen.
+
+    >>> wrong_rows(torch.tensor([[1.0, 2.0], [2.0, 2.0]]), Target(torch.tensor([0, 0])))
+    tensor([ True, False])
+    """
+    num_classes = logits.shape[1]
+    if num_classes == 0 or logits.shape[0] == 0:
+        return torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
+    largest = logits.amax(dim=1) if largest is None else largest
+    wrong = largest > label_logit(logits, safe_label(target.label, num_classes))
+    if target.partner is not None and target.mix is not None:
+        partner_wrong = largest > label_logit(logits, safe_label(target.partner, num_classes))
+        # A label without a share is no label of the row.
+        wrong = (wrong | (target.mix <= 0)) & (partner_wrong | (target.mix >= 1))
+    return wrong & target.valid

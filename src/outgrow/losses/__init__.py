@@ -1,0 +1,45 @@
+"""How far the student is from what it should believe: one file per paper.
+
+Each file has a function and a thin module; :data:`LOSSES` names the modules. To use a loss of your
+own, pass the object to :class:`outgrow.Objective`: nothing needs registering.
+"""
+
+from collections.abc import Callable
+
+from outgrow import spec
+from outgrow.losses.base import BatchLoss, Fixture, ImageLoss, Loss, RowLoss
+from outgrow.losses.crd import CRD
+from outgrow.losses.dist import DIST
+from outgrow.losses.dkd import DKD
+from outgrow.losses.fitnet import FitNet
+from outgrow.losses.kd import KD
+from outgrow.losses.standardize import Standardize
+
+__all__ = ["LOSSES", "BatchLoss", "Fixture", "ImageLoss", "Loss", "RowLoss", "Standardize", "make_loss"]
+
+LOSSES: dict[str, Callable[..., Loss]] = {
+    "kd": KD,
+    "dkd": DKD,
+    "dist": DIST,
+    "standardize": Standardize,
+    "fitnet": FitNet,
+    "crd": CRD,
+}
+
+
+def make_loss(text: str | spec.Call, *, temperature: float | None = None) -> Loss:
+    """The loss that ``text`` names, such as ``"kd"`` or ``"dkd(beta=6)"``.
+
+    ``temperature`` is handed on where the loss softens logits and ``text`` does not say one itself.
+    """
+    calls = spec.parse(text) if isinstance(text, str) else [text]
+    if len(calls) != 1 or calls[0].weight != 1:
+        raise ValueError(
+            f"loss: needs one loss without a weight, got {text!r}; several go to Objective(loss=...)."
+        )
+    call = calls[0]
+    factory = spec.lookup(LOSSES, call.name, kind="loss")
+    softens = getattr(factory, "softens", False)
+    if temperature is not None and softens and "temperature" not in call.arguments:
+        call = call._replace(arguments={**call.arguments, "temperature": temperature})
+    return spec.build(LOSSES, call, kind="loss")

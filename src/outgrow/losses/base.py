@@ -1,0 +1,116 @@
+"""What every loss is, by the axis on which it can be taken apart.
+
+    RowLoss     one value per row; rows do not look at each other
+    ImageLoss   one value per image, of feature maps; images do not look at each other
+    BatchLoss   relates the rows of a batch; takes their weights and returns a scalar
+
+All are called as ``loss(student, teacher, target)``: student first, unreduced as far as the axis
+allows, temperature and T^2 inside. Schedules, weights and reduction live in the objective.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from outgrow.outputs import Outputs, Target, as_outputs, as_target
+
+Axis = Literal["row", "image", "batch"]
+
+
+class Fixture(NamedTuple):
+    """What a loss may look at before the first step: one dry run and the training labels."""
+
+    student: Outputs
+    teacher: Outputs
+    num_samples: int
+    label: Int[Tensor, " samples"] | None = None
+
+
+class Loss(nn.Module):
+    """Facts that a loss declares, for the objective and for the contract suite."""
+
+    axis: Axis = "row"
+    temperature: float | None = None
+    """The temperature at which the loss softens the teacher's logits; None for several or none."""
+    softens: bool = False
+    """Whether the constructor's ``temperature`` is that one (a contrastive temperature is not)."""
+    transform: Callable[[Tensor], Tensor] | None = None
+    """Applied to both networks' logits before the teacher is corrected (standardisation)."""
+    zero_at_match: bool = True
+    reads: frozenset[Literal["logits", "features"]] = frozenset({"logits"})
+
+    def setup(self, fixture: Fixture) -> None:
+        """Build adapters and memories from one dry run. Most losses have none."""
+
+
+class RowLoss(Loss):
+    """Implements :meth:`rows`; see the module's text."""
+
+    axis: Axis = "row"
+
+    def forward(
+        self, student: Outputs | Tensor, teacher: Outputs | Tensor, target: Target | Tensor
+    ) -> Float[Tensor, " rows"]:
+        return self.rows(*_nouns(student, teacher, target))
+
+    def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
+        raise NotImplementedError
+
+
+class ImageLoss(Loss):
+    """Implements :meth:`images`: one value for each image of the feature maps."""
+
+    axis: Axis = "image"
+    reads = frozenset({"features"})
+
+    def forward(
+        self, student: Outputs | Tensor, teacher: Outputs | Tensor, target: Target | Tensor
+    ) -> Float[Tensor, " images"]:
+        return self.images(*_nouns(student, teacher, target))
+
+    def images(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " images"]:
+        raise NotImplementedError
+
+
+class BatchLoss(Loss):
+    """Implements :meth:`batch`.
+
+    ``weight`` (float, rows, at least 0; None for ones) scales as a loss does: twice the weights give
+    twice the value, and weights of 0 and 1 give the loss of the rows that are left times their share
+    of the batch. So a batch loss adds up with row losses under one schedule.
+    """
+
+    axis: Axis = "batch"
+
+    def forward(
+        self,
+        student: Outputs | Tensor,
+        teacher: Outputs | Tensor,
+        target: Target | Tensor,
+        *,
+        weight: Float[Tensor, " rows"] | None = None,
+    ) -> Float[Tensor, ""]:
+        student, teacher, target = _nouns(student, teacher, target)
+        if weight is None:
+            weight = student.logits.new_ones(len(student.logits))
+        return self.batch(student, teacher, target, weight)
+
+    def batch(
+        self, student: Outputs, teacher: Outputs, target: Target, weight: Float[Tensor, " rows"]
+    ) -> Float[Tensor, ""]:
+        raise NotImplementedError
+
+
+def _nouns(
+    student: Outputs | Tensor, teacher: Outputs | Tensor, target: Target | Tensor
+) -> tuple[Outputs, Outputs, Target]:
+    return as_outputs(student, whose="student"), as_outputs(teacher, whose="teacher"), as_target(target)
+
+
+def positive(value: float, *, what: str) -> float:
+    """``value`` if it is a positive number; refuses NaN too."""
+    if not value > 0:
+        raise ValueError(f"{what} needs a positive number, got {value}.")
+    return value

@@ -1,0 +1,87 @@
+"""Distillation from a stronger teacher, by correlation: ``dist``."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from outgrow.losses.base import BatchLoss, positive
+from outgrow.outputs import Outputs, Target, lift
+
+
+def dist_loss(
+    student: Float[Tensor, "rows classes"],
+    teacher: Float[Tensor, "rows classes"],
+    weight: Float[Tensor, " rows"],
+    *,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 4.0,
+) -> Float[Tensor, ""]:
+    r"""One minus Pearson's correlation, along the classes of a row and along the rows of a class.
+
+    .. math:: T^2 \Big(\beta\, \tfrac1n \sum_i w_i (1 - \rho(t_{i\cdot}, p_{i\cdot}))
+              + \gamma\, \bar w\, \tfrac1C \sum_c (1 - \rho_w(t_{\cdot c}, p_{\cdot c}))\Big)
+
+    A row's weight scales its own correlation, and weighs it in the mean, variance and covariance
+    :math:`\rho_w` of every column; :math:`\bar w` is the mean weight. Zero where the softened outputs
+    are related linearly (rows with positive slope), not only where they agree. A single row has no
+    correlation along its columns: that term is then the constant 1, without a gradient.
+
+    Reference: Huang et al. (NeurIPS 2022), https://arxiv.org/abs/2205.10536, equations 9 to 11; the
+    factor :math:`T^2` is the authors' code's.
+
+    >>> import torch
+    >>> z = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    >>> dist_loss(z, z, torch.ones(2)).abs() < 1e-5
+    tensor(True)
+    """
+    if not len(student):
+        return student.sum() * 0.0
+    p = (lift(student) / temperature).softmax(dim=1)
+    t = (lift(teacher) / temperature).softmax(dim=1)
+    inter = (weight * (1 - _pearson(p, t, p.new_ones(p.shape[1]), dim=1))).mean()
+    columns = 1 - _pearson(p, t, weight, dim=0)
+    intra = weight.mean() * columns.mean()
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+def _pearson(a: Tensor, b: Tensor, weight: Tensor, *, dim: int) -> Tensor:
+    """Weighted correlation along ``dim``; 0, with a zero gradient, where either side does not vary."""
+    w = weight / weight.sum().clamp_min(torch.finfo(a.dtype).tiny)
+    w = w[:, None] if dim == 0 else w
+    size_a, size_b = (w * a.square()).sum(dim=dim), (w * b.square()).sum(dim=dim)
+    a = a - (w * a).sum(dim=dim, keepdim=True)
+    b = b - (w * b).sum(dim=dim, keepdim=True)
+    variance_a, variance_b = (w * a.square()).sum(dim=dim), (w * b.square()).sum(dim=dim)
+    # A deviation of a few roundings is none. Made safe before the root.
+    tolerance = (8 * torch.finfo(a.dtype).eps) ** 2
+    varies = (variance_a > tolerance * size_a) & (variance_b > tolerance * size_b)
+    product = variance_a * variance_b
+    root = torch.where(varies, product, torch.ones_like(product)).sqrt()
+    return torch.where(varies, (w * a * b).sum(dim=dim) / root, torch.zeros_like(root))
+
+
+class DIST(BatchLoss):
+    """:func:`dist_loss` with its constants fixed (temperature 1 on ImageNet)."""
+
+    softens = True
+
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.beta, self.gamma = beta, gamma
+        self.temperature: float = positive(temperature, what="dist: temperature")
+
+    def batch(
+        self, student: Outputs, teacher: Outputs, target: Target, weight: Float[Tensor, " rows"]
+    ) -> Float[Tensor, ""]:
+        return dist_loss(
+            student.logits,
+            teacher.logits,
+            weight,
+            beta=self.beta,
+            gamma=self.gamma,
+            temperature=self.temperature,
+        )
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}"

@@ -1,0 +1,77 @@
+"""Decoupled knowledge distillation: ``dkd``."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from outgrow.knowledge.split import safe_label
+from outgrow.losses.base import RowLoss, positive
+from outgrow.outputs import Outputs, Target, lift
+
+
+def dkd_loss(
+    student: Float[Tensor, "rows classes"],
+    teacher: Float[Tensor, "rows classes"],
+    label: Int[Tensor, " rows"],
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+) -> Float[Tensor, " rows"]:
+    r"""KL of label against the rest, plus KL among the rest, each with its own weight.
+
+    .. math:: T^2 (\alpha\, KL(b^t \| b^p) + \beta\, KL(\hat t \| \hat p))
+
+    with :math:`b = (t_y, 1 - t_y)` and :math:`\hat t` the teacher without the label, renormalised.
+    ``alpha = 1`` and ``beta = 1 - t_y`` would be :func:`kd_loss`. Zero where the two distributions
+    agree. The classes of the rest are taken by removing the label, not by subtracting a large
+    constant, and in log space, so that confident rows stay finite.
+
+    Reference: Zhao et al. (CVPR 2022), https://arxiv.org/abs/2203.08679, equation 7.
+
+    >>> import torch
+    >>> dkd_loss(torch.zeros(1, 3), torch.tensor([[4.0, 0.0, 4.0]]), torch.tensor([0]), beta=2.0)
+    tensor([3.8248])
+    """
+    is_label = F.one_hot(label, student.shape[1]).bool()
+    log_p, log_rest_p = _binary_and_rest(lift(student) / temperature, label, is_label)
+    log_t, log_rest_t = _binary_and_rest(lift(teacher) / temperature, label, is_label)
+    target_class = (log_t.exp() * (log_t - log_p)).sum(dim=1)
+    # at the label both are -inf and their difference NaN: it carries no mass, so it goes first
+    difference = (log_rest_t - log_rest_p).masked_fill(is_label, 0.0)
+    non_target = (log_rest_t.exp() * difference).sum(dim=1)
+    return temperature**2 * (alpha * target_class + beta * non_target)
+
+
+def _binary_and_rest(soft: Tensor, label: Tensor, is_label: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of (label, rest) and, within the rest, of each class."""
+    rest = soft.masked_fill(is_label, -math.inf)
+    binary = torch.stack([soft.gather(1, label[:, None])[:, 0], rest.logsumexp(dim=1)], dim=1)
+    return binary.log_softmax(dim=1), rest.log_softmax(dim=1)
+
+
+class DKD(RowLoss):
+    """:func:`dkd_loss` with its constants fixed. Needs at least two classes."""
+
+    softens = True
+
+    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.alpha, self.beta = alpha, beta
+        self.temperature: float = positive(temperature, what="dkd: temperature")
+
+    def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
+        return dkd_loss(
+            student.logits,
+            teacher.logits,
+            safe_label(target.dominant, student.num_classes),
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+        )
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, beta={self.beta}, temperature={self.temperature}"

@@ -1,0 +1,48 @@
+"""Plain distillation: ``kd``."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from outgrow.losses.base import RowLoss, positive
+from outgrow.outputs import Outputs, Target, lift
+
+
+def kd_loss(
+    student: Float[Tensor, "rows classes"],
+    teacher: Float[Tensor, "rows classes"],
+    *,
+    temperature: float = 4.0,
+) -> Float[Tensor, " rows"]:
+    r"""KL divergence from the softened student to the softened teacher, one value a row.
+
+    .. math:: T^2 \sum_c t_c (\log t_c - \log p_c), \quad t = \sigma(z / T),\ p = \sigma(s / T)
+
+    The factor :math:`T^2` keeps the size of the gradient nearly independent of the temperature.
+    Zero where the two distributions agree. Half-precision logits are computed in float32.
+
+    Reference: Hinton, Vinyals, Dean (2015), https://arxiv.org/abs/1503.02531, section 2.
+
+    >>> import torch
+    >>> kd_loss(torch.zeros(1, 2), torch.tensor([[0.0, 4.0]]))
+    tensor([1.7751])
+    """
+    log_p = (lift(student) / temperature).log_softmax(dim=1)
+    log_t = (lift(teacher) / temperature).log_softmax(dim=1)
+    return temperature**2 * F.kl_div(log_p, log_t, reduction="none", log_target=True).sum(dim=1)
+
+
+class KD(RowLoss):
+    """:func:`kd_loss` with its temperature fixed."""
+
+    softens = True
+
+    def __init__(self, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.temperature: float = positive(temperature, what="kd: temperature")
+
+    def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
+        return kd_loss(student.logits, teacher.logits, temperature=self.temperature)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"

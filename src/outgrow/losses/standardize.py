@@ -1,0 +1,76 @@
+"""Logit standardisation: a transform that any logit loss can take."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from outgrow.losses.base import Fixture, Loss, positive
+from outgrow.outputs import Outputs, Target, as_outputs, lift, with_logits
+
+
+def standardize_logits(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
+    r"""Each row minus its mean, over its (unbiased) standard deviation plus 1e-7.
+
+    Right and wrong rows stay so. A row of equal logits becomes zeros, with a zero gradient.
+
+    Reference: Sun et al. (CVPR 2024), https://arxiv.org/abs/2403.01427, section 4; deviation and
+    1e-7 as in the authors' code.
+
+    >>> standardize_logits(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])).round(decimals=4)
+    tensor([[-1.,  0.,  1.],
+            [ 0.,  0.,  0.]])
+    """
+    logits = lift(logits)
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    variance = centred.square().sum(dim=1, keepdim=True) / max(logits.shape[1] - 1, 1)
+    varies = variance > 0
+    deviation = torch.where(varies, variance, torch.ones_like(variance)).sqrt()
+    return centred / (deviation + 1e-7)
+
+
+class Standardize(Loss):
+    """``base`` on standardised logits of both networks.
+
+    ``base`` is a loss, or a name built with ``temperature`` (``standardize(base="dkd(beta=2)")``).
+    The objective standardises the teacher *before* it is corrected: the rule sees the logits that
+    the loss reads. Called directly it standardises what it is given.
+    """
+
+    softens = True
+
+    def __init__(self, base: "str | Loss" = "kd", temperature: float = 2.0) -> None:
+        super().__init__()
+        positive(temperature, what="standardize: temperature")
+        if isinstance(base, str):
+            from outgrow.losses import make_loss  # the registry holds this class too
+
+            base = make_loss(base, temperature=temperature)
+        if "logits" not in base.reads:
+            raise ValueError(
+                f"standardize: needs a loss that reads logits, got {type(base).__name__}; "
+                "features have their own scale and are not standardised."
+            )
+        self.base = base
+        self.axis = base.axis
+        self.temperature = base.temperature
+        self.zero_at_match = base.zero_at_match
+        self.reads = base.reads
+        self.transform = standardize_logits
+
+    def setup(self, fixture: Fixture) -> None:
+        self.base.setup(fixture)
+
+    def forward(
+        self,
+        student: Outputs | Tensor,
+        teacher: Outputs | Tensor,
+        target: Target | Tensor,
+        *,
+        weight: Float[Tensor, " rows"] | None = None,
+    ) -> Float[Tensor, "*rows"]:
+        student, teacher = as_outputs(student, whose="student"), as_outputs(teacher, whose="teacher")
+        student = with_logits(student, standardize_logits(student.logits))
+        teacher = with_logits(teacher, standardize_logits(teacher.logits))
+        if self.axis == "batch":
+            return self.base(student, teacher, target, weight=weight)
+        return self.base(student, teacher, target)

@@ -1,0 +1,153 @@
+"""What a net is made of: which module is its classifier, which modules are worth tapping."""
+
+from typing import Any
+
+from torch import nn
+
+from outgrow.models.network import Network
+
+Head = nn.Linear | nn.Conv2d
+
+
+def head_of(net: nn.Module) -> tuple[str, nn.Module]:
+    """The path and the module of the final classifier of ``net``: a linear layer or a 1x1 convolution.
+
+    Asks timm's ``get_classifier`` where there is one. Otherwise it is the last linear layer of ``net``,
+    or its last convolution if no layer is linear; one with ``net.num_classes`` outputs is preferred, so
+    that auxiliary layers behind the head do no harm. A :class:`outgrow.models.Network` may be given
+    too; the path is in its ``net``. Raises ``ValueError`` where there is neither kind of layer.
+
+    >>> head_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 5)))
+    ('2', Linear(in_features=8, out_features=5, bias=True))
+    """
+    return heads_of(net)[0]
+
+
+def heads_of(net: nn.Module) -> list[tuple[str, Head]]:
+    """Like :func:`head_of`, for nets with several heads (timm's distilled transformers have two)."""
+    wanted = getattr(net, "num_classes", None)
+    net = bare_net(net)
+    named = {id(module): path for path, module in net.named_modules()}
+    ask = getattr(net, "get_classifier", None)
+    if callable(ask):
+        given = ask()
+        layers = given if isinstance(given, tuple | list | nn.ModuleList) else [given]
+        found = [
+            (named[id(layer)], layer) for layer in layers if isinstance(layer, Head) and id(layer) in named
+        ]
+        if found:
+            return found
+    for kind in (nn.Linear, nn.Conv2d):
+        candidates = [(path, m) for path, m in net.named_modules() if isinstance(m, kind)]
+        fitting = [(path, m) for path, m in candidates if num_outputs(m) == wanted]
+        if candidates:
+            return [(fitting or candidates)[-1]]
+    raise ValueError(
+        f"head_of: needs a net that ends in a linear layer or a convolution, got {type(net).__name__} with "
+        "neither; give the classifier as nn.Linear, or as nn.Conv2d before a global pool."
+    )
+
+
+def num_outputs(head: Head) -> int:
+    """How many classes a head tells apart."""
+    return head.out_features if isinstance(head, nn.Linear) else head.out_channels
+
+
+def replace_heads(net: nn.Module, num_classes: int) -> None:
+    """Puts freshly initialised heads with ``num_classes`` outputs in place of those of ``net``.
+
+    Input width, bias, device and dtype stay. ``net.num_classes`` and a Hugging Face configuration are
+    kept true where they exist.
+    """
+    trunk = bare_net(net)
+    for path, old in heads_of(net):
+        parent, _, name = path.rpartition(".")
+        setattr(trunk.get_submodule(parent), name, _like(old, num_classes))
+    owners: list[Any] = [net] if net is trunk else [net, trunk]
+    for owner in owners:
+        if isinstance(getattr(owner, "num_classes", None), int):
+            owner.num_classes = num_classes
+        if isinstance(getattr(owner, "num_labels", None), int):  # Hugging Face
+            owner.num_labels = owner.config.num_labels = num_classes
+
+
+def _like(old: Head, num_classes: int) -> Head:
+    bias, at = old.bias is not None, {"device": old.weight.device, "dtype": old.weight.dtype}
+    if isinstance(old, nn.Linear):
+        return nn.Linear(old.in_features, num_classes, bias=bias, **at)
+    size, stride, padding = old.kernel_size, old.stride, old.padding
+    return nn.Conv2d(old.in_channels, num_classes, size, stride=stride, padding=padding, bias=bias, **at)  # type: ignore[arg-type]
+
+
+def bare_net(net: nn.Module) -> nn.Module:
+    """The net itself: what a :class:`Network`, ``torch.compile`` or DataParallel is wrapped around."""
+    while True:
+        if isinstance(net, Network):
+            net = net.net
+        elif isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            net = net.module
+        elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):  # torch.compile
+            net = inner
+        else:
+            return net
+
+
+def feature_paths(network: nn.Module) -> tuple[str, ...]:
+    """Module paths in ``network.net`` whose outputs are sensible features, from early to late.
+
+    The net's own ``feature_paths`` where it has them (the CIFAR nets); timm's ``feature_info``;
+    ``layer1`` to ``layer4`` or ``stages`` where there are such modules; else the parts of the trunk that
+    have parameters. What is returned exists; whether it is a map or a sequence of tokens depends on the
+    net. A bare net may be given too.
+
+    >>> from outgrow.models import create_model
+    >>> feature_paths(create_model("cifar/resnet8"))
+    ('layer1', 'layer2', 'layer3')
+    """
+    net = bare_net(network)
+    own = getattr(net, "feature_paths", None)
+    if isinstance(own, tuple):
+        return own
+    info = getattr(net, "feature_info", None)
+    entries = getattr(info, "info", info)  # timm has a list of dictionaries or an object around it
+    modules = dict(net.named_modules())
+    if isinstance(entries, list):
+        paths = [str(entry.get("module")) for entry in entries if isinstance(entry, dict)]
+        if known := tuple(path for path in paths if path in modules):
+            return known
+    staged = tuple(f"layer{number}" for number in range(1, 9) if f"layer{number}" in modules)
+    return staged or _stages(net)
+
+
+def _stages(net: nn.Module) -> tuple[str, ...]:
+    """The parts of a trunk of unknown make, in order.
+
+    Walks down while one child holds nearly all parameters outside the head (``features``, ``encoder``,
+    ``encoder.layers``), and takes the children there that have parameters.
+    """
+    _, head = head_of(net)
+    # torchvision's convention; without it VGG's two large linear layers would count as trunk.
+    prefix = "features." if isinstance(getattr(net, "features", None), nn.Sequential) else ""
+    while True:
+        node = net.get_submodule(prefix.rstrip("."))
+        pools = tuple(
+            prefix + name for name, child in node.named_children() if isinstance(child, nn.MaxPool2d)
+        )
+        if isinstance(node, nn.Sequential) and len(pools) >= 3:
+            return pools  # a flat VGG: what stands before a pool may be overwritten in place
+        sizes = {prefix + name: _size(child, head) for name, child in node.named_children()}
+        sizes = {path: size for path, size in sizes.items() if size}
+        composite = {path: size for path, size in sizes.items() if any(net.get_submodule(path).children())}
+        if len(composite) >= 2:
+            sizes = composite  # a lone convolution or batch norm beside blocks belongs to a stem
+        # 0.9: a ResNet's last stage holds at most three quarters of its net, an encoder over nine tenths.
+        main = next((path for path, size in sizes.items() if size > 0.9 * sum(sizes.values())), None)
+        if main is None or not any(_size(child, head) for child in net.get_submodule(main).children()):
+            return tuple(sizes)
+        prefix = f"{main}."
+
+
+def _size(module: nn.Module, head: nn.Module) -> int:
+    """Parameters of ``module`` that are not the head's."""
+    excluded = {id(parameter) for parameter in head.parameters()}
+    return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in excluded)

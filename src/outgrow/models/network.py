@@ -1,0 +1,144 @@
+"""A classifier with its own eyes: images in [0, 1] go in, logits come out, whatever stands behind.
+
+    InputSpec   what a net wants to see: size, normalisation, interpolation
+    Network     any classifier with its InputSpec: the one interface of teachers and students
+
+Teacher and student look at the same images; each resizes and normalises for itself.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a net wants to see.
+
+    ``size`` is the side in pixels of its square input, None where any size will do. ``mean`` and
+    ``std`` are of RGB in [0, 1]. ``crop_pct`` is the share of the short side that the centre crop of its
+    published evaluation keeps; it is for whoever prepares the images: a network resizes, but never crops.
+    """
+
+    size: int | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    crop_pct: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError(
+                f"InputSpec: size needs a positive number of pixels, got {self.size}; "
+                "use None for a net that takes any size."
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise ValueError(
+                "InputSpec: needs mean and std with three numbers each (red, green, blue in [0, 1]), std above "
+                f"zero, got mean {self.mean}, std {self.std}; to leave images as they are use mean 0, std 1."
+            )
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(
+                f"InputSpec: interpolation needs bilinear or bicubic, got {self.interpolation!r}; "
+                "take the nearer of the two."
+            )
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(
+                f"InputSpec: crop_pct needs a share in (0, 1], got {self.crop_pct}; use 1 for no crop."
+            )
+
+
+class Network(nn.Module):
+    """Any classifier ``net`` with its own normalisation and size.
+
+    ``name`` is what :func:`outgrow.models.create_model` was asked for, ``classes`` the names of the
+    ``num_classes`` classes in the order of the logits, None where unknown. Feature taps name modules of
+    ``network.net``. The state dict holds ``net`` alone: mean and std are of the specification, not learned.
+
+    >>> spec = InputSpec(None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    >>> Network(net, name="toy", num_classes=5, input_spec=spec)(torch.rand(4, 3, 2, 2)).shape
+    torch.Size([4, 5])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        name: str,
+        num_classes: int,
+        input_spec: InputSpec,
+        classes: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if classes is not None and len(classes) != num_classes:
+            raise ValueError(
+                f"Network {name}: needs one name per class, {num_classes}, got {len(classes)}; "
+                "pass classes=None where they are unknown."
+            )
+        self.net = net
+        self.name = name
+        self.num_classes = num_classes
+        self.classes = classes
+        self.register_buffer("mean", torch.zeros(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.ones(3, 1, 1), persistent=False)
+        self.set_input_spec(input_spec)
+
+    def set_input_spec(self, input_spec: InputSpec) -> None:
+        """From now on the net sees images as ``input_spec`` says."""
+        self.input_spec = input_spec
+        self.mean = self.mean.new_tensor(input_spec.mean).view(3, 1, 1)
+        self.std = self.std.new_tensor(input_spec.std).view(3, 1, 1)
+
+    def prepare(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 _ _"]:
+        """What the net gets to see of RGB ``images`` in [0, 1]: resized where need be, and normalised."""
+        _check_images(images, self.name)
+        size = self.input_spec.size
+        if size is not None and images.shape[-2:] != (size, size):
+            mode = self.input_spec.interpolation
+            images = F.interpolate(images, size=(size, size), mode=mode, antialias=True)
+            if mode == "bicubic":  # overshoots at edges
+                images = images.clamp(0, 1)
+        return (images - self.mean) / self.std
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits of RGB ``images`` in [0, 1], one row per image.
+
+        Raises ``ValueError`` where the images or what the net returns have another shape.
+        """
+        output = self.net(self.prepare(images))
+        logits = getattr(
+            output, "logits", output
+        )  # Hugging Face, and torchvision's nets with auxiliary heads
+        expected = (images.shape[0], self.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"Network {self.name}: needs logits of shape rows x classes, {expected[0]} x {expected[1]}, got "
+                f"{got}; check num_classes, and wrap a net that returns a tuple, a dictionary or a map so "
+                "that it returns the logits alone."
+            )
+        return logits
+
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}, num_classes={self.num_classes}, input_spec={self.input_spec}"
+
+
+def resized(network: Network, size: int) -> None:
+    """``network`` sees its images at ``size`` x ``size`` pixels from now on."""
+    network.set_input_spec(replace(network.input_spec, size=size))
+
+
+def _check_images(images: Tensor, name: str) -> None:
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"Network {name}: needs floating-point RGB images in [0, 1] of shape batch x 3 x height x width, got "
+            f"{images.dtype} of shape {tuple(images.shape)}; divide bytes by 255 and put the channels second."
+        )

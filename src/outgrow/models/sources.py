@@ -1,0 +1,285 @@
+"""Where nets come from: one builder per family, each imported library only when it is asked for.
+
+A builder takes the rest of the name, the number of classes (None: the net's own), whether to fetch
+published weights, and the side of the input in pixels (None: the net's own).
+"""
+
+import ast
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from torch import nn
+
+from outgrow.models.anatomy import heads_of, num_outputs, replace_heads
+from outgrow.models.cifar import CIFAR_MODELS
+from outgrow.models.network import InputSpec, Network
+from outgrow.models.timm_extra import TIMM_EXTRA
+
+CIFAR_SPEC = InputSpec(None, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+"""The statistics of CIFAR-100's training set, as the CRD protocol has them."""
+IMAGENET_SPEC = InputSpec(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875)
+"""What torchvision's nets are trained with."""
+PLAIN_SPEC = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""Images as they are, in [0, 1]."""
+
+
+def build_cifar(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
+    """A CIFAR net by its name in the registry; 100 classes unless said otherwise."""
+    if pretrained:
+        raise ValueError(
+            f"cifar/{rest}: pretrained=True needs published weights that can be fetched, got a net without; "
+            "pass the file as weights=."
+        )
+    count = 100 if num_classes is None else num_classes
+    net = CIFAR_MODELS[rest](count)
+    return Network(net, name=f"cifar/{rest}", num_classes=count, input_spec=CIFAR_SPEC)
+
+
+def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
+    """A timm net, with keyword arguments of its constructor behind a question mark."""
+    import timm
+
+    name, _, query = rest.partition("?")
+    arguments = _arguments(rest, query)
+    if name in TIMM_EXTRA:
+        return _build_timm_extra(name, arguments, num_classes, pretrained)
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    # Transformers and mixers are built for one size; convolutions take any.
+    configuration = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if input_size is not None and getattr(configuration, "fixed_input_size", False):
+        arguments.setdefault("img_size", input_size)
+    try:
+        net = timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"timm/{name}: needs keyword arguments that its constructor knows, got {arguments} ({error}); "
+            "correct what stands behind the question mark."
+        ) from error
+    heads_of(net)  # a net without a head (num_classes=0) is no classifier
+    data = timm.data.resolve_model_data_config(net)
+    spec = InputSpec(
+        int(data["input_size"][-1]),
+        _triple(data["mean"]),
+        _triple(data["std"]),
+        _interpolation(data["interpolation"]),
+        min(1.0, float(data["crop_pct"])),
+    )
+    count = int(net.num_classes)
+    labels = net.pretrained_cfg.get("label_names") or ()
+    known = num_classes is None or pretrained
+    classes = tuple(str(label) for label in labels) if known and len(labels) == count else None
+    if classes is None and known and count == 1000 and net.default_cfg.get("num_classes") == 1000:
+        classes = imagenet_classes()
+    return Network(net, name=f"timm/{rest}", num_classes=count, input_spec=spec, classes=classes)
+
+
+def _build_timm_extra(
+    name: str, arguments: dict[str, Any], num_classes: int | None, pretrained: bool
+) -> Network:
+    if pretrained or arguments:
+        asked = "pretrained=True" if pretrained else f"the arguments {arguments}"
+        raise ValueError(
+            f"timm/{name}: needs neither pretrained nor arguments, as it stands in our own table and not in timm's, "
+            f"got {asked}; pass a file as weights=, or use a net of timm's."
+        )
+    build, spec = TIMM_EXTRA[name]
+    count = 1000 if num_classes is None else num_classes
+    classes = imagenet_classes() if num_classes is None else None
+    return Network(build(count), name=f"timm/{name}", num_classes=count, input_spec=spec, classes=classes)
+
+
+def build_torchvision(
+    rest: str, num_classes: int | None, pretrained: bool, input_size: int | None
+) -> Network:
+    """A classifier of torchvision; what it wants to see is read from its default weights' transforms."""
+    from torchvision import models
+
+    weights = models.get_model_weights(rest).DEFAULT
+    arguments: dict[str, Any] = {}
+    if rest in ("googlenet", "inception_v3"):
+        arguments["init_weights"] = True  # they warn where it is left unsaid
+    if rest.startswith("vit_") and input_size is not None and not pretrained:
+        arguments["image_size"] = input_size
+    net = models.get_model(rest, weights=weights if pretrained else None, **arguments)
+    count = 1000 if num_classes is None else num_classes
+    if count != 1000:
+        replace_heads(net, count)
+    spec = IMAGENET_SPEC
+    view = weights.transforms()
+    if hasattr(view, "crop_size"):
+        size, short_side = int(view.crop_size[0]), int(view.resize_size[0])
+        spec = InputSpec(
+            size,
+            _triple(view.mean),
+            _triple(view.std),
+            _interpolation(view.interpolation.value),
+            size / short_side,
+        )
+    classes = imagenet_classes() if num_classes is None or (pretrained and count == 1000) else None
+    return Network(net, name=f"torchvision/{rest}", num_classes=count, input_spec=spec, classes=classes)
+
+
+def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
+    """An image classifier of Hugging Face, from a local directory or from the hub.
+
+    A local directory that holds weights is a checkpoint: they are loaded, asked or not. One that holds
+    only ``config.json`` gives random weights.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForImageClassification
+    except ImportError as error:
+        raise ValueError(
+            f"hf/{rest}: needs the package transformers, got none installed; pip install 'outgrow[hf]'."
+        ) from error
+
+    folder = Path(rest)
+    stored = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    if pretrained and folder.is_dir() and not stored:
+        raise ValueError(
+            f"hf/{rest}: pretrained=True needs weights in the directory (*.safetensors), got none; "
+            "save them there, or leave pretrained out for random weights."
+        )
+    try:
+        config = AutoConfig.from_pretrained(rest)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"hf/{rest}: needs a directory with config.json or the id of a model on the hub, got neither "
+            f"({str(error).splitlines()[0]}); check the path, or the network and the id."
+        ) from error
+    same_classes = num_classes is None or num_classes == config.num_labels
+    if num_classes is not None and not same_classes:
+        config.num_labels = num_classes
+    if pretrained or stored:
+        net = AutoModelForImageClassification.from_pretrained(
+            rest, config=config, ignore_mismatched_sizes=not same_classes
+        )
+    else:
+        if input_size is not None and hasattr(config, "image_size"):
+            config.image_size = input_size
+        net = AutoModelForImageClassification.from_config(config)
+    count = int(config.num_labels)
+    names = tuple(str(config.id2label[number]) for number in range(count)) if same_classes else ()
+    invented = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    spec = _hf_spec(rest, config)
+    return Network(
+        net.train(),  # as a new net of any other family is
+        name=f"hf/{rest}",
+        num_classes=count,
+        input_spec=spec,
+        classes=None if invented else names,
+    )
+
+
+def _hf_spec(rest: str, config: Any) -> InputSpec:
+    """From the image processor beside the configuration; mean and std one half where there is none."""
+    size = getattr(config, "image_size", None)
+    size = int(size[0] if isinstance(size, list | tuple) else size) if size else None
+    fallback = InputSpec(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    folder = Path(rest)
+    if folder.is_dir():
+        file = folder / "preprocessor_config.json"
+        if not file.is_file():
+            return fallback
+        seen = json.loads(file.read_text())
+    else:
+        from transformers import AutoImageProcessor
+
+        try:
+            seen = AutoImageProcessor.from_pretrained(rest).to_dict()
+        except (OSError, ValueError, ImportError):
+            return fallback
+    wanted = seen.get("crop_size") if seen.get("do_center_crop") else seen.get("size")
+    if isinstance(wanted, dict):
+        wanted = wanted.get("height") or wanted.get("shortest_edge")
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if seen.get("do_normalize") is False else (None, None)
+    return InputSpec(
+        int(wanted) if wanted else size,
+        _triple(mean or seen.get("image_mean") or fallback.mean),
+        _triple(std or seen.get("image_std") or fallback.std),
+        "bilinear" if seen.get("resample") == 2 else "bicubic",  # 2 is PIL's number of it
+        min(1.0, float(seen.get("crop_pct") or 1.0)),
+    )
+
+
+def build_file(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
+    """The user's own ``FILE:CALLABLE``; it runs the file.
+
+    The callable gets the number of classes, or nothing where that is None. Its net sees images as they
+    are, in [0, 1]; a callable that wants them otherwise returns a :class:`Network`.
+    """
+    if pretrained:
+        raise ValueError(
+            f"py:{rest}: pretrained=True needs published weights, got a file of your own; "
+            "load them in it, or pass a file as weights=."
+        )
+    file, _, attribute = rest.rpartition(":")
+    path = Path(file)
+    if not file or not attribute or not path.is_file():
+        raise ValueError(
+            f"py:{rest}: needs py:FILE:CALLABLE with a file that exists, got file {file!r} and callable "
+            f"{attribute!r}; for example py:nets.py:small_net."
+        )
+    build = getattr(_run(path), attribute, None)
+    if not callable(build):
+        raise ValueError(
+            f"py:{rest}: needs a callable named {attribute!r} in {path}, got none; "
+            "define it as a function from the number of classes to an nn.Module."
+        )
+    net = build() if num_classes is None else build(num_classes)
+    if isinstance(net, Network):
+        return net
+    if not isinstance(net, nn.Module):
+        raise ValueError(
+            f"py:{rest}: needs a callable that returns an nn.Module, got {type(net).__name__}; return the net."
+        )
+    count = num_outputs(heads_of(net)[0][1]) if num_classes is None else num_classes
+    return Network(net, name=f"py:{rest}", num_classes=count, input_spec=PLAIN_SPEC)
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The 1,000 WordNet ids of ImageNet-1k in the order of the logits: the names of its folders."""
+    from timm.data import ImageNetInfo
+
+    return tuple(ImageNetInfo().label_names())
+
+
+def _run(path: Path) -> ModuleType:
+    name = f"outgrow_user_{path.stem}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    if specification is None or specification.loader is None:
+        raise ValueError(f"py:{path}: needs a Python file, got one that cannot be imported; name it *.py.")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    specification.loader.exec_module(module)
+    return module
+
+
+def _arguments(rest: str, query: str) -> dict[str, Any]:
+    """``a=1&b=same`` as keyword arguments; values are Python literals, else strings."""
+    arguments: dict[str, Any] = {}
+    for item in filter(None, query.split("&")):
+        key, equals, value = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(
+                f"timm/{rest}: needs key=value pairs joined by & behind the question mark, got {item!r}; "
+                "for example timm/mobilenetv2_100?pad_type=same."
+            )
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    return arguments
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _interpolation(name: str) -> Literal["bilinear", "bicubic"]:
+    return "bilinear" if name == "bilinear" else "bicubic"

@@ -1,0 +1,46 @@
+"""Nets that timm can build but has no public name for: a small literal table.
+
+They are the ones that Google published as TFLite files, with TensorFlow's padding.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from outgrow.models.network import InputSpec
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def _mobilenet_v1(width: float, num_classes: int) -> nn.Module:
+    """timm's MobileNetV1 at a width that timm has no name for."""
+    import timm.models.efficientnet as efficientnet
+
+    generate = getattr(efficientnet, "_gen_mobilenet_v1", None)
+    if generate is None:
+        import timm
+
+        raise ValueError(
+            "timm/mobilenetv1 at another width: needs timm.models.efficientnet._gen_mobilenet_v1, which is private "
+            f"to timm, got timm {timm.__version__} without it; install timm 1.0.x, or use timm/mobilenetv1_100."
+        )
+    return generate("mobilenetv1_100", width, pad_type="same", num_classes=num_classes)
+
+
+def _mobilenet_v2_same(num_classes: int) -> nn.Module:
+    import timm
+
+    return timm.create_model("mobilenetv2_100", pad_type="same", num_classes=num_classes)
+
+
+def _spec(size: int) -> InputSpec:
+    return InputSpec(size, HALF, HALF, crop_pct=0.875)
+
+
+TIMM_EXTRA: dict[str, tuple[Callable[[int], nn.Module], InputSpec]] = {
+    "mobilenetv1_025_128": (lambda num_classes: _mobilenet_v1(0.25, num_classes), _spec(128)),
+    "mobilenetv1_050_160": (lambda num_classes: _mobilenet_v1(0.5, num_classes), _spec(160)),
+    "mobilenetv1_075_192": (lambda num_classes: _mobilenet_v1(0.75, num_classes), _spec(192)),
+    "mobilenetv2_100_tf2_224": (_mobilenet_v2_same, _spec(224)),
+}
+"""name -> (builder, what it wants to see). Sizes and normalisation are those of the TFLite originals."""

@@ -1,0 +1,38 @@
+"""The teacher: frozen, always in evaluation mode, without a gradient."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from outgrow.features import Taps
+from outgrow.outputs import Outputs
+
+
+class Teacher(nn.Module):
+    """``model`` as a teacher, called as ``teacher(images) -> Outputs``.
+
+    Its parameters are frozen, its batch norms keep their statistics, and it stays in evaluation mode
+    whatever ``train()`` is called on, itself, a module that holds it, or ``model``. ``taps`` are module
+    paths of ``model`` whose activations go into the outputs. ``index`` (the samples' numbers in the
+    training set) is accepted and not looked at: teachers that are corrected out of fold need it.
+
+    >>> teacher = Teacher(nn.Linear(3, 2)).train()
+    >>> teacher.training, teacher(torch.zeros(1, 3)).logits.requires_grad
+    (False, False)
+    """
+
+    def __init__(self, model: nn.Module, *, taps: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.network = Taps(model.requires_grad_(False), taps)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
+        if any(module.training for module in self.network.modules()):
+            self.eval()
+        return self.network(images)

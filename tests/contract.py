@@ -1,0 +1,55 @@
+"""What the contract suite needs: for each loss, inputs of every kind that it may meet."""
+
+import torch
+
+from outgrow import PENULTIMATE, Outputs, Target
+from outgrow.losses import LOSSES, Fixture
+
+NUM_SAMPLES = 40
+SMALL = {"crd": {"dim": 8, "negatives": 16}}
+"""Constructor arguments that keep a memory small; everything else is the default."""
+
+
+def outputs(rows: int, classes: int = 5, *, seed: int = 0, dtype=torch.float64, scale: float = 3.0) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+    return Outputs(
+        scale * draw(rows, classes),
+        {"layer1": draw(rows, 3, 8, 8), "layer2": draw(rows, 6, 4, 4), PENULTIMATE: draw(rows, 6)},
+    )
+
+
+def target(rows: int, classes: int = 5, *, seed: int = 1) -> Target:
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(classes, (rows,), generator=generator)
+    return Target(label, index=torch.randperm(NUM_SAMPLES, generator=generator)[:rows])
+
+
+def loss(name: str, dtype=torch.float64, **arguments):
+    """A loss that is set up and in double precision, the same at every call."""
+    torch.manual_seed(0)
+    built = LOSSES[name](**{**SMALL.get(name, {}), **arguments})
+    generator = torch.Generator().manual_seed(3)
+    label = torch.randint(5, (NUM_SAMPLES,), generator=generator)
+    built.setup(Fixture(outputs(4), outputs(4, seed=5), NUM_SAMPLES, label))
+    return built.to(dtype)
+
+
+def call(built, student: Outputs, teacher: Outputs, goal: Target, weight=None):
+    """The loss, with the random draws of memories the same at every call."""
+    torch.manual_seed(7)
+    if built.axis == "batch":
+        return built(student, teacher, goal, weight=weight)
+    value = built(student, teacher, goal)
+    return value if weight is None else (value * weight).sum() / max(len(value), 1)
+
+
+def leaves(value: Outputs) -> tuple[Outputs, list[torch.Tensor]]:
+    """``value`` as leaves that require a gradient."""
+    logits = value.logits.clone().requires_grad_()
+    features = {name: feature.clone().requires_grad_() for name, feature in value.features.items()}
+    return Outputs(logits, features), [logits, *features.values()]
+
+
+def take(value: Outputs, rows: torch.Tensor) -> Outputs:
+    return Outputs(value.logits[rows], {name: feature[rows] for name, feature in value.features.items()})

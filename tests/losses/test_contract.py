@@ -1,0 +1,273 @@
+"""One contract for every loss: what a loss declares, it keeps."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from outgrow import IGNORE, Objective, Outputs, Target, rectify
+from outgrow.losses import LOSSES
+from tests import contract
+from tests.reference import losses as reference
+
+NAMES = list(LOSSES)
+ROW = [name for name in NAMES if LOSSES[name]().axis == "row"]
+IMAGE = [name for name in NAMES if LOSSES[name]().axis == "image"]
+BATCH = [name for name in NAMES if LOSSES[name]().axis == "batch"]
+LOGITS = [name for name in NAMES if "logits" in LOSSES[name]().reads]
+
+
+def gradient(value, leaves):
+    return torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+
+
+def test_the_registry_is_covered():
+    assert NAMES
+    assert set(ROW + IMAGE + BATCH) == set(NAMES)
+    assert set(ROW) == set(reference.ROWS)
+    assert set(BATCH) - {"crd"} == set(reference.BATCH)  # crd has its own file of tests
+
+
+@pytest.mark.parametrize("name", [*reference.ROWS, *reference.BATCH])
+@pytest.mark.parametrize("rows, classes", [(1, 3), (6, 5), (17, 2), (9, 31)])
+def test_value_and_gradient_of_the_literal_reference(name, rows, classes):
+    if name == "dist" and rows == 1:
+        pytest.skip("a single row has no correlation along its columns: stated on the card")
+    goal = contract.target(rows, classes)
+    student, (logits, *_) = contract.leaves(contract.outputs(rows, classes))
+    teacher = contract.outputs(rows, classes, seed=5)
+    value = contract.call(contract.loss(name), student, teacher, goal)
+    expected = {**reference.ROWS, **reference.BATCH}[name](logits, teacher.logits, goal.label)
+    torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-9)
+    upstream = torch.linspace(0.3, 2.0, value.numel(), dtype=torch.float64).view_as(value)
+    ours = torch.autograd.grad(value, logits, upstream)[0]
+    theirs = torch.autograd.grad(expected, logits, upstream)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_constants_reach_the_formula(name):
+    """Every constructor argument that is a number changes the value: none is stored and forgotten."""
+    import inspect
+
+    goal = contract.target(6)
+    student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
+    plain = contract.call(contract.loss(name), student, teacher, goal)
+    numbers = {
+        key: parameter.default
+        for key, parameter in inspect.signature(LOSSES[name]).parameters.items()
+        if isinstance(parameter.default, float)
+    }
+    assert numbers
+    for key, default in numbers.items():
+        other = contract.call(contract.loss(name, **{key: default * 1.7 + 0.1}), student, teacher, goal)
+        assert not torch.allclose(other, plain), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(name):
+    goal = contract.target(4)
+    teacher = contract.outputs(4, seed=5)
+    built = contract.loss(name)
+    built.eval()  # batch norm of a connector over numerical perturbations of one input
+    contract.call(built, contract.outputs(4), teacher, goal)  # Z is estimated once, and constant then
+    student, inputs = contract.leaves(contract.outputs(4))
+    names = list(student.features)
+
+    def value(logits, *features):
+        fresh = copy.deepcopy(built)  # a memory moves on with every call
+        return contract.call(fresh, Outputs(logits, dict(zip(names, features, strict=True))), teacher, goal)
+
+    assert torch.autograd.gradcheck(value, inputs, eps=1e-6, atol=1e-5, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if LOSSES[name]().zero_at_match])
+def test_zero_where_student_and_teacher_agree(name):
+    goal = contract.target(6)
+    same = contract.outputs(6)
+    student, inputs = contract.leaves(same)
+    value = contract.call(contract.loss(name), student, same, goal)
+    torch.testing.assert_close(value, torch.zeros_like(value), atol=1e-9, rtol=0)
+    for grad in gradient(value, inputs):
+        if grad is not None:
+            torch.testing.assert_close(grad, torch.zeros_like(grad), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("name", ROW + IMAGE)
+def test_rows_do_not_look_at_each_other(name):
+    goal = contract.target(6)
+    built = contract.loss(name).eval()
+    student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
+    whole = contract.call(built, student, teacher, goal)
+    for i in range(6):
+        row = torch.tensor([i])
+        one = contract.call(
+            built, contract.take(student, row), contract.take(teacher, row), Target(goal.label[row], goal.index[row])
+        )
+        torch.testing.assert_close(one[0], whole[i])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_permuting_rows(name):
+    goal = contract.target(6)
+    student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    value = contract.call(contract.loss(name), student, teacher, goal)
+    moved = contract.call(
+        contract.loss(name),
+        contract.take(student, order),
+        contract.take(teacher, order),
+        Target(goal.label[order], goal.index[order]),
+    )
+    if name == "crd":  # other negatives are drawn for a row in another place
+        return
+    torch.testing.assert_close(moved, value[order] if value.dim() else value)
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_permuting_classes_and_shifting_logits(name):
+    goal = contract.target(6)
+    student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
+    built = contract.loss(name)
+    value = contract.call(built, student, teacher, goal)
+    order = torch.tensor([2, 0, 4, 1, 3])
+    moved = contract.call(
+        built,
+        replace(student, logits=student.logits[:, order] + 3.0),
+        replace(teacher, logits=teacher.logits[:, order] - 5.0),
+        replace(goal, label=order.argsort()[goal.label]),
+    )
+    torch.testing.assert_close(moved, value)
+
+
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_finite_at_saturation(name, dtype):
+    extreme = torch.tensor([[1e3, -1e3, 0.0], [-1e3, 1e3, -1e3], [0.0, 0.0, 0.0]], dtype=dtype)
+    goal = Target(torch.tensor([0, 0, 1]), index=torch.arange(3))
+    built = contract.loss(name, torch.float32)
+    logits = extreme.clone().requires_grad_()
+    value = contract.call(built, Outputs(logits), Outputs(extreme.flip(0)), goal)
+    assert value.dtype == torch.float32
+    assert value.isfinite().all()
+    assert torch.autograd.grad(value.sum(), logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_half_precision_is_lifted(name, dtype, tolerance):
+    goal = contract.target(6)
+    half_student, half_teacher = contract.outputs(6, dtype=dtype), contract.outputs(6, seed=5, dtype=dtype)
+    exact = contract.call(
+        contract.loss(name), Outputs(half_student.logits.double()), Outputs(half_teacher.logits.double()), goal
+    )
+    value = contract.call(contract.loss(name, torch.float32), Outputs(half_student.logits), Outputs(half_teacher.logits), goal)
+    torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-4)
+    assert tolerance > 1e-4  # the inputs are rounded, the maths is not
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_rows_and_one_row(name):
+    for rows in (0, 1):
+        student, inputs = contract.leaves(contract.outputs(rows))
+        value = contract.call(contract.loss(name).eval(), student, contract.outputs(rows, seed=5), contract.target(rows))
+        assert value.isfinite().all()
+        grads = [g for g in gradient(value, inputs) if g is not None]
+        assert grads
+        assert all(g.isfinite().all() for g in grads)
+        if rows == 0:
+            assert value.sum() == 0
+
+
+@pytest.mark.parametrize("name", BATCH)
+class TestWeights:
+    """A batch loss takes weights as a row loss does."""
+
+    def test_ones_are_no_weights(self, name):
+        goal, student, teacher = contract.target(6), contract.outputs(6), contract.outputs(6, seed=5)
+        ones = torch.ones(6, dtype=torch.float64)
+        torch.testing.assert_close(
+            contract.call(contract.loss(name), student, teacher, goal, ones),
+            contract.call(contract.loss(name), student, teacher, goal),
+        )
+
+    def test_twice_the_weight_is_twice_the_value(self, name):
+        goal, student, teacher = contract.target(6), contract.outputs(6), contract.outputs(6, seed=5)
+        weight = torch.rand(6, dtype=torch.float64) + 0.1
+        torch.testing.assert_close(
+            contract.call(contract.loss(name), student, teacher, goal, 2 * weight),
+            2 * contract.call(contract.loss(name), student, teacher, goal, weight),
+        )
+
+    def test_weight_zero_is_absence(self, name):
+        goal, student, teacher = contract.target(6), contract.outputs(6), contract.outputs(6, seed=5)
+        keep = torch.arange(4)
+        weight = torch.tensor([1.0, 1, 1, 1, 0, 0], dtype=torch.float64)
+        built, alone = contract.loss(name), contract.loss(name)
+        value = contract.call(built, student, teacher, goal, weight)
+        if name == "crd":
+            # the draws of the first rows are the same; Z comes from all rows of the first batch
+            for z in ("z_student", "z_teacher"):
+                getattr(alone, z).copy_(getattr(built, z))
+        expected = contract.call(
+            alone, contract.take(student, keep), contract.take(teacher, keep), Target(goal.label[keep], goal.index[keep])
+        )
+        torch.testing.assert_close(value, expected * 4 / 6)
+
+    def test_no_weight_at_all_is_zero_with_a_graph(self, name):
+        student, inputs = contract.leaves(contract.outputs(6))
+        value = contract.call(
+            contract.loss(name), student, contract.outputs(6, seed=5), contract.target(6), torch.zeros(6, dtype=torch.float64)
+        )
+        assert value.item() == 0
+        grads = [g for g in gradient(value, inputs) if g is not None]
+        assert grads
+        assert all((g == 0).all() for g in grads)
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestUnderTheObjective:
+    def run(self, name, rule="identity", label=None, **options):
+        goal = contract.target(6)
+        if label is not None:
+            goal = replace(goal, label=label)
+        student, inputs = contract.leaves(contract.outputs(6))
+        teacher = contract.outputs(6, seed=5)
+        objective = Objective(contract.loss(name), task_weight=0.0, **options).eval()
+        knowledge = rectify(teacher, goal, rule=rule, temperature=objective.temperature or 4.0)
+        torch.manual_seed(7)
+        result = objective(student, knowledge, goal, 0.5)
+        return result, inputs, knowledge
+
+    def test_identity_and_constant_give_the_papers_own_loss(self, name):
+        result, _, _ = self.run(name)
+        plain = contract.call(contract.loss(name).eval(), contract.outputs(6), contract.outputs(6, seed=5), contract.target(6))
+        torch.testing.assert_close(result.total, plain.mean())
+
+    def test_terms_sum_to_the_total(self, name):
+        result, _, _ = self.run(name, rule="pair", schedule="linear")
+        torch.testing.assert_close(sum(result.terms.values()), result.total.detach())
+        assert not any(value.requires_grad for value in (*result.terms.values(), *result.stats.values()))
+
+    @pytest.mark.parametrize("normalize", ["rows", "subset"])
+    @pytest.mark.parametrize("kind", ["all right", "all wrong", "all ignored"])
+    @pytest.mark.parametrize("rule", ["pair", "drop"])
+    def test_lopsided_batches(self, name, kind, rule, normalize):
+        logits = contract.outputs(6, seed=5).logits
+        label = {"all right": logits.argmax(1), "all wrong": logits.argmin(1), "all ignored": torch.full((6,), IGNORE)}[kind]
+        result, inputs, knowledge = self.run(name, rule, label, normalize=normalize, schedule="linear")
+        assert knowledge.wrong.all() == (kind == "all wrong")
+        assert result.total.isfinite()
+        grads = [g for g in gradient(result.total, inputs) if g is not None]
+        assert grads
+        assert all(g.isfinite().all() for g in grads)
+        if kind == "all ignored" or (kind == "all wrong" and rule == "drop"):
+            assert result.total == 0
+            assert all((g == 0).all() for g in grads)
+
+    def test_deepcopy_repr_and_state(self, name):
+        built = contract.loss(name)
+        assert repr(copy.deepcopy(built)).lower().startswith(name)
+        fresh = contract.loss(name)
+        fresh.load_state_dict(built.state_dict())

@@ -1,0 +1,78 @@
+"""Teachers stay frozen, taps leave nothing behind."""
+
+import pytest
+import torch
+from torch import nn
+
+from outgrow import PENULTIMATE, Taps, Teacher
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(4, 5)
+    )
+
+
+def test_a_teacher_never_trains():
+    model = net()
+    teacher = Teacher(model)
+    student = nn.Module()
+    student.teacher = teacher
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    images = torch.randn(8, 3, 8, 8)
+    first = teacher(images).logits
+    student.train()
+    model.train()  # behind the teacher's back
+    assert torch.equal(teacher(images).logits, first)
+    assert not any(module.training for module in model.modules())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not first.requires_grad
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_taps_return_features_and_leave_no_hook():
+    model = net()
+    outputs = Taps(model, ["2", PENULTIMATE])(torch.randn(2, 3, 8, 8))
+    assert {k: tuple(v.shape) for k, v in outputs.features.items()} == {"2": (2, 4, 6, 6), PENULTIMATE: (2, 4)}
+    assert outputs.features["2"].requires_grad
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_hooks_go_when_the_model_fails():
+    model = net()
+    with pytest.raises(RuntimeError):
+        Taps(model, ["2"])(torch.randn(2, 7, 8, 8))
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_path_that_is_not_there():
+    with pytest.raises(ValueError, match=r"needs a module of Sequential, got 'layer9'; there are 0, 1, 2"):
+        Taps(net(), ["layer9"])
+
+
+def test_an_output_overwritten_in_place():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 36, 5))
+    with pytest.raises(ValueError, match="overwrote in place; tap that module instead"):
+        Taps(model, ["0"])(torch.randn(2, 3, 8, 8))
+    Taps(model, ["1"])(torch.randn(2, 3, 8, 8))
+
+
+def test_hugging_face_outputs_and_other_returns():
+    class Wrapped(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def forward(self, images):
+            return self.value
+
+    class ModelOutput:
+        logits = torch.zeros(2, 3)
+
+    assert Taps(Wrapped(ModelOutput()))(torch.zeros(2, 3, 4, 4)).logits.shape == (2, 3)
+    with pytest.raises(ValueError, match=r"Wrapped: needs logits .* got dict; if the model returns a dictionary"):
+        Taps(Wrapped({"logits": 1}))(torch.zeros(1))
+    with pytest.raises(ValueError, match="flatten maps of logits"):
+        Taps(Wrapped(torch.zeros(1, 2, 3)))(torch.zeros(1))
