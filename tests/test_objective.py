@@ -99,7 +99,7 @@ def test_terms_on_wrong_and_on_right_rows_add_up():
     kd = outgrow.losses.LOSSES["kd"]
     whole = Objective(kd(), schedule="linear", task_weight=0.0)(student, knowledge, label, 0.3).total
     parts = Objective(
-        {"right": Term(kd(), rows="right"), "wrong": Term(kd(), rows="wrong")}, schedule="linear", task_weight=0
+        {"right": Term(kd(), rows="right"), "wrong": Term(kd(), rows="wrong")}, schedule="linear", task_weight=0.0
     )(student, knowledge, label, 0.3)
     torch.testing.assert_close(parts.total, whole)
     assert set(parts.terms) == {"task", "right", "wrong"}

@@ -203,9 +203,9 @@ def test_a_file_of_the_users(tmp_path: Path) -> None:
     assert torch.equal(network.prepare(images), images)
     assert create_model(f"py:{file}:small").num_classes == 6
     assert create_model(f"py:{file}:whole", 4).input_spec.size == 8
-    with pytest.raises(ValueError, match="returns an nn.Module, got NoneType; return the net"):
+    with pytest.raises(ValueError, match=r"returns an nn.Module, got NoneType; return the net"):
         create_model(f"py:{file}:nothing", 4)
-    with pytest.raises(ValueError, match="needs a callable named 'large' in .*, got none; define it"):
+    with pytest.raises(ValueError, match=r"needs a callable named 'large' in .*, got none; define it"):
         create_model(f"py:{file}:large", 4)
     with pytest.raises(
         ValueError, match=r"needs py:FILE:CALLABLE with a file that exists, got .*; for example"

@@ -113,6 +113,8 @@ def test_specifications_are_checked() -> None:
         InputSpec(0, half, half)
     with pytest.raises(ValueError, match=r"std above zero, got .*; to leave images as they are"):
         InputSpec(8, half, (0.5, 0.0, 0.5))
+    with pytest.raises(ValueError, match=r"mean in \[0, 1\], .*; divide both by 255 if they are of bytes"):
+        InputSpec(8, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
     with pytest.raises(ValueError, match=r"share in \(0, 1\], got 1.5; use 1"):
         InputSpec(8, half, half, "bilinear", 1.5)
     with pytest.raises(ValueError, match=r"one name per class, 3, got 2; pass classes=None"):
@@ -170,6 +172,8 @@ def test_feature_paths_of_a_stranger() -> None:
     ("name", "expected"),
     [
         ("torchvision/resnet18", ("layer1", "layer2", "layer3", "layer4")),
+        ("torchvision/squeezenet1_1", ("features.2", "features.5", "features.8")),
+        ("torchvision/shufflenet_v2_x0_5", ("conv1", "stage2", "stage3", "stage4", "conv5")),
         ("timm/resnet10t", ("act1", "layer1", "layer2", "layer3", "layer4")),
         ("timm/mobilenetv3_small_050", ("bn1", "blocks.0", "blocks.1", "blocks.3", "blocks.5")),
     ],

@@ -195,7 +195,7 @@ def test_pickles_that_could_run_code_are_refused(tmp_path: Path) -> None:
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="which is not there; give the .safetensors or .pt file"):
+    with pytest.raises(ValueError, match=r"which is not there; give the .safetensors or .pt file"):
         load_weights(net(), tmp_path / "lacking.pt", role="exact")
     with pytest.raises(ValueError, match="which is a directory"):
         load_weights(net(), tmp_path, role="exact")
