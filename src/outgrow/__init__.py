@@ -11,6 +11,7 @@ result.total.backward()
 from outgrow.outputs import IGNORE, Knowledge, ObjectiveResult, Outputs, Target, flatten_rows
 from outgrow.features import PENULTIMATE, Taps
 from outgrow.teacher import Teacher
+from outgrow.correction import BiasCorrection, CorrectedTeacher
 from outgrow.knowledge import Rectifier, corrected_logits, rectify
 from outgrow import losses
 from outgrow.schedule import Weights
@@ -29,6 +30,8 @@ __all__ = [
     "PENULTIMATE",
     "Taps",
     "Teacher",
+    "BiasCorrection",
+    "CorrectedTeacher",
     "Rectifier",
     "rectify",
     "corrected_logits",
