@@ -169,7 +169,11 @@ class BiasCorrection(nn.Module):
             return outputs
         centred = _centred(outputs.logits)
         inputs = _inputs(outputs, self.source)
-        base = centred if outputs.num_classes == self.num_classes and self.source in ("scale", "logits") else None
+        base = (
+            centred
+            if outputs.num_classes == self.num_classes and self.source in ("scale", "logits")
+            else None
+        )
         result = self._mapped(self.folds, inputs, base)
         if index is not None:
             fold = self._fold(index)

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.anatomy import bare_net, head_of
 from outgrow.outputs import Outputs, as_outputs
 
 PENULTIMATE = "penultimate"
@@ -21,8 +22,8 @@ PENULTIMATE = "penultimate"
 class Taps(nn.Module):
     """``model`` with some of its activations in its outputs.
 
-    ``paths`` are module paths as in ``model.named_modules()``, or :data:`PENULTIMATE` for the input of
-    the final classifier. ``ValueError`` for a path that is not there, does not return one tensor, is
+    ``paths`` are module paths as in ``model.named_modules()`` (of ``model.net`` for a Network), or
+    :data:`PENULTIMATE` for the input of the final classifier. ``ValueError`` for a path that is not there, does not return one tensor, is
     not reached, or whose output a following in-place module overwrites.
 
     >>> import torch
@@ -78,28 +79,6 @@ class Taps(nn.Module):
         return module.register_forward_hook(lambda _, __, output: keep(output))
 
 
-def head_path(model: nn.Module) -> str:
-    """The path of the final classifier: what timm calls it, else the last linear layer.
-
-    >>> head_path(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
-    '1'
-    """
-    named = dict(model.named_modules())
-    own = getattr(model, "get_classifier", None)
-    if callable(own):
-        head = own()
-        for path, module in named.items():
-            if module is head and isinstance(head, (nn.Linear, nn.Conv2d)):
-                return path
-    linear = [path for path, module in named.items() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError(
-            f"features: needs a linear classifier at the end of {type(model).__name__}, got none; "
-            "tap the features by their module path instead."
-        )
-    return linear[-1]
-
-
 def middle_pair(
     student: Outputs, teacher: Outputs, student_path: str | None, teacher_path: str | None, *, what: str
 ) -> tuple[str, str]:
@@ -126,11 +105,13 @@ def _choose(outputs: Outputs, path: str | None, whose: str, what: str) -> str:
 
 
 def _module_at(model: nn.Module, path: str) -> nn.Module:
+    net = bare_net(model)
     if path == PENULTIMATE:
-        path = head_path(model)
+        return head_of(net)[1]
     try:
-        return model.get_submodule(path)
+        return net.get_submodule(path)
     except AttributeError:
+        model = net
         names = [name for name, _ in model.named_modules() if name and name.count(".") <= 1]
         raise ValueError(
             f"Taps: needs a module of {type(model).__name__}, got {path!r}; there are {', '.join(names[:20])}"

@@ -185,6 +185,8 @@ class Objective(nn.Module):
             task_scale = weights.task if self.schedule_task else 1.0
         terms["task"] = (self.task_weight * task_scale) * task
         for name, term in self.terms.items():
+            if isinstance(term.loss, Loss):
+                term.loss.at(progress)
             value, parts = self._term(term, safe, knowledge, target, row_weights, weights)
             terms[name] = term.scale(progress) * value
             stats |= {f"{name}.{part}": number for part, number in parts.items()}

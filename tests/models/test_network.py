@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from outgrow.models import InputSpec, Network, create_model, feature_paths, head_of
-from outgrow.models.anatomy import replace_heads
+from outgrow.anatomy import replace_heads
 from outgrow.models.network import _check_images
 
 

@@ -4,6 +4,8 @@ Gradients come from autograd through these literal forms, so a value and its gra
 route than the library's.
 """
 
+import math
+
 import torch
 
 
@@ -32,6 +34,111 @@ def dkd(student, teacher, label, alpha=1.0, beta=8.0, temperature=4.0):
                 rest = rest + t_hat * (t_hat / p_hat).log()
         rows.append(temperature**2 * (alpha * binary + beta * rest))
     return torch.stack(rows)
+
+
+def nkd(student, teacher, label, gamma=1.5, temperature=1.0):
+    rows = []
+    for s, z, y in zip(student, teacher, label.tolist(), strict=True):
+        p, t = softmax(s), softmax(z)
+        others = [c for c in range(len(s)) if c != y]
+        p_hat, t_hat = softmax(s[others] / temperature), softmax(z[others] / temperature)
+        rest = sum(t_hat[i] * p_hat[i].log() for i in range(len(others)))
+        rows.append(-t[y] * p[y].log() - gamma * temperature**2 * rest)
+    return torch.stack(rows)
+
+
+def ttm(student, teacher, label, exponent=0.2):
+    rows = []
+    for s, z in zip(student, teacher, strict=True):
+        p, powers = softmax(s), softmax(z) ** exponent
+        q = powers / powers.sum()
+        rows.append(sum(q[c] * (q[c] / p[c]).log() for c in range(len(s))))
+    return torch.stack(rows)
+
+
+def wttm(student, teacher, label, exponent=0.2):
+    weights = torch.stack([sum(t**exponent for t in softmax(z)) for z in teacher])
+    return weights * ttm(student, teacher, label, exponent)
+
+
+def normkd(student, teacher, label, temperature=2.0):
+    rows = []
+    for s, z in zip(student, teacher, strict=True):
+        own, theirs = temperature * s.std(), temperature * z.std()
+        p, t = softmax(s / own), softmax(z / theirs)
+        rows.append(theirs**2 * sum(t[c] * (t[c] / p[c]).log() for c in range(len(s))))
+    return torch.stack(rows)
+
+
+def ctkd(student, teacher, label, theta=1.0, start=1.0, scale=20.0):
+    return kd(student, teacher, label, start + scale / (1 + math.exp(-theta)))
+
+
+def wsl(student, teacher, label, temperature=2.0):
+    rows = []
+    for s, z, y in zip(student, teacher, label.tolist(), strict=True):
+        own, theirs = -softmax(s)[y].log().item(), -softmax(z)[y].log().item()
+        weight = 1 - math.exp(-own / (theirs + 1e-7))  # 1e-7: the authors' code
+        p, t = softmax(s / temperature), softmax(z / temperature)
+        rows.append(temperature**2 * weight * sum(-t[c] * p[c].log() for c in range(len(s))))
+    return torch.stack(rows)
+
+
+def rld(student, teacher, label, alpha=1.0, beta=8.0, temperature=4.0):
+    rows = []
+    for s, z, y in zip(student, teacher, label.tolist(), strict=True):
+        p, t = softmax(s / temperature), softmax(z / temperature)
+        best = max(t)
+        value = alpha * (best * (best / p[y]).log() + (1 - best) * ((1 - best) / (1 - p[y])).log())
+        behind = [c for c in range(len(z)) if z[c] < z[y]]
+        if behind:
+            p_hat, t_hat = p[behind] / sum(p[behind]), t[behind] / sum(t[behind])
+            for i in range(len(behind)):
+                value = value + beta * t_hat[i] * (t_hat[i] / p_hat[i]).log()
+        rows.append(temperature**2 * value)
+    return torch.stack(rows)
+
+
+def rc(student, teacher, label, temperature=4.0):
+    corrected = []
+    for s, y in zip(student.tolist(), label.tolist(), strict=True):
+        corrected.append([s[c] + (max(s) if c == y else 0.0) for c in range(len(s))])
+    corrected = torch.tensor(corrected, dtype=student.dtype)
+    return kd(student, corrected, label, temperature)
+
+
+def exchanged(logits, label):
+    rows = []
+    for row, y in zip(logits, label.tolist(), strict=True):
+        order = list(range(len(row)))
+        top = max(order, key=lambda c: (row[c].item(), c == y))
+        order[y], order[top] = order[top], order[y]
+        rows.append(row[order])
+    return torch.stack(rows)
+
+
+def sld(student, teacher, label, temperatures=(1, 2, 3, 4, 5, 6)):
+    """Late in the training, with both teachers."""
+    total = 0.0
+    for temperature in temperatures:
+        total = total + kd(student, exchanged(teacher, label), label, temperature)
+        total = total + kd(student, exchanged(student, label), label, temperature)
+    return total
+
+
+def jsd(student, teacher, label, beta=0.5, temperature=4.0):
+    rows = []
+    for s, z in zip(student, teacher, strict=True):
+        p, t = softmax(s / temperature), softmax(z / temperature)
+        m = beta * t + (1 - beta) * p
+        from_teacher = sum(t[c] * (t[c] / m[c]).log() for c in range(len(s)))
+        from_student = sum(p[c] * (p[c] / m[c]).log() for c in range(len(s)))
+        rows.append(temperature**2 * (beta * from_teacher + (1 - beta) * from_student))
+    return torch.stack(rows)
+
+
+def reverse_kl(student, teacher, label, temperature=4.0):
+    return kd(teacher, student, label, temperature)
 
 
 def pearson(a, b):
@@ -71,6 +178,20 @@ def cross_entropy(student, label):
     return -torch.stack([s[y] - s.exp().sum().log() for s, y in zip(student, label.tolist(), strict=True)])
 
 
-ROWS = {"kd": kd, "dkd": dkd, "standardize": standardize}
+ROWS = {
+    "kd": kd,
+    "dkd": dkd,
+    "standardize": standardize,
+    "nkd": nkd,
+    "ttm": ttm,
+    "wttm": wttm,
+    "normkd": normkd,
+    "ctkd": ctkd,
+    "wsl": wsl,
+    "rld": rld,
+    "rc": rc,
+    "sld": sld,
+    "jsd": jsd,
+    "reverse_kl": reverse_kl,
+}
 BATCH = {"dist": dist}
-

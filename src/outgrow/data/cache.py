@@ -178,18 +178,20 @@ def _decode_into(
 ) -> bool:
     """Fill ``array``; False as soon as an image has another size."""
 
-    def work(item: tuple[int, bytes]) -> bool:
-        row, data = item
-        image = decode(data, where=lambda: describe(row))
-        if image.size != size:
-            return False
-        array[row] = np.asarray(image).transpose(2, 0, 1)
+    def work(items: list[tuple[int, bytes]]) -> bool:
+        for row, data in items:
+            image = decode(data, where=lambda row=row: describe(row))  # type: ignore[misc]
+            if image.size != size:
+                return False
+            array[row] = np.asarray(image).transpose(2, 0, 1)
         return True
 
     rows = enumerate(stream)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(rows, _CHUNK)):
-            if not all(pool.map(work, chunk)):
+            # a task of many images: handing over one costs as much as decoding it
+            if not all(pool.map(work, [chunk[first::threads] for first in range(threads)])):
                 return False
     return True
 

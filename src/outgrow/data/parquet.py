@@ -147,7 +147,7 @@ class Shards:
             if row < count:
                 name = ""
                 with contextlib.suppress(Exception):  # the path is a courtesy: columns of bytes have none
-                    paths = pq.read_table(file, columns=[f"{self.image}.path"])[self.image]
+                    paths = pq.ParquetFile(file).read(columns=[f"{self.image}.path"])[self.image]
                     name = f" ({paths[row].as_py()['path']})"
                 return f"row {row} of {file}{name}"
             row -= count

@@ -194,7 +194,7 @@ def stratified_cut(
     it. The same labels, fraction and seed give the same cut everywhere.
 
     >>> stratified_cut(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0)
-    (tensor([0, 2, 4]), tensor([1, 3, 5]))
+    (tensor([0, 2, 5]), tensor([1, 3, 4]))
     """
     if not 0 < fraction < 1:
         raise ValueError(

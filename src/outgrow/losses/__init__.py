@@ -9,11 +9,22 @@ from collections.abc import Callable
 from outgrow import spec
 from outgrow.losses.base import BatchLoss, Fixture, ImageLoss, Loss, RowLoss
 from outgrow.losses.crd import CRD
+from outgrow.losses.ctkd import CTKD
 from outgrow.losses.dist import DIST
 from outgrow.losses.dkd import DKD
 from outgrow.losses.fitnet import FitNet
+from outgrow.losses.jsd import JSD
 from outgrow.losses.kd import KD
+from outgrow.losses.nkd import NKD
+from outgrow.losses.normkd import NormKD
+from outgrow.losses.rc import RC
+from outgrow.losses.reverse_kl import ReverseKL
+from outgrow.losses.rld import RLD
+from outgrow.losses.sld import SLD
 from outgrow.losses.standardize import Standardize
+from outgrow.losses.ttm import TTM
+from outgrow.losses.wsl import WSL
+from outgrow.losses.wttm import WTTM
 
 __all__ = ["LOSSES", "BatchLoss", "Fixture", "ImageLoss", "Loss", "RowLoss", "Standardize", "make_loss"]
 
@@ -21,6 +32,17 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "kd": KD,
     "dkd": DKD,
     "dist": DIST,
+    "nkd": NKD,
+    "ttm": TTM,
+    "wttm": WTTM,
+    "normkd": NormKD,
+    "ctkd": CTKD,
+    "wsl": WSL,
+    "rld": RLD,
+    "rc": RC,
+    "sld": SLD,
+    "jsd": JSD,
+    "reverse_kl": ReverseKL,
     "standardize": Standardize,
     "fitnet": FitNet,
     "crd": CRD,

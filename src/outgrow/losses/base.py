@@ -39,10 +39,18 @@ class Loss(nn.Module):
     transform: Callable[[Tensor], Tensor] | None = None
     """Applied to both networks' logits before the teacher is corrected (standardisation)."""
     zero_at_match: bool = True
+    shift_invariant: bool = True
+    """Whether adding a constant to all logits of a row changes nothing."""
+    detaches: bool = False
+    """Whether something of the student is held constant: the gradient is then not the value's own."""
     reads: frozenset[Literal["logits", "features"]] = frozenset({"logits"})
 
     def setup(self, fixture: Fixture) -> None:
         """Build adapters and memories from one dry run. Most losses have none."""
+
+    def at(self, progress: float) -> None:
+        """Told before each call how far training is, in [0, 1]. Few losses depend on it; one that is
+        never told works as at the end of its own ramp."""
 
 
 class RowLoss(Loss):

@@ -54,11 +54,15 @@ class Standardize(Loss):
         self.axis = base.axis
         self.temperature = base.temperature
         self.zero_at_match = base.zero_at_match
+        self.detaches = base.detaches
         self.reads = base.reads
         self.transform = standardize_logits
 
     def setup(self, fixture: Fixture) -> None:
         self.base.setup(fixture)
+
+    def at(self, progress: float) -> None:
+        self.base.at(progress)
 
     def forward(
         self,

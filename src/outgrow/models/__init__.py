@@ -3,7 +3,7 @@
 Nothing of timm, torchvision or transformers is imported before a name asks for it.
 """
 
-from outgrow.models.anatomy import feature_paths, head_of
+from outgrow.anatomy import feature_paths, head_of
 from outgrow.models.create import create_model, list_models
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.weights import LoadReport, load_weights, save_student

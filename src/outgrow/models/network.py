@@ -36,10 +36,12 @@ class InputSpec:
                 f"InputSpec: size needs a positive number of pixels, got {self.size}; "
                 "use None for a net that takes any size."
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+        three = len(self.mean) == 3 and len(self.std) == 3
+        if not three or not all(0 <= value <= 1 for value in self.mean) or not all(x > 0 for x in self.std):
             raise ValueError(
-                "InputSpec: needs mean and std with three numbers each (red, green, blue in [0, 1]), std above "
-                f"zero, got mean {self.mean}, std {self.std}; to leave images as they are use mean 0, std 1."
+                "InputSpec: needs mean and std with three numbers each (red, green, blue), mean in [0, 1], std above "
+                f"zero, got mean {self.mean}, std {self.std}; divide both by 255 if they are of bytes; to leave "
+                "images as they are use mean 0, std 1."
             )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from outgrow.models.anatomy import heads_of, num_outputs, replace_heads
+from outgrow.anatomy import heads_of, num_outputs, replace_heads
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.timm_extra import TIMM_EXTRA
@@ -149,7 +149,7 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
     except (OSError, ValueError) as error:
         raise ValueError(
             f"hf/{rest}: needs a directory with config.json or the id of a model on the hub, got neither "
-            f"({str(error).splitlines()[0]}); check the path, or the network and the id."
+            f"({(str(error) or type(error).__name__).splitlines()[0]}); check the path, or the network and the id."
         ) from error
     same_classes = num_classes is None or num_classes == config.num_labels
     if num_classes is not None and not same_classes:

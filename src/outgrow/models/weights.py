@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from outgrow.models.anatomy import bare_net, heads_of, replace_heads
+from outgrow.anatomy import bare_net, heads_of, replace_heads
 from outgrow.models.network import InputSpec, Network
 
 Role = Literal["teacher", "student", "exact"]
@@ -210,7 +210,7 @@ def _read(path: Path) -> tuple[Any, dict[str, Any]]:
         raise ValueError(
             f"load_weights: needs a file of tensors alone, got {path}, which is damaged or holds pickled objects that "
             "could run code when read; if you trust it, open it yourself and save its state_dict() as safetensors "
-            f"(torch says: {str(error).splitlines()[0][:200]})."
+            f"(torch says: {(str(error) or type(error).__name__).splitlines()[0][:200]})."
         ) from error
 
 

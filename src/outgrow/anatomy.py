@@ -4,8 +4,6 @@ from typing import Any
 
 from torch import nn
 
-from outgrow.models.network import Network
-
 Head = nn.Linear | nn.Conv2d
 
 
@@ -82,8 +80,8 @@ def _like(old: Head, num_classes: int) -> Head:
 def bare_net(net: nn.Module) -> nn.Module:
     """The net itself: what a :class:`Network`, ``torch.compile`` or DataParallel is wrapped around."""
     while True:
-        if isinstance(net, Network):
-            net = net.net
+        if hasattr(net, "input_spec") and isinstance(inner := getattr(net, "net", None), nn.Module):
+            net = inner  # outgrow.models.Network, which stands further down
         elif isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
             net = net.module
         elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):  # torch.compile
@@ -95,9 +93,9 @@ def bare_net(net: nn.Module) -> nn.Module:
 def feature_paths(network: nn.Module) -> tuple[str, ...]:
     """Module paths in ``network.net`` whose outputs are sensible features, from early to late.
 
-    The net's own ``feature_paths`` where it has them (the CIFAR nets); timm's ``feature_info``;
-    ``layer1`` to ``layer4`` or ``stages`` where there are such modules; else the parts of the trunk that
-    have parameters. What is returned exists; whether it is a map or a sequence of tokens depends on the
+    The net's own ``feature_paths`` where it has them (the CIFAR nets); timm's ``feature_info``; the pools
+    of a flat VGG; ``layer1``, ``layer2`` and so on where there are such modules; else the parts of the
+    trunk that have parameters. What is returned exists; whether it is a map or a sequence of tokens depends on the
     net. A bare net may be given too.
 
     >>> from outgrow.models import create_model

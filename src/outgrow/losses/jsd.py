@@ -1,0 +1,63 @@
+"""Jensen-Shannon divergence: ``jsd``."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from outgrow.losses.base import RowLoss, positive
+from outgrow.outputs import Outputs, Target, lift
+
+
+def jsd_loss(
+    student: Float[Tensor, "rows classes"],
+    teacher: Float[Tensor, "rows classes"],
+    *,
+    beta: float = 0.5,
+    temperature: float = 4.0,
+) -> Float[Tensor, " rows"]:
+    r"""Divergence of both from their mixture, one value a row.
+
+    .. math:: T^2 \big(\beta\, KL(t \| m) + (1 - \beta)\, KL(p \| m)\big), \quad m = \beta t + (1 - \beta) p
+
+    Bounded: at most :math:`T^2` times the entropy of :math:`(\beta, 1 - \beta)`, so that a hopeless row
+    cannot dominate. Near agreement it is :math:`\beta (1 - \beta)` times :func:`kd_loss` (a quarter at
+    the default); divided by beta it tends to that loss as beta goes to 0, and divided by 1 - beta to
+    :func:`reverse_kl_loss` as beta goes to 1. Zero where the two distributions agree.
+
+    Reference: Lin (IEEE Transactions on Information Theory 1991); as a distillation loss Agarwal et al.
+    (ICLR 2024), https://arxiv.org/abs/2306.13649, section 2. The factor :math:`T^2` is that of
+    :func:`kd_loss`.
+
+    >>> jsd_loss(torch.zeros(1, 2), torch.tensor([[0.0, 4.0]]))
+    tensor([0.4582])
+    """
+    log_p = (lift(student) / temperature).log_softmax(dim=1)
+    log_t = (lift(teacher) / temperature).log_softmax(dim=1)
+    log_m = torch.logaddexp(log_t + math.log(beta), log_p + math.log1p(-beta))
+    from_teacher = (log_t.exp() * (log_t - log_m)).sum(dim=1)
+    from_student = (log_p.exp() * (log_p - log_m)).sum(dim=1)
+    return temperature**2 * (beta * from_teacher + (1 - beta) * from_student)
+
+
+class JSD(RowLoss):
+    """:func:`jsd_loss` with its constants fixed."""
+
+    softens = True
+
+    def __init__(self, beta: float = 0.5, temperature: float = 4.0) -> None:
+        super().__init__()
+        if not 0 < beta < 1:
+            raise ValueError(
+                f"jsd: beta needs a number between 0 and 1, both excluded, got {beta}; the ends are zero "
+                "everywhere, and their limits are the losses kd and reverse_kl."
+            )
+        self.beta = beta
+        self.temperature: float = positive(temperature, what="jsd: temperature")
+
+    def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
+        return jsd_loss(student.logits, teacher.logits, beta=self.beta, temperature=self.temperature)
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}, temperature={self.temperature}"

@@ -1,0 +1,68 @@
+"""Normalised logits, a temperature for each row: ``normkd``."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from outgrow.losses.base import RowLoss, positive
+from outgrow.outputs import Outputs, Target, lift
+
+
+def normkd_loss(
+    student: Float[Tensor, "rows classes"],
+    teacher: Float[Tensor, "rows classes"],
+    *,
+    temperature: float = 2.0,
+) -> Float[Tensor, " rows"]:
+    r"""KL divergence at a temperature of each row's own, teacher and student apart.
+
+    .. math:: (T \sigma_z)^2\ KL\big(\sigma(z / (T \sigma_z)) \,\|\, \sigma(s / (T \sigma_s))\big)
+
+    with :math:`\sigma_z, \sigma_s` the (unbiased) deviation of that row's logits. The student may have
+    its own scale: zero where its logits are a positive multiple of the teacher's, up to a shift. The
+    gradient flows through :math:`\sigma_s`. A row of equal logits has no deviation: the student's is
+    then read at the teacher's temperature, the teacher's counts for nothing, as its factor is 0.
+
+    Reference: Chi et al. (2023), https://arxiv.org/abs/2308.00520, "Normalized Knowledge Distillation";
+    unbiased deviation and the teacher's temperature as the factor as in the authors' code.
+
+    >>> import torch
+    >>> z = torch.tensor([[1.0, 2.0, 6.0]])
+    >>> normkd_loss(torch.zeros(1, 3), z), normkd_loss(3 * z, z)
+    (tensor([3.8487]), tensor([0.]))
+    """
+    student, teacher = lift(student), lift(teacher)
+    deviation_s, student_varies = _deviation(student)
+    deviation_t, teacher_varies = _deviation(teacher)
+    deviation_s = torch.where(student_varies, deviation_s, deviation_t)
+    log_p = (student / (temperature * deviation_s)).log_softmax(dim=1)
+    log_t = (teacher / (temperature * deviation_t)).log_softmax(dim=1)
+    divergence = F.kl_div(log_p, log_t, reduction="none", log_target=True).sum(dim=1)
+    return (teacher_varies * (temperature * deviation_t).square())[:, 0] * divergence
+
+
+def _deviation(
+    logits: Float[Tensor, "rows classes"],
+) -> tuple[Float[Tensor, "rows 1"], Bool[Tensor, "rows 1"]]:
+    """Each row's deviation, and whether it has one; 1, without a gradient, where it has not."""
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    variance = centred.square().sum(dim=1, keepdim=True) / max(logits.shape[1] - 1, 1)
+    # A deviation of a few roundings is none: dividing by it would give gradients of 1e8.
+    tolerance = (8 * torch.finfo(logits.dtype).eps) ** 2 * logits.square().mean(dim=1, keepdim=True)
+    varies = variance > tolerance
+    return torch.where(varies, variance, torch.ones_like(variance)).sqrt(), varies
+
+
+class NormKD(RowLoss):
+    """:func:`normkd_loss` with its factor fixed. Rows have temperatures of their own: declares none."""
+
+    def __init__(self, temperature: float = 2.0) -> None:
+        super().__init__()
+        self.norm_temperature = positive(temperature, what="normkd: temperature")
+
+    def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
+        return normkd_loss(student.logits, teacher.logits, temperature=self.norm_temperature)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.norm_temperature}"

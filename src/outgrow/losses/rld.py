@@ -1,0 +1,88 @@
+"""Refined logit distillation: ``rld``."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from outgrow.knowledge.split import label_logit, safe_label, top_class
+from outgrow.losses.base import RowLoss, positive
+from outgrow.outputs import Outputs, Target, lift
+
+
+def rld_loss(
+    student: Float[Tensor, "rows classes"],
+    teacher: Float[Tensor, "rows classes"],
+    label: Int[Tensor, " rows"],
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+) -> Float[Tensor, " rows"]:
+    r"""The student's label learns the teacher's confidence; the classes behind the label, their order.
+
+    .. math:: T^2 (\alpha\, KL(b^t \| b^p) + \beta\, KL(\hat t \| \hat p)), \quad
+              b^t = (t_{max}, 1 - t_{max}),\ b^p = (p_y, 1 - p_y)
+
+    and :math:`\hat t, \hat p` the classes whose teacher logit is below the label's, renormalised. On a
+    row that the teacher gets right (no other class at the label's logit or above) this is
+    :func:`dkd_loss`. On a wrong row the first term pairs the teacher's *top* class with the student's
+    *label*, and the second forgets the label and every class that leads it; a label ranked last leaves
+    none, and the second term is 0. Zero at equal outputs on right rows only.
+
+    Reference: Sun et al. (ICCV 2025), https://arxiv.org/abs/2408.07703, sample confidence and
+    masked correlation distillation.
+
+    >>> import torch
+    >>> z = torch.tensor([[4.0, 8.0, 0.0, -4.0]])
+    >>> rld_loss(torch.zeros(1, 4), z, torch.tensor([0])), rld_loss(torch.zeros(1, 4), z, torch.tensor([3]))
+    (tensor([19.5060]), tensor([5.3102]))
+    """
+    student, teacher = lift(student), lift(teacher)
+    log_p = _against_the_rest(student / temperature, label)
+    log_t = _against_the_rest(teacher / temperature, top_class(teacher, label))
+    confidence = (log_t.exp() * (log_t - log_p)).sum(dim=1)
+    leads = teacher >= label_logit(teacher, label)[:, None]
+    some_behind = ~leads.all(dim=1)
+    # where nothing is left the row is made safe by leaving everything in, and its value not used
+    removed = leads & some_behind[:, None]
+    log_rest_p = (student / temperature).masked_fill(removed, -math.inf).log_softmax(dim=1)
+    log_rest_t = (teacher / temperature).masked_fill(removed, -math.inf).log_softmax(dim=1)
+    # at a removed class both are -inf and their difference NaN: it carries no mass, so it goes first
+    difference = (log_rest_t - log_rest_p).masked_fill(removed, 0.0)
+    correlation = (log_rest_t.exp() * difference).sum(dim=1)
+    correlation = torch.where(some_behind, correlation, torch.zeros_like(correlation))
+    return temperature**2 * (alpha * confidence + beta * correlation)
+
+
+def _against_the_rest(soft: Tensor, chosen: Tensor) -> Tensor:
+    """Log-probabilities of (a row's chosen class, all others together)."""
+    rest = soft.masked_fill(F.one_hot(chosen, soft.shape[1]).bool(), -math.inf)
+    return torch.stack([label_logit(soft, chosen), rest.logsumexp(dim=1)], dim=1).log_softmax(dim=1)
+
+
+class RLD(RowLoss):
+    """:func:`rld_loss` with its constants fixed. Needs at least two classes."""
+
+    softens = True
+    zero_at_match = False
+
+    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.alpha, self.beta = alpha, beta
+        self.temperature: float = positive(temperature, what="rld: temperature")
+
+    def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
+        return rld_loss(
+            student.logits,
+            teacher.logits,
+            safe_label(target.dominant, student.num_classes),
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+        )
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, beta={self.beta}, temperature={self.temperature}"

@@ -1,0 +1,51 @@
+"""Transformed teacher matching: ``ttm``."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from outgrow.losses.base import RowLoss, positive
+from outgrow.outputs import Outputs, Target, lift
+
+
+def ttm_loss(
+    student: Float[Tensor, "rows classes"],
+    teacher: Float[Tensor, "rows classes"],
+    *,
+    exponent: float = 0.2,
+) -> Float[Tensor, " rows"]:
+    r"""KL divergence from the plain student to the teacher's probabilities to a power, renormalised.
+
+    .. math:: \sum_c q_c (\log q_c - \log p_c), \quad
+              q_c = t_c^\gamma / \sum_j t_j^\gamma,\ t = \sigma(z),\ p = \sigma(s)
+
+    A power is a temperature of :math:`1 / \gamma`, on the teacher alone: the student is not softened
+    and there is no :math:`T^2`. So it is zero not where the two agree but where the student's logits
+    are ``exponent`` times the teacher's, up to a shift.
+
+    Reference: Zheng, Yang (ICLR 2024), https://arxiv.org/abs/2402.11148, section 3.
+
+    >>> import torch
+    >>> ttm_loss(torch.zeros(1, 2), torch.tensor([[0.0, 5.0]]))
+    tensor([0.1109])
+    """
+    log_p = lift(student).log_softmax(dim=1)
+    log_q = (exponent * lift(teacher)).log_softmax(dim=1)
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+
+
+class TTM(RowLoss):
+    """:func:`ttm_loss` with its exponent fixed; declares the temperature that the exponent means."""
+
+    zero_at_match = False
+
+    def __init__(self, exponent: float = 0.2) -> None:
+        super().__init__()
+        self.exponent = positive(exponent, what="ttm: exponent")
+        self.temperature: float = 1.0 / self.exponent
+
+    def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
+        return ttm_loss(student.logits, teacher.logits, exponent=self.exponent)
+
+    def extra_repr(self) -> str:
+        return f"exponent={self.exponent}"

@@ -1,0 +1,73 @@
+"""How good a classifier is on a split: counted on the device, read once."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from outgrow.data import Loader
+from outgrow.outputs import as_outputs, lift
+
+
+class Scores(NamedTuple):
+    """``top1``, ``top5`` in percent, ``nll`` in nats a row; ``predicted`` by position in the split."""
+
+    top1: float
+    top5: float
+    nll: float
+    predicted: Int[Tensor, " n"]
+    right: Bool[Tensor, " n"]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    autocast: Callable[[], torch.autocast] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Scores:
+    """Score ``model`` (images to logits or Outputs) on every sample of an unshuffled loader.
+
+    The model is in evaluation mode during the pass and then as it was. ``progress`` is told the number
+    of images done.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        right5, nll, predicted, labels = [], [], [], []
+        done = 0
+        for batch in loader.epoch(0):
+            if autocast is None:
+                outputs = as_outputs(model(batch.images))
+            else:
+                with autocast():
+                    outputs = as_outputs(model(batch.images))
+            logits, label = lift(outputs.logits), batch.target.label
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            predicted.append(top[:, 0])
+            right5.append((top == label[:, None]).any(dim=1))
+            nll.append(F.cross_entropy(logits, label, reduction="none"))
+            labels.append(label)
+            done += len(label)
+            if progress is not None:
+                progress(done)
+    finally:
+        model.train(was_training)
+    guess, truth = torch.cat(predicted), torch.cat(labels)
+    right = guess == truth
+    return Scores(
+        top1=100 * right.float().mean().item(),
+        top5=100 * torch.cat(right5).float().mean().item(),
+        nll=torch.cat(nll).mean().item(),
+        predicted=guess.cpu(),
+        right=right.cpu(),
+    )
+
+
+def num_parameters(model: nn.Module) -> int:
+    """The number of learned parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,306 @@
+"""One loop that knows no method.
+
+Devices, mixed precision and processes are Accelerate's; batches come from loaders whose views depend
+on seed, epoch and sample alone; what the student learns is the rectifier's and the objective's.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from outgrow.checkpoint import load_checkpoint, save_checkpoint
+from outgrow.config import TrainConfig
+from outgrow.data import Batch, Loader
+from outgrow.knowledge import Rectifier
+from outgrow.objective import Objective
+from outgrow.outputs import ObjectiveResult
+
+READ_EVERY = 10
+"""Steps between looks at the device's flag for losses that are not finite."""
+
+
+@dataclass
+class EpochRecord:
+    """One epoch: means over its rows. ``top1`` in percent; None where it was not evaluated."""
+
+    epoch: int
+    loss: float
+    terms: dict[str, float]
+    wrong_rate: float
+    top1: float | None
+    lr: float
+    seconds: float
+    images_per_second: float
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss of a step was infinite or NaN; the step was not taken."""
+
+
+@dataclass
+class Trainer:
+    """Trains ``student`` with ``objective`` on what ``rectify`` makes of ``teacher``.
+
+    ``student`` and ``teacher`` map images in [0, 1] to Outputs. ``evaluate(student)`` returns a top-1
+    in percent after an epoch. ``on_step(epoch, images done)`` and ``on_epoch(record)`` report. With
+    ``checkpoint`` the state is saved after every epoch under the identity ``run``.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    rectify: Rectifier
+    objective: Objective
+    loader: Loader
+    config: TrainConfig
+    evaluate: Callable[[nn.Module], float] | None = None
+    on_step: Callable[[int, int], None] | None = None
+    on_epoch: Callable[[EpochRecord], None] | None = None
+    checkpoint: Path | None = None
+    run: str = ""
+    accelerator: Accelerator | None = None
+
+    def fit(self, *, resume: bool = False) -> list[EpochRecord]:
+        """Train to the end and return the records of all epochs, those before a resumption too."""
+        config = self.config
+        accelerator = self.accelerator or make_accelerator(config)
+        student, teacher, objective = self._placed(accelerator)
+        optimizer = make_optimizer(config, student, objective)
+        total_steps = config.epochs * self._steps()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(config, step / total_steps)
+        )
+        guard = _Guard(optimizer, accelerator.device)
+        history: list[EpochRecord] = []
+        stateful: dict[str, Any] = {
+            "student": self.student,
+            "objective": self.objective,
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+        }
+        if resume and self.checkpoint is not None:
+            state = load_checkpoint(self.checkpoint, run=self.run)
+            for name, holder in stateful.items():
+                holder.load_state_dict(state[name])
+            history = [EpochRecord(**record) for record in state["history"]]
+        for epoch in range(len(history), config.epochs):
+            start = time.perf_counter()
+            student.train()
+            objective.train()
+            meter, done = _Meter(), 0
+            for step, batch in enumerate(self._batches(epoch)):
+                progress = epoch / config.epochs
+                if config.progress == "step":
+                    progress = (epoch * self._steps() + step) / total_steps
+                result = self._step(accelerator, student, teacher, objective, batch, progress)
+                guard.before_step(result, batch, epoch, step)
+                accelerator.backward(result.total)
+                if config.clip is not None:
+                    accelerator.clip_grad_norm_(student.parameters(), config.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                scheduler.step()
+                meter.add(result, len(batch.images))
+                done += len(batch.images)
+                if self.on_step is not None:
+                    self.on_step(epoch, done)
+            guard.read()
+            seconds = time.perf_counter() - start
+            record = self._record(epoch, meter, done, seconds, float(scheduler.get_last_lr()[0]), student)
+            history.append(record)
+            if self.checkpoint is not None and accelerator.is_main_process:
+                state = {name: holder.state_dict() for name, holder in stateful.items()}
+                save_checkpoint(
+                    self.checkpoint, {**state, "history": [asdict(r) for r in history], "run": self.run}
+                )
+            if self.on_epoch is not None:
+                self.on_epoch(record)
+        return history
+
+    def _placed(self, accelerator: Accelerator) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Student, teacher and objective on the device, wrapped for it where they learn."""
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        self.student.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        self.teacher.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        self.objective.to(accelerator.device)
+        if accelerator.num_processes == 1:
+            return self.student, self.teacher, self.objective
+        objective: nn.Module = self.objective
+        if any(p.requires_grad for p in self.objective.parameters()):
+            objective = accelerator.prepare_model(self.objective)
+        return accelerator.prepare_model(self.student), self.teacher, objective
+
+    def _steps(self) -> int:
+        return min(len(self.loader), self.config.max_steps or len(self.loader))
+
+    def _batches(self, epoch: int) -> Any:
+        batches = self.loader.epoch(epoch)
+        for _ in range(self._steps()):
+            yield next(batches)
+
+    def _step(
+        self,
+        accelerator: Accelerator,
+        student: nn.Module,
+        teacher: nn.Module,
+        objective: nn.Module,
+        batch: Batch,
+        progress: float,
+    ) -> ObjectiveResult:
+        images = batch.images
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with accelerator.autocast():
+            student_out = student(images)
+            teacher_out = teacher(images, index=batch.target.index)
+        knowledge = self.rectify(teacher_out, batch.target)
+        return objective(student_out, knowledge, batch.target, progress)
+
+    def _record(
+        self, epoch: int, meter: "_Meter", images: int, seconds: float, lr: float, student: nn.Module
+    ) -> EpochRecord:
+        loss, terms, stats = meter.read()
+        last = epoch + 1 == self.config.epochs
+        due = self.evaluate is not None and ((epoch + 1) % self.config.eval_every == 0 or last)
+        return EpochRecord(
+            epoch=epoch + 1,
+            loss=loss,
+            terms=terms,
+            wrong_rate=stats.pop("wrong_rate", 0.0),
+            top1=self.evaluate(student) if due and self.evaluate is not None else None,
+            lr=lr,
+            seconds=seconds,
+            images_per_second=images / seconds,
+            stats=stats,
+        )
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate on the device and in the precision that ``config`` asks for."""
+    if config.device in ("cuda", "mps"):
+        available = (
+            torch.cuda.is_available() if config.device == "cuda" else torch.backends.mps.is_available()
+        )
+        if not available:
+            raise ValueError(
+                f"train.device: needs {config.device}, got a machine without it; use auto or cpu."
+            )
+    precision = "no" if config.precision == "fp32" else config.precision
+    return Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
+
+
+def make_optimizer(config: TrainConfig, student: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW over student and objective, fused; no decay on the objective's memories, which do
+    not learn."""
+    parameters = [p for module in (student, objective) for p in module.parameters() if p.requires_grad]
+    # the fused form can skip a step by a flag on the device, without asking the host
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def lr_factor(config: TrainConfig, progress: float) -> float:
+    """What multiplies the learning rate at ``progress`` in [0, 1]: a pure function.
+
+    >>> [round(lr_factor(TrainConfig(lr_schedule="step"), p), 4) for p in (0.0, 0.63, 0.8, 0.9)]
+    [1.0, 0.1, 0.01, 0.001]
+    """
+    if config.warmup and progress < config.warmup:
+        return max(progress / config.warmup, 1e-3)  # a first step of exactly zero would be wasted
+    if config.lr_schedule == "step":
+        return config.lr_decay ** sum(progress >= at for at in config.milestones)
+    rest = (progress - config.warmup) / (1 - config.warmup)
+    if config.lr_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
+    if config.lr_schedule == "one_cycle":
+        # up over the first 30 %, down to a thousandth: torch's OneCycleLR in shape
+        up = 0.3
+        if rest < up:
+            return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * rest / up))
+        return 1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * min((rest - up) / (1 - up), 1.0)))
+    return 1.0
+
+
+class _Meter:
+    """Sums on the device; the host reads them once an epoch."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, str], Tensor] = {}
+        self.rows = 0
+
+    def add(self, result: ObjectiveResult, rows: int) -> None:
+        self.rows += rows
+        self._sum("loss", "", result.total.detach(), rows)
+        for kind, values in (("terms", result.terms), ("stats", result.stats)):
+            for name, value in values.items():
+                self._sum(kind, name, value, rows)
+
+    def _sum(self, kind: str, name: str, value: Float[Tensor, ""], rows: int) -> None:
+        key = (kind, name)
+        value = value.float() * rows
+        self.sums[key] = self.sums[key] + value if key in self.sums else value
+
+    def read(self) -> tuple[float, dict[str, float], dict[str, float]]:
+        values = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
+        mean = {key: value / self.rows for key, value in values.items()}
+        terms = {name: value for (kind, name), value in mean.items() if kind == "terms"}
+        stats = {name: value for (kind, name), value in mean.items() if kind == "stats"}
+        return mean[("loss", "")], terms, stats
+
+
+class _Guard:
+    """Stops at a loss that is not finite, before it moves the student.
+
+    On the CPU at once. Elsewhere the flag stays on the device: the fused optimiser skips the step by
+    it, and the host reads it every few steps.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self.optimizer = optimizer
+        self.at_once = device.type == "cpu"
+        self.waiting: list[tuple[Tensor, ObjectiveResult, Batch, int, int]] = []
+
+    def before_step(self, result: ObjectiveResult, batch: Batch, epoch: int, step: int) -> None:
+        bad = ~result.total.detach().isfinite()
+        self.waiting.append((bad, result, batch, epoch, step))
+        if self.at_once:
+            self.read()
+            return
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # torch's name, from its GradScaler
+        if len(self.waiting) >= READ_EVERY:
+            self.read()
+
+    def read(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        if not waiting:
+            return
+        flags = torch.stack([bad for bad, *_ in waiting]).tolist()
+        if any(flags):
+            _, result, batch, epoch, step = waiting[flags.index(True)]
+            terms = ", ".join(f"{name} {value.item():g}" for name, value in result.terms.items())
+            index = batch.target.index
+            rows = (
+                ""
+                if index is None
+                else f" Its samples: {index.tolist()[:16]}{' ...' if len(index) > 16 else ''}."
+            )
+            raise NonFiniteLoss(
+                f"training: needs a finite loss, got {result.total.item()} in epoch {epoch + 1}, step {step + 1} "
+                f"({terms}).{rows} The step was not taken. Lower train.lr, set train.clip=1.0, or use "
+                "train.precision=fp32; `--resume` goes on from the last whole epoch."
+            )
