@@ -1,0 +1,80 @@
+"""What a run says while it works: a terminal sees bars, a pipe sees JSON lines, a library nothing."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+
+class Reporter:
+    """Says nothing. The two below say the same things in their own ways."""
+
+    def note(self, text: str) -> None:
+        """Something that a person wants to know once."""
+
+    def event(self, kind: str, **values: Any) -> None:
+        """A fact for machines: an epoch, a result."""
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A piece of work over ``total`` images; the function is told how many are done."""
+        yield lambda done: None
+
+
+class LineReporter(Reporter):
+    """One JSON object a line, for pipes and logs."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self.stream = stream or sys.stdout
+        self.started = time.perf_counter()
+
+    def note(self, text: str) -> None:
+        self.event("note", text=text)
+
+    def event(self, kind: str, **values: Any) -> None:
+        seconds = round(time.perf_counter() - self.started, 1)
+        print(json.dumps({"event": kind, "seconds": seconds, **values}), file=self.stream, flush=True)
+
+
+class TerminalReporter(Reporter):
+    """Bars with rate and time left, and a line an epoch, through rich."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False)
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def event(self, kind: str, **values: Any) -> None:
+        if kind == "epoch":
+            top1 = values.get("top1")
+            terms = "  ".join(f"{name} {value:.3f}" for name, value in values["terms"].items())
+            self.console.print(
+                f"  epoch {values['epoch']:>3}  loss {values['loss']:.3f}  ({terms})  "
+                f"teacher wrong {100 * values['wrong_rate']:.1f} %"
+                + ("" if top1 is None else f"  test top-1 {top1:.2f} %"),
+                markup=False,
+            )
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Any) -> Text:
+                return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        with Progress(*columns, Rate(), TimeRemainingColumn(), console=self.console, transient=True) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda done: progress.update(task, completed=done)
+
+
+def make_reporter() -> Reporter:
+    """The reporter that suits standard output."""
+    return TerminalReporter() if sys.stdout.isatty() else LineReporter()
