@@ -19,6 +19,43 @@ def outputs(rows: int, classes: int = 5, *, seed: int = 0, dtype=torch.float64, 
     )
 
 
+def of_features(*, seed: int = 0, dtype=torch.float64, **shapes: tuple[int, ...]) -> Outputs:
+    """Outputs whose features have these shapes, and as many rows of logits as the first."""
+    generator = torch.Generator().manual_seed(seed)
+    features = {
+        path: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for path, shape in shapes.items()
+    }
+    return Outputs(torch.zeros(len(next(iter(features.values()))), 5, dtype=dtype), features)
+
+
+def set_up(built, student: Outputs, teacher: Outputs, dtype=torch.float64):
+    """``built`` after a dry run on these outputs, the same at every call."""
+    torch.manual_seed(0)
+    built.setup(Fixture(student, teacher, NUM_SAMPLES))
+    return built.to(dtype)
+
+
+def check_reference(built, student: Outputs, teacher: Outputs, expected, *, target=None, seen=None):
+    """Value, gradient in the student's features and in the adapters against ``expected(student maps,
+    teacher maps, state, training, seen)``, at an upstream gradient other than 1."""
+    student, (_, *inputs) = leaves(student)
+    training, pairs = built.training, built.pairs
+    state = {**dict(built.named_buffers()), **dict(built.named_parameters())}
+    maps = [pair.maps(student, teacher) for pair in pairs]
+    theirs = expected([own for own, _ in maps], [other for _, other in maps], state, training, seen)
+    goal = Target(torch.zeros(len(student.logits), dtype=torch.long)) if target is None else target
+    ours = call(built, student, teacher, goal)
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+    upstream = torch.linspace(0.3, 2.0, len(ours), dtype=ours.dtype)
+    inputs = [*inputs, *built.parameters()]
+    own, other = (torch.autograd.grad(value, inputs, upstream, allow_unused=True) for value in (ours, theirs))
+    assert any(grad is not None and grad.any() for grad in own)
+    for a, b in zip(own, other, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
 def target(rows: int, classes: int = 5, *, seed: int = 1) -> Target:
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(classes, (rows,), generator=generator)

@@ -1,11 +1,14 @@
 """An interrupted run goes on where its last epoch ended. The teacher is never in here."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from outgrow.config import Config
 
 FORMAT = 1
 
@@ -49,3 +52,9 @@ def load_checkpoint(path: str | Path, *, run: str) -> dict[str, Any]:
     if "cuda" in state["random"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["random"]["cuda"])
     return state
+
+
+def fingerprint(config: Config) -> str:
+    """The identity of a run: its configuration without where it is written."""
+    text = config.model_copy(update={"out": None}).model_dump_json()
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

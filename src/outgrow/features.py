@@ -79,31 +79,6 @@ class Taps(nn.Module):
         return module.register_forward_hook(lambda _, __, output: keep(output))
 
 
-def middle_pair(
-    student: Outputs, teacher: Outputs, student_path: str | None, teacher_path: str | None, *, what: str
-) -> tuple[str, str]:
-    """The paths of the one student and the one teacher feature that a hint compares.
-
-    Paths that are named must be tapped; a path that is not is the middle of the network's taps.
-    """
-    return (
-        _choose(student, student_path, "student", what),
-        _choose(teacher, teacher_path, "teacher", what),
-    )
-
-
-def _choose(outputs: Outputs, path: str | None, whose: str, what: str) -> str:
-    tapped = [name for name in outputs.features if name != PENULTIMATE]
-    if path is None and tapped:
-        return tapped[len(tapped) // 2]
-    if path is None or path not in outputs.features:
-        raise ValueError(
-            f"{what}: needs {'a feature' if path is None else repr(path)} of the {whose}, got "
-            f"{', '.join(outputs.features) or 'none'}; tap it with outgrow.Taps(model, [path])."
-        )
-    return path
-
-
 def _module_at(model: nn.Module, path: str) -> nn.Module:
     net = bare_net(model)
     if path == PENULTIMATE:

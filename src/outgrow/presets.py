@@ -43,6 +43,7 @@ PRESETS: dict[str, Preset] = {
     "kd": Preset(
         "plain distillation, CE 1 + KD 1 at temperature 4: the null of every comparison", rule="identity"
     ),
+    "none": Preset("no teacher: the student alone, through the same loop", rule="identity", loss=""),
     "drop": Preset("plain distillation without the rows that the teacher gets wrong", rule="drop"),
     "outgrow": Preset(
         "ours: plain distillation from a teacher whose bias is corrected where that is measured to help",
@@ -77,7 +78,7 @@ def preset(
     chosen = spec.lookup(PRESETS, name, kind="preset")
     loss_text = _at_temperature(chosen.loss if loss is None else loss, temperature)
     objective = Objective(
-        [Term(make_loss(call._replace(weight=1.0)), call.weight) for call in spec.parse(loss_text)],
+        [Term(make_loss(call._replace(weight=1.0)), call.weight) for call in _calls(loss_text)],
         schedule=chosen.schedule if schedule is None else schedule,
         normalize=chosen.normalize if normalize is None else normalize,
         weight=chosen.weight if weight is None else weight,
@@ -92,8 +93,12 @@ def _at_temperature(loss: str, temperature: float | None) -> str:
     if temperature is None:
         return loss
     calls = []
-    for call in spec.parse(loss):
+    for call in _calls(loss):
         if getattr(spec.lookup(LOSSES, call.name, kind="loss"), "softens", False):
             call = call._replace(arguments={**call.arguments, "temperature": temperature})
         calls.append(call)
     return " + ".join(str(call) for call in calls)
+
+
+def _calls(loss: str) -> list[spec.Call]:
+    return spec.parse(loss) if loss else []

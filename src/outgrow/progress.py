@@ -70,7 +70,9 @@ class TerminalReporter(Reporter):
                 return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
 
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        with Progress(*columns, Rate(), TimeRemainingColumn(), console=self.console, transient=True) as progress:
+        with Progress(
+            *columns, Rate(), TimeRemainingColumn(), console=self.console, transient=True
+        ) as progress:
             task = progress.add_task(label, total=total)
             yield lambda done: progress.update(task, completed=done)
 

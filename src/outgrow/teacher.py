@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from outgrow.features import Taps
-from outgrow.outputs import Outputs
+from outgrow.outputs import Outputs, with_logits
 
 
 class Teacher(nn.Module):
@@ -48,3 +48,18 @@ class NoTeacher(nn.Module):
 
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
         return Outputs(images.new_zeros(len(images), self.num_classes))
+
+
+class SelectedClasses(nn.Module):
+    """``teacher`` with only some of its classes, in the order of ``columns``: the student's classes by name."""
+
+    columns: Tensor
+
+    def __init__(self, teacher: nn.Module, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.register_buffer("columns", torch.tensor(list(columns)))
+
+    def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
+        outputs = self.teacher(images, index=index)
+        return with_logits(outputs, outputs.logits[:, self.columns])

@@ -9,6 +9,7 @@ import torch
 from outgrow import IGNORE, Objective, Outputs, Target, rectify
 from outgrow.losses import LOSSES
 from tests import contract
+from tests.reference import features
 from tests.reference import losses as reference
 
 NAMES = list(LOSSES)
@@ -16,6 +17,7 @@ ROW = [name for name in NAMES if LOSSES[name]().axis == "row"]
 IMAGE = [name for name in NAMES if LOSSES[name]().axis == "image"]
 BATCH = [name for name in NAMES if LOSSES[name]().axis == "batch"]
 LOGITS = [name for name in NAMES if "logits" in LOSSES[name]().reads]
+FEATURES = [name for name in NAMES if "features" in LOSSES[name]().reads]
 
 
 def gradient(value, leaves):
@@ -26,7 +28,10 @@ def test_the_registry_is_covered():
     assert NAMES
     assert set(ROW + IMAGE + BATCH) == set(NAMES)
     assert set(ROW) == set(reference.ROWS)
-    assert set(BATCH) - {"crd"} == set(reference.BATCH)  # crd has its own file of tests
+    assert set(IMAGE) == set(features.IMAGE)
+    # crd has its own file of tests
+    assert set(BATCH) - {"crd"} == set(reference.BATCH) | set(features.BATCH)
+    assert set(LOGITS) | set(FEATURES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", [*reference.ROWS, *reference.BATCH])
@@ -43,6 +48,34 @@ def test_value_and_gradient_of_the_literal_reference(name, rows, classes):
     upstream = torch.linspace(0.3, 2.0, value.numel(), dtype=torch.float64).view_as(value)
     ours = torch.autograd.grad(value, logits, upstream)[0]
     theirs = torch.autograd.grad(expected, logits, upstream)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", features.IMAGE)
+def test_value_and_gradient_of_the_literal_reference_on_maps(name, training):
+    if name == "mgd" and training:
+        pytest.skip("masks are drawn in training: tests/losses/test_mgd.py")
+    rows = 5 if training else 1
+    student, teacher = contract.outputs(rows), contract.outputs(rows, seed=5)
+    built = contract.loss(name).train(training)
+    stages = features.STAGES.get(name, ["layer1", "layer2"])
+    seen = [[contract.outputs(4, seed=5).features[stage]] for stage in stages]
+    if training:
+        seen = [[*maps, teacher.features[stage]] for maps, stage in zip(seen, stages, strict=True)]
+    assert [path for pair in built.pairs for path in pair[:2]] == [path for path in stages for _ in range(2)]
+    contract.check_reference(built, student, teacher, features.IMAGE[name], seen=seen)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("name", features.BATCH)
+def test_value_and_gradient_of_the_literal_reference_on_vectors(name, rows):
+    student, (_, *_, leaf) = contract.leaves(contract.outputs(rows))
+    teacher = contract.outputs(rows, seed=5)
+    value = contract.call(contract.loss(name), student, teacher, contract.target(rows))
+    expected = features.BATCH[name](leaf, teacher.features["penultimate"])
+    torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-9)
+    ours, theirs = (torch.autograd.grad(1.7 * result, leaf)[0] for result in (value, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
@@ -104,7 +137,7 @@ def test_zero_where_student_and_teacher_agree(name):
             torch.testing.assert_close(grad, torch.zeros_like(grad), atol=1e-7, rtol=0)
 
 
-@pytest.mark.parametrize("name", ROW + IMAGE)
+@pytest.mark.parametrize("name", [name for name in ROW + IMAGE if not LOSSES[name]().batch_statistics])
 def test_rows_do_not_look_at_each_other(name):
     goal = contract.target(6)
     built = contract.loss(name).eval()
@@ -130,7 +163,7 @@ def test_permuting_rows(name):
         contract.take(teacher, order),
         Target(goal.label[order], goal.index[order]),
     )
-    if name == "crd":  # other negatives are drawn for a row in another place
+    if LOSSES[name]().draws:  # other negatives, or another mask, for a row in another place
         return
     torch.testing.assert_close(moved, value[order] if value.dim() else value)
 
@@ -182,6 +215,41 @@ def test_half_precision_is_lifted(name, dtype, tolerance):
     value = contract.call(contract.loss(name, torch.float32), Outputs(half_student.logits), Outputs(half_teacher.logits), goal)
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-4)
     assert tolerance > 1e-4  # the inputs are rounded, the maths is not
+
+
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("kind", ["zero", "equal", "tiny", "huge"])
+def test_dead_and_equal_features_have_finite_gradients(name, kind):
+    """Dead units, an image that is in the batch twice: where roots and norms have no derivative."""
+    generic = contract.outputs(6, dtype=torch.float32)
+
+    def broken(feature):
+        if kind == "equal":
+            return feature[:1].expand_as(feature)
+        factor = {"zero": 0.0, "tiny": 1e-25, "huge": 1e4}[kind]
+        some = torch.ones(len(feature)).index_fill(0, torch.tensor([1, 2]), factor)
+        return feature * some.view(-1, *[1] * (feature.dim() - 1))
+
+    feature = {path: broken(value) for path, value in generic.features.items()}
+    student, inputs = contract.leaves(Outputs(generic.logits, feature))
+    for teacher in (contract.outputs(6, seed=5, dtype=torch.float32), Outputs(generic.logits, feature)):
+        for built in (contract.loss(name, torch.float32), contract.loss(name, torch.float32).eval()):
+            value = contract.call(built, student, teacher, contract.target(6))
+            assert value.isfinite().all()
+            grads = [grad for grad in gradient(value, inputs) if grad is not None]
+            assert grads
+            assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_are_lifted(name, dtype):
+    student, teacher = contract.outputs(6, dtype=dtype), contract.outputs(6, seed=5, dtype=dtype)
+    exact = [replace(o, features={k: v.float() for k, v in o.features.items()}) for o in (student, teacher)]
+    value = contract.call(contract.loss(name, torch.float32), student, teacher, contract.target(6))
+    expected = contract.call(contract.loss(name, torch.float32), *exact, contract.target(6))
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -263,6 +331,14 @@ class TestUnderTheObjective:
         built.at(0.5)  # where training stands in run()
         plain = contract.call(built, contract.outputs(6), contract.outputs(6, seed=5), contract.target(6))
         torch.testing.assert_close(result.total, plain.mean())
+
+    @pytest.mark.parametrize("rule", ["pair", "swap", "project"])
+    def test_corrected_logits_are_inert_for_features_and_dropped_rows_are_not(self, name, rule):
+        plain, _, knowledge = self.run(name)
+        assert 0 < knowledge.wrong.sum() < 6
+        assert (self.run(name, rule)[0].total == plain.total) == (name not in LOGITS)
+        assert self.run(name, "drop")[0].total != plain.total
+        assert self.run(name, schedule="linear_keep")[0].total != plain.total
 
     def test_terms_sum_to_the_total(self, name):
         result, _, _ = self.run(name, rule="pair", schedule="linear")

@@ -7,22 +7,35 @@ own, pass the object to :class:`outgrow.Objective`: nothing needs registering.
 from collections.abc import Callable
 
 from outgrow import spec
+from outgrow.losses.at import AT
 from outgrow.losses.base import BatchLoss, Fixture, ImageLoss, Loss, RowLoss
+from outgrow.losses.cc import CC
 from outgrow.losses.crd import CRD
 from outgrow.losses.ctkd import CTKD
+from outgrow.losses.cwd import CWD
 from outgrow.losses.dist import DIST
 from outgrow.losses.dkd import DKD
 from outgrow.losses.fitnet import FitNet
 from outgrow.losses.jsd import JSD
 from outgrow.losses.kd import KD
+from outgrow.losses.kdsvd import KDSVD
+from outgrow.losses.mgd import MGD
 from outgrow.losses.nkd import NKD
 from outgrow.losses.normkd import NormKD
+from outgrow.losses.nst import NST
+from outgrow.losses.ofd import OFD
+from outgrow.losses.pkd import PKD
+from outgrow.losses.pkt import PKT
 from outgrow.losses.rc import RC
 from outgrow.losses.reverse_kl import ReverseKL
+from outgrow.losses.reviewkd import ReviewKD
+from outgrow.losses.rkd import RKD
 from outgrow.losses.rld import RLD
 from outgrow.losses.sld import SLD
+from outgrow.losses.sp import SP
 from outgrow.losses.standardize import Standardize
 from outgrow.losses.ttm import TTM
+from outgrow.losses.vid import VID
 from outgrow.losses.wsl import WSL
 from outgrow.losses.wttm import WTTM
 
@@ -45,6 +58,19 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "reverse_kl": ReverseKL,
     "standardize": Standardize,
     "fitnet": FitNet,
+    "at": AT,
+    "nst": NST,
+    "kdsvd": KDSVD,
+    "ofd": OFD,
+    "vid": VID,
+    "reviewkd": ReviewKD,
+    "mgd": MGD,
+    "cwd": CWD,
+    "pkd": PKD,
+    "rkd": RKD,
+    "pkt": PKT,
+    "sp": SP,
+    "cc": CC,
     "crd": CRD,
 }
 

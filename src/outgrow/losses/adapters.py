@@ -174,7 +174,13 @@ def _spread(paths: list[str], number: int) -> list[str]:
 
 
 def pair_maps(
-    fixture: Fixture, student_paths: Paths, teacher_paths: Paths, *, default: Default, positions: int, what: str
+    fixture: Fixture,
+    student_paths: Paths,
+    teacher_paths: Paths,
+    *,
+    default: Default,
+    positions: int,
+    what: str,
 ) -> list[MapPair]:
     """:func:`pair_taps`, with every pair checked to be two maps of the same images.
 
@@ -227,9 +233,7 @@ class BatchNorm(nn.BatchNorm2d):
 def pool_to_smaller(
     student: Float[Tensor, "images channels height width"],
     teacher: Float[Tensor, "images channels2 height2 width2"],
-) -> tuple[
-    Float[Tensor, "images channels height3 width3"], Float[Tensor, "images channels2 height3 width3"]
-]:
+) -> tuple[Float[Tensor, "images channels height3 width3"], Float[Tensor, "images channels2 height3 width3"]]:
     """Both maps at the smaller height and the smaller width, by adaptive average pooling.
 
     >>> a, b = pool_to_smaller(torch.ones(1, 2, 8, 8), torch.ones(1, 3, 4, 4))

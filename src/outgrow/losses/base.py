@@ -44,6 +44,10 @@ class Loss(nn.Module):
     detaches: bool = False
     """Whether something of the student is held constant: the gradient is then not the value's own."""
     reads: frozenset[Literal["logits", "features"]] = frozenset({"logits"})
+    draws: bool = False
+    """Whether random numbers are drawn in training, so that a row's place in the batch has an effect."""
+    batch_statistics: bool = False
+    """Whether statistics of the batch enter each image's value, in eval mode too."""
 
     def setup(self, fixture: Fixture) -> None:
         """Build adapters and memories from one dry run. Most losses have none."""

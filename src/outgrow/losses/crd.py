@@ -49,6 +49,7 @@ class CRD(BatchLoss):
     """
 
     zero_at_match = False
+    draws = True
     reads = frozenset({"features"})
     memory_student: Tensor
     memory_teacher: Tensor

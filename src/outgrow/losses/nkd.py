@@ -32,7 +32,7 @@ def nkd_loss(
 
     >>> import torch
     >>> nkd_loss(torch.zeros(1, 3), torch.tensor([[4.0, 0.0, 4.0]]), torch.tensor([0]))
-    tensor([1.5841])
+    tensor([1.5840])
     """
     is_label = F.one_hot(label, student.shape[1]).bool()
     target_class = label_logit(lift(teacher).softmax(dim=1), label) * label_logit(

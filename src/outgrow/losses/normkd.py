@@ -29,8 +29,8 @@ def normkd_loss(
 
     >>> import torch
     >>> z = torch.tensor([[1.0, 2.0, 6.0]])
-    >>> normkd_loss(torch.zeros(1, 3), z), normkd_loss(3 * z, z)
-    (tensor([3.8487]), tensor([0.]))
+    >>> normkd_loss(torch.tensor([[1.0, 0.0, 0.0]]), z), normkd_loss(2 * z, z)
+    (tensor([8.0355]), tensor([0.]))
     """
     student, teacher = lift(student), lift(teacher)
     deviation_s, student_varies = _deviation(student)

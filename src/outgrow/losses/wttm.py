@@ -26,7 +26,7 @@ def wttm_loss(
 
     >>> import torch
     >>> wttm_loss(torch.zeros(1, 2), torch.tensor([[0.0, 5.0]]))
-    tensor([0.1514])
+    tensor([0.1516])
     """
     log_weight = (exponent * lift(teacher).log_softmax(dim=1)).logsumexp(dim=1)
     return log_weight.exp() * ttm_loss(student, teacher, exponent=exponent)

@@ -4,24 +4,9 @@ A recipe is a layer of configuration over the defaults, below what the command l
 are the constants that papers tune per pair: taken when that loss is asked for by its bare name.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
+from outgrow.recipes.base import Recipe
 from outgrow.recipes.cifar import cifar_recipes
 from outgrow.recipes.imagenet import imagenet_recipes
 from outgrow.recipes.small import small_recipes
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """``about`` is one line for people; ``layer`` and ``losses`` see the module's text."""
-
-    about: str
-    layer: Mapping[str, Any]
-    losses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-RECIPES: dict[str, Recipe] = {
-    name: Recipe(*parts) for name, parts in {**small_recipes(), **cifar_recipes(), **imagenet_recipes()}.items()
-}
+RECIPES: dict[str, Recipe] = {**small_recipes(), **cifar_recipes(), **imagenet_recipes()}

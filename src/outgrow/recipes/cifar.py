@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from outgrow.recipes.base import Recipe
+
 
 class Pair(NamedTuple):
     teacher: str
@@ -40,7 +42,7 @@ PROTOCOL: dict[str, Any] = {
 DKD_WARMUP = f"warmup(until={20 / 240:.4f})"
 
 
-def cifar_recipes() -> dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]]:
+def cifar_recipes() -> dict[str, Recipe]:
     recipes = {}
     for data in ("cifar10", "cifar100"):
         for pair in PAIRS:
@@ -52,9 +54,12 @@ def cifar_recipes() -> dict[str, tuple[str, dict[str, Any], dict[str, dict[str, 
                 "teacher_train": {**PROTOCOL, "eval_every": 10},
             }
             about = f"{data}, {pair.teacher} to {pair.student}, 240 epochs (CRD protocol)"
-            losses = {
+            losses: dict[str, dict[str, Any]] = {
                 "kd": {"loss": "kd(temperature=4.0)", "task_weight": 0.1, "weight": 0.9},
-                "dkd": {"loss": f"dkd(alpha=1.0, beta={pair.dkd_beta}, temperature=4.0)", "schedule": DKD_WARMUP},
+                "dkd": {
+                    "loss": f"dkd(alpha=1.0, beta={pair.dkd_beta}, temperature=4.0)",
+                    "schedule": DKD_WARMUP,
+                },
             }
-            recipes[f"{data}/{pair.teacher}-{pair.student}"] = (about, layer, losses)
+            recipes[f"{data}/{pair.teacher}-{pair.student}"] = Recipe(about, layer, losses)
     return recipes

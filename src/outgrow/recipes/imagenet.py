@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from outgrow.recipes.base import Recipe
+
 PROTOCOL: dict[str, Any] = {
     "epochs": 100,
     "batch_size": 512,
@@ -21,9 +23,9 @@ PAIRS = {
 }
 
 
-def imagenet_recipes() -> dict[str, tuple[str, dict[str, Any]]]:
+def imagenet_recipes() -> dict[str, Recipe]:
     return {
-        name: (
+        name: Recipe(
             f"ImageNet-1k, {teacher} to {student}, 100 epochs, KD at temperature 1, halves",
             {
                 "data": {

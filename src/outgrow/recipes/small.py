@@ -2,18 +2,22 @@
 
 from typing import Any
 
-Parts = tuple[str, dict[str, Any]]
+from outgrow.recipes.base import Recipe
 
 
-def small_recipes() -> dict[str, Parts]:
+def small_recipes() -> dict[str, Recipe]:
     return {
-        "default": ("30 epochs of SGD with a cosine; a tenth of the training set kept back for checks", DEFAULT),
-        "digits": ("scikit-learn's 8x8 digits: a teacher from few rows, a student of 7k parameters", DIGITS),
-        "cifar100-small": (
-            "CIFAR-100 on 2 CPU cores in about ten minutes: ResNet-8 on 5,000 rows, a ResNet-20 teacher from the other rows",
+        "default": Recipe(
+            "30 epochs of SGD with a cosine; a tenth of the training set kept back for checks", DEFAULT
+        ),
+        "digits": Recipe("scikit-learn's 8x8 digits: a teacher from few rows, a student on others", DIGITS),
+        "cifar100-small": Recipe(
+            "CIFAR-100 on 2 CPU cores in ten minutes: ResNet-8 on 5,000 rows, a ResNet-20 teacher from the others",
             CIFAR100_SMALL,
         ),
-        "finetune": ("a pretrained student on your own folder of photographs, ten epochs of AdamW", FINETUNE),
+        "finetune": Recipe(
+            "a pretrained student on your own folder of photographs, ten epochs of AdamW", FINETUNE
+        ),
     }
 
 

@@ -1,0 +1,193 @@
+"""The command: ``outgrow demo | distill | evaluate | list``. Only words here; the work is elsewhere."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(
+    help="Knowledge distillation in which the student may outgrow the teacher.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SRC",
+        help="digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT or hf:NAME",
+    ),
+]
+Label = Annotated[str | None, typer.Option(help="label column, such as fine_label or coarse_label")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="change one field of the configuration"),
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the page and the records")] = Path("outgrow-demo"),
+    seeds: Annotated[int, typer.Option(min=2, help="students of each method")] = 3,
+) -> None:
+    """The main job on real handwritten digits: teacher, five kinds of students, a table and a page."""
+    from outgrow.progress import make_reporter
+    from outgrow.study.demo import run_demo
+
+    run_demo(out, seeds=seeds, reporter=make_reporter())
+
+
+@app.command()
+def distill(
+    data: Data = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="cifar/..., timm/..., torchvision/..., hf/..., py:FILE:CALLABLE"),
+    ] = None,
+    student: Annotated[str | None, typer.Option(metavar="MODEL", help="as --teacher")] = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder")] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="safetensors, or a torch file")
+    ] = None,
+    train_teacher: Annotated[bool, typer.Option("--train-teacher", help="train the teacher first")] = False,
+    student_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="start the student from these")
+    ] = None,
+    correct_teacher: Annotated[
+        Literal["auto", "always", "never"] | None, typer.Option(help="estimate and remove the teacher's bias")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="`outgrow list presets`")] = None,
+    loss: Annotated[str | None, typer.Option(help="such as kd, 'dkd(beta=6)' or 'kd + 0.8*crd'")] = None,
+    rule: Annotated[str | None, typer.Option(help="such as pair or 'lead(margin=0.3)'")] = None,
+    schedule: Annotated[str | None, typer.Option(help="such as linear or 'warmup(until=0.1)'")] = None,
+    recipe: Annotated[str | None, typer.Option(help="`outgrow list recipes`")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML; a run's own config.yaml reruns it")
+    ] = None,
+    sets: Sets = None,
+    label: Label = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last whole epoch in --out")
+    ] = False,
+) -> None:
+    """Distil a teacher into a student on your own data."""
+    from outgrow.config import assignments, build_config, load_config, merge
+    from outgrow.progress import make_reporter
+    from outgrow.run import distill as run
+
+    flags: dict[str, Any] = {
+        "data": {"source": data, "label": label},
+        "teacher": {
+            "name": teacher,
+            "weights": None if teacher_weights is None else str(teacher_weights),
+            "train": train_teacher or (False if teacher_weights else None),
+            "correct": correct_teacher,
+        },
+        "student": {"name": student, "weights": None if student_weights is None else str(student_weights)},
+        "method": {"preset": preset, "loss": loss, "rule": rule, "schedule": schedule},
+        "train": {"epochs": epochs},
+        "seed": seed,
+        "out": None if out is None else str(out),
+    }
+    flags = {
+        key: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        for key, value in flags.items()
+        if value is not None
+    }
+    saved = load_config(config) if config else {}
+    name = recipe or saved.get("recipe") or "default"
+    resolved = build_config(
+        recipe_layer(name, loss), saved, {"recipe": name}, merge(flags, assignments(sets or []))
+    )
+    if resolved.data.source == "digits" and recipe is None and config is None and data is None:
+        raise ValueError(
+            "distill: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
+        )
+    record = run(resolved, resume=resume, reporter=make_reporter())
+    if sys.stdout.isatty():
+        print_result(record)
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="as for distill")],
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="safetensors, or a torch file")] = None,
+    label: Label = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 100,
+    workers: Annotated[int, typer.Option(min=0)] = 2,
+) -> None:
+    """Score a model on the test images of a source."""
+    from outgrow.progress import make_reporter
+    from outgrow.study.evaluation import evaluate_model
+
+    assert data is not None
+    scores = evaluate_model(
+        data,
+        model,
+        weights=weights,
+        label=label,
+        batch_size=batch_size,
+        workers=workers,
+        reporter=make_reporter(),
+    )
+    if sys.stdout.isatty():
+        print(
+            f"{scores['model']}: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, nll {scores['nll']:.4f} "
+            f"on {scores['images']:,} images ({scores['parameters']:,} parameters)"
+        )
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        Literal["presets", "losses", "rules", "schedules", "models", "recipes", "features"],
+        typer.Argument(help="what to list"),
+    ],
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="for features: whose")] = None,
+) -> None:
+    """What there is: presets, losses, rules, schedules, models, recipes, or the features of a MODEL."""
+    from outgrow.study.listing import listing
+
+    for line in listing(what, model):
+        print(line)
+
+
+def recipe_layer(name: str, loss: str | None) -> dict[str, Any]:
+    """A recipe's fields, with its constants for ``loss`` where that is a bare name it knows."""
+    from outgrow.config import merge
+    from outgrow.recipes import RECIPES
+    from outgrow.spec import lookup
+
+    recipe = lookup(RECIPES, name, kind="recipe")
+    constants = recipe.losses.get(loss or "", {})
+    return merge(recipe.layer, {"method": constants} if constants else {})
+
+
+def print_result(record: dict[str, Any]) -> None:
+    """The result of a run in three lines."""
+    teacher, student = record["teacher"], record["student"]
+    if "top1" in teacher:
+        print(f"teacher {teacher['name']}: {teacher['top1']:.2f} % ({teacher['parameters']:,} parameters)")
+    print(
+        f"student {student['name']}: {student['top1']:.2f} % after the last epoch (best {student['top1_best']:.2f} %, "
+        f"epoch {student['epoch_best']}; {student['parameters']:,} parameters)"
+    )
+    if record["config"]["out"]:
+        print(f"{record['config']['out']}: student.safetensors, record.json, config.yaml, curves.png")
+
+
+def main() -> None:
+    """The entry point: a user's error is a message, not a traceback."""
+    from outgrow.trainer import NonFiniteLoss
+
+    try:
+        app()
+    except (ValueError, NonFiniteLoss) as error:
+        print(f"outgrow: {error}", file=sys.stderr)
+        sys.exit(2)

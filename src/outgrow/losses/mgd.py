@@ -1,0 +1,79 @@
+"""Masked generative distillation: ``mgd``."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from outgrow.losses.adapters import MapLoss, Paths, match_channels, resize_to
+from outgrow.outputs import Target, lift
+
+
+def mgd_loss(
+    generated: Float[Tensor, "images channels height width"],
+    teacher: Float[Tensor, "images channels height width"],
+) -> Float[Tensor, " images"]:
+    r"""Squared error of a generated map, summed over its elements, one value an image.
+
+    .. math:: \sum_{c,h,w} \big(t_{chw} - G(m \odot r(s))_{chw}\big)^2
+
+    The mask :math:`m`, the connector :math:`r` and the generator :math:`G` belong to :class:`MGD`. It is a
+    sum, so it grows with the map: weights are small. Zero where the generator gives the teacher's map.
+
+    Reference: Yang et al. (ECCV 2022), https://arxiv.org/abs/2205.01529, equation 4.
+
+    >>> mgd_loss(torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0, 3.0]]]]))
+    tensor([10.])
+    """
+    return (lift(generated) - lift(teacher)).square().flatten(1).sum(dim=1)
+
+
+class MGD(MapLoss):
+    """:func:`mgd_loss` of the teacher's map and one that two convolutions make from a masked student's,
+    summed over pairs of stages; without paths, of the last taps.
+
+    Of each image a share ``mask_ratio`` is set to zero on average: whole channels where rows are images,
+    positions where they are not (``Target.image``), as the authors do for classification and for
+    detection. Like dropout, masking is off in eval mode.
+    """
+
+    zero_at_match = False  # a generator stands between
+    draws = True
+    default = "last"
+    parts = "its generator"
+
+    def __init__(self, mask_ratio: float = 0.5, student: Paths = None, teacher: Paths = None) -> None:
+        super().__init__(student, teacher)
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(
+                f"mgd: mask_ratio needs a number from 0 to below 1, got {mask_ratio}; 0.5 is the default."
+            )
+        self.mask_ratio = mask_ratio
+        self.connectors, self.generators = nn.ModuleList(), nn.ModuleList()
+
+    def build(self, stages: list[tuple[Tensor, Tensor]]) -> None:
+        self.connectors = nn.ModuleList(match_channels(own.shape[1], other.shape[1]) for own, other in stages)
+        self.generators = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(other.shape[1], other.shape[1], kernel_size=3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(other.shape[1], other.shape[1], kernel_size=3, padding=1),
+            )
+            for _, other in stages
+        )
+
+    def compare(self, stages: list[tuple[Tensor, Tensor]], target: Target) -> Float[Tensor, " images"]:
+        value = []
+        for connect, generate, (own, other) in zip(self.connectors, self.generators, stages, strict=True):
+            own = self._masked(resize_to(connect(own), other), spatial=target.image is not None)
+            value.append(mgd_loss(generate(own), other))
+        return torch.stack(value).sum(dim=0)
+
+    def _masked(self, own: Tensor, *, spatial: bool) -> Tensor:
+        if not self.training:
+            return own
+        images, channels, height, width = own.shape
+        shape = (images, 1, height, width) if spatial else (images, channels, 1, 1)
+        return own * (torch.rand(shape, device=own.device) >= self.mask_ratio)
+
+    def extra_repr(self) -> str:
+        return f"mask_ratio={self.mask_ratio}"

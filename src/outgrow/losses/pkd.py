@@ -1,0 +1,63 @@
+"""Distillation by Pearson correlation of feature maps: ``pkd``."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from outgrow.losses.adapters import MapLoss, Paths, match_channels, resize_to
+from outgrow.outputs import Target, lift
+
+
+def pkd_loss(
+    student: Float[Tensor, "images channels height width"],
+    teacher: Float[Tensor, "images channels height width"],
+) -> Float[Tensor, " images"]:
+    r"""Half the mean squared difference of standardised maps, one value an image.
+
+    .. math:: \tfrac{1}{2CHW} \sum_{c,h,w} (\hat s_{chw} - \hat t_{chw})^2
+
+    Each channel gets mean zero and variance one over all images and positions of the batch, so the mean
+    over the images is one minus Pearson's correlation, averaged over channels: magnitudes do not count.
+    Zero where every channel of the student is the teacher's times a positive number plus a constant. A
+    channel that does not vary becomes zeros, with a zero gradient.
+
+    Reference: Cao et al. (NeurIPS 2022), https://arxiv.org/abs/2207.02039, section 3.2.
+
+    >>> pkd_loss(torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[[[8.0, 4.0]]]]))
+    tensor([2.])
+    """
+    difference = _standardized(lift(student)) - _standardized(lift(teacher))
+    return 0.5 * difference.square().flatten(1).mean(dim=1)
+
+
+def _standardized(value: Tensor) -> Tensor:
+    centred = value - value.mean(dim=(0, 2, 3), keepdim=True)
+    variance = centred.square().mean(dim=(0, 2, 3), keepdim=True)
+    # A deviation of a few roundings is none. Made safe before the root.
+    tolerance = (8 * torch.finfo(value.dtype).eps) ** 2
+    varies = variance > tolerance * value.detach().square().mean(dim=(0, 2, 3), keepdim=True)
+    root = torch.where(varies, variance, torch.ones_like(variance)).sqrt()
+    return torch.where(varies, centred / root, torch.zeros_like(centred))
+
+
+class PKD(MapLoss):
+    """:func:`pkd_loss` summed over pairs of stages.
+
+    A 1x1 convolution on the student where channels differ, bilinear interpolation where sizes do.
+    """
+
+    batch_statistics = True
+
+    def __init__(self, student: Paths = None, teacher: Paths = None) -> None:
+        super().__init__(student, teacher)
+        self.connectors = nn.ModuleList()
+
+    def build(self, stages: list[tuple[Tensor, Tensor]]) -> None:
+        self.connectors = nn.ModuleList(match_channels(own.shape[1], other.shape[1]) for own, other in stages)
+
+    def compare(self, stages: list[tuple[Tensor, Tensor]], target: Target) -> Float[Tensor, " images"]:
+        value = [
+            pkd_loss(resize_to(connect(own), other), other)
+            for connect, (own, other) in zip(self.connectors, stages, strict=True)
+        ]
+        return torch.stack(value).sum(dim=0)

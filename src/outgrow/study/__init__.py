@@ -1,0 +1,1 @@
+"""Many runs: seeds, tables, statistics, and the demo."""
