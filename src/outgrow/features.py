@@ -23,8 +23,9 @@ class Taps(nn.Module):
     """``model`` with some of its activations in its outputs.
 
     ``paths`` are module paths as in ``model.named_modules()`` (of ``model.net`` for a Network), or
-    :data:`PENULTIMATE` for the input of the final classifier. ``ValueError`` for a path that is not there, does not return one tensor, is
-    not reached, or whose output a following in-place module overwrites.
+    :data:`PENULTIMATE` for the input of the final classifier. Maps come out as (images, channels, height,
+    width), also of nets that keep their channels last (Swin). ``ValueError`` for a path that is not there,
+    does not return one tensor, is not reached, or whose output a following in-place module overwrites.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -71,12 +72,20 @@ class Taps(nn.Module):
                 raise ValueError(
                     f"Taps: needs one tensor from {path!r}, got {type(value).__name__}; tap a module inside it."
                 )
+            if channels_last and value.dim() == 4:
+                value = value.movedim(3, 1)  # a view, which shares its version
             seen[path], versions[path] = value, value._version
 
         module = self._modules_at[path]
+        channels_last = _channels_last(bare_net(self.model)) and not isinstance(module, nn.Conv2d)
         if path == PENULTIMATE:
             return module.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
         return module.register_forward_hook(lambda _, __, output: keep(output))
+
+
+def _channels_last(net: nn.Module) -> bool:
+    """Whether the maps of ``net`` are (images, height, width, channels): timm says so of its nets."""
+    return getattr(net, "output_fmt", None) == "NHWC" or "torchvision.models.swin" in type(net).__module__
 
 
 def _module_at(model: nn.Module, path: str) -> nn.Module:

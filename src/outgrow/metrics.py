@@ -60,8 +60,8 @@ def evaluate(
     guess, truth = torch.cat(predicted), torch.cat(labels)
     right = guess == truth
     return Scores(
-        top1=100 * right.float().mean().item(),
-        top5=100 * torch.cat(right5).float().mean().item(),
+        top1=100 * int(right.sum()) / len(right),
+        top5=100 * int(torch.cat(right5).sum()) / len(right),
         nll=torch.cat(nll).mean().item(),
         predicted=guess.cpu(),
         right=right.cpu(),

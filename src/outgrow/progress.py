@@ -35,7 +35,7 @@ class LineReporter(Reporter):
 
     def event(self, kind: str, **values: Any) -> None:
         seconds = round(time.perf_counter() - self.started, 1)
-        print(json.dumps({"event": kind, "seconds": seconds, **values}), file=self.stream, flush=True)
+        print(json.dumps({"event": kind, "time": seconds, **values}), file=self.stream, flush=True)
 
 
 class TerminalReporter(Reporter):

@@ -154,7 +154,8 @@ def eval_loader(
     size = (spec.size or 224) if isinstance(split, FileSplit) else None
     return make_loader(
         split,
-        batch_size=max(train.batch_size, 256) if size is None or size <= 64 else max(train.batch_size, 64),
+        # small on a CPU: activations that fit the allocator's pools are not mapped anew for every layer
+        batch_size=train.batch_size if device.type == "cpu" else max(train.batch_size, 256),
         device=device,
         size=size,
         crop_pct=spec.crop_pct if size is not None else 1.0,
@@ -256,31 +257,55 @@ def _train_teacher(
     report: Reporter,
 ) -> None:
     """Train the teacher alone, on the student's rows or on the others."""
+    rows = other_rows(config, data) if config.teacher.rows == "disjoint" else train
+    report.note(f"teacher {network.name} ({num_parameters(network):,} parameters), {len(rows):,} images")
+    train_alone(config, config.teacher_train, rows, data, network, out=out, resume=resume, reporter=report)
+    if out is not None:
+        network.classes = data.classes
+        save_student(network, out / "teacher.safetensors")
+
+
+def other_rows(config: Config, data: ImageData) -> Split:
+    """The training rows that the student of ``config`` does not see."""
     assert data.train is not None
-    rows = train
-    if config.teacher.rows == "disjoint":
-        if len(train) == len(data.train):
-            raise ValueError(
-                "teacher.rows=disjoint: needs rows that the student does not train on, got none; "
-                "set data.train_rows to fewer than there are."
-            )
-        rows = data.train.subset(_shuffled(config, data.train)[len(train) :])
-    settings = config.teacher_train
-    device = make_accelerator(settings).device
-    test = eval_loader(data.test, network, settings, device, config.data.workers)
+    wanted = config.data.train_rows
+    if wanted is None or wanted >= len(data.train):
+        raise ValueError(
+            "teacher.rows=disjoint: needs rows that the student does not train on, got none; "
+            "set data.train_rows to fewer than there are."
+        )
+    return data.train.subset(_shuffled(config, data.train)[wanted:])
+
+
+def train_alone(
+    config: Config,
+    train: TrainConfig,
+    rows: Split,
+    data: ImageData,
+    network: Network,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> list[EpochRecord]:
+    """Train ``network`` on ``rows`` without a teacher, through the same loop."""
+    device = make_accelerator(train).device
+    test = eval_loader(data.test, network, train, device, config.data.workers)
+    checkpoint = out / "teacher.pt" if out is not None else None
     trainer = Trainer(
         student=Taps(network),
         teacher=NoTeacher(data.num_classes),
         rectify=Rectifier("identity"),
         objective=Objective({}),
-        loader=_train_loader(config, settings, rows, [network], device),
-        config=settings,
+        loader=_train_loader(config, train, rows, [network], device),
+        config=train,
         evaluate=lambda model: evaluate(model, test).top1,
-        checkpoint=out / "teacher.pt" if out else None,
+        checkpoint=checkpoint,
         run=fingerprint(config),
     )
-    report.note(f"teacher {network.name} ({num_parameters(network):,} parameters), {len(rows):,} images")
-    _fit(trainer, resume and out is not None and (out / "teacher.pt").is_file(), report, "teacher")
+    return _fit(
+        trainer, resume and checkpoint is not None and checkpoint.is_file(), reporter or Reporter(), "teacher"
+    )
 
 
 def _student(config: Config, data: ImageData, module: nn.Module | None) -> Network:
@@ -386,12 +411,12 @@ def _corrected(
     )
     report.note("teacher: looking for what is systematic in its errors, out of fold ...")
     correction = BiasCorrection(data.num_classes)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report says the same, and where the rows came from
         correction.fit(outputs, target, held_out=held_out if asked == "auto" else None)
     assert correction.report is not None
-    for warning in caught:
-        report.note(f"warning: {warning.message} (held-out rows: {source})")
+    if source and correction.report.reason.startswith("the teacher is right"):
+        report.note(f"teacher: held-out rows are the {source} images")
     report.note(str(correction.report))
     report.event("correction", **asdict(correction.report))
     correction.to(device)

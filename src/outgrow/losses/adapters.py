@@ -39,7 +39,7 @@ MAX_PREFIX = 5
 class Layout(NamedTuple):
     """How the axes of a tapped feature are to be read; decided once, from a dry run."""
 
-    kind: Literal["map", "channels last", "tokens", "vector"]
+    kind: Literal["map", "tokens", "vector"]
     prefix: int = 0
     """How many tokens stand before the grid."""
 
@@ -47,9 +47,8 @@ class Layout(NamedTuple):
 def layout_of(shape: Sequence[int]) -> Layout | None:
     """How a feature of this shape is laid out, or None where it is no map.
 
-    Four axes are (images, channels, height, width), or (images, height, width, channels) where only
-    that makes the grid square (Swin). Three are (images, tokens, channels) with a square grid behind up
-    to five prefix tokens; two are a vector, a map of one position.
+    Four axes are (images, channels, height, width); three are (images, tokens, channels) with a square
+    grid behind up to five prefix tokens; two are a vector, a map of one position.
 
     >>> layout_of((8, 64, 7, 7)), layout_of((8, 197, 384))
     (Layout(kind='map', prefix=0), Layout(kind='tokens', prefix=1))
@@ -60,7 +59,7 @@ def layout_of(shape: Sequence[int]) -> Layout | None:
         prefix = shape[1] - math.isqrt(shape[1]) ** 2
         return Layout("tokens", prefix) if shape[1] and prefix <= MAX_PREFIX else None
     if len(shape) == 4:
-        return Layout("channels last" if shape[1] == shape[2] < shape[3] else "map")
+        return Layout("map")
     return None
 
 
@@ -73,8 +72,6 @@ def as_map(
     torch.Size([2, 12, 4, 4])
     """
     value = lift(value)
-    if layout.kind == "channels last":
-        return value.movedim(3, 1)
     if layout.kind == "vector":
         return value[:, :, None, None]
     if layout.kind == "tokens":

@@ -1,0 +1,67 @@
+"""A study as lines of text: for terminals, and as a Markdown table."""
+
+from collections.abc import Mapping
+
+from outgrow.study.study import Row, Table
+
+HEAD = (
+    "method",
+    "top-1, last epoch",
+    "best epoch",
+    "over no teacher",
+    "over teacher",
+    "over corrected",
+    "outgrew",
+)
+
+
+def text_table(table: Table, about: Mapping[str, str] | None = None) -> str:
+    """Aligned columns. ``about`` maps methods to what stands in their place."""
+    cells = [HEAD, *(_cells(row, about or {}) for row in table.rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(HEAD))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, "", *summary_lines(table)])
+
+
+def markdown_table(table: Table, about: Mapping[str, str] | None = None) -> str:
+    """The same as GitHub's Markdown."""
+    lines = [HEAD, tuple("---" for _ in HEAD), *(_cells(row, about or {}) for row in table.rows)]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return body + "\n\n" + "\n".join(summary_lines(table)) + "\n"
+
+
+def summary_lines(table: Table) -> list[str]:
+    """What stands below the table: the teacher, the sizes, how to read it."""
+    lines = []
+    if table.teacher is not None:
+        wrong = (
+            f", wrong on {100 * table.teacher_wrong_rate.mean:.1f} % of the training views"
+            if table.teacher_wrong_rate
+            else ""
+        )
+        lines.append(f"teacher: {table.teacher} % ({table.teacher_parameters:,} parameters){wrong}")
+    if table.corrected is not None:
+        lines.append(f"teacher after correction of its bias: {table.corrected} %")
+    first = table.rows[0]
+    lines.append(
+        f"student: {first.parameters:,} parameters, {first.top1.n} seeds; differences are paired by seed, with 95 % intervals"
+    )
+    lines.append(
+        "outgrew: beats the teacher as it is, the teacher after correction, and the student alone, each by its interval"
+    )
+    return lines
+
+
+def _cells(row: Row, about: Mapping[str, str]) -> tuple[str, ...]:
+    differences = (row.over_none, row.over_teacher, row.over_corrected)
+    return (
+        about.get(row.method, row.method),
+        str(row.top1),
+        str(row.top1_best),
+        *("" if d is None else str(d) for d in differences),
+        "yes" if row.outgrew else "no",
+    )
