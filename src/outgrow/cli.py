@@ -35,7 +35,7 @@ def demo(
 ) -> None:
     """The main job on real handwritten digits: teacher, five kinds of students, a table and a page."""
     from outgrow.progress import make_reporter
-    from outgrow.study.demo import run_demo
+    from outgrow.demo import run_demo
 
     run_demo(out, seeds=seeds, reporter=make_reporter())
 
@@ -124,7 +124,7 @@ def evaluate(
 ) -> None:
     """Score a model on the test images of a source."""
     from outgrow.progress import make_reporter
-    from outgrow.study.evaluation import evaluate_model
+    from outgrow.evaluation import evaluate_model
 
     assert data is not None
     scores = evaluate_model(
@@ -152,7 +152,7 @@ def list_(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="for features: whose")] = None,
 ) -> None:
     """What there is: presets, losses, rules, schedules, models, recipes, or the features of a MODEL."""
-    from outgrow.study.listing import listing
+    from outgrow.listing import listing
 
     for line in listing(what, model):
         print(line)

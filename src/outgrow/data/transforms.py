@@ -211,7 +211,7 @@ def _beta(random: Tensor, alpha: float) -> Tensor:
 
 @cache
 def _beta_table(alpha: float, device: torch.device) -> Tensor:
-    from scipy.special import betaincinv  # type: ignore[import-untyped]
+    from scipy.special import betaincinv
 
     levels = (torch.arange(_BETA_STEPS, dtype=torch.float64) + 0.5) / _BETA_STEPS
     return torch.as_tensor(betaincinv(alpha, alpha, levels.numpy())).to(torch.float32).to(device)

@@ -1,1 +1,1 @@
-"""Many runs: seeds, tables, statistics, and the demo."""
+"""Many runs: methods x seeds, tables, statistics."""

@@ -1,0 +1,115 @@
+"""The structure keeps its promises: imports point up the list, names agree three times, starts are lean."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from outgrow.knowledge import RULES
+from outgrow.losses import LOSSES
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "outgrow"
+
+# Reading order is data-flow order; the README's map is the same list.
+ORDER = [
+    "outputs",
+    "spec",
+    "anatomy",
+    "features",
+    "teacher",
+    "correction",
+    "knowledge",
+    "losses",
+    "schedule",
+    "objective",
+    "presets",
+    "data",
+    "models",
+    "config",
+    "checkpoint",
+    "metrics",
+    "trainer",
+    "progress",
+    "provenance",
+    "report",
+    "run",
+    "evaluation",
+    "recipes",
+    "listing",
+    "study",
+    "demo",
+    "cli",
+]
+# knowledge.split is the nouns' own arithmetic; teacher and correction stand before knowledge in the flow
+ALLOWED_DOWN = {("provenance", "__init__")}
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(SOURCE).parts
+    return parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms of this package that a file imports at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "outgrow":
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "outgrow"]
+        for name in names:
+            parts = name.split(".")
+            found.add(parts[1] if len(parts) > 1 and parts[1] in ORDER else "__init__")
+    return found
+
+
+def test_imports_point_up():
+    files = [path for path in SOURCE.rglob("*.py") if path.name != "__init__.py" or path.parent != SOURCE]
+    assert len(files) > 50
+    assert {room(path) for path in files} == set(ORDER)
+    for path in files:
+        here = room(path)
+        for other in imports(path):
+            if (here, other) in ALLOWED_DOWN:
+                continue
+            assert other in ORDER, f"{path.relative_to(ROOT)} imports {other}"
+            assert ORDER.index(other) <= ORDER.index(here), f"{path.relative_to(ROOT)} imports {other}, which stands below it"
+
+
+def test_the_map_in_the_readme_is_the_same_list():
+    readme = (ROOT / "README.md").read_text()
+    places = [readme.find(f"  {name}.py ") if (SOURCE / f"{name}.py").is_file() else readme.find(f"  {name}/ ") for name in ORDER]
+    missing = [name for name, place in zip(ORDER, places, strict=True) if place < 0]
+    assert not missing, f"the README's map lacks {missing}"
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_named_three_times(name):
+    assert (SOURCE / "losses" / f"{name}.py").is_file()
+    assert (ROOT / "docs" / "methods" / f"{name}.md").is_file()
+    own = ROOT / "tests" / "losses" / f"test_{name}.py"
+    reference = "".join(path.read_text() for path in (ROOT / "tests" / "reference").glob("*.py"))
+    assert own.is_file() or f"def {name}(" in reference
+
+
+@pytest.mark.parametrize("name", {rule().name for rule in RULES.values()})
+def test_a_rule_has_its_file_and_its_card(name):
+    assert (SOURCE / "knowledge" / f"{name}.py").is_file()
+    assert (ROOT / "docs" / "methods" / f"{name}.md").is_file()
+
+
+def test_import_is_lean():
+    heavy = ["torchvision", "timm", "transformers", "matplotlib", "sklearn", "pyarrow", "typer", "rich", "accelerate", "jinja2", "scipy"]
+    code = f"import sys, outgrow; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_sources_are_ascii():
+    for path in [*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        assert path.read_text().isascii(), path

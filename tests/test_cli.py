@@ -1,0 +1,107 @@
+"""The command as its user types it."""
+
+import json
+
+import pytest
+import torch
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from outgrow import cli
+from outgrow.config import Config
+from outgrow.recipes import RECIPES
+from outgrow.recipes.cifar import PAIRS
+
+runner = CliRunner()
+
+
+def test_the_options_are_these_and_no_more():
+    """A new flag is a decision: most things are `--set section.field=value`."""
+    command = get_command(cli.app)
+    options = {name: sorted(p.name for p in c.params) for name, c in command.commands.items()}
+    assert options == {
+        "demo": ["out", "seeds"],
+        "distill": sorted(
+            "data teacher student out teacher_weights train_teacher student_weights correct_teacher preset loss rule "
+            "schedule recipe config sets label epochs seed resume".split()
+        ),
+        "evaluate": ["batch_size", "data", "label", "model", "weights", "workers"],
+        "list": ["model", "what"],
+    }
+
+
+@pytest.mark.parametrize(
+    "what, some",
+    [
+        ("presets", "paper"),
+        ("losses", "dkd(alpha=1.0, beta=8.0, temperature=4.0)"),
+        ("rules", "project(margin=0.0)"),
+        ("schedules", "warmup(until=0.1)"),
+        ("recipes", "cifar100/resnet32x4-resnet8x4"),
+        ("models", "cifar/resnet32x4"),
+    ],
+)
+def test_list(what, some):
+    result = runner.invoke(cli.app, ["list", what])
+    assert result.exit_code == 0
+    assert any(line.startswith(some) for line in result.stdout.splitlines())
+
+
+def test_list_features():
+    result = runner.invoke(cli.app, ["list", "features", "cifar/resnet8"])
+    assert "layer3" in result.stdout
+    assert "penultimate" in result.stdout
+
+
+def test_distill_and_evaluate(tmp_path):
+    args = ["distill", "--data", "digits", "--teacher", "cifar/resnet8", "--student", "cifar/resnet8", "--train-teacher"]
+    args += ["--out", str(tmp_path), "--epochs", "1", "--preset", "paper", "--set", "teacher_train.epochs=1"]
+    args += ["--set", "data.train_rows=64", "--set", "data.workers=0"]
+    result = runner.invoke(cli.app, args, catch_exceptions=False)
+    assert result.exit_code == 0
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {"note", "epoch", "result"} <= {event["event"] for event in events}
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["config"]["method"]["preset"] == "paper"
+    scored = runner.invoke(
+        cli.app,
+        ["evaluate", "--data", "digits", "--model", "cifar/resnet8", "--weights", str(tmp_path / "student.safetensors")],
+        catch_exceptions=False,
+    )
+    assert json.loads(scored.stdout.splitlines()[-1])["top1"] == pytest.approx(record["student"]["top1"])
+
+
+def test_errors_are_messages(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["outgrow", "distill", "--data", "nowhere:x", "--teacher", "a", "--student", "b"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("outgrow: ")
+
+
+def test_every_recipe_is_a_whole_configuration():
+    from outgrow.config import build_config
+    from outgrow.models import create_model
+
+    assert len(RECIPES) >= 4 + 2 * len(PAIRS) + 2
+    for name in RECIPES:
+        config = build_config(cli.recipe_layer(name, None), {"recipe": name})
+        assert isinstance(config, Config)
+        for model in (config.teacher.name, config.student.name):
+            if model.startswith("cifar/"):
+                with torch.device("meta"):
+                    create_model(model, 100)
+
+
+def test_a_recipes_constants_are_taken_for_a_bare_name():
+    assert "beta=2.0" in cli.recipe_layer("cifar100/resnet56-resnet20", "dkd")["method"]["loss"]
+    assert cli.recipe_layer("cifar100/resnet56-resnet20", "dkd(beta=3)").get("method") is None
+
+
+def test_flags_win_over_recipe_and_file(tmp_path):
+    """Order: defaults, recipe, --config, flags, --set."""
+    from outgrow.config import assignments, build_config
+
+    file = {"train": {"epochs": 7, "lr": 0.3}}
+    config = build_config(cli.recipe_layer("cifar100-small", None), file, {"train": {"epochs": 9}}, assignments(["train.lr=0.5"]))
+    assert (config.train.epochs, config.train.lr, config.train.batch_size) == (9, 0.5, 64)
