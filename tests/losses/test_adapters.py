@@ -75,7 +75,9 @@ class TestPairs:
     def test_in_order(self):
         assert pair_taps(self.outputs("a", "b"), self.outputs("x", "y")) == [("a", "x"), ("b", "y")]
 
-    @pytest.mark.parametrize("number, expected", [(1, "6"), (2, "36"), (3, "246"), (4, "2356"), (6, "123456")])
+    @pytest.mark.parametrize(
+        "number, expected", [(1, "6"), (2, "36"), (3, "246"), (4, "2356"), (6, "123456")]
+    )
     def test_the_longer_is_thinned_and_keeps_its_last(self, number, expected):
         few, many = self.outputs(*"abcdef"[:number]), self.outputs(*"123456")
         assert [other for _, other in pair_taps(few, many)] == list(expected)
@@ -117,11 +119,14 @@ class TestMapLosses:
         maps = contract.of_features(a=(2, 3, 8, 8), b=(2, 3, 4, 4))
         volumes = contract.of_features(x=(2, 3, 8, 8, 8), y=(2, 3, 4, 4, 4))
         with pytest.raises(
-            ValueError, match=rf"{name}: needs maps .* \(2, 3, .*'[ab]' and \(2, 3, .*'[xy]'; tap other modules"
+            ValueError,
+            match=rf"{name}: needs maps .* \(2, 3, .*'[ab]' and \(2, 3, .*'[xy]'; tap other modules",
         ):
             built.setup(Fixture(maps, volumes, 10))
         others = contract.of_features(x=(5, 3, 8, 8), y=(5, 3, 4, 4))
-        with pytest.raises(ValueError, match=rf"{name}: needs maps of the same images, got \(2, .* and \(5, "):
+        with pytest.raises(
+            ValueError, match=rf"{name}: needs maps of the same images, got \(2, .* and \(5, "
+        ):
             built.setup(Fixture(maps, others, 10))
 
     def test_without_setup(self, name):
@@ -133,7 +138,9 @@ class TestMapLosses:
         if LOSSES[name]().positions == 1:
             return
         points = contract.of_features(a=(2, 3, 1, 1), b=(2, 3, 1, 1))
-        with pytest.raises(ValueError, match=rf"{name}: needs maps of at least 2 positions, got \(2, 3, 1, 1\)"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: needs maps of at least 2 positions, got \(2, 3, 1, 1\)"
+        ):
             LOSSES[name]().setup(Fixture(points, points, 10))
 
     @pytest.mark.parametrize("direction", ["map to tokens", "tokens to map", "non-square"])
@@ -142,7 +149,9 @@ class TestMapLosses:
         tokens = contract.of_features(x=(3, 17, 6), y=(3, 17, 6), seed=5, dtype=torch.float32)
         wide = contract.of_features(x=(3, 5, 6, 9), y=(3, 7, 3, 5), seed=5, dtype=torch.float32)
         student, teacher = {
-            "map to tokens": (maps, tokens), "tokens to map": (tokens, maps), "non-square": (maps, wide)
+            "map to tokens": (maps, tokens),
+            "tokens to map": (tokens, maps),
+            "non-square": (maps, wide),
         }[direction]
         student, (_, *inputs) = contract.leaves(student)
         objective = Objective(LOSSES[name](), task_weight=0.0)
@@ -161,9 +170,13 @@ class TestMapLosses:
         logits = [torch.randn(7, 5, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
         student, (_, *inputs) = contract.leaves(Outputs(logits[0], student.features))
         teacher = Outputs(logits[1], teacher.features)
-        goal = Target(torch.tensor([0, 1, 2, IGNORE, 4, 0, 1]), image=torch.zeros(7, dtype=torch.long), may_ignore=True)
+        goal = Target(
+            torch.tensor([0, 1, 2, IGNORE, 4, 0, 1]), image=torch.zeros(7, dtype=torch.long), may_ignore=True
+        )
         paths = ["0", "1"]
-        objective = Objective({"box": LOSSES["kd"](), "fpn": Term(LOSSES[name](student=paths, teacher=paths), 0.1)})
+        objective = Objective(
+            {"box": LOSSES["kd"](), "fpn": Term(LOSSES[name](student=paths, teacher=paths), 0.1)}
+        )
         objective.setup(student, teacher, num_samples=2)
         result = objective(student, Rectifier("pair")(teacher, goal), goal, 0.25)
         assert result.total.isfinite()
@@ -205,10 +218,14 @@ class TestRelations:
 
     def test_errors(self, name):
         outputs = contract.outputs(3)
-        with pytest.raises(ValueError, match=rf"{name}: needs the teacher's features\['x'\], got .*outgrow.Taps"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: needs the teacher's features\['x'\], got .*outgrow.Taps"
+        ):
             LOSSES[name](teacher="x").setup(Fixture(outputs, outputs, 10))
         levels = Outputs(outputs.logits, {"p": torch.zeros(2, 4)})
-        with pytest.raises(ValueError, match=rf"{name}: needs one vector for each of 3 rows, got \(2, 4\) .*'p' and"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: needs one vector for each of 3 rows, got \(2, 4\) .*'p' and"
+        ):
             LOSSES[name](student="p", teacher="p").setup(Fixture(levels, levels, 10))
 
 
@@ -282,7 +299,13 @@ def test_nets_that_keep_their_channels_last_are_tapped_as_maps(source):
         from timm.models.swin_transformer import SwinTransformer
 
         net = SwinTransformer(
-            img_size=32, patch_size=4, window_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 1), num_classes=5
+            img_size=32,
+            patch_size=4,
+            window_size=4,
+            embed_dim=8,
+            depths=(1, 1),
+            num_heads=(1, 1),
+            num_classes=5,
         )
         stages, convolution = ["layers.0", "layers.1"], "patch_embed.proj"
     else:

@@ -11,12 +11,18 @@ from outgrow.losses.crd import CRD, crd_loss
 from tests import contract
 from tests.reference import losses as reference
 
-LABEL = torch.randint(5, (contract.NUM_SAMPLES,), generator=torch.Generator().manual_seed(3))  # as contract.loss
+LABEL = torch.randint(
+    5, (contract.NUM_SAMPLES,), generator=torch.Generator().manual_seed(3)
+)  # as contract.loss
 
 
 def batch(rows=6, seed=0):
     index = torch.randperm(contract.NUM_SAMPLES, generator=torch.Generator().manual_seed(seed + 20))[:rows]
-    return contract.outputs(rows, seed=seed), contract.outputs(rows, seed=seed + 5), Target(LABEL[index], index=index)
+    return (
+        contract.outputs(rows, seed=seed),
+        contract.outputs(rows, seed=seed + 5),
+        Target(LABEL[index], index=index),
+    )
 
 
 def embedded(layer, outputs):
@@ -31,7 +37,9 @@ def literal(built, student, teacher, goal):
     own, other = embedded(built.embed_student, student), embedded(built.embed_teacher, teacher)
     total = 0.0
     for anchors, memory in ((own, built.memory_teacher.clone()), (other, built.memory_student.clone())):
-        scores = [(anchor @ memory[j] / 0.07).exp() for anchor, row in zip(anchors, drawn, strict=True) for j in row]
+        scores = [
+            (anchor @ memory[j] / 0.07).exp() for anchor, row in zip(anchors, drawn, strict=True) for j in row
+        ]
         z = (sum(scores) / len(scores)).detach() * contract.NUM_SAMPLES  # from this, the first batch
         for anchor, samples in zip(anchors, drawn, strict=True):
             total = total + reference.crd_side(anchor, memory, samples, z, contract.NUM_SAMPLES, 0.07)

@@ -25,7 +25,9 @@ def test_reference_with_other_channels(training):
 def test_the_student_is_brought_to_the_teachers_size_after_its_connector():
     student, teacher = contract.of_features(a=(3, 4, 3, 4)), contract.of_features(a=(3, 7, 6, 5), seed=5)
     built = contract.set_up(FitNet(), student, teacher)
-    own = torch.nn.functional.interpolate(built.connectors[0](student.features["a"]), size=(6, 5), mode="bilinear")
+    own = torch.nn.functional.interpolate(
+        built.connectors[0](student.features["a"]), size=(6, 5), mode="bilinear"
+    )
     expected = (own - teacher.features["a"]).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(contract.call(built, student, teacher, contract.target(3)), expected)
 

@@ -31,7 +31,9 @@ def test_two_rows_by_hand():
 def test_only_directions_count():
     own, other = rows(0), rows(5)
     scale = torch.linspace(0.1, 9.0, 6, dtype=own.dtype)[:, None]
-    torch.testing.assert_close(pkt_loss(scale * own, other, torch.ones(6)), pkt_loss(own, other, torch.ones(6)))
+    torch.testing.assert_close(
+        pkt_loss(scale * own, other, torch.ones(6)), pkt_loss(own, other, torch.ones(6))
+    )
 
 
 def test_opposite_rows_are_finite():

@@ -12,7 +12,9 @@ def test_levels_by_hand():
     difference = torch.tensor([[4.0, 0.0], [0.0, 0.0]]).view(1, 1, 2, 2)
     # the map: 16 / 4; its mean 1, at half the weight
     expected = (4.0 + 0.5 * 1.0) / 1.5
-    torch.testing.assert_close(reviewkd_loss(difference, torch.zeros_like(difference)), torch.tensor([expected]))
+    torch.testing.assert_close(
+        reviewkd_loss(difference, torch.zeros_like(difference)), torch.tensor([expected])
+    )
     point = torch.full((1, 1, 1, 1), 3.0)
     torch.testing.assert_close(reviewkd_loss(point, torch.zeros_like(point)), torch.tensor([9.0]))
     large = torch.ones(1, 1, 8, 8)  # four levels, all equal
@@ -38,7 +40,10 @@ def test_the_width_of_the_fusion(bound, width):
 
 def test_deep_stages_of_the_student_teach_early_ones():
     """The error of the teacher's first stage alone reaches the student's deepest."""
-    outputs, teacher = contract.of_features(a=(3, 4, 8, 8), b=(3, 5, 4, 4)), contract.of_features(a=(3, 4, 8, 8), b=(3, 5, 4, 4), seed=5)
+    outputs, teacher = (
+        contract.of_features(a=(3, 4, 8, 8), b=(3, 5, 4, 4)),
+        contract.of_features(a=(3, 4, 8, 8), b=(3, 5, 4, 4), seed=5),
+    )
     built = contract.set_up(ReviewKD(), outputs, teacher)
     student, (_, first, last) = contract.leaves(outputs)
     stages = [pair.maps(student, teacher) for pair in built.pairs]

@@ -28,7 +28,9 @@ def test_two_rows_by_hand():
 def test_turning_and_scaling_all_rows_have_no_effect():
     own, other = rows(0), rows(5)
     turn, _ = torch.linalg.qr(rows(9)[:4])
-    torch.testing.assert_close(sp_loss(300 * own @ turn, other, torch.ones(6)), sp_loss(own, other, torch.ones(6)))
+    torch.testing.assert_close(
+        sp_loss(300 * own @ turn, other, torch.ones(6)), sp_loss(own, other, torch.ones(6))
+    )
 
 
 def test_large_half_precision_features():

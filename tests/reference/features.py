@@ -36,7 +36,9 @@ def conv3x3(feature, weight, bias=None):
     out = 0.0
     for i in range(3):
         for j in range(3):
-            out = out + torch.einsum("oc,nchw->nohw", weight[:, :, i, j], wide[:, :, i : i + height, j : j + width])
+            out = out + torch.einsum(
+                "oc,nchw->nohw", weight[:, :, i, j], wide[:, :, i : i + height, j : j + width]
+            )
     return out if bias is None else out + bias[:, None, None]
 
 
@@ -172,7 +174,9 @@ def kdsvd_image(student, teacher, k):
             (a, b), (c, d) = pair, previous
             for i in range(len(a)):
                 for j in range(len(c)):
-                    value = value + ((-((a[i] - c[j]) ** 2) / 8).exp() - (-((b[i] - d[j]) ** 2) / 8).exp()) ** 2
+                    value = (
+                        value + ((-((a[i] - c[j]) ** 2) / 8).exp() - (-((b[i] - d[j]) ** 2) / 8).exp()) ** 2
+                    )
         before = now
     return value
 
@@ -229,10 +233,14 @@ def reviewkd(student, teacher, state, training, seen):
     value, deeper = 0.0, None
     for i in reversed(range(len(student))):
         name = f"fusions.{i}"
-        own = batch_norm(conv1x1(student[i], state[f"{name}.reduce.0.weight"]), state, f"{name}.reduce.1", training)
+        own = batch_norm(
+            conv1x1(student[i], state[f"{name}.reduce.0.weight"]), state, f"{name}.reduce.1", training
+        )
         if deeper is not None:
             deeper = nearest(deeper, own.shape[2], own.shape[3])
-            score = conv1x1(torch.cat([own, deeper], dim=1), state[f"{name}.blend.weight"], state[f"{name}.blend.bias"])
+            score = conv1x1(
+                torch.cat([own, deeper], dim=1), state[f"{name}.blend.weight"], state[f"{name}.blend.bias"]
+            )
             share = 1 / (1 + (-score).exp())
             own = share[:, 0:1] * own + share[:, 1:2] * deeper
         own = deeper = nearest(own, teacher[i].shape[2], teacher[i].shape[3])
@@ -321,7 +329,10 @@ def cc(student, teacher, gamma=0.4, order=2):
     n = len(student)
     pairs = [(i, j) for i in range(n) for j in range(n)]
     return (
-        sum((correlation(student[i], student[j]) - correlation(teacher[i], teacher[j])) ** 2 for i, j in pairs) / n**2
+        sum(
+            (correlation(student[i], student[j]) - correlation(teacher[i], teacher[j])) ** 2 for i, j in pairs
+        )
+        / n**2
     )
 
 
@@ -339,5 +350,10 @@ IMAGE = {
 }
 BATCH = {"rkd": rkd, "pkt": pkt, "sp": sp, "cc": cc}
 
-STAGES = {"fitnet": ["layer2"], "mgd": ["layer2"], "cwd": ["layer2"], "reviewkd": ["layer1", "layer2", "penultimate"]}
+STAGES = {
+    "fitnet": ["layer2"],
+    "mgd": ["layer2"],
+    "cwd": ["layer2"],
+    "reviewkd": ["layer1", "layer2", "penultimate"],
+}
 """Which of the contract's features a loss compares where no paths are given; others the two layers."""
