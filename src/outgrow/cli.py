@@ -34,8 +34,8 @@ def demo(
     seeds: Annotated[int, typer.Option(min=2, help="students of each method")] = 3,
 ) -> None:
     """The main job on real handwritten digits: teacher, five kinds of students, a table and a page."""
-    from outgrow.progress import make_reporter
     from outgrow.demo import run_demo
+    from outgrow.progress import make_reporter
 
     run_demo(out, seeds=seeds, reporter=make_reporter())
 
@@ -123,8 +123,8 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0)] = 2,
 ) -> None:
     """Score a model on the test images of a source."""
-    from outgrow.progress import make_reporter
     from outgrow.evaluation import evaluate_model
+    from outgrow.progress import make_reporter
 
     assert data is not None
     scores = evaluate_model(

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from outgrow import spec
 from outgrow.knowledge.rectifier import corrected_logits
-from outgrow.losses import Fixture, Loss, Standardize, make_loss
+from outgrow.losses import Fixture, Loss, Standardize, kd_fast, make_loss
+from outgrow.losses.kd import KD
 from outgrow.losses.standardize import standardize_logits
 from outgrow.outputs import (
     Knowledge,
@@ -85,6 +86,10 @@ class Objective(nn.Module):
     wrong rows then weigh as much as all right ones). ``process_group`` makes the divisors global, so
     that N processes with uneven batches give the gradient of one.
 
+    One ``kd`` beside the cross-entropy goes through a single pass with its gradient in closed form
+    where that is possible (:mod:`outgrow.losses.kd_fast`: on a CPU, equal within rounding);
+    ``fast=False`` keeps to the plain path, which can be differentiated twice.
+
     Learnable parts of the losses (connectors, memories) are parameters of this module: give them to
     the optimiser, after :meth:`setup` where a loss needs one.
 
@@ -114,6 +119,7 @@ class Objective(nn.Module):
         task_weight: float = 1.0,
         schedule_task: bool = False,
         process_group: dist.ProcessGroup | None = None,
+        fast: bool = True,
     ) -> None:
         super().__init__()
         if normalize not in ("rows", "subset"):
@@ -132,6 +138,7 @@ class Objective(nn.Module):
         self.task_weight = task_weight
         self.schedule_task = schedule_task
         self.process_group = process_group
+        self.fast = fast
 
     @property
     def temperature(self) -> float | None:
@@ -173,29 +180,78 @@ class Objective(nn.Module):
         student, target = as_outputs(student, whose="student"), as_target(target)
         self._check(student, knowledge, target, progress)
         weights = self.schedule(progress)
-        row_weights = self._row_weights(knowledge)
-        safe = _safe(student, knowledge)
+        count = self._global(target.valid.sum()).clamp_min(1)
+        row_weights = self._row_weights(knowledge, count)
+        stats = {"wrong_rate": knowledge.wrong.sum() / count}
+        task_scale = self.task_weight * (weights.task if task is None or self.schedule_task else 1.0)
 
-        terms: dict[str, Tensor] = {}
-        stats = {"wrong_rate": knowledge.wrong.sum() / self._global(target.valid.sum()).clamp_min(1)}
-        if task is None:
-            task = self._cross_entropy(student, target, knowledge.partial)
-            task_scale = weights.task
+        fused = None
+        if (
+            self.fast
+            and task is None
+            and (name := self._plain_kd())
+            and kd_fast.applies(student.logits, knowledge)
+        ):
+            fused = self._fused(name, student, knowledge, target, row_weights, weights, progress, count)
+        if fused is not None:
+            total, terms, parts = fused
+            stats |= parts
         else:
-            task_scale = weights.task if self.schedule_task else 1.0
-        terms["task"] = (self.task_weight * task_scale) * task
-        for name, term in self.terms.items():
-            if isinstance(term.loss, Loss):
-                term.loss.at(progress)
-            value, parts = self._term(term, safe, knowledge, target, row_weights, weights)
-            terms[name] = term.scale(progress) * value
-            stats |= {f"{name}.{part}": number for part, number in parts.items()}
-        total = torch.stack(list(terms.values())).sum()
+            safe = _safe(student, knowledge)
+            if task is None:
+                task = self._cross_entropy(student, target, knowledge.partial, count)
+            terms = {"task": task_scale * task}
+            for name, term in self.terms.items():
+                if isinstance(term.loss, Loss):
+                    term.loss.at(progress)
+                value, parts = self._term(term, safe, knowledge, target, row_weights, weights)
+                terms[name] = term.scale(progress) * value
+                stats |= {f"{name}.{part}": number for part, number in parts.items()}
+            total = torch.stack(list(terms.values())).sum()
         return ObjectiveResult(
             total=total,
             terms={name: value.detach() for name, value in terms.items()},
             stats={name: value.detach() for name, value in stats.items()},
         )
+
+    def _plain_kd(self) -> str | None:
+        """The name of the only term if it is ``kd`` on all rows: what the fast path knows."""
+        if len(self.terms) != 1:
+            return None
+        ((name, term),) = self.terms.items()
+        return name if type(term.loss) is KD and term.rows == "all" else None
+
+    def _fused(
+        self,
+        name: str,
+        student: Outputs,
+        knowledge: Knowledge,
+        target: Target,
+        row_weights: _RowWeights,
+        weights: Weights,
+        progress: float,
+        count: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Total, terms and parts of cross-entropy and one ``kd`` in a single pass; equal to the plain path."""
+        term = self.terms[name]
+        precise = lift(student.logits).dtype
+        task_weight = (self.task_weight * weights.task) * target.valid.to(precise) / count
+        kd_weight = term.scale(progress) * row_weights.scheduled(weights, "all")
+        assert isinstance(term.loss, KD)
+        rows = kd_fast.fused(
+            student.logits,
+            knowledge,
+            target.label,
+            temperature=term.loss.temperature,
+            task_weight=task_weight,
+            kd_weight=kd_weight,
+        )
+        parts = {
+            f"{name}.easy": torch.dot(row_weights.easy.to(rows.kd.dtype), rows.kd),
+            f"{name}.hard": torch.dot(row_weights.hard.to(rows.kd.dtype), rows.kd),
+        }
+        task = torch.dot(task_weight.to(rows.task.dtype), rows.task)
+        return rows.total, {"task": task, name: torch.dot(kd_weight.to(rows.kd.dtype), rows.kd)}, parts
 
     def _term(
         self,
@@ -234,12 +290,11 @@ class Objective(nn.Module):
         total = torch.stack([schedule[part] * number for part, number in parts.items()]).sum()
         return total, parts
 
-    def _row_weights(self, knowledge: Knowledge) -> _RowWeights:
-        valid, wrong, weight = knowledge.target.valid, knowledge.wrong, knowledge.weight
+    def _row_weights(self, knowledge: Knowledge, count: Tensor) -> _RowWeights:
+        wrong, weight = knowledge.wrong, knowledge.weight
         hard = weight * wrong
         easy = weight - hard
         if self.normalize == "rows":
-            count = self._global(valid.sum()).clamp_min(1)
             return _RowWeights(easy / count, hard / count)
         # a subset without rows has nothing to divide
         counts = self._global(torch.stack([easy.sum(), hard.sum()]))
@@ -254,11 +309,12 @@ class Objective(nn.Module):
         dist.all_reduce(count, group=self.process_group)
         return count / dist.get_world_size(self.process_group)
 
-    def _cross_entropy(self, student: Outputs, target: Target, partial: bool) -> Float[Tensor, ""]:
+    def _cross_entropy(
+        self, student: Outputs, target: Target, partial: bool, count: Tensor
+    ) -> Float[Tensor, ""]:
         logits = lift(student.logits)
         if partial:
             logits = _masked(logits, target.valid)
-        count = self._global(target.valid.sum()).clamp_min(1)
         if target.partner is None or target.mix is None:
             return F.cross_entropy(logits, target.label, reduction="sum") / count
         log_p = logits.log_softmax(dim=1)

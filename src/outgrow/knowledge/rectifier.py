@@ -73,15 +73,15 @@ class Rectifier:
         weight = target.valid
         if rule.effect == "remove":
             weight = weight & ~wrong
-        rewrites = rule.effect == "rewrite"
+        corrected = torch.zeros_like(wrong)
+        if rule.effect == "rewrite":
+            corrected = target.valid if self.rows == "all" else wrong
         return Knowledge(
             teacher=with_logits(teacher, logits),
             rule=rule,
             target=target,
             wrong=wrong,
-            corrected=(target.valid if self.rows == "all" else wrong)
-            if rewrites
-            else torch.zeros_like(wrong),
+            corrected=corrected,
             weight=weight.to(lift(logits).dtype),
             temperature=self.temperature if rule.uses_temperature else None,
             partial=rule.effect == "remove"

@@ -1,0 +1,89 @@
+"""(a) Rectified KD against plain KD: one thread, interleaved, medians and ratios from one run.
+
+``ours`` is ``rectify`` plus ``objective`` plus ``backward`` of the ``paper`` preset. ``plain`` is what
+everybody writes: ``T^2 F.kl_div`` on two softmaxes plus ``F.cross_entropy``, uncorrected. ``reference`` is
+ours without the fast path.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import outgrow
+from benchmarks.memory import peak_extra_bytes
+
+SHAPES = ((512, 100, 200), (4096, 1000, 25), (8192, 32000, 3))
+"""Rows, classes, repetitions."""
+TEMPERATURE = 4.0
+
+
+def plain(student: Tensor, teacher: Tensor, label: Tensor) -> None:
+    kd = F.kl_div(F.log_softmax(student / TEMPERATURE, 1), F.softmax(teacher / TEMPERATURE, 1), reduction="batchmean")
+    (F.cross_entropy(student, label) + TEMPERATURE**2 * kd).backward()
+
+
+def ours(fast: bool) -> Callable[[Tensor, Tensor, Tensor], None]:
+    rectify, objective = outgrow.preset("paper")
+    objective.fast = fast
+
+    def run(student: Tensor, teacher: Tensor, label: Tensor) -> None:
+        objective(student, rectify(teacher, label), label, 0.3).total.backward()
+
+    return run
+
+
+def measure(device: str = "cpu", shapes: Any = SHAPES) -> list[dict[str, Any]]:
+    """A row per shape; ratios are of medians."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows = []
+    for num_rows, classes, repeat in shapes:
+        generator = torch.Generator().manual_seed(0)
+        student = torch.randn(num_rows, classes, generator=generator).to(device).requires_grad_()
+        teacher = (3 * torch.randn(num_rows, classes, generator=generator)).to(device)
+        label = torch.randint(classes, (num_rows,), generator=generator).to(device)
+        right = torch.rand(num_rows, generator=generator).to(device) < 0.7
+        label = torch.where(right, teacher.argmax(1), label)
+        ways = {"plain": plain, "ours": ours(True), "reference": ours(False)}
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for round_ in range(repeat + 1):
+            for name, way in ways.items():
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                way(student, teacher, label)
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                if round_:  # the first warms up
+                    times[name].append(time.perf_counter() - start)
+                student.grad = None
+        median = {name: statistics.median(values) for name, values in times.items()}
+        memory = {name: peak_extra_bytes(way, student, teacher, label) / (4 * student.numel()) for name, way in ways.items()}
+        rows.append(
+            {
+                "rows": num_rows,
+                "classes": classes,
+                "n": repeat,
+                **{f"{name}_ms": 1000 * value for name, value in median.items()},
+                "ratio": median["ours"] / median["plain"],
+                "ratio_reference": median["reference"] / median["plain"],
+                "memory_in_gradients": memory,
+            }
+        )
+        print(
+            f"{num_rows:>5} x {classes:<6} plain {1000 * median['plain']:9.2f} ms   ours {1000 * median['ours']:9.2f} ms   "
+            f"ratio {rows[-1]['ratio']:.2f}   (reference {rows[-1]['ratio_reference']:.2f})   peak memory in gradients: "
+            + ", ".join(f"{name} {value:.2f}" for name, value in memory.items()),
+            flush=True,
+        )
+    torch.set_num_threads(threads)
+    return rows
+
+
+if __name__ == "__main__":
+    measure()

@@ -1,0 +1,39 @@
+"""Images as data URIs: a page carries them in itself."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+MAX_SIDE = 160
+"""Pixels of the longer side in a page: twice what it is shown at."""
+CRISP_SIDE = 64
+"""Up to this size an image is stored exactly and enlarged pixel by pixel."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``crisp`` asks for sharp pixels when it is enlarged."""
+
+    uri: str
+    width: int
+    height: int
+    crisp: bool
+
+
+def picture(image: UInt8[Tensor, "3 height width"]) -> Picture:
+    """An image in the form that a page can carry: PNG if it is small, else a JPEG of at most 160 pixels."""
+    from PIL import Image
+
+    pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    crisp = max(pixels.size) <= CRISP_SIDE
+    file = io.BytesIO()
+    if crisp:
+        pixels.save(file, "PNG", optimize=True)
+    else:
+        pixels.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        pixels.save(file, "JPEG", quality=85)
+    text = base64.b64encode(file.getvalue()).decode("ascii")
+    return Picture(f"data:image/{'png' if crisp else 'jpeg'};base64,{text}", *pixels.size, crisp)

@@ -1,0 +1,127 @@
+"""What a study found, in sentences: the headline of its page, and the three comparisons behind a verdict.
+
+Plain about what was not shown: a gain within its interval is not called one, and *outgrown* takes all three.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from outgrow.report.parts import signed
+from outgrow.study.statistics import Difference
+from outgrow.study.study import NO_TEACHER, Row, Table
+
+KD = "kd"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One of the three. ``holds`` is None where it cannot be told: nothing to compare with, or one seed."""
+
+    against: str
+    difference: Difference | None
+    holds: bool | None
+    note: str = ""
+
+
+def best_row(table: Table) -> Row:
+    """The highest mean at the last epoch; of equals the first."""
+    return max(table.rows, key=lambda row: row.top1.mean)
+
+
+def comparisons(row: Row, table: Table) -> tuple[Comparison, ...]:
+    """The three that a student has to win to have outgrown its teacher."""
+    uncorrected = "" if table.corrected is not None else "no correction was used, so this is the line above"
+    return (
+        _comparison("the teacher as it is", row.over_teacher),
+        _comparison("the teacher after correction of its bias", row.over_corrected, uncorrected),
+        _comparison("the same student without a teacher", row.over_none),
+    )
+
+
+def _comparison(against: str, difference: Difference | None, note: str = "") -> Comparison:
+    if difference is None:
+        return Comparison(against, None, None, "not measured in this study")
+    if not math.isfinite(difference.low):
+        return Comparison(against, difference, None, "one seed: no interval")
+    return Comparison(against, difference, difference.better, note)
+
+
+def headline(table: Table, about: Mapping[str, str]) -> str:
+    """One sentence with the measured result of the best student."""
+    row = best_row(table)
+    name = about.get(row.method, row.method)
+    if row.method == NO_TEACHER:
+        return f"The student without a teacher is the best, with {row.top1.mean:.2f} %: no distillation helped here."
+    if row.over_none is None:
+        gain = f"The best student, {name}, reaches {row.top1.mean:.2f} %"
+        return f"{gain}{_verdict(row, table)}."
+    points = f"{abs(row.over_none.mean):.2f} points"
+    if row.over_none.better:
+        return f"The best student, {name}, gains {points} over no teacher{_verdict(row, table)}."
+    doubt = (
+        "in the one seed that was run"
+        if row.over_none.n < 2
+        else f"which is within the noise of {row.over_none.n} seeds"
+    )
+    return f"The best student, {name}, is {points} ahead of no teacher, {doubt}{_verdict(row, table)}."
+
+
+def _verdict(row: Row, table: Table) -> str:
+    if table.teacher is None:
+        return ""
+    if row.outgrew:
+        return ", and has outgrown its teacher"
+    told = [c.holds for c in comparisons(row, table)]
+    if False in told:
+        return ", but has not outgrown its teacher"
+    return "; whether it outgrew its teacher was not shown"
+
+
+def lede(table: Table, about: Mapping[str, str], over_kd: Mapping[str, Difference]) -> list[str]:
+    """The numbers of the headline, sentence by sentence."""
+    row = best_row(table)
+    name = about.get(row.method, row.method)
+    seeds = f"{row.top1.n} seeds" if row.top1.n > 1 else "one seed"
+    spread = f" \u00b1 {row.top1.deviation:.2f}" if row.top1.n > 1 else ""
+    said = [f"Top-1 of {name} at the last epoch: {row.top1.mean:.2f}{spread} % ({seeds})."]
+    for against, difference in (
+        (about.get(NO_TEACHER, "no teacher"), row.over_none),
+        (about.get(KD, "plain KD"), over_kd.get(row.method)),
+    ):
+        if difference is not None:
+            said.append(f"Against {against}: {interval(difference)} points.")
+    if table.teacher is not None:
+        corrected = (
+            f", and {table.corrected.mean:.2f} % after correction of its bias"
+            if table.corrected is not None
+            else ""
+        )
+        said.append(f"The teacher is right on {table.teacher.mean:.2f} % of the test images{corrected}.")
+        if table.teacher_parameters:
+            share = row.parameters / table.teacher_parameters
+            said.append(f"The student has {row.parameters:,} parameters, {_share(share)} of the teacher's.")
+        said.append(_who_outgrew(table, about))
+    return said
+
+
+def _who_outgrew(table: Table, about: Mapping[str, str]) -> str:
+    grown = [about.get(row.method, row.method) for row in table.rows if row.outgrew]
+    if not grown:
+        return "No student won all three comparisons that it takes to have outgrown the teacher."
+    return f"Won all three comparisons that it takes to have outgrown the teacher: {', '.join(grown)}."
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
+
+
+def interval(difference: Difference) -> str:
+    """A difference with its interval, in text.
+
+    >>> interval(Difference(3, 1.74, 0.35, 3.13))
+    '+1.74 [+0.35, +3.13]'
+    """
+    if not math.isfinite(difference.low):
+        return f"{signed(difference.mean)} (one seed)"
+    return f"{signed(difference.mean)} [{signed(difference.low)}, {signed(difference.high)}]"

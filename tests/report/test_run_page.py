@@ -1,0 +1,78 @@
+"""The page of one run."""
+
+import pytest
+
+from outgrow.report.run_page import write_run_page
+from tests.report.reading import Page
+from tests.report.records import images, record
+from tests.report.test_page import assert_self_contained
+
+
+def write(path, run, test=None) -> tuple[str, Page]:
+    write_run_page(path / "run.html", run, images() if test is None else test)
+    html = (path / "run.html").read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_every_number_is_there(tmp_path):
+    html, page = write(tmp_path, record("outgrow", 1, 93.0, corrected=True))
+    assert_self_contained(html, page)
+    assert "made/student reaches 93.00 %; its teacher, made/teacher, reaches 50.00 %." in page.text
+    for number in (
+        "+43.00 points",
+        "+1.00 points",
+        "25.0 % of the teacher's",
+        "92.00",
+        "93.25",
+        "0.4321",
+        "1.5000",
+    ):
+        assert number in page.text
+    for number in ("4,000", "1,000", "37.5 %", "0.2500", "0.5000", "map of the logits", "folder:made-up"):
+        assert number in page.text
+    assert "60.0 %, only the student" in page.text
+    assert "seed: 1" in page.text  # the resolved configuration
+
+
+def test_one_run_is_not_called_more(tmp_path):
+    _, page = write(tmp_path, record("outgrow", 0, 93.0, corrected=True))
+    assert "One run, one seed: a number without an interval." in page.text
+    assert "has outgrown its teacher takes several seeds" in page.text
+    assert "and has outgrown" not in page.text
+
+
+def test_without_a_teacher(tmp_path):
+    html, page = write(tmp_path, record("none", 0, 90.0, teacher=None, terms=("task",)))
+    assert_self_contained(html, page)
+    assert "made/student reaches 90.00 % without a teacher." in page.text
+    assert not page.all("img")
+
+
+def test_a_teacher_of_other_classes(tmp_path):
+    """It has no top-1 of its own: only after correction."""
+    run = record("outgrow", 0, 90.0, corrected=True)
+    run["teacher"] |= {"top1": 91.0, "top1_corrected": 91.0}
+    del run["teacher"]["wrong_rate"]
+    run["correction"]["raw"] = None
+    _, page = write(tmp_path, run)
+    assert "-1.00 points against the teacher" in page.text
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 100])
+@pytest.mark.parametrize("num_terms", [0, 1, 12])
+def test_any_number_of_epochs_and_terms(tmp_path, epochs, num_terms):
+    terms = tuple(f"term{i}" for i in range(num_terms))
+    html, page = write(tmp_path, record("kd", 0, 80.0, epochs=epochs, terms=terms))
+    assert_self_contained(html, page)
+    assert len(page.all("svg")) == (4 if num_terms else 2)
+    assert all(name in page.text for name in terms)
+
+
+def test_text_is_escaped(tmp_path):
+    run = record("kd", 0, 80.0, terms=("<script>term</script>",))
+    run["student"]["name"] = run["teacher"]["name"] = "<script>name</script>"
+    run["command"] = '"><img src=x onerror=alert(1)>'
+    html, page = write(tmp_path, run)
+    assert_self_contained(html, page)
+    assert "<script" not in html
+    assert "<script>name</script>" in page.text
