@@ -86,6 +86,12 @@ def distill(
     _set_up(objective, student_model, frozen, loader, train, device)
 
     test_loader = eval_loader(data.test, student_net, config.train, device, config.data.workers)
+    last: list[Scores] = []
+
+    def score(model: nn.Module) -> float:
+        last[:] = [evaluate(model, test_loader)]
+        return last[0].top1
+
     trainer = Trainer(
         student=student_model,
         teacher=frozen,
@@ -93,7 +99,7 @@ def distill(
         objective=objective,
         loader=loader,
         config=config.train,
-        evaluate=lambda model: evaluate(model, test_loader).top1,
+        evaluate=score,
         checkpoint=out / "checkpoint.pt" if out else None,
         run=fingerprint(config),
     )
@@ -102,7 +108,7 @@ def distill(
         f"{len(train):,} images, {config.train.epochs} epochs"
     )
     history = _fit(trainer, resume, report, "student")
-    scores = evaluate(student_model, test_loader)
+    scores = last[0] if last else evaluate(student_model, test_loader)  # resumed after the last epoch
     best = max((r for r in history if r.top1 is not None), key=lambda r: r.top1 or 0.0)
     record: dict[str, Any] = {
         "teacher": _public(teacher_facts),
@@ -223,7 +229,7 @@ def _teacher(
         network = create_model(
             options.name,
             data.num_classes if trained_here else None,
-            pretrained=options.pretrained,
+            pretrained=options.pretrained and options.weights is None,
             weights=None if trained_here else options.weights,
             input_size=options.input_size,
         )

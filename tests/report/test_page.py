@@ -107,7 +107,7 @@ def test_headline_of_noise(tmp_path):
         run["student"]["top1"] = top1
     _, page = write(tmp_path, records)
     assert "is 0.67 points ahead of no teacher, which is within the noise of 3 seeds" in page.text
-    assert "gains" not in page.text.split("Results")[0]
+    assert ", gains " not in page.text
 
 
 def test_headline_when_nothing_helped(tmp_path):
@@ -229,6 +229,27 @@ def test_a_teacher_that_was_left_alone(tmp_path):
     assert "Here the teacher was left as it is." in page.text
     assert "no correction was used" in page.text
     assert "it has memorised them." in page.text
+
+
+def test_a_teacher_of_other_classes(tmp_path):
+    """What is called the teacher there is its map to these classes, and the page says so."""
+    records = study()
+    for runs in (records["kd"], records["outgrow"]):
+        for run in runs:
+            run["teacher"] |= {"top1": 70.0, "top1_corrected": 70.0}
+            run["correction"] = {**correction(), "raw": None}
+    _, page = write(tmp_path, records)
+    assert "the teacher, mapped to these classes" in page.text
+    assert "as it is, before any correction" not in page.text
+    assert "the map to these classes is the correction" in page.text
+
+
+def test_all_images_are_called_all(tmp_path):
+    records = study()
+    for run in records["outgrow"]:
+        run["compared"]["only_student"] = 2
+    _, page = write(tmp_path, records)
+    assert "All 2 such images (seed" in page.text
 
 
 def test_a_table_of_other_records_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The geometry of plots."""
 
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,8 @@ from outgrow.report.plots import (
 
 
 @pytest.mark.parametrize(
-    "low, high", [(0, 100), (1.2, 9.6), (-0.003, 0.002), (93.4, 94.1), (5, 5), (0, 0), (-7, -7)]
+    "low, high",
+    [(0.0, 100.0), (1.2, 9.6), (-0.003, 0.002), (93.4, 94.1), (5.0, 5.0), (0.0, 0.0), (-7.0, -7.0)],
 )
 def test_an_axis_covers_its_data_with_few_round_ticks(low, high):
     first, last, ticks = nice_axis(low, high)
@@ -29,17 +31,17 @@ def test_an_axis_covers_its_data_with_few_round_ticks(low, high):
 
 
 def test_labels_keep_their_distance_and_their_order():
-    labels = [Label(0, y, str(y), "s0") for y in (50, 10, 52, 51, 99, 98, 0)]
-    placed = spread(labels, 5, 100)
+    labels = [Label(0.0, y, str(y), "s0") for y in (50.0, 10.0, 52.0, 51.0, 99.0, 98.0, 0.0)]
+    placed = spread(labels, 5.0, 100.0)
     ys = [label.y for label in placed]
     assert [float(label.text) for label in placed] == sorted(label.y for label in labels)
-    assert all(b - a >= LINE_GAP for a, b in zip(ys, ys[1:], strict=False))
+    assert all(b - a >= LINE_GAP for a, b in itertools.pairwise(ys))
     assert ys[-1] <= 100
 
 
 def test_higher_values_stand_higher_and_levels_too():
     wide, narrow = line_plots(
-        [Series("a", ((1, 10), (2, 20)))], [Level("teacher", 30, "teacher")], ceiling=100
+        [Series("a", ((1.0, 10.0), (2.0, 20.0)))], [Level("teacher", 30.0, "teacher")], ceiling=100.0
     )
     assert (wide.kind, narrow.kind) == ("wide", "narrow")
     first, second = wide.curves[0].marks
@@ -49,7 +51,7 @@ def test_higher_values_stand_higher_and_levels_too():
 
 
 def test_percent_do_not_pass_the_ceiling():
-    wide, _ = line_plots([Series("a", ((1, 0), (2, 99)))], ceiling=100)
+    wide, _ = line_plots([Series("a", ((1.0, 0.0), (2.0, 99.0)))], ceiling=100.0)
     assert [tick.text for tick in wide.y_ticks] == ["0", "20", "40", "60", "80", "100"]
 
 

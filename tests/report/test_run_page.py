@@ -56,6 +56,8 @@ def test_a_teacher_of_other_classes(tmp_path):
     run["correction"]["raw"] = None
     _, page = write(tmp_path, run)
     assert "-1.00 points against the teacher" in page.text
+    assert "the teacher mapped to these classes" in page.text
+    assert "as it is, before" not in page.text
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 100])

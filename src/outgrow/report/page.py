@@ -43,17 +43,19 @@ def write_page(
     best = words.best_row(table)
     shown = _shown(records, best.method)
     runs = [run for row in table.rows for run in records[row.method]]
+    mapped = any(parts.is_mapped(run) for run in runs)
     context = {
         "title": title,
         "headline": words.headline(table, about),
         "lede": words.lede(table, about, over_kd),
         "best": names[best.method],
-        "comparisons": words.comparisons(best, table) if table.teacher is not None else (),
+        "comparisons": words.comparisons(best, table, mapped=mapped) if table.teacher is not None else (),
         "lines": [_line(row, names, over_kd, best) for row in table.rows],
         "has": {
             "none": any(row.over_none is not None for row in table.rows),
             "kd": bool(over_kd),
             "teacher": table.teacher is not None,
+            "mapped": mapped,
             "several": best.top1.n > 1,
         },
         "num_methods": len(table.rows),

@@ -55,7 +55,7 @@ def signed(value: float) -> str:
     return ("+" if value >= 0 or float(text) == 0 else MINUS) + text
 
 
-def count(value: float) -> str:
+def count(value: int | float) -> str:
     """A number of things; a mean of them keeps one decimal.
 
     >>> count(12345), count(2 / 3)
@@ -106,6 +106,11 @@ def examples(run: Run, test: Split) -> tuple[Example, ...]:
         )
         for e in (run["compared"] or {}).get("examples", ())
     )
+
+
+def is_mapped(run: Run) -> bool:
+    """Whether the teacher has other classes, so that it is scored only after its map to the student's."""
+    return run["correction"] is not None and run["correction"]["raw"] is None
 
 
 @dataclass(frozen=True)

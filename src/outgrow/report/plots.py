@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 Point = tuple[float, float]
 
-WIDE, NARROW = 880, 370
+WIDE, NARROW = 880.0, 370.0
 LINE_GAP = 16
 """Least distance between two labels beside the lines: a line of text."""
 NUM_STYLES = 8
@@ -138,8 +138,8 @@ def line_plots(
     if not any(s.points for s in series):
         return None
     return (
-        _line_plot("wide", series, levels, x_label, ceiling, width=WIDE, height=380),
-        _line_plot("narrow", series, levels, x_label, ceiling, width=NARROW, height=300),
+        _line_plot("wide", series, levels, x_label, ceiling, width=WIDE, height=380.0),
+        _line_plot("narrow", series, levels, x_label, ceiling, width=NARROW, height=300.0),
     )
 
 
@@ -231,8 +231,8 @@ def _dot_plot(kind: str, effects: Sequence[Effect], x_label: str, width: float) 
     low, high, ticks = nice_axis(min(bounds), max(bounds))
     # beside the plot where there is room for names and numbers, above each line where there is not
     beside = kind == "wide"
-    margin = min(230.0, 16 + 6.6 * max(len(e.label) for e in effects)) if beside else 12.0
-    left, right, top, row = margin, width - (160 if beside else 12), 8.0, 38.0 if beside else 56.0
+    margin = min(230.0, 16.0 + 6.6 * max(len(e.label) for e in effects)) if beside else 12.0
+    left, right, top, row = margin, width - (160.0 if beside else 12.0), 8.0, 38.0 if beside else 56.0
     bottom = top + row * len(effects)
 
     def at(value: float) -> float:
@@ -261,7 +261,7 @@ def _dot_plot(kind: str, effects: Sequence[Effect], x_label: str, width: float) 
         right=right,
         top=top,
         bottom=bottom,
-        zero=at(0),
+        zero=at(0.0),
         x_label=x_label,
         x_ticks=tuple(Tick(at(t), signed_tick(t, ticks)) for t in ticks),
         effects=tuple(drawn),

@@ -32,6 +32,7 @@ def write_run_page(path: str | Path, record: parts.Run, test: Split) -> None:
         "student": student,
         "last": epochs[-1] if epochs else None,
         "gap": _gap(record),
+        "mapped": parts.is_mapped(record),
         "curves": line_plots(accuracy, levels, ceiling=100.0),
         "legend": [("student", "s0 lead"), *((level.label, level.style) for level in levels)],
         "terms": line_plots(losses),

@@ -29,8 +29,18 @@ def best_row(table: Table) -> Row:
     return max(table.rows, key=lambda row: row.top1.mean)
 
 
-def comparisons(row: Row, table: Table) -> tuple[Comparison, ...]:
-    """The three that a student has to win to have outgrown its teacher."""
+def comparisons(row: Row, table: Table, *, mapped: bool = False) -> tuple[Comparison, ...]:
+    """The three that a student has to win to have outgrown its teacher.
+
+    ``mapped``: the teacher has other classes, and is nothing in these before its map to them.
+    """
+    if mapped:
+        same = "the map to these classes is the correction, so this is the line above"
+        return (
+            _comparison("the teacher, mapped to these classes", row.over_teacher),
+            _comparison("the teacher after correction of its bias", row.over_corrected, same),
+            _comparison("the same student without a teacher", row.over_none),
+        )
     uncorrected = "" if table.corrected is not None else "no correction was used, so this is the line above"
     return (
         _comparison("the teacher as it is", row.over_teacher),
