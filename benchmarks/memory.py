@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 
-def peak_extra_bytes(way: Callable[[Tensor, Tensor, Tensor], None], student: Tensor, teacher: Tensor, label: Tensor) -> int:
+def peak_extra_bytes(
+    way: Callable[[Tensor, Tensor, Tensor], None], student: Tensor, teacher: Tensor, label: Tensor
+) -> int:
     """The most that is allocated at once during a step, beyond what was there before, the gradient included."""
     if student.device.type != "cpu":
         torch.cuda.synchronize()

@@ -23,7 +23,9 @@ TEMPERATURE = 4.0
 
 
 def plain(student: Tensor, teacher: Tensor, label: Tensor) -> None:
-    kd = F.kl_div(F.log_softmax(student / TEMPERATURE, 1), F.softmax(teacher / TEMPERATURE, 1), reduction="batchmean")
+    kd = F.kl_div(
+        F.log_softmax(student / TEMPERATURE, 1), F.softmax(teacher / TEMPERATURE, 1), reduction="batchmean"
+    )
     (F.cross_entropy(student, label) + TEMPERATURE**2 * kd).backward()
 
 
@@ -63,7 +65,10 @@ def measure(device: str = "cpu", shapes: Any = SHAPES) -> list[dict[str, Any]]:
                     times[name].append(time.perf_counter() - start)
                 student.grad = None
         median = {name: statistics.median(values) for name, values in times.items()}
-        memory = {name: peak_extra_bytes(way, student, teacher, label) / (4 * student.numel()) for name, way in ways.items()}
+        memory = {
+            name: peak_extra_bytes(way, student, teacher, label) / (4 * student.numel())
+            for name, way in ways.items()
+        }
         rows.append(
             {
                 "rows": num_rows,

@@ -10,7 +10,9 @@ SMALL = {"crd": {"dim": 8, "negatives": 16}}
 """Constructor arguments that keep a memory small; everything else is the default."""
 
 
-def outputs(rows: int, classes: int = 5, *, seed: int = 0, dtype=torch.float64, scale: float = 3.0) -> Outputs:
+def outputs(
+    rows: int, classes: int = 5, *, seed: int = 0, dtype=torch.float64, scale: float = 3.0
+) -> Outputs:
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
     return Outputs(
@@ -23,7 +25,8 @@ def of_features(*, seed: int = 0, dtype=torch.float64, **shapes: tuple[int, ...]
     """Outputs whose features have these shapes, and as many rows of logits as the first."""
     generator = torch.Generator().manual_seed(seed)
     features = {
-        path: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for path, shape in shapes.items()
+        path: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        for path, shape in shapes.items()
     }
     return Outputs(torch.zeros(len(next(iter(features.values()))), 5, dtype=dtype), features)
 

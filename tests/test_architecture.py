@@ -77,12 +77,17 @@ def test_imports_point_up():
             if (here, other) in ALLOWED_DOWN:
                 continue
             assert other in ORDER, f"{path.relative_to(ROOT)} imports {other}"
-            assert ORDER.index(other) <= ORDER.index(here), f"{path.relative_to(ROOT)} imports {other}, which stands below it"
+            assert ORDER.index(other) <= ORDER.index(here), (
+                f"{path.relative_to(ROOT)} imports {other}, which stands below it"
+            )
 
 
 def test_the_map_in_the_readme_is_the_same_list():
     readme = (ROOT / "README.md").read_text()
-    places = [readme.find(f"  {name}.py ") if (SOURCE / f"{name}.py").is_file() else readme.find(f"  {name}/ ") for name in ORDER]
+    places = [
+        readme.find(f"  {name}.py ") if (SOURCE / f"{name}.py").is_file() else readme.find(f"  {name}/ ")
+        for name in ORDER
+    ]
     missing = [name for name, place in zip(ORDER, places, strict=True) if place < 0]
     assert not missing, f"the README's map lacks {missing}"
     assert places == sorted(places)
@@ -97,14 +102,26 @@ def test_a_loss_is_named_three_times(name):
     assert own.is_file() or f"def {name}(" in reference
 
 
-@pytest.mark.parametrize("name", {rule().name for rule in RULES.values()})
+@pytest.mark.parametrize("name", sorted({rule().name for rule in RULES.values()}))
 def test_a_rule_has_its_file_and_its_card(name):
     assert (SOURCE / "knowledge" / f"{name}.py").is_file()
     assert (ROOT / "docs" / "methods" / f"{name}.md").is_file()
 
 
 def test_import_is_lean():
-    heavy = ["torchvision", "timm", "transformers", "matplotlib", "sklearn", "pyarrow", "typer", "rich", "accelerate", "jinja2", "scipy"]
+    heavy = [
+        "torchvision",
+        "timm",
+        "transformers",
+        "matplotlib",
+        "sklearn",
+        "pyarrow",
+        "typer",
+        "rich",
+        "accelerate",
+        "jinja2",
+        "scipy",
+    ]
     code = f"import sys, outgrow; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

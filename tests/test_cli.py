@@ -22,8 +22,27 @@ def test_the_options_are_these_and_no_more():
     assert options == {
         "demo": ["out", "seeds"],
         "distill": sorted(
-            "data teacher student out teacher_weights train_teacher student_weights correct_teacher preset loss rule "
-            "schedule recipe config sets label epochs seed resume".split()
+            [
+                "data",
+                "teacher",
+                "student",
+                "out",
+                "teacher_weights",
+                "train_teacher",
+                "student_weights",
+                "correct_teacher",
+                "preset",
+                "loss",
+                "rule",
+                "schedule",
+                "recipe",
+                "config",
+                "sets",
+                "label",
+                "epochs",
+                "seed",
+                "resume",
+            ]
         ),
         "evaluate": ["batch_size", "data", "label", "model", "weights", "workers"],
         "list": ["model", "what"],
@@ -54,7 +73,16 @@ def test_list_features():
 
 
 def test_distill_and_evaluate(tmp_path):
-    args = ["distill", "--data", "digits", "--teacher", "cifar/resnet8", "--student", "cifar/resnet8", "--train-teacher"]
+    args = [
+        "distill",
+        "--data",
+        "digits",
+        "--teacher",
+        "cifar/resnet8",
+        "--student",
+        "cifar/resnet8",
+        "--train-teacher",
+    ]
     args += ["--out", str(tmp_path), "--epochs", "1", "--preset", "paper", "--set", "teacher_train.epochs=1"]
     args += ["--set", "data.train_rows=64", "--set", "data.workers=0"]
     result = runner.invoke(cli.app, args, catch_exceptions=False)
@@ -65,14 +93,24 @@ def test_distill_and_evaluate(tmp_path):
     assert record["config"]["method"]["preset"] == "paper"
     scored = runner.invoke(
         cli.app,
-        ["evaluate", "--data", "digits", "--model", "cifar/resnet8", "--weights", str(tmp_path / "student.safetensors")],
+        [
+            "evaluate",
+            "--data",
+            "digits",
+            "--model",
+            "cifar/resnet8",
+            "--weights",
+            str(tmp_path / "student.safetensors"),
+        ],
         catch_exceptions=False,
     )
     assert json.loads(scored.stdout.splitlines()[-1])["top1"] == pytest.approx(record["student"]["top1"])
 
 
 def test_errors_are_messages(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["outgrow", "distill", "--data", "nowhere:x", "--teacher", "a", "--student", "b"])
+    monkeypatch.setattr(
+        "sys.argv", ["outgrow", "distill", "--data", "nowhere:x", "--teacher", "a", "--student", "b"]
+    )
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
@@ -103,5 +141,10 @@ def test_flags_win_over_recipe_and_file(tmp_path):
     from outgrow.config import assignments, build_config
 
     file = {"train": {"epochs": 7, "lr": 0.3}}
-    config = build_config(cli.recipe_layer("cifar100-small", None), file, {"train": {"epochs": 9}}, assignments(["train.lr=0.5"]))
+    config = build_config(
+        cli.recipe_layer("cifar100-small", None),
+        file,
+        {"train": {"epochs": 9}},
+        assignments(["train.lr=0.5"]),
+    )
     assert (config.train.epochs, config.train.lr, config.train.batch_size) == (9, 0.5, 64)

@@ -72,7 +72,9 @@ def test_one_step(detectors):
     assert (target.label == 0).any()  # background rows
     assert (target.label > 0).any()
     knowledge = Rectifier("pair")(teacher_out, target)
-    objective = Objective({"roi": LOSSES["kd"](), "fpn": Term(LOSSES["fitnet"]("0", "0"), weight=0.1)}, schedule="linear")
+    objective = Objective(
+        {"roi": LOSSES["kd"](), "fpn": Term(LOSSES["fitnet"]("0", "0"), weight=0.1)}, schedule="linear"
+    )
     objective.setup(student_out, teacher_out, num_samples=2)
     detector_loss = student_out.logits.square().mean()  # stands for the detector's own sum
     result = objective(student_out, knowledge, target, 0.25, task=detector_loss)
@@ -85,7 +87,9 @@ def test_one_step(detectors):
     # against a slow literal reference, row by row
     valid = target.label != IGNORE
     easy = hard = 0.0
-    for s, z, y in zip(student_out.logits.detach().double(), teacher_out.logits.double(), target.label.tolist(), strict=True):
+    for s, z, y in zip(
+        student_out.logits.detach().double(), teacher_out.logits.double(), target.label.tolist(), strict=True
+    ):
         if y == IGNORE:
             continue
         t = rules.softmax(z.tolist(), 4.0)

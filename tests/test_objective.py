@@ -28,7 +28,9 @@ def test_presets_replay_their_source(name, literal, progress):
     rectify, objective = outgrow.preset(name)
     result = objective(student, rectify(teacher, label), label, progress)
     rows = student.tolist()
-    assert result.total.item() == pytest.approx(literal(rows, teacher.tolist(), label.tolist(), progress), rel=1e-12)
+    assert result.total.item() == pytest.approx(
+        literal(rows, teacher.tolist(), label.tolist(), progress), rel=1e-12
+    )
     (gradient,) = torch.autograd.grad(result.total, student)
     for i, c in [(0, 0), (3, 2), (11, 4)]:
         numeric = []
@@ -63,7 +65,9 @@ def test_kd_preset_is_cross_entropy_and_kd():
     rectify, objective = outgrow.preset("kd")
     total = objective(student, rectify(teacher, label), label, 0.7).total
     p, t = (student / 4).log_softmax(1), (teacher / 4).softmax(1)
-    expected = nn.functional.cross_entropy(student, label) + 16 * nn.functional.kl_div(p, t, reduction="batchmean")
+    expected = nn.functional.cross_entropy(student, label) + 16 * nn.functional.kl_div(
+        p, t, reduction="batchmean"
+    )
     torch.testing.assert_close(total, expected)
 
 
@@ -99,7 +103,9 @@ def test_terms_on_wrong_and_on_right_rows_add_up():
     kd = outgrow.losses.LOSSES["kd"]
     whole = Objective(kd(), schedule="linear", task_weight=0.0)(student, knowledge, label, 0.3).total
     parts = Objective(
-        {"right": Term(kd(), rows="right"), "wrong": Term(kd(), rows="wrong")}, schedule="linear", task_weight=0.0
+        {"right": Term(kd(), rows="right"), "wrong": Term(kd(), rows="wrong")},
+        schedule="linear",
+        task_weight=0.0,
     )(student, knowledge, label, 0.3)
     torch.testing.assert_close(parts.total, whole)
     assert set(parts.terms) == {"task", "right", "wrong"}
@@ -136,7 +142,9 @@ def test_mixed_labels_in_the_task():
     target = Target(label, partner=label.flip(0), mix=mix)
     total = Objective("kd", weight=0.0)(student, Rectifier("pair")(teacher, target), target, 0.0).total
     ce = nn.functional.cross_entropy
-    expected = mix * ce(student, label, reduction="none") + (1 - mix) * ce(student, label.flip(0), reduction="none")
+    expected = mix * ce(student, label, reduction="none") + (1 - mix) * ce(
+        student, label.flip(0), reduction="none"
+    )
     torch.testing.assert_close(total, expected.mean())
 
 
@@ -146,8 +154,12 @@ def test_standardisation_comes_before_rectification():
     assert rectify.temperature == objective.temperature == 2.0
     z = lambda x: (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7)  # noqa: E731
     total = objective(student, rectify(teacher, label), label, 0.0).total
-    by_hand_rectify, by_hand = outgrow.preset("paper", loss="kd(temperature=2)", schedule="constant", task_weight=0.0)
-    torch.testing.assert_close(total, by_hand(z(student), by_hand_rectify(z(teacher), label), label, 0.0).total)
+    by_hand_rectify, by_hand = outgrow.preset(
+        "paper", loss="kd(temperature=2)", schedule="constant", task_weight=0.0
+    )
+    torch.testing.assert_close(
+        total, by_hand(z(student), by_hand_rectify(z(teacher), label), label, 0.0).total
+    )
 
 
 class TestImages:
@@ -182,9 +194,13 @@ class TestImages:
 class TestErrors:
     def test_two_temperatures(self):
         student, teacher, label = batch()
-        with pytest.raises(ValueError, match=r"'kd' reads the teacher at temperature 4.0, got .* 2.0; build both"):
+        with pytest.raises(
+            ValueError, match=r"'kd' reads the teacher at temperature 4.0, got .* 2.0; build both"
+        ):
             Objective("kd")(student, Rectifier("pair", temperature=2.0)(teacher, label), label, 0.0)
-        Objective("kd")(student, Rectifier("swap", temperature=2.0)(teacher, label), label, 0.0)  # does not depend on it
+        Objective("kd")(
+            student, Rectifier("swap", temperature=2.0)(teacher, label), label, 0.0
+        )  # does not depend on it
 
     def test_mismatched_classes(self):
         student, teacher, label = batch()
@@ -267,7 +283,9 @@ def test_schedules_by_the_table():
         make_schedule("step(at=150)")
 
 
-@pytest.mark.parametrize("text", ["kd +", "import os", "__import__('os')", "kd(**x)", "2*3", "kd(1, 2)", "kd.x"])
+@pytest.mark.parametrize(
+    "text", ["kd +", "import os", "__import__('os')", "kd(**x)", "2*3", "kd(1, 2)", "kd.x"]
+)
 def test_only_names_and_literals_are_read(text):
     with pytest.raises(ValueError, match=r"needs"):
         Objective(text)

@@ -16,7 +16,12 @@ from outgrow.run import distill
 from outgrow.trainer import NonFiniteLoss
 
 SMALL = {
-    "data": {"source": "digits", "train_rows": 96, "workers": 0, "augment": {"crop_padding": 1, "flip": False}},
+    "data": {
+        "source": "digits",
+        "train_rows": 96,
+        "workers": 0,
+        "augment": {"crop_padding": 1, "flip": False},
+    },
     "teacher": {"name": "cifar/resnet8", "train": True, "rows": "disjoint"},
     "student": {"name": "cifar/resnet8"},
     "train": {"epochs": 3, "batch_size": 32},
@@ -43,7 +48,7 @@ def with_file(path):
 def test_a_run_folder_holds_what_it_promises(tmp_path):
     record = run({"out": str(tmp_path), "method": {"preset": "paper"}})
     names = {p.name for p in tmp_path.iterdir()}
-    assert {"config.yaml", "record.json", "student.safetensors", "curves.png", "teacher.safetensors"} <= names
+    assert {"config.yaml", "record.json", "student.safetensors", "curves.png", "index.html", "teacher.safetensors"} <= names
     assert json.loads((tmp_path / "record.json").read_text()) == record
     assert record["teacher"]["top1"] > 30
     assert record["student"]["top1_best"] >= record["student"]["top1"] == record["epochs"][-1]["top1"]
@@ -55,7 +60,10 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
     assert record["epochs"][0]["terms"]["task"] > 0
     assert {"versions", "commit", "command", "hardware", "seconds"} <= set(record)
     compared = record["compared"]
-    assert sum(compared[k] for k in ("both_right", "only_teacher", "only_student", "neither")) == record["data"]["test"]
+    assert (
+        sum(compared[k] for k in ("both_right", "only_teacher", "only_student", "neither"))
+        == record["data"]["test"]
+    )
     student = create_model("cifar/resnet8", 10)
     report = load_weights(student, tmp_path / "student.safetensors", role="exact")
     assert report.metadata["classes"] == record["data"]["classes"]
@@ -71,7 +79,9 @@ def test_the_saved_configuration_reruns_the_run(tmp_path):
     assert again["student"] == first["student"]
 
 
-@pytest.mark.parametrize("method", [{"preset": "paper"}, {"preset": "kd", "loss": "kd + 0.8*crd(dim=16, negatives=32)"}])
+@pytest.mark.parametrize(
+    "method", [{"preset": "paper"}, {"preset": "kd", "loss": "kd + 0.8*crd(dim=16, negatives=32)"}]
+)
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, teacher_file, method, monkeypatch):
     import outgrow.trainer as trainer
 
@@ -117,9 +127,14 @@ def test_the_teachers_statistics_do_not_move(teacher_file):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-@pytest.mark.parametrize("loss", ["dkd(beta=2)", "dist", "standardize", "kd + 0.1*fitnet", "crd(dim=16, negatives=32)"])
+@pytest.mark.parametrize(
+    "loss", ["dkd(beta=2)", "dist", "standardize", "kd + 0.1*fitnet", "crd(dim=16, negatives=32)"]
+)
 def test_losses_of_every_kind_train(teacher_file, loss):
-    record = run(with_file(teacher_file), {"method": {"preset": "kd", "loss": loss, "rule": "drop"}, "train": {"epochs": 1}})
+    record = run(
+        with_file(teacher_file),
+        {"method": {"preset": "kd", "loss": loss, "rule": "drop"}, "train": {"epochs": 1}},
+    )
     assert record["epochs"][0]["terms"]
     assert "none" not in record["config"]["method"]["preset"]
 
@@ -127,7 +142,10 @@ def test_losses_of_every_kind_train(teacher_file, loss):
 def test_what_a_loss_learns_never_reaches_the_student_file(tmp_path, teacher_file):
     from safetensors import safe_open
 
-    run(with_file(teacher_file), {"method": {"preset": "kd", "loss": "kd + fitnet"}, "out": str(tmp_path), "train": {"epochs": 1}})
+    run(
+        with_file(teacher_file),
+        {"method": {"preset": "kd", "loss": "kd + fitnet"}, "out": str(tmp_path), "train": {"epochs": 1}},
+    )
     with safe_open(tmp_path / "student.safetensors", "pt") as file:
         assert set(file.keys()) == set(create_model("cifar/resnet8", 10).net.state_dict())
 
@@ -170,14 +188,18 @@ class TestOtherClasses:
         images = torch.stack([data.test.image(i) for i in range(len(data.test))]).float() / 255
         with torch.no_grad():
             top = network.eval()(images)[:, torch.arange(13, 3, -1)].argmax(dim=1)
-        assert record["teacher"]["top1"] == pytest.approx(100 * (top == data.test.labels).float().mean().item())
+        assert record["teacher"]["top1"] == pytest.approx(
+            100 * (top == data.test.labels).float().mean().item()
+        )
 
     def test_are_mapped_or_refused(self, tmp_path):
         torch.manual_seed(0)
         network = create_model("cifar/resnet8", 14)
         save_student(network, tmp_path / "w.safetensors")
         layer = with_file(tmp_path / "w.safetensors")
-        with pytest.raises(ValueError, match=r"10 classes, got 14 others; either map them .* or train a teacher"):
+        with pytest.raises(
+            ValueError, match=r"10 classes, got 14 others; either map them .* or train a teacher"
+        ):
             run(layer, {"teacher": {"correct": "never"}})
         record = run(layer, {"train": {"epochs": 1}})
         assert record["correction"]["chosen"]["source"] in ("logits", "probabilities", "features")
@@ -187,20 +209,29 @@ class TestOtherClasses:
 
 class TestCorrection:
     def test_a_memorised_teacher_is_left_alone(self):
-        long = {"teacher": {"rows": "same"}, "teacher_train": {"epochs": 30, "eval_every": 30}, "train": {"epochs": 1}}
+        long = {
+            "teacher": {"rows": "same"},
+            "teacher_train": {"epochs": 30, "eval_every": 30},
+            "train": {"epochs": 1},
+        }
         record = run(long, {"data": {"train_rows": 64}})
         assert not record["correction"]["used"]
         assert "memorised" in record["correction"]["reason"]
 
     def test_never_and_presets_that_do_not_ask(self, teacher_file):
-        assert run(with_file(teacher_file), {"method": {"preset": "kd"}, "train": {"epochs": 1}})["correction"] is None
+        assert (
+            run(with_file(teacher_file), {"method": {"preset": "kd"}, "train": {"epochs": 1}})["correction"]
+            is None
+        )
         always = {"teacher": {"correct": "always"}, "method": {"preset": "kd"}, "train": {"epochs": 1}}
         assert run(with_file(teacher_file), always)["correction"] is not None
 
 
 class TestErrors:
     def test_no_teacher_weights(self):
-        with pytest.raises(ValueError, match=r"--teacher cifar/resnet8: needs weights, got none; give --teacher-weights"):
+        with pytest.raises(
+            ValueError, match=r"--teacher cifar/resnet8: needs weights, got none; give --teacher-weights"
+        ):
             run({"teacher": {"train": False}})
 
     def test_no_models(self):
@@ -228,8 +259,14 @@ class TestErrors:
                 return logits * float("nan") if self.steps >= 3 else logits
 
         student = Breaks()
-        with pytest.raises(NonFiniteLoss, match=r"got nan in epoch 1, step 3 \(task nan, kd nan\). Its samples: \["):
-            run({"method": {"preset": "kd"}}, teacher=nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), student=student)
+        with pytest.raises(
+            NonFiniteLoss, match=r"got nan in epoch 1, step 3 \(task nan, kd nan\). Its samples: \["
+        ):
+            run(
+                {"method": {"preset": "kd"}},
+                teacher=nn.Sequential(nn.Flatten(), nn.Linear(192, 10)),
+                student=student,
+            )
         assert torch.equal(student.linear.weight, student.before)
 
     def test_configuration(self):

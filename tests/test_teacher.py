@@ -10,7 +10,13 @@ from outgrow import PENULTIMATE, Taps, Teacher
 def net():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(4, 5)
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(4, 5),
     )
 
 
@@ -35,7 +41,10 @@ def test_a_teacher_never_trains():
 def test_taps_return_features_and_leave_no_hook():
     model = net()
     outputs = Taps(model, ["2", PENULTIMATE])(torch.randn(2, 3, 8, 8))
-    assert {k: tuple(v.shape) for k, v in outputs.features.items()} == {"2": (2, 4, 6, 6), PENULTIMATE: (2, 4)}
+    assert {k: tuple(v.shape) for k, v in outputs.features.items()} == {
+        "2": (2, 4, 6, 6),
+        PENULTIMATE: (2, 4),
+    }
     assert outputs.features["2"].requires_grad
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -72,7 +81,9 @@ def test_hugging_face_outputs_and_other_returns():
         logits = torch.zeros(2, 3)
 
     assert Taps(Wrapped(ModelOutput()))(torch.zeros(2, 3, 4, 4)).logits.shape == (2, 3)
-    with pytest.raises(ValueError, match=r"Wrapped: needs logits .* got dict; if the model returns a dictionary"):
+    with pytest.raises(
+        ValueError, match=r"Wrapped: needs logits .* got dict; if the model returns a dictionary"
+    ):
         Taps(Wrapped({"logits": 1}))(torch.zeros(1))
     with pytest.raises(ValueError, match="flatten maps of logits"):
         Taps(Wrapped(torch.zeros(1, 2, 3)))(torch.zeros(1))

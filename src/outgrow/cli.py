@@ -179,7 +179,7 @@ def print_result(record: dict[str, Any]) -> None:
         f"epoch {student['epoch_best']}; {student['parameters']:,} parameters)"
     )
     if record["config"]["out"]:
-        print(f"{record['config']['out']}: student.safetensors, record.json, config.yaml, curves.png")
+        print(f"{record['config']['out']}: student.safetensors, index.html, record.json, config.yaml, curves.png")
 
 
 def main() -> None:

@@ -133,7 +133,7 @@ def distill(
         **provenance(device, started),
     }
     if out is not None:
-        _write(out, record, student_net)
+        _write(out, record, student_net, data.test)
     report.event("result", teacher=record["teacher"].get("top1"), student=scores.top1, out=config.out)
     return record
 
@@ -585,10 +585,12 @@ def _data_facts(config: Config, data: ImageData, train: Split, val: Split | None
     }
 
 
-def _write(out: Path, record: dict[str, Any], student: Network) -> None:
+def _write(out: Path, record: dict[str, Any], student: Network, test: Split) -> None:
     from outgrow.report.curves import draw_curves
+    from outgrow.report.run_page import write_run_page
 
     save_student(student, out / "student.safetensors")
     draw_curves(record, out / "curves.png")
+    write_run_page(out / "index.html", record, test)
     # last: a folder with a record is a finished run
     (out / "record.json").write_text(json.dumps(record, indent=1))

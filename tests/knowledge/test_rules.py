@@ -21,7 +21,9 @@ def batch(rows=64, classes=7, seed=0, scale=3.0, dtype=torch.float64):
 
 
 def corrected(logits, label, name, temperature=4.0, rows="wrong"):
-    return outgrow.corrected_logits(outgrow.rectify(logits, label, rule=name, temperature=temperature, rows=rows))
+    return outgrow.corrected_logits(
+        outgrow.rectify(logits, label, rule=name, temperature=temperature, rows=rows)
+    )
 
 
 def test_every_rule_has_a_reference():

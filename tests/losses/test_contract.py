@@ -146,7 +146,10 @@ def test_rows_do_not_look_at_each_other(name):
     for i in range(6):
         row = torch.tensor([i])
         one = contract.call(
-            built, contract.take(student, row), contract.take(teacher, row), Target(goal.label[row], goal.index[row])
+            built,
+            contract.take(student, row),
+            contract.take(teacher, row),
+            Target(goal.label[row], goal.index[row]),
         )
         torch.testing.assert_close(one[0], whole[i])
 
@@ -210,9 +213,14 @@ def test_half_precision_is_lifted(name, dtype, tolerance):
     goal = contract.target(6)
     half_student, half_teacher = contract.outputs(6, dtype=dtype), contract.outputs(6, seed=5, dtype=dtype)
     exact = contract.call(
-        contract.loss(name), Outputs(half_student.logits.double()), Outputs(half_teacher.logits.double()), goal
+        contract.loss(name),
+        Outputs(half_student.logits.double()),
+        Outputs(half_teacher.logits.double()),
+        goal,
     )
-    value = contract.call(contract.loss(name, torch.float32), Outputs(half_student.logits), Outputs(half_teacher.logits), goal)
+    value = contract.call(
+        contract.loss(name, torch.float32), Outputs(half_student.logits), Outputs(half_teacher.logits), goal
+    )
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-4)
     assert tolerance > 1e-4  # the inputs are rounded, the maths is not
 
@@ -256,7 +264,9 @@ def test_half_precision_features_are_lifted(name, dtype):
 def test_no_rows_and_one_row(name):
     for rows in (0, 1):
         student, inputs = contract.leaves(contract.outputs(rows))
-        value = contract.call(contract.loss(name).eval(), student, contract.outputs(rows, seed=5), contract.target(rows))
+        value = contract.call(
+            contract.loss(name).eval(), student, contract.outputs(rows, seed=5), contract.target(rows)
+        )
         assert value.isfinite().all()
         grads = [g for g in gradient(value, inputs) if g is not None]
         assert grads
@@ -296,14 +306,21 @@ class TestWeights:
             for z in ("z_student", "z_teacher"):
                 getattr(alone, z).copy_(getattr(built, z))
         expected = contract.call(
-            alone, contract.take(student, keep), contract.take(teacher, keep), Target(goal.label[keep], goal.index[keep])
+            alone,
+            contract.take(student, keep),
+            contract.take(teacher, keep),
+            Target(goal.label[keep], goal.index[keep]),
         )
         torch.testing.assert_close(value, expected * 4 / 6)
 
     def test_no_weight_at_all_is_zero_with_a_graph(self, name):
         student, inputs = contract.leaves(contract.outputs(6))
         value = contract.call(
-            contract.loss(name), student, contract.outputs(6, seed=5), contract.target(6), torch.zeros(6, dtype=torch.float64)
+            contract.loss(name),
+            student,
+            contract.outputs(6, seed=5),
+            contract.target(6),
+            torch.zeros(6, dtype=torch.float64),
         )
         assert value.item() == 0
         grads = [g for g in gradient(value, inputs) if g is not None]
@@ -342,7 +359,11 @@ class TestUnderTheObjective:
     @pytest.mark.parametrize("rule", ["pair", "drop"])
     def test_lopsided_batches(self, name, kind, rule, normalize):
         logits = contract.outputs(6, seed=5).logits
-        label = {"all right": logits.argmax(1), "all wrong": logits.argmin(1), "all ignored": torch.full((6,), IGNORE)}[kind]
+        label = {
+            "all right": logits.argmax(1),
+            "all wrong": logits.argmin(1),
+            "all ignored": torch.full((6,), IGNORE),
+        }[kind]
         result, inputs, knowledge = self.run(name, rule, label, normalize=normalize, schedule="linear")
         assert knowledge.wrong.all() == (kind == "all wrong")
         assert result.total.isfinite()

@@ -55,7 +55,9 @@ def test_value_and_gradient(rule, temperature, normalize):
     assert set(fast.terms) == set(plain.terms)
     assert set(fast.stats) == set(plain.stats)
     for name, value in {**plain.terms, **plain.stats}.items():
-        torch.testing.assert_close({**fast.terms, **fast.stats}[name], value, rtol=1e-9, atol=1e-11, check_dtype=False)
+        torch.testing.assert_close(
+            {**fast.terms, **fast.stats}[name], value, rtol=1e-9, atol=1e-11, check_dtype=False
+        )
 
 
 @pytest.mark.parametrize("kind", ["right", "wrong", "mixed"])
@@ -92,7 +94,9 @@ def test_half_precision(dtype):
 @pytest.mark.parametrize("rule", COMPACT)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_extreme_logits(rule, dtype):
-    logits = torch.tensor([[1e3, -1e3, 0.0], [-1e3, 1e3, 1e3], [0.0, 1e3, -1e3], [0.0, 0.0, 0.0]], dtype=dtype)
+    logits = torch.tensor(
+        [[1e3, -1e3, 0.0], [-1e3, 1e3, 1e3], [0.0, 1e3, -1e3], [0.0, 0.0, 0.0]], dtype=dtype
+    )
     student = logits.flip(0).clone().requires_grad_()
     (plain, plain_gradient), (fast, gradient) = both(student, logits, torch.tensor([1, 0, 0, 2]), rule, 4.0)
     assert gradient.isfinite().all()
@@ -128,7 +132,9 @@ def test_other_objectives_keep_to_the_plain_path(loss, monkeypatch):
     monkeypatch.setattr(kd_fast, "fused", lambda *_, **__: pytest.fail("the fast path ran"))
     student, teacher, label = batch(6, 4)
     objective = Objective(loss)
-    objective(student, Rectifier("pair", objective.temperature or 4.0)(teacher, label), label, 0.0) if loss != "kd + dkd" else None
+    objective(
+        student, Rectifier("pair", objective.temperature or 4.0)(teacher, label), label, 0.0
+    ) if loss != "kd + dkd" else None
     with pytest.raises(pytest.fail.Exception):
         Objective("kd")(student, Rectifier("pair")(teacher, label), label, 0.0)
 
@@ -153,10 +159,14 @@ def test_without_a_gradient():
     knowledge = Rectifier("pair")(teacher, label)
     with torch.no_grad():
         result = Objective("kd")(student, knowledge, label, 0.0)
-    torch.testing.assert_close(result.total, Objective("kd", fast=False)(student, knowledge, label, 0.0).total.detach())
+    torch.testing.assert_close(
+        result.total, Objective("kd", fast=False)(student, knowledge, label, 0.0).total.detach()
+    )
 
 
 def test_features_travel_with_outputs():
     student, teacher, label = batch(6, 4)
-    result = Objective("kd")(Outputs(student, {"a": student}), Rectifier()(Outputs(teacher), label), Target(label), 0.0)
+    result = Objective("kd")(
+        Outputs(student, {"a": student}), Rectifier()(Outputs(teacher), label), Target(label), 0.0
+    )
     assert result.total.isfinite()

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from outgrow.models import InputSpec, Network, create_model, feature_paths, head_of
 from outgrow.anatomy import replace_heads
+from outgrow.models import InputSpec, Network, create_model, feature_paths, head_of
 from outgrow.models.network import _check_images
 
 

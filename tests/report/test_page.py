@@ -10,7 +10,7 @@ import pytest
 
 from outgrow.report.page import write_page
 from outgrow.report.run_page import write_run_page
-from outgrow.study.study import Table, tabulate
+from outgrow.report.table import Table, tabulate
 from tests.report.reading import Page
 from tests.report.records import correction, images, record, study
 

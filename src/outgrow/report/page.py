@@ -9,8 +9,8 @@ from typing import Any
 from outgrow.data import Split
 from outgrow.report import parts, words
 from outgrow.report.plots import Effect, Level, Series, dot_plots, line_plots, style
-from outgrow.study.statistics import Difference, paired
-from outgrow.study.study import NO_TEACHER, Records, Row, Table
+from outgrow.report.statistics import Difference, paired
+from outgrow.report.table import NO_TEACHER, Records, Row, Table
 
 OWN = "outgrow"
 """The preset whose images are shown, where a study has it."""

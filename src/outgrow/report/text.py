@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from outgrow.study.study import Row, Table
+from outgrow.report.table import Row, Table
 
 HEAD = (
     "method",

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from outgrow.report.parts import signed
-from outgrow.study.statistics import Difference
-from outgrow.study.study import NO_TEACHER, Row, Table
+from outgrow.report.statistics import Difference
+from outgrow.report.table import NO_TEACHER, Row, Table
 
 KD = "kd"
 

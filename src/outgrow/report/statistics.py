@@ -63,5 +63,5 @@ def paired(values: Sequence[float], others: Sequence[float]) -> Difference:
         return Difference(summary.n, summary.mean, -math.inf, math.inf)
     from scipy.stats import t
 
-    half = t.ppf(0.5 + CONFIDENCE / 2, summary.n - 1) * summary.deviation / math.sqrt(summary.n)
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, summary.n - 1)) * summary.deviation / math.sqrt(summary.n)
     return Difference(summary.n, summary.mean, summary.mean - half, summary.mean + half)
