@@ -45,6 +45,7 @@ def test_the_options_are_these_and_no_more():
             ]
         ),
         "evaluate": ["batch_size", "data", "label", "model", "weights", "workers"],
+        "report": ["folder", "title"],
         "list": ["model", "what"],
     }
 
@@ -105,6 +106,26 @@ def test_distill_and_evaluate(tmp_path):
         catch_exceptions=False,
     )
     assert json.loads(scored.stdout.splitlines()[-1])["top1"] == pytest.approx(record["student"]["top1"])
+
+
+def test_report_compares_finished_runs(tmp_path):
+    from outgrow.demo import BASE
+    from outgrow.study.study import run_study
+
+    base = {
+        **BASE,
+        "data": {**BASE["data"], "train_rows": 64},
+        "train": {"epochs": 1},
+        "teacher_train": {"epochs": 1},
+    }
+    run_study(base, {"none": {"preset": "none"}, "kd": {"preset": "kd"}}, range(2), out=tmp_path)
+    result = runner.invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "over no teacher" in result.stdout
+    assert {"index.html", "table.md"} <= {p.name for p in tmp_path.iterdir()}
+    (tmp_path / "kd" / "seed1" / "record.json").unlink()
+    with pytest.raises(ValueError, match="the same seeds for every method"):
+        runner.invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
 
 
 def test_errors_are_messages(monkeypatch, capsys):

@@ -48,7 +48,14 @@ def with_file(path):
 def test_a_run_folder_holds_what_it_promises(tmp_path):
     record = run({"out": str(tmp_path), "method": {"preset": "paper"}})
     names = {p.name for p in tmp_path.iterdir()}
-    assert {"config.yaml", "record.json", "student.safetensors", "curves.png", "index.html", "teacher.safetensors"} <= names
+    assert {
+        "config.yaml",
+        "record.json",
+        "student.safetensors",
+        "curves.png",
+        "index.html",
+        "teacher.safetensors",
+    } <= names
     assert json.loads((tmp_path / "record.json").read_text()) == record
     assert record["teacher"]["top1"] > 30
     assert record["student"]["top1_best"] >= record["student"]["top1"] == record["epochs"][-1]["top1"]

@@ -143,6 +143,34 @@ def evaluate(
         )
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="holds METHOD/seedK/record.json")],
+    title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
+) -> None:
+    """Compare finished runs: METHOD/seedK folders become a table and a page."""
+    from outgrow.config import Config
+    from outgrow.report.page import write_page
+    from outgrow.report.table import read_records, tabulate
+    from outgrow.report.text import markdown_table, text_table
+    from outgrow.run import open_run_data
+
+    records = read_records(folder)
+    table = tabulate(records)
+    config = Config.model_validate(next(iter(records.values()))[0]["config"])
+    (folder / "table.md").write_text(markdown_table(table))
+    write_page(
+        folder / "index.html",
+        title=title or folder.resolve().name,
+        records=records,
+        table=table,
+        about={},
+        test=open_run_data(config).test,
+    )
+    print(text_table(table))
+    print(f"\n{folder / 'index.html'}, {folder / 'table.md'}")
+
+
 @app.command("list")
 def list_(
     what: Annotated[
@@ -179,7 +207,9 @@ def print_result(record: dict[str, Any]) -> None:
         f"epoch {student['epoch_best']}; {student['parameters']:,} parameters)"
     )
     if record["config"]["out"]:
-        print(f"{record['config']['out']}: student.safetensors, index.html, record.json, config.yaml, curves.png")
+        print(
+            f"{record['config']['out']}: student.safetensors, index.html, record.json, config.yaml, curves.png"
+        )
 
 
 def main() -> None:

@@ -71,6 +71,7 @@ def distill(
     train, val = _rows(config, data)
     device = make_accelerator(config.train).device
     teacher_net, teacher_facts = _teacher(config, data, train, teacher, out, resume, report)
+    torch.manual_seed(config.seed)  # whatever the teacher drew, students of a seed start alike
     student_net = _student(config, data, student)
     rectify, objective = _method(config)
     taps = (*feature_paths(student_net), PENULTIMATE) if objective.reads_features else ()
@@ -86,6 +87,7 @@ def distill(
     _set_up(objective, student_model, frozen, loader, train, device)
 
     test_loader = eval_loader(data.test, student_net, config.train, device, config.data.workers)
+    torch.manual_seed(config.seed)
     last: list[Scores] = []
 
     def score(model: nn.Module) -> float:

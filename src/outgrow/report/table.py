@@ -1,7 +1,9 @@
 """A study in numbers: one row a method, compared seed by seed."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from outgrow.report.statistics import Difference, Summary, paired, summarize
@@ -48,6 +50,27 @@ class Table:
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "outgrew": {row.method: row.outgrew for row in self.rows}}
+
+
+def read_records(folder: str | Path) -> Records:
+    """The finished runs under ``folder``: ``<method>/seed<k>/record.json``, by method, in the order of seeds.
+
+    Methods that lack seeds which others have are refused: differences are paired by seed.
+    """
+    folder = Path(folder)
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*/seed*/record.json")):
+        record = json.loads(path.read_text())
+        found.setdefault(path.parts[-3], {})[record["config"]["seed"]] = record
+    if not found:
+        raise ValueError(
+            f"report: needs finished runs as METHOD/seedK/record.json, got none under {folder}; "
+            "give each run --out FOLDER/METHOD/seedK."
+        )
+    seeds = {name: sorted(runs) for name, runs in found.items()}
+    if len({tuple(value) for value in seeds.values()}) > 1:
+        raise ValueError(f"report: needs the same seeds for every method, got {seeds}; run the missing ones.")
+    return {name: [runs[seed] for seed in sorted(runs)] for name, runs in found.items()}
 
 
 def tabulate(records: Records) -> Table:
