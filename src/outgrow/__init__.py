@@ -8,6 +8,8 @@ result = objective(student_out, knowledge, target, progress)
 result.total.backward()
 """
 
+from typing import TYPE_CHECKING
+
 from outgrow.outputs import IGNORE, Knowledge, ObjectiveResult, Outputs, Target, flatten_rows
 from outgrow.features import PENULTIMATE, Taps
 from outgrow.teacher import Teacher
@@ -17,6 +19,10 @@ from outgrow import losses
 from outgrow.schedule import Weights
 from outgrow.objective import Objective, Term
 from outgrow.presets import preset
+
+if TYPE_CHECKING:
+    from outgrow.models import create_model
+    from outgrow.run import distill
 
 __version__ = "0.1.0"
 
@@ -40,4 +46,19 @@ __all__ = [
     "Objective",
     "Term",
     "preset",
+    "create_model",
+    "distill",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``create_model`` and ``distill`` on use: what they stand on takes seconds to import."""
+    if name == "create_model":
+        from outgrow.models import create_model
+
+        return create_model
+    if name == "distill":
+        from outgrow.run import distill
+
+        return distill
+    raise AttributeError(f"module 'outgrow' has no attribute {name!r}")

@@ -8,12 +8,13 @@ Each step is a function that takes what the ones before returned.
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from outgrow.anatomy import feature_paths
@@ -59,30 +60,34 @@ def distill(
     diverges.
     """
     config = config if isinstance(config, Config) else build_config(config or {})
-    report = reporter or Reporter()
+    accelerator = make_accelerator(config.train)
+    report = (reporter if is_main() else None) or Reporter()
     started = time.time()
     torch.manual_seed(config.seed)
     out = Path(config.out) if config.out else None
-    if out is not None:
+    if out is not None and is_main():
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(config.to_yaml())
 
     data = open_run_data(config)
     train, val = _rows(config, data)
-    device = make_accelerator(config.train).device
+    device = accelerator.device
     teacher_net, teacher_facts = _teacher(config, data, train, teacher, out, resume, report)
     torch.manual_seed(config.seed)  # whatever the teacher drew, students of a seed start alike
     student_net = _student(config, data, student)
     rectify, objective = _method(config)
     taps = (*feature_paths(student_net), PENULTIMATE) if objective.reads_features else ()
     student_model = Taps(student_net, taps)
-    loader = _train_loader(config, config.train, train, [teacher_net, student_net], device)
+    objective.process_group = process_group()
+    networks = [teacher_net, student_net]
+    loader = _train_loader(config, config.train, train, networks, device)
 
     frozen: nn.Module = NoTeacher(data.num_classes)
     correction = None
     if teacher_net is not None:
+        views = _train_loader(config, config.train, train, networks, device, whole=True)
         frozen, correction = _corrected(
-            config, data, teacher_net, objective, loader, val, device, teacher_facts, report
+            config, data, teacher_net, objective, views, val, device, teacher_facts, report
         )
     _set_up(objective, student_model, frozen, loader, train, device)
 
@@ -134,7 +139,7 @@ def distill(
         "config": config.model_dump(mode="json"),
         **provenance(device, started),
     }
-    if out is not None:
+    if out is not None and is_main():
         _write(out, record, student_net, data.test)
     report.event("result", teacher=record["teacher"].get("top1"), student=scores.top1, out=config.out)
     return record
@@ -171,6 +176,17 @@ def eval_loader(
         shuffle=False,
         num_workers=workers,
     )
+
+
+def process_group() -> dist.ProcessGroup | None:
+    """All processes of a distributed run; None in a run of one."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.group.WORLD if several else None
+
+
+def is_main() -> bool:
+    """Whether this process writes files."""
+    return process_group() is None or dist.get_rank() == 0
 
 
 @dataclass
@@ -268,7 +284,7 @@ def _train_teacher(
     rows = other_rows(config, data) if config.teacher.rows == "disjoint" else train
     report.note(f"teacher {network.name} ({num_parameters(network):,} parameters), {len(rows):,} images")
     train_alone(config, config.teacher_train, rows, data, network, out=out, resume=resume, reporter=report)
-    if out is not None:
+    if out is not None and is_main():
         network.classes = data.classes
         save_student(network, out / "teacher.safetensors")
 
@@ -355,8 +371,16 @@ def _method(config: Config) -> tuple[Rectifier, Objective]:
 
 
 def _train_loader(
-    config: Config, train: TrainConfig, split: Split, networks: list[Network | None], device: torch.device
+    config: Config,
+    train: TrainConfig,
+    split: Split,
+    networks: Sequence[Network | None],
+    device: torch.device,
+    *,
+    whole: bool = False,
 ) -> Loader:
+    """The training views: this process's share of them, or all for a pass that every process makes alike."""
+    group = None if whole else process_group()
     wanted = [n.input_spec.size for n in networks if n is not None and n.input_spec.size is not None]
     size = config.data.size or (max(wanted, default=224) if isinstance(split, FileSplit) else None)
     return make_loader(
@@ -369,6 +393,8 @@ def _train_loader(
         shuffle=True,
         drop_last=True,
         num_workers=config.data.workers,
+        rank=0 if group is None else dist.get_rank(group),
+        world_size=1 if group is None else dist.get_world_size(group),
     )
 
 
@@ -428,7 +454,7 @@ def _corrected(
     report.note(str(correction.report))
     report.event("correction", **asdict(correction.report))
     correction.to(device)
-    if config.out:
+    if config.out and is_main():
         correction.save(Path(config.out) / "correction.safetensors")
     corrected = CorrectedTeacher(teacher, correction)
     if foreign or not correction.is_identity:

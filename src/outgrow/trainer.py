@@ -114,7 +114,7 @@ class Trainer:
                     self.on_step(epoch, done)
             guard.read()
             seconds = time.perf_counter() - start
-            record = self._record(epoch, meter, done, seconds, float(scheduler.get_last_lr()[0]), student)
+            record = self._record(epoch, meter, accelerator, done, seconds, float(scheduler.get_last_lr()[0]))
             history.append(record)
             if self.checkpoint is not None and accelerator.is_main_process:
                 state = {name: holder.state_dict() for name, holder in stateful.items()}
@@ -165,9 +165,15 @@ class Trainer:
         return objective(student_out, knowledge, batch.target, progress)
 
     def _record(
-        self, epoch: int, meter: "_Meter", images: int, seconds: float, lr: float, student: nn.Module
+        self,
+        epoch: int,
+        meter: "_Meter",
+        accelerator: Accelerator,
+        images: int,
+        seconds: float,
+        lr: float,
     ) -> EpochRecord:
-        loss, terms, stats = meter.read()
+        loss, terms, stats = meter.read(accelerator)
         last = epoch + 1 == self.config.epochs
         due = self.evaluate is not None and ((epoch + 1) % self.config.eval_every == 0 or last)
         return EpochRecord(
@@ -175,10 +181,10 @@ class Trainer:
             loss=loss,
             terms=terms,
             wrong_rate=stats.pop("wrong_rate", 0.0),
-            top1=self.evaluate(student) if due and self.evaluate is not None else None,
+            top1=self.evaluate(self.student) if due and self.evaluate is not None else None,
             lr=lr,
             seconds=seconds,
-            images_per_second=images / seconds,
+            images_per_second=images * accelerator.num_processes / seconds,
             stats=stats,
         )
 
@@ -255,9 +261,12 @@ class _Meter:
         value = value.float() * rows
         self.sums[key] = self.sums[key] + value if key in self.sums else value
 
-    def read(self) -> tuple[float, dict[str, float], dict[str, float]]:
-        values = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
-        mean = {key: value / self.rows for key, value in values.items()}
+    def read(self, accelerator: Accelerator) -> tuple[float, dict[str, float], dict[str, float]]:
+        """Means over the epoch's rows, of all processes."""
+        sums = torch.stack(list(self.sums.values())) / self.rows
+        if accelerator.num_processes > 1:
+            sums = accelerator.reduce(sums, reduction="mean")  # each process has the same number of rows
+        mean = dict(zip(self.sums, sums.tolist(), strict=True))
         terms = {name: value for (kind, name), value in mean.items() if kind == "terms"}
         stats = {name: value for (kind, name), value in mean.items() if kind == "stats"}
         return mean[("loss", "")], terms, stats

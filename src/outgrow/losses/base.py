@@ -8,7 +8,7 @@ All are called as ``loss(student, teacher, target)``: student first, unreduced a
 allows, temperature and T^2 inside. Schedules, weights and reduction live in the objective.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from jaxtyping import Float, Int
@@ -48,6 +48,9 @@ class Loss(nn.Module):
     """Whether random numbers are drawn in training, so that a row's place in the batch has an effect."""
     batch_statistics: bool = False
     """Whether statistics of the batch enter each image's value, in eval mode too."""
+    inert: Mapping[str, str] = {}
+    """Rules that rewrite the teacher's logits and change nothing here, each with the reason; ``"all"`` for
+    every one. What reads no logits needs no entry."""
 
     def setup(self, fixture: Fixture) -> None:
         """Build adapters and memories from one dry run. Most losses have none."""

@@ -44,6 +44,7 @@ class RC(RowLoss):
     zero_at_match = False
     detaches = True
     shift_invariant = False
+    inert = {"all": "reads no teacher"}
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()

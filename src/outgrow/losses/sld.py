@@ -49,6 +49,7 @@ class SLD(RowLoss):
     """
 
     zero_at_match = False
+    inert = {"swap": "makes the same exchange itself"}
 
     def __init__(
         self,

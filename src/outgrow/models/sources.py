@@ -21,6 +21,12 @@ from outgrow.models.timm_extra import TIMM_EXTRA
 
 CIFAR_SPEC = InputSpec(None, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 """The statistics of CIFAR-100's training set, as the CRD protocol has them."""
+CIFAR_OWN = {
+    # of its published CIFAR-100 checkpoint
+    "densenet_bc_100_12": InputSpec(
+        None, (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
+    ),
+}
 IMAGENET_SPEC = InputSpec(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875)
 """What torchvision's nets are trained with."""
 PLAIN_SPEC = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -36,7 +42,7 @@ def build_cifar(rest: str, num_classes: int | None, pretrained: bool, input_size
         )
     count = 100 if num_classes is None else num_classes
     net = CIFAR_MODELS[rest](count)
-    return Network(net, name=f"cifar/{rest}", num_classes=count, input_spec=CIFAR_SPEC)
+    return Network(net, name=f"cifar/{rest}", num_classes=count, input_spec=CIFAR_OWN.get(rest, CIFAR_SPEC))
 
 
 def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
