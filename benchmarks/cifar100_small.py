@@ -13,11 +13,11 @@ from torch import nn
 
 from outgrow.config import Config
 from outgrow.models import create_model, save_student
+from outgrow.prepare import open_run_data, other_rows, train_alone
 from outgrow.progress import make_reporter
 from outgrow.recipes import RECIPES
 from outgrow.report.table import tabulate
 from outgrow.report.text import text_table
-from outgrow.run import open_run_data, other_rows, train_alone
 from outgrow.study.study import run_study
 
 METHODS = {

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import outgrow
-import outgrow.run
+import outgrow.prepare
 from outgrow.config import build_config, merge
 from outgrow.models import create_model, load_weights, save_student
 from outgrow.run import distill
@@ -191,7 +191,7 @@ class TestOtherClasses:
     def test_are_selected_by_name(self, letters):
         record = run(with_file(letters), {"method": {"preset": "kd"}, "train": {"epochs": 1}})
         network = create_model("cifar/resnet8", weights=letters)
-        data = outgrow.run.open_run_data(build_config(SMALL))
+        data = outgrow.prepare.open_run_data(build_config(SMALL))
         images = torch.stack([data.test.image(i) for i in range(len(data.test))]).float() / 255
         with torch.no_grad():
             top = network.eval()(images)[:, torch.arange(13, 3, -1)].argmax(dim=1)

@@ -101,9 +101,10 @@ def distill(
     }
     saved = load_config(config) if config else {}
     name = recipe or saved.get("recipe") or "default"
-    resolved = build_config(
-        recipe_layer(name, loss), saved, {"recipe": name}, merge(flags, assignments(sets or []))
-    )
+    layer = recipe_layer(name, loss)
+    if loss is not None and "loss" in layer.get("method", {}):  # the constants stand in for the bare name
+        flags["method"] = {**layer["method"], **flags["method"], "loss": layer["method"]["loss"]}
+    resolved = build_config(layer, saved, {"recipe": name}, merge(flags, assignments(sets or [])))
     if resolved.data.source == "digits" and recipe is None and config is None and data is None:
         raise ValueError(
             "distill: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
@@ -150,10 +151,10 @@ def report(
 ) -> None:
     """Compare finished runs: METHOD/seedK folders become a table and a page."""
     from outgrow.config import Config
+    from outgrow.prepare import open_run_data
     from outgrow.report.page import write_page
     from outgrow.report.table import read_records, tabulate
     from outgrow.report.text import markdown_table, text_table
-    from outgrow.run import open_run_data
 
     records = read_records(folder)
     table = tabulate(records)

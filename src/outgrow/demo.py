@@ -18,10 +18,10 @@ from torch import nn
 from outgrow.config import Config
 from outgrow.data import ArraySplit
 from outgrow.models import create_model
+from outgrow.prepare import open_run_data, other_rows, train_alone
 from outgrow.progress import Reporter
 from outgrow.report.table import Table, tabulate
 from outgrow.report.text import markdown_table, text_table
-from outgrow.run import open_run_data, other_rows, train_alone
 from outgrow.study.study import run_study
 
 SLOPPY = 0.45

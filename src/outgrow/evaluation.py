@@ -7,9 +7,10 @@ from outgrow.config import TrainConfig
 from outgrow.data import open_data
 from outgrow.metrics import evaluate, num_parameters
 from outgrow.models import create_model
+from outgrow.prepare import eval_loader
 from outgrow.progress import Reporter
-from outgrow.run import class_columns, eval_loader
 from outgrow.teacher import SelectedClasses, Teacher
+from outgrow.teaching import class_columns
 from outgrow.trainer import make_accelerator
 
 

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from outgrow.recipes.base import Recipe
+from outgrow.recipes.cifar_losses import RESNET32X4_RESNET8X4, warmup
 
 
 class Pair(NamedTuple):
@@ -39,8 +40,6 @@ PROTOCOL: dict[str, Any] = {
     "lr_decay": 0.1,
 }
 
-DKD_WARMUP = f"warmup(until={20 / 240:.4f})"
-
 
 def cifar_recipes() -> dict[str, Recipe]:
     recipes = {}
@@ -58,8 +57,10 @@ def cifar_recipes() -> dict[str, Recipe]:
                 "kd": {"loss": "kd(temperature=4.0)", "task_weight": 0.1, "weight": 0.9},
                 "dkd": {
                     "loss": f"dkd(alpha=1.0, beta={pair.dkd_beta}, temperature=4.0)",
-                    "schedule": DKD_WARMUP,
+                    "schedule": warmup(20),
                 },
             }
+            if (data, pair.teacher, pair.student) == ("cifar100", "resnet32x4", "resnet8x4"):
+                losses |= RESNET32X4_RESNET8X4
             recipes[f"{data}/{pair.teacher}-{pair.student}"] = Recipe(about, layer, losses)
     return recipes

@@ -1,0 +1,257 @@
+"""The teacher of a run: loaded or trained, brought to the student's classes, its bias taken out.
+
+make_teacher         a network with weights, in whatever classes it has
+corrected_teacher    what the student listens to
+"""
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from outgrow.anatomy import feature_paths
+from outgrow.config import Config
+from outgrow.correction import BiasCorrection, CorrectedTeacher
+from outgrow.data import ImageData, Loader, Split
+from outgrow.features import PENULTIMATE
+from outgrow.metrics import Scores, evaluate, num_parameters
+from outgrow.models import Network, create_model, load_weights, save_student
+from outgrow.objective import Objective
+from outgrow.outputs import Outputs, Target
+from outgrow.prepare import as_network, eval_loader, is_main, other_rows, train_alone
+from outgrow.presets import PRESETS
+from outgrow.progress import Reporter
+from outgrow.spec import lookup
+from outgrow.teacher import SelectedClasses, Teacher
+
+FEATURE_BYTES = 1 << 30
+"""Penultimate features are kept for a correction up to this size; beyond it the logits must do."""
+
+
+@dataclass
+class TeacherFacts:
+    """What the record says of the teacher, and its scores on the test images for the comparison."""
+
+    values: dict[str, Any]
+    scores: Scores | None = None
+    seen: bool = False
+    """Whether it may have been trained on the training rows with these labels."""
+
+
+def make_teacher(
+    config: Config,
+    data: ImageData,
+    train: Split,
+    module: nn.Module | None,
+    out: Path | None,
+    resume: bool,
+    report: Reporter,
+) -> tuple[Network | None, TeacherFacts]:
+    """The teacher network in whatever classes it has, and facts about it; None for no teacher."""
+    facts = TeacherFacts({})
+    if config.teacher.name in ("", "none") and module is None:
+        if config.method.preset != "none":
+            raise ValueError(
+                "--teacher: needs a model such as timm/resnet50 or cifar/resnet56, got none; "
+                "`--preset none` trains the student alone."
+            )
+        return None, facts
+    if config.method.preset == "none":
+        return None, facts
+    options = config.teacher
+    network = as_network("teacher", module, data.num_classes)
+    if network is None:
+        trained_here = options.train
+        network = create_model(
+            options.name,
+            data.num_classes if trained_here else None,
+            pretrained=options.pretrained and options.weights is None,
+            weights=None if trained_here else options.weights,
+            input_size=options.input_size,
+        )
+        if trained_here:
+            if options.weights:
+                load_weights(network, options.weights, role="student")
+            _train_teacher(config, data, train, network, out, resume, report)
+        elif not options.weights and not options.pretrained and not options.name.startswith(("hf/", "py:")):
+            raise ValueError(
+                f"--teacher {options.name}: needs weights, got none; give --teacher-weights FILE, or --train-teacher to "
+                "train it first, or --set teacher.pretrained=true for published ones."
+            )
+    facts.seen = not (options.train and options.rows == "disjoint")
+    facts.values = {
+        "name": network.name,
+        "parameters": num_parameters(network),
+        "weights": options.weights
+        or ("trained here" if options.train else "published" if options.pretrained else "own"),
+        "classes": network.num_classes,
+    }
+    return network, facts
+
+
+def _train_teacher(
+    config: Config,
+    data: ImageData,
+    train: Split,
+    network: Network,
+    out: Path | None,
+    resume: bool,
+    report: Reporter,
+) -> None:
+    """Train the teacher alone, on the student's rows or on the others."""
+    rows = other_rows(config, data) if config.teacher.rows == "disjoint" else train
+    report.note(f"teacher {network.name} ({num_parameters(network):,} parameters), {len(rows):,} images")
+    train_alone(config, config.teacher_train, rows, data, network, out=out, resume=resume, reporter=report)
+    if out is not None and is_main():
+        network.classes = data.classes
+        save_student(network, out / "teacher.safetensors")
+
+
+def corrected_teacher(
+    config: Config,
+    data: ImageData,
+    network: Network,
+    objective: Objective,
+    loader: Loader,
+    val: Split | None,
+    device: torch.device,
+    facts: TeacherFacts,
+    report: Reporter,
+) -> tuple[nn.Module, BiasCorrection | None]:
+    """The teacher in the student's classes, corrected where asked for and where it is measured to help."""
+    asked = config.teacher.correct
+    wanted = asked == "always" or (
+        asked == "auto" and lookup(PRESETS, config.method.preset, kind="preset").correct_teacher
+    )
+    columns = class_columns(network, data)
+    foreign = columns is None
+    if foreign and asked == "never":
+        raise ValueError(_foreign(network, data))
+    taps = (*feature_paths(network), PENULTIMATE) if objective.reads_features else ()
+    taps = taps or ((PENULTIMATE,) if wanted or foreign else ())
+    teacher: nn.Module = Teacher(network, taps=taps).to(device)
+    if columns is not None and columns != list(range(network.num_classes)):
+        report.note(
+            f"teacher: {len(columns)} of its {network.num_classes} classes are the student's, by name"
+        )
+        teacher = SelectedClasses(teacher, columns).to(device)
+    test = eval_loader(data.test, network, config.train, device, config.data.workers)
+    if not foreign:
+        with report.bar("teacher on the test images", len(data.test)) as advance:
+            facts.scores = evaluate(teacher, test, progress=advance)
+        facts.values |= {"top1": facts.scores.top1, "top5": facts.scores.top5, "nll": facts.scores.nll}
+        report.note(
+            f"teacher {network.name}: top-1 {facts.scores.top1:.2f} % on {len(data.test):,} test images"
+        )
+    if not (wanted or foreign):
+        return teacher, None
+    outputs, target = _pass(teacher, loader, config.teacher.correct_views, network, device, report)
+    right = float((outputs.logits.argmax(1) == target.label).float().mean()) if not foreign else None
+    if right is not None:
+        facts.values["wrong_rate"] = 1 - right
+    held_out, source = (
+        (None, "") if foreign or not facts.seen else _held_out(data, val, config, teacher, network, device)
+    )
+    report.note("teacher: looking for what is systematic in its errors, out of fold ...")
+    correction = BiasCorrection(data.num_classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report says the same, and where the rows came from
+        correction.fit(outputs, target, held_out=held_out if asked == "auto" else None)
+    assert correction.report is not None
+    if source and correction.report.reason.startswith("the teacher is right"):
+        report.note(f"teacher: held-out rows are the {source} images")
+    report.note(str(correction.report))
+    report.event("correction", **asdict(correction.report))
+    correction.to(device)
+    if config.out and is_main():
+        correction.save(Path(config.out) / "correction.safetensors")
+    corrected = CorrectedTeacher(teacher, correction)
+    if foreign or not correction.is_identity:
+        scores = evaluate(corrected, test)
+        facts.values["top1_corrected"] = scores.top1
+        report.note(f"teacher, corrected: top-1 {scores.top1:.2f} % on the test images")
+        if foreign:
+            facts.scores = scores
+            facts.values |= {"top1": scores.top1, "top5": scores.top5, "nll": scores.nll}
+    return corrected, correction
+
+
+def _pass(
+    teacher: nn.Module, loader: Loader, views: int, network: Network, device: torch.device, report: Reporter
+) -> tuple[Outputs, Target]:
+    """The teacher's outputs on the training views of the first epochs."""
+    logits, features, labels, partners, mixes, indices = [], [], [], [], [], []
+    keep_features = True
+    with report.bar("teacher on the training views", views * loader.num_samples) as advance:
+        done = 0
+        for epoch in range(views):
+            for batch in loader.epoch(epoch):
+                outputs = teacher(batch.images)
+                logits.append(outputs.logits.float())
+                feature = outputs.features[PENULTIMATE].flatten(1)
+                keep_features &= feature.shape[1] * 4 * views * loader.num_samples <= FEATURE_BYTES
+                if keep_features:
+                    features.append(feature.float())
+                target = batch.target
+                labels.append(target.label)
+                indices.append(target.index if target.index is not None else target.label)
+                if target.partner is not None and target.mix is not None:
+                    partners.append(target.partner)
+                    mixes.append(target.mix)
+                done += len(target.label)
+                advance(done)
+    mixed = bool(partners)
+    target = Target(
+        torch.cat(labels),
+        index=torch.cat(indices),
+        partner=torch.cat(partners) if mixed else None,
+        mix=torch.cat(mixes) if mixed else None,
+    )
+    return Outputs(torch.cat(logits), {PENULTIMATE: torch.cat(features)} if keep_features else {}), target
+
+
+def _held_out(
+    data: ImageData,
+    val: Split | None,
+    config: Config,
+    teacher: nn.Module,
+    network: Network,
+    device: torch.device,
+) -> tuple[tuple[Outputs, Target], str]:
+    """Rows that the teacher has certainly not been trained on.
+
+    A part that this run kept back from a teacher that this run trained; otherwise, since nobody knows what
+    a file of weights was trained on, the test images: they check the teacher, and choose nothing of the
+    student.
+    """
+    trusted = val is not None and config.teacher.train
+    split, name = (val, "validation") if trusted and val is not None else (data.test, "test")
+    loader = eval_loader(split, network, config.train, device, config.data.workers)
+    logits, labels = [], []
+    for batch in loader.epoch(0):
+        logits.append(teacher(batch.images).logits)
+        labels.append(batch.target.label)
+    return (Outputs(torch.cat(logits)), Target(torch.cat(labels))), name
+
+
+def class_columns(network: Network, data: ImageData) -> list[int] | None:
+    """Where the data's classes stand among the teacher's, by name; by order where the teacher's have no
+    names and are as many; None if they are not there."""
+    if network.classes is None:
+        return list(range(data.num_classes)) if network.num_classes == data.num_classes else None
+    place = {name: i for i, name in enumerate(network.classes)}
+    if all(name in place for name in data.classes):
+        return [place[name] for name in data.classes]
+    # the same number under other names: the file's names are then another spelling
+    return list(range(data.num_classes)) if network.num_classes == data.num_classes else None
+
+
+def _foreign(network: Network, data: ImageData) -> str:
+    return (
+        f"--teacher {network.name}: needs the data's {data.num_classes} classes, got {network.num_classes} others; either "
+        "map them from the teacher's outputs (--correct-teacher auto: no teacher training), or train a teacher for them "
+        "(--train-teacher, from these weights)."
+    )
