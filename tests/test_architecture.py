@@ -22,6 +22,7 @@ ORDER = [
     "teacher",
     "correction_fit",
     "correction",
+    "teacher_cache",
     "knowledge",
     "losses",
     "schedule",

@@ -45,6 +45,7 @@ def test_the_options_are_these_and_no_more():
             ]
         ),
         "evaluate": ["batch_size", "data", "label", "model", "weights", "workers"],
+        "cache": ["config", "epochs", "out", "sets"],
         "report": ["folder", "title"],
         "list": ["model", "what"],
     }
@@ -92,6 +93,19 @@ def test_distill_and_evaluate(tmp_path):
     assert {"note", "epoch", "result"} <= {event["event"] for event in events}
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["config"]["method"]["preset"] == "paper"
+    cache = [
+        "cache",
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--out",
+        str(tmp_path / "cache"),
+        "--epochs",
+        "2",
+    ]
+    weights = str(tmp_path / "teacher.safetensors")
+    cache += ["--set", f"teacher.weights={weights}", "--set", "teacher.train=false"]
+    filled = runner.invoke(cli.app, cache, catch_exceptions=False)
+    assert json.loads(filled.stdout.splitlines()[-1])["epochs"] == 2
     scored = runner.invoke(
         cli.app,
         [

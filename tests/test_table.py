@@ -174,7 +174,9 @@ def measured(name: str, rule: str) -> Fact:
     assert size > 1e-6, f"{name}: a gradient of nearly nothing shows nothing"
     if all(torch.equal(a, b) for a, b in zip(mine.leaves, plain.leaves, strict=True)):
         return Fact("inert", declared(name, rule) or "undeclared")
-    assert moved > VISIBLE * size, f"{name} under {rule} moves by {float(moved / size):.1e}: neither not at all nor visibly"
+    assert moved > VISIBLE * size, (
+        f"{name} under {rule} moves by {float(moved / size):.1e}: neither not at all nor visibly"
+    )
     if RULES[rule]().effect != "remove":
         return Fact("changes")
     _, _, _, wrong = make_batch()

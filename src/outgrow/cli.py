@@ -2,9 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from outgrow.config import Config
 
 app = typer.Typer(
     help="Knowledge distillation in which the student may outgrow the teacher.",
@@ -76,7 +79,7 @@ def distill(
     ] = False,
 ) -> None:
     """Distil a teacher into a student on your own data."""
-    from outgrow.config import assignments, build_config, load_config, merge
+    from outgrow.config import assignments, merge
     from outgrow.progress import make_reporter
     from outgrow.run import distill as run
 
@@ -99,12 +102,7 @@ def distill(
         for key, value in flags.items()
         if value is not None
     }
-    saved = load_config(config) if config else {}
-    name = recipe or saved.get("recipe") or "default"
-    layer = recipe_layer(name, loss)
-    if loss is not None and "loss" in layer.get("method", {}):  # the constants stand in for the bare name
-        flags["method"] = {**layer["method"], **flags["method"], "loss": layer["method"]["loss"]}
-    resolved = build_config(layer, saved, {"recipe": name}, merge(flags, assignments(sets or [])))
+    resolved = resolve(recipe, config, loss, merge(flags, assignments(sets or [])))
     if resolved.data.source == "digits" and recipe is None and config is None and data is None:
         raise ValueError(
             "distill: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
@@ -142,6 +140,28 @@ def evaluate(
             f"{scores['model']}: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, nll {scores['nll']:.4f} "
             f"on {scores['images']:,} images ({scores['parameters']:,} parameters)"
         )
+
+
+@app.command()
+def cache(
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", help="the config.yaml of the runs that will read it")
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the cache; runs take it as --set teacher.cache=DIR")],
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="view-epochs to keep; all of the run's if not given")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Ask the teacher once about the views that many students will see, and keep its logits."""
+    from outgrow.config import assignments, merge
+    from outgrow.progress import make_reporter
+    from outgrow.run import fill_cache
+
+    reporter = make_reporter()
+    resolved = resolve(None, config, None, merge(assignments(sets or []), {"teacher": {"cache": str(out)}}))
+    filled = fill_cache(resolved, epochs=epochs or resolved.train.epochs, reporter=reporter)
+    reporter.event("result", **filled)
 
 
 @app.command()
@@ -185,6 +205,15 @@ def list_(
 
     for line in listing(what, model):
         print(line)
+
+
+def resolve(recipe: str | None, config: Path | None, loss: str | None, flags: dict[str, Any]) -> "Config":
+    """Defaults, then the recipe, then the file, then what was typed."""
+    from outgrow.config import build_config, load_config
+
+    saved = load_config(config) if config else {}
+    name = recipe or saved.get("recipe") or "default"
+    return build_config(recipe_layer(name, loss), saved, {"recipe": name}, flags)
 
 
 def recipe_layer(name: str, loss: str | None) -> dict[str, Any]:

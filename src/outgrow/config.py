@@ -63,6 +63,8 @@ class TeacherConfig(ModelConfig):
     rows: Literal["same", "disjoint"] = "same"
     """What a teacher that is trained here sees: the student's rows, or only the others."""
     correct: Literal["auto", "always", "never"] = "auto"
+    cache: str | None = None
+    """Folder for the teacher's logits by view: computed once, read by every later run that shares them."""
     correct_views: int = Field(1, ge=1)
     """Passes over the training views that a correction is fitted on."""
 

@@ -37,7 +37,8 @@ from outgrow.prepare import (
 from outgrow.progress import Reporter
 from outgrow.provenance import provenance
 from outgrow.teacher import NoTeacher
-from outgrow.teaching import TeacherFacts, corrected_teacher, make_teacher
+from outgrow.teacher_cache import CachedTeacher
+from outgrow.teaching import TeacherFacts, cached_teacher, corrected_teacher, make_teacher
 from outgrow.trainer import Trainer, make_accelerator
 
 NUM_EXAMPLES = 24
@@ -92,6 +93,7 @@ def distill(
         frozen, correction = corrected_teacher(
             config, data, teacher_net, objective, views, val, device, teacher_facts, report
         )
+        frozen = cached_teacher(config, data, frozen, objective, loader, networks)
     set_up(objective, student_model, frozen, loader, train, device)
 
     test_loader = eval_loader(data.test, student_net, config.train, device, config.data.workers)
@@ -146,6 +148,43 @@ def distill(
         _write(out, record, student_net, data.test)
     report.event("result", teacher=record["teacher"].get("top1"), student=scores.top1, out=config.out)
     return record
+
+
+def fill_cache(
+    config: Config, *, epochs: int, teacher: nn.Module | None = None, reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Ask the teacher of ``config`` about the views of its first epochs and keep what it says.
+
+    Runs that share teacher, data, views and seed then read it. Returns ``folder``, ``epochs``, ``bytes``.
+    """
+    if config.teacher.cache is None:
+        raise ValueError("cache: needs a folder, got none; give --out DIR, or --set teacher.cache=DIR.")
+    report = reporter or Reporter()
+    torch.manual_seed(config.seed)
+    data = open_run_data(config)
+    train, val = training_rows(config, data)
+    device = make_accelerator(config.train).device
+    network, facts = make_teacher(config, data, train, teacher, None, False, report)
+    if network is None:
+        raise ValueError("cache: needs a teacher, got none; give --teacher MODEL.")
+    _, objective = method_of(config)
+    networks = [network, student_network(config, data, None)]
+    loader = train_loader(config, config.train, train, networks, device, whole=True)
+    frozen, _ = corrected_teacher(config, data, network, objective, loader, val, device, facts, report)
+    cached = cached_teacher(config, data, frozen, objective, loader, networks)
+    assert isinstance(cached, CachedTeacher)
+    size = cached.cache.bytes_per_epoch()
+    report.note(f"cache: {epochs} epochs of {size / 2**20:.1f} MiB in {cached.cache.folder}")
+    with report.bar("teacher", epochs * loader.num_samples) as advance:
+        done = 0
+        for epoch in range(epochs):
+            cached.at(epoch)
+            for batch in loader.epoch(epoch):
+                cached(batch.images, index=batch.target.index)
+                done += len(batch.images)
+                advance(done)
+        cached.at(None)
+    return {"folder": str(cached.cache.folder), "epochs": epochs, "bytes": epochs * size}
 
 
 def _compared(test: Split, facts: TeacherFacts, student: Scores) -> dict[str, Any] | None:

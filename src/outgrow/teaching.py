@@ -5,6 +5,7 @@ corrected_teacher    what the student listens to
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from outgrow.metrics import Scores, evaluate, num_parameters
 from outgrow.models import Network, create_model, load_weights, save_student
 from outgrow.objective import Objective
 from outgrow.outputs import Outputs, Target
-from outgrow.prepare import as_network, eval_loader, is_main, other_rows, train_alone
+from outgrow.prepare import as_network, eval_loader, is_main, other_rows, process_group, train_alone
 from outgrow.presets import PRESETS
 from outgrow.progress import Reporter
 from outgrow.spec import lookup
 from outgrow.teacher import SelectedClasses, Teacher
+from outgrow.teacher_cache import CachedTeacher, TeacherCache, digest
 
 FEATURE_BYTES = 1 << 30
 """Penultimate features are kept for a correction up to this size; beyond it the logits must do."""
@@ -177,6 +179,38 @@ def corrected_teacher(
             facts.scores = scores
             facts.values |= {"top1": scores.top1, "top5": scores.top5, "nll": scores.nll}
     return corrected, correction
+
+
+def cached_teacher(
+    config: Config,
+    data: ImageData,
+    teacher: nn.Module,
+    objective: Objective,
+    loader: Loader,
+    networks: Sequence[Network | None],
+) -> nn.Module:
+    """``teacher`` behind the cache that the configuration names, if it names one."""
+    if config.teacher.cache is None:
+        return teacher
+    if objective.reads_features:
+        raise ValueError(
+            "teacher.cache keeps logits, and this objective reads features; "
+            "leave the cache out, or choose losses that read logits alone."
+        )
+    wanted = [n.input_spec for n in networks if n is not None]
+    correction = teacher.correction.source if isinstance(teacher, CorrectedTeacher) else "none"
+    facts = {
+        "teacher": f"{wanted[0]} {digest(teacher)} {correction}",
+        "data": data.fingerprint,
+        "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in wanted]} "
+        f"seed {config.seed}",
+        "precision": f"{config.train.precision}",
+    }
+    cache = TeacherCache(
+        config.teacher.cache, facts, num_indices=loader.num_indices, num_classes=data.num_classes
+    )
+    # several processes would write one file: they read what one has written
+    return CachedTeacher(teacher, cache, write=process_group() is None)
 
 
 def _pass(

@@ -22,6 +22,7 @@ from outgrow.data import Batch, Loader
 from outgrow.knowledge import Rectifier
 from outgrow.objective import Objective
 from outgrow.outputs import ObjectiveResult
+from outgrow.teacher_cache import CachedTeacher
 
 READ_EVERY = 10
 """Steps between looks at the device's flag for losses that are not finite."""
@@ -93,6 +94,7 @@ class Trainer:
             history = [EpochRecord(**record) for record in state["history"]]
         for epoch in range(len(history), config.epochs):
             start = time.perf_counter()
+            _tell_epoch(teacher, epoch)
             student.train()
             objective.train()
             meter, done = _Meter(), 0
@@ -113,6 +115,7 @@ class Trainer:
                 if self.on_step is not None:
                     self.on_step(epoch, done)
             guard.read()
+            _tell_epoch(teacher, None)
             seconds = time.perf_counter() - start
             record = self._record(epoch, meter, accelerator, done, seconds, float(scheduler.get_last_lr()[0]))
             history.append(record)
@@ -187,6 +190,12 @@ class Trainer:
             images_per_second=images * accelerator.num_processes / seconds,
             stats=stats,
         )
+
+
+def _tell_epoch(teacher: nn.Module, epoch: int | None) -> None:
+    """A cache needs to know which views it is asked about."""
+    if isinstance(teacher, CachedTeacher):
+        teacher.at(epoch)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
