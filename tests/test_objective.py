@@ -289,3 +289,13 @@ def test_schedules_by_the_table():
 def test_only_names_and_literals_are_read(text):
     with pytest.raises(ValueError, match=r"needs"):
         Objective(text)
+
+
+def test_rules_that_reach_nothing_are_named():
+    """A user who asks for a rule that cannot change the loss is told so."""
+    from outgrow.knowledge import RULES
+
+    objective = Objective("kd + rc + 0.5*crd")
+    assert objective.inert_under(RULES["pair"]()) == {"rc": "reads no teacher", "crd": "reads features alone"}
+    assert objective.inert_under(RULES["drop"]()) == objective.inert_under(RULES["identity"]()) == {}
+    assert Objective("sld").inert_under(RULES["swap"]()) == {"sld": "makes the same exchange itself"}

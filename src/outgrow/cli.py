@@ -213,7 +213,12 @@ def resolve(recipe: str | None, config: Path | None, loss: str | None, flags: di
 
     saved = load_config(config) if config else {}
     name = recipe or saved.get("recipe") or "default"
-    return build_config(recipe_layer(name, loss), saved, {"recipe": name}, flags)
+    layer = recipe_layer(name, loss)
+    taken, typed = layer.get("method", {}), flags.get("method", {})
+    if loss is not None and "loss" in taken and typed.get("loss") == loss:
+        # the recipe's constants stand in for the bare name, which would undo them
+        flags = {**flags, "method": {**taken, **typed, "loss": taken["loss"]}}
+    return build_config(layer, saved, {"recipe": name}, flags)
 
 
 def recipe_layer(name: str, loss: str | None) -> dict[str, Any]:

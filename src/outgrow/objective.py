@@ -26,6 +26,7 @@ from outgrow.outputs import (
     Knowledge,
     ObjectiveResult,
     Outputs,
+    Rule,
     Target,
     as_outputs,
     as_target,
@@ -145,6 +146,19 @@ class Objective(nn.Module):
         """The temperature that the losses declare; None where they declare none, or several."""
         declared = {getattr(term.loss, "temperature", None) for term in self.terms.values()} - {None}
         return declared.pop() if len(declared) == 1 else None
+
+    def inert_under(self, rule: Rule) -> dict[str, str]:
+        """The terms that a rule which rewrites logits does not reach, and why."""
+        if rule.effect != "rewrite":
+            return {}
+        reasons = {}
+        for name, term in self.terms.items():
+            declared = term.loss.inert if isinstance(term.loss, Loss) else {}
+            if "logits" not in getattr(term.loss, "reads", ("logits",)):
+                reasons[name] = "reads features alone"
+            elif reason := declared.get(rule.name, declared.get("all")):
+                reasons[name] = reason
+        return reasons
 
     @property
     def reads_features(self) -> bool:

@@ -80,6 +80,10 @@ def distill(
     torch.manual_seed(config.seed)  # whatever the teacher drew, students of a seed start alike
     student_net = student_network(config, data, student)
     rectify, objective = method_of(config)
+    for name, reason in objective.inert_under(rectify.rule).items():
+        report.note(
+            f"warning: the rule {rectify.rule.name!r} changes nothing for the loss {name!r}: {reason}"
+        )
     taps = (*feature_paths(student_net), PENULTIMATE) if objective.reads_features else ()
     student_model = Taps(student_net, taps)
     objective.process_group = process_group()

@@ -1,7 +1,6 @@
 """From what the teacher said to what the student should believe."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,7 +15,6 @@ from outgrow.outputs import Knowledge, Outputs, Rule, Target, as_outputs, as_tar
 Transform = Callable[[Float[Tensor, "rows classes"]], Float[Tensor, "rows classes"]]
 
 
-@dataclass(frozen=True)
 class Rectifier:
     """Splits a teacher's rows into right and wrong and says how the wrong ones are corrected.
 
@@ -35,31 +33,28 @@ class Rectifier:
     (tensor([True]), tensor([[5., 1.]]))
     """
 
-    rule: Rule | str = "pair"
-    temperature: float | None = 4.0
-    rows: Literal["wrong", "all"] = "wrong"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.rule, str):
-            object.__setattr__(self, "rule", make_rule(self.rule))
-        if self.temperature is not None and not self.temperature > 0:
+    def __init__(
+        self,
+        rule: Rule | str = "pair",
+        temperature: float | None = 4.0,
+        rows: Literal["wrong", "all"] = "wrong",
+    ) -> None:
+        self.rule: Rule = make_rule(rule) if isinstance(rule, str) else rule
+        self.temperature, self.rows = temperature, rows
+        if temperature is not None and not temperature > 0:
             raise ValueError(
-                f"Rectifier: needs a positive temperature, got {self.temperature}; 4 is the field's habit."
+                f"Rectifier: needs a positive temperature, got {temperature}; 4 is the field's habit."
             )
-        if self.rows not in ("wrong", "all"):
+        if rows not in ("wrong", "all"):
+            raise ValueError(f"Rectifier: rows needs 'wrong' or 'all', got {rows!r}; 'wrong' is the default.")
+        if temperature is None and self.rule.uses_temperature:
             raise ValueError(
-                f"Rectifier: rows needs 'wrong' or 'all', got {self.rows!r}; 'wrong' is the default."
-            )
-        if self.temperature is None and self._rule.uses_temperature:
-            raise ValueError(
-                f"Rectifier: the rule {self._rule.name!r} depends on a temperature, got None; "
+                f"Rectifier: the rule {self.rule.name!r} depends on a temperature, got None; "
                 "pass the temperature of the loss that will read the result."
             )
 
-    @property
-    def _rule(self) -> Rule:
-        assert not isinstance(self.rule, str)
-        return self.rule
+    def __repr__(self) -> str:
+        return f"Rectifier({self.rule!r}, temperature={self.temperature}, rows={self.rows!r})"
 
     def __call__(self, teacher: Outputs | Tensor, target: Target | Tensor) -> Knowledge:
         teacher, target = as_outputs(teacher, whose="teacher"), as_target(target)
@@ -69,7 +64,7 @@ class Rectifier:
         if logits.device.type == "cpu":
             _check_values(largest, target, logits.shape[1])
         wrong = wrong_rows(logits, target, largest=largest)
-        rule = self._rule
+        rule = self.rule
         weight = target.valid
         if rule.effect == "remove":
             weight = weight & ~wrong

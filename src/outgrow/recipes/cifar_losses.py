@@ -28,10 +28,9 @@ RESNET32X4_RESNET8X4: dict[str, dict[str, Any]] = {
     "ttm": _take("ttm(exponent=0.2)"),
     "wttm": _take("wttm(exponent=0.2)"),
     "normkd": _take("normkd(temperature=2.0)", 0.9, task=0.1),  # authors' configuration
-    "ctkd": _take(
-        "ctkd(start=1.0, range=20.0)", 0.9, task=0.1
-    ),  # authors' script; the ramp is the loss's own
-    # section 5 of the paper, and the authors' answer in issue 2 of their repository; 2 and 2.5 are ImageNet's
+    # authors' script; the ramp is the loss's own
+    "ctkd": _take("ctkd(start=1.0, range=20.0)", 0.9, task=0.1),
+    # the authors in issue 2 of their repository, citing section 5 of the paper; 2 and 2.5 are ImageNet's
     "wsl": _take("wsl(temperature=4.0)", 2.25),
     "rld": _take("rld(alpha=1.0, beta=8.0, temperature=4.0)", schedule=warmup(20)),  # authors' configuration
     "rc": _take("kd(temperature=4.0) + 0.1*rc(temperature=4.0)"),  # the code of RLD, where rc is a comparison
