@@ -75,11 +75,13 @@ class Trainer:
         accelerator = self.accelerator or make_accelerator(config)
         student, teacher, objective = self._placed(accelerator)
         optimizer = make_optimizer(config, student, objective)
+        guard = _Guard(optimizer, accelerator.device, scaled=accelerator.scaler is not None)
+        if accelerator.scaler is not None:  # float16: the optimiser must unscale, and skips what overflowed
+            optimizer = accelerator.prepare_optimizer(optimizer)
         total_steps = config.epochs * self._steps()
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_factor(config, step / total_steps)
         )
-        guard = _Guard(optimizer, accelerator.device)
         history: list[EpochRecord] = []
         stateful: dict[str, Any] = {
             "student": self.student,
@@ -288,8 +290,8 @@ class _Guard:
     it, and the host reads it every few steps.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, *, scaled: bool) -> None:
+        self.optimizer, self.scaled = optimizer, scaled
         self.at_once = device.type == "cpu"
         self.waiting: list[tuple[Tensor, ObjectiveResult, Batch, int, int]] = []
 
@@ -299,7 +301,8 @@ class _Guard:
         if self.at_once:
             self.read()
             return
-        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # torch's name, from its GradScaler
+        if not self.scaled:  # a GradScaler sets this name of torch's by itself
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         if len(self.waiting) >= READ_EVERY:
             self.read()
 
