@@ -69,6 +69,18 @@ def replace_heads(net: nn.Module, num_classes: int) -> None:
             owner.num_labels = owner.config.num_labels = num_classes
 
 
+def soften_heads(net: nn.Module) -> None:
+    """Small random heads for a trunk that is trained already: every class about level at first.
+
+    What makers draw for a head that is trained with its trunk can give first logits of tens on trained
+    features, and a loss far above that of a guess.
+    """
+    for _, head in heads_of(net):
+        nn.init.normal_(head.weight, std=0.01)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+
+
 def _like(old: Head, num_classes: int) -> Head:
     bias, at = old.bias is not None, {"device": old.weight.device, "dtype": old.weight.dtype}
     if isinstance(old, nn.Linear):

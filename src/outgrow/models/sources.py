@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from outgrow.anatomy import heads_of, num_outputs, replace_heads
+from outgrow.anatomy import heads_of, num_outputs, replace_heads, soften_heads
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.timm_extra import TIMM_EXTRA
@@ -67,6 +67,8 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
             "correct what stands behind the question mark."
         ) from error
     heads_of(net)  # a net without a head (num_classes=0) is no classifier
+    if pretrained and num_classes not in (None, getattr(configuration, "num_classes", None)):
+        soften_heads(net)
     data = timm.data.resolve_model_data_config(net)
     spec = InputSpec(
         int(data["input_size"][-1]),
@@ -115,6 +117,8 @@ def build_torchvision(
     count = 1000 if num_classes is None else num_classes
     if count != 1000:
         replace_heads(net, count)
+        if pretrained:
+            soften_heads(net)
     spec = IMAGENET_SPEC
     view = weights.transforms()
     if hasattr(view, "crop_size"):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from outgrow.anatomy import bare_net, heads_of, replace_heads
+from outgrow.anatomy import bare_net, heads_of, replace_heads, soften_heads
 from outgrow.models.network import InputSpec, Network
 
 Role = Literal["teacher", "student", "exact"]
@@ -87,8 +87,8 @@ def load_weights(network: Network, path: str | Path, *, role: Role) -> LoadRepor
 
     - ``teacher``: the network's head is rebuilt for the file's classes, and ``network.num_classes`` with
       it; mapping the classes is the caller's business.
-    - ``student``: all but the head is loaded, the head stays as it is, with a warning; also where the
-      file has no head.
+    - ``student``: all but the head is loaded, the head is drawn anew and small (so that training starts at
+      the loss of a guess), with a warning; also where the file has no head.
     - ``exact``: an error.
 
     Where the file says what its net wants to see (``input_spec``, or ``mean`` and ``std``) and the names
@@ -130,6 +130,7 @@ def load_weights(network: Network, path: str | Path, *, role: Role) -> LoadRepor
     loaded = {key: value for key, value in state.items() if key in own and key not in left}
     bare_net(network).load_state_dict(loaded, strict=False)
     if head == "new":
+        soften_heads(network)
         warnings.warn(
             f"load_weights: the head of {network.name} has {network.num_classes} classes, that of {path.name} "
             f"{file_classes or 'none'}; the head stays new, everything else is loaded.",
