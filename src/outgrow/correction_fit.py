@@ -273,7 +273,7 @@ def choose(tried: list[Tried], data: Data) -> tuple[Tried, str]:
         ladder.append(best_map)
     chosen = ladder[0]
     reason = (
-        "the only way to the student's classes"
+        "of the ways to the student's classes it has the best likelihood out of fold"
         if len(ladder) == 1
         else "nothing beats it by two standard errors"
     )
