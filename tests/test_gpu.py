@@ -1,0 +1,77 @@
+"""On a CUDA device: the same numbers as on the CPU, no host synchronisation, and the guard's flag."""
+
+import pytest
+import torch
+from torch import nn
+
+import outgrow
+from outgrow.knowledge import RULES
+from tests import contract
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(64, 11, generator=generator) for _ in range(2))
+    return student, teacher, torch.randint(11, (64,), generator=generator)
+
+
+@pytest.mark.parametrize("preset", ["paper", "released", "kd", "drop"])
+@pytest.mark.parametrize("rule", sorted({rule().name for rule in RULES.values()}))
+def test_values_and_gradients_are_the_cpus(preset, rule):
+    found = []
+    for device in ("cpu", "cuda"):
+        student, teacher, label = (x.to(device) for x in batch())
+        student.requires_grad_()
+        rectify, objective = outgrow.preset(preset, rule=rule)
+        result = objective(student, rectify(teacher, label), label, 0.3)
+        found.append((result.total.cpu(), torch.autograd.grad(result.total, student)[0].cpu()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_does_not_wait_for_the_device():
+    student, teacher, label = (x.cuda() for x in batch())
+    student.requires_grad_()
+    rectify, objective = outgrow.preset("paper")
+    objective(student, rectify(teacher, label), label, 0.3).total.backward()  # warm
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        objective(student, rectify(teacher, label), label, 0.3).total.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", list(outgrow.losses.LOSSES))
+def test_every_loss_runs_there(name):
+    goal = contract.target(6)
+    move = lambda o: outgrow.Outputs(o.logits.cuda(), {k: v.cuda() for k, v in o.features.items()})  # noqa: E731
+    goal = outgrow.Target(goal.label.cuda(), index=None if goal.index is None else goal.index.cuda())
+    built = contract.loss(name, torch.float32).cuda()
+    student = move(contract.outputs(6, dtype=torch.float32))
+    value = contract.call(built, student, move(contract.outputs(6, seed=5, dtype=torch.float32)), goal)
+    assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_that_is_not_finite_is_skipped_on_the_device(optimizer):
+    """The fused optimiser takes no step; the host hears of it within a few."""
+    from outgrow.config import TrainConfig
+    from outgrow.trainer import READ_EVERY, NonFiniteLoss, _Guard, make_optimizer
+
+    net = nn.Linear(3, 2).cuda()
+    fused = make_optimizer(TrainConfig(optimizer=optimizer, lr=0.1), net, nn.Module())
+    guard = _Guard(fused, torch.device("cuda"), scaled=False)
+    before = net.weight.detach().clone()
+    batch = type("Batch", (), {"target": outgrow.Target(torch.tensor([0]), index=torch.tensor([7]))})()
+    with pytest.raises(NonFiniteLoss, match=r"step 1 .*Its samples: \[7\]"):
+        for step in range(READ_EVERY):
+            total = net(torch.full((1, 3), float("nan"), device="cuda")).sum()
+            guard.before_step(outgrow.ObjectiveResult(total, {"task": total.detach()}, {}), batch, 0, step)
+            total.backward()
+            fused.step()
+            fused.zero_grad()
+    assert torch.equal(net.weight, before)
