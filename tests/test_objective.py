@@ -299,3 +299,30 @@ def test_rules_that_reach_nothing_are_named():
     assert objective.inert_under(RULES["pair"]()) == {"rc": "reads no teacher", "crd": "reads features alone"}
     assert objective.inert_under(RULES["drop"]()) == objective.inert_under(RULES["identity"]()) == {}
     assert Objective("sld").inert_under(RULES["swap"]()) == {"sld": "makes the same exchange itself"}
+
+
+@pytest.mark.parametrize(
+    "loss", ["kd", "dkd", "dist", "kd + kd(temperature=2)", "rkd", "crd(dim=8, negatives=16)", "fitnet"]
+)
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_callers_autocast_changes_nothing(loss, fast):
+    """Inside autocast, logits may arrive in half precision; the maths on them does not."""
+    from outgrow import PENULTIMATE
+
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    make = lambda: Outputs(3 * draw(12, 5), {"a": draw(12, 3, 4, 4), PENULTIMATE: draw(12, 6)})  # noqa: E731
+    student, teacher = make(), make()
+    target = Target(torch.randint(5, (12,), generator=generator), index=torch.arange(12))
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        objective = Objective(loss, fast=fast)
+        objective.setup(student, teacher, num_samples=12)
+        logits = student.logits.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            knowledge = Rectifier("swap")(teacher, target)
+            total = objective(Outputs(logits, student.features), knowledge, target, 0.3).total
+        found.append((total.detach(), torch.autograd.grad(total, logits)[0]))
+    assert found[1][0].dtype == torch.float32
+    torch.testing.assert_close(found[1], found[0])

@@ -295,3 +295,17 @@ def test_published_accuracies(shared_data: Path):
     ]:
         scores = evaluate_model(source, name, weights=shared_data / "weights" / f"{file}.safetensors")
         assert scores["top1"] == pytest.approx(stated, abs=0.05)
+
+
+def test_a_commit_is_ours_or_none(tmp_path, monkeypatch):
+    """A copy that is installed inside somebody's repository must not claim that repository's commit."""
+    import subprocess
+
+    from outgrow import provenance
+
+    copy = tmp_path / "site" / "provenance.py"
+    copy.parent.mkdir()
+    copy.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(copy))
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert provenance._commit() is None

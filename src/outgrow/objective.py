@@ -193,6 +193,13 @@ class Objective(nn.Module):
     ) -> ObjectiveResult:
         student, target = as_outputs(student, whose="student"), as_target(target)
         self._check(student, knowledge, target, progress)
+        # a caller's autocast would round products and dot products of what has just been lifted
+        with torch.autocast(student.logits.device.type, enabled=False):
+            return self._result(student, knowledge, target, progress, task)
+
+    def _result(
+        self, student: Outputs, knowledge: Knowledge, target: Target, progress: float, task: Tensor | None
+    ) -> ObjectiveResult:
         weights = self.schedule(progress)
         count = self._global(target.valid.sum()).clamp_min(1)
         row_weights = self._row_weights(knowledge, count)

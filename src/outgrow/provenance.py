@@ -33,18 +33,24 @@ def provenance(device: torch.device, started: float) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with a plus if it has been changed since; None outside of one."""
-    here = Path(__file__).resolve().parent
+    """The commit of this source tree, with a plus if tracked files have changed since.
+
+    None for an installed copy: a repository around it would be somebody else's.
+    """
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(
+            command, cwd=here.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
-        )
+        git("ls-files", "--error-unmatch", here.name)
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD")[:12] + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip()[:12] + ("+" if dirty.stdout.strip() else "")
 
 
 def _hardware(device: torch.device) -> str:
