@@ -182,3 +182,12 @@ def test_mixed_labels_are_fitted_by_their_shares():
     whole = BiasCorrection(6).fit(logits, label)
     mixed = BiasCorrection(6).fit(logits, Target(label.flip(0), partner=label, mix=torch.zeros(600)))
     torch.testing.assert_close(mixed(logits).logits, whole(logits).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_temperature_turns_nothing_upside_down():
+    """Logits that speak against the label get a scale near zero, never a negative one."""
+    label = labels(600)
+    correction = BiasCorrection(6).fit(-teacher_like(label, 6), labels(600, seed=3))
+    assert (correction.scale >= 0).all() if correction.source != "none" else True
+    alone = next(c for c in correction.report.candidates if c.name == "temperature alone")
+    assert alone.nll == pytest.approx(float(torch.log(torch.tensor(6.0))), abs=0.03)

@@ -237,9 +237,10 @@ def fit_map(
         start = LinearMap(
             x.new_ones(()), x.new_zeros(x.shape[1], data.num_classes), x.new_zeros(data.num_classes)
         )
-    scale = start.scale.clone().requires_grad_(b is not None)
+    # a temperature turns nothing upside down: the scale is a power of e; the floor keeps its logarithm finite
+    log_scale = start.scale.clamp_min(1e-6).log().requires_grad_(b is not None)
     map_, bias = start.weight.clone(), start.bias.clone()
-    parameters = [scale] if b is not None else []
+    parameters = [log_scale] if b is not None else []
     if ridge is not None:
         parameters += [map_.requires_grad_(), bias.requires_grad_()]
     optimizer = torch.optim.LBFGS(
@@ -253,14 +254,16 @@ def fit_map(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = (weight * data.nll(apply_map(LinearMap(scale, map_, bias), x, b), rows)).sum() / images
+        loss = (
+            weight * data.nll(apply_map(LinearMap(log_scale.exp(), map_, bias), x, b), rows)
+        ).sum() / images
         if ridge is not None:
             loss = loss + 0.5 * ridge / images * (map_.square().sum() + bias.square().sum())
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return LinearMap(scale.detach(), map_.detach(), bias.detach())
+    return LinearMap(log_scale.detach().exp(), map_.detach(), bias.detach())
 
 
 def choose(tried: list[Tried], data: Data) -> tuple[Tried, str]:
