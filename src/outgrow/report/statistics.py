@@ -17,7 +17,7 @@ class Summary:
     deviation: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} +- {self.deviation:.2f}"
+        return f"{self.mean:.2f} +- {self.deviation:.2f}" if self.n > 1 else f"{self.mean:.2f}"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Difference:
         return self.low > 0
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        interval = f"[{self.low:+.2f}, {self.high:+.2f}]" if self.n > 1 else "(one seed)"
+        return f"{self.mean:+.2f} {interval}"
 
 
 def summarize(values: Sequence[float]) -> Summary:
