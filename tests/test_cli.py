@@ -68,6 +68,10 @@ def test_list(what, some):
     assert any(line.startswith(some) for line in result.stdout.splitlines())
 
 
+def test_lists_are_plain_text():
+    assert ":func:" not in runner.invoke(cli.app, ["list", "schedules"]).stdout
+
+
 def test_list_features():
     result = runner.invoke(cli.app, ["list", "features", "cifar/resnet8"])
     assert "layer3" in result.stdout

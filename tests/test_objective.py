@@ -326,3 +326,9 @@ def test_a_callers_autocast_changes_nothing(loss, fast):
         found.append((total.detach(), torch.autograd.grad(total, logits)[0]))
     assert found[1][0].dtype == torch.float32
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_one_rule_cannot_serve_two_temperatures():
+    with pytest.raises(ValueError, match=r"losses that read at 2.0 and 4.0; give both the same"):
+        outgrow.preset("paper", loss="kd + dkd(temperature=2)")
+    outgrow.preset("paper", loss="kd + dkd(temperature=2)", rule="swap")

@@ -36,7 +36,8 @@ class DataConfig(_Section):
     label: str | None = None
     """The label column, where a source has several (``fine_label`` or ``coarse_label``)."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of the training set kept back: for checking a teacher, never for training."""
+    """Share of the training set kept back: for checking a teacher, never for training. Without effect
+    where the source has validation images of its own."""
     train_rows: int | None = Field(None, ge=1)
     """Train on the first rows of a seeded shuffle alone; None for all."""
     size: int | None = Field(None, ge=1)

@@ -1,6 +1,7 @@
 """What ``outgrow list`` prints."""
 
 import inspect
+import re
 from collections.abc import Iterator
 
 
@@ -56,7 +57,7 @@ def _signature(name: str, factory: object) -> str:
 
 
 def _first_line(thing: object) -> str:
-    return (inspect.getdoc(thing) or "").splitlines()[0]
+    return re.sub(r":\w+:`([^`]*)`", r"\1", (inspect.getdoc(thing) or "").splitlines()[0])
 
 
 def _features(model: str | None) -> Iterator[str]:

@@ -144,8 +144,14 @@ class Objective(nn.Module):
     @property
     def temperature(self) -> float | None:
         """The temperature that the losses declare; None where they declare none, or several."""
-        declared = {getattr(term.loss, "temperature", None) for term in self.terms.values()} - {None}
+        declared = self.temperatures
         return declared.pop() if len(declared) == 1 else None
+
+    @property
+    def temperatures(self) -> set[float]:
+        """All temperatures that the losses declare."""
+        found = (getattr(term.loss, "temperature", None) for term in self.terms.values())
+        return {temperature for temperature in found if temperature is not None}
 
     def inert_under(self, rule: Rule) -> dict[str, str]:
         """The terms that a rule which rewrites logits does not reach, and why."""

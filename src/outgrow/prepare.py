@@ -28,9 +28,11 @@ from outgrow.trainer import EpochRecord, Trainer, make_accelerator
 
 def open_run_data(config: Config) -> ImageData:
     """The data of a run; there must be something to train on."""
-    data = open_data(
-        config.data.source, label=config.data.label, val_fraction=config.data.val_fraction, seed=config.seed
-    )
+    data = open_data(config.data.source, label=config.data.label, seed=config.seed)
+    if data.val is None and data.train is not None and config.data.val_fraction > 0:
+        # a source that keeps validation images of its own needs none cut off
+        fraction = config.data.val_fraction
+        data = open_data(config.data.source, label=config.data.label, val_fraction=fraction, seed=config.seed)
     if data.train is None:
         raise ValueError(
             f"--data {config.data.source}: needs images to train on, got only images to evaluate; "

@@ -84,9 +84,15 @@ def preset(
         weight=chosen.weight if weight is None else weight,
         task_weight=chosen.task_weight if task_weight is None else task_weight,
     )
-    # losses of several temperatures, or none, leave the rule to work at the field's habit; the
-    # objective refuses the result where a loss then reads it at another
-    return Rectifier(chosen.rule if rule is None else rule, objective.temperature or 4.0), objective
+    # losses of several temperatures in one, or none, leave the rule to work at the field's habit
+    rectifier = Rectifier(chosen.rule if rule is None else rule, objective.temperature or 4.0)
+    declared = sorted(objective.temperatures)
+    if len(declared) > 1 and rectifier.rule.uses_temperature:
+        raise ValueError(
+            f"preset: the rule {rectifier.rule.name!r} works at one temperature, got losses that read at "
+            f"{' and '.join(str(t) for t in declared)}; give both the same, or take a rule without one, such as swap."
+        )
+    return rectifier, objective
 
 
 def _at_temperature(loss: str, temperature: float | None) -> str:

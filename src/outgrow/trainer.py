@@ -99,7 +99,7 @@ class Trainer:
             _tell_epoch(teacher, epoch)
             student.train()
             objective.train()
-            meter, done = _Meter(), 0
+            meter, done, lr = _Meter(), 0, 0.0
             for step, batch in enumerate(self._batches(epoch)):
                 progress = epoch / config.epochs
                 if config.progress == "step":
@@ -111,6 +111,7 @@ class Trainer:
                     accelerator.clip_grad_norm_(student.parameters(), config.clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                lr = float(scheduler.get_last_lr()[0])  # of this step
                 scheduler.step()
                 meter.add(result, len(batch.images))
                 done += len(batch.images)
@@ -119,7 +120,7 @@ class Trainer:
             guard.read()
             _tell_epoch(teacher, None)
             seconds = time.perf_counter() - start
-            record = self._record(epoch, meter, accelerator, done, seconds, float(scheduler.get_last_lr()[0]))
+            record = self._record(epoch, meter, accelerator, done, seconds, lr)
             history.append(record)
             if self.checkpoint is not None and accelerator.is_main_process:
                 state = {name: holder.state_dict() for name, holder in stateful.items()}

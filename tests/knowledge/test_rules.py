@@ -195,6 +195,11 @@ def test_drop_removes_and_corrects_nothing():
     assert torch.equal(outgrow.corrected_logits(knowledge), knowledge.teacher.logits)
 
 
+def test_an_option_without_effect_is_said():
+    with pytest.warns(UserWarning, match="rows='all' is ignored, since the rule 'drop' rewrites no rows"):
+        outgrow.Rectifier("drop", rows="all")
+
+
 def test_temperature_is_recorded_only_where_it_matters():
     logits, label = batch()
     assert outgrow.rectify(logits, label, rule="pair", temperature=3.0).temperature == 3.0

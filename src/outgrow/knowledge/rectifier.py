@@ -1,5 +1,6 @@
 """From what the teacher said to what the student should believe."""
 
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -47,6 +48,11 @@ class Rectifier:
             )
         if rows not in ("wrong", "all"):
             raise ValueError(f"Rectifier: rows needs 'wrong' or 'all', got {rows!r}; 'wrong' is the default.")
+        if rows == "all" and self.rule.effect != "rewrite":
+            warnings.warn(
+                f"Rectifier: rows='all' is ignored, since the rule {self.rule.name!r} rewrites no rows.",
+                stacklevel=2,
+            )
         if temperature is None and self.rule.uses_temperature:
             raise ValueError(
                 f"Rectifier: the rule {self.rule.name!r} depends on a temperature, got None; "
