@@ -47,7 +47,7 @@ ORDER = [
     "demo",
     "cli",
 ]
-# knowledge.split is the nouns' own arithmetic; teacher and correction stand before knowledge in the flow
+# the version stands in the package itself
 ALLOWED_DOWN = {("provenance", "__init__")}
 
 

@@ -208,8 +208,9 @@ def test_finite_at_saturation(name, dtype):
 
 
 @pytest.mark.parametrize("name", LOGITS)
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
-def test_half_precision_is_lifted(name, dtype, tolerance):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_lifted(name, dtype):
+    """The inputs are rounded, the maths is not."""
     goal = contract.target(6)
     half_student, half_teacher = contract.outputs(6, dtype=dtype), contract.outputs(6, seed=5, dtype=dtype)
     exact = contract.call(
@@ -222,7 +223,6 @@ def test_half_precision_is_lifted(name, dtype, tolerance):
         contract.loss(name, torch.float32), Outputs(half_student.logits), Outputs(half_teacher.logits), goal
     )
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-4)
-    assert tolerance > 1e-4  # the inputs are rounded, the maths is not
 
 
 @pytest.mark.parametrize("name", FEATURES)
