@@ -11,6 +11,8 @@ from outgrow import cli
 from outgrow.config import Config
 from outgrow.recipes import RECIPES
 from outgrow.recipes.cifar import PAIRS
+from tests.report.records import detector
+from tests.report.records import record as classifier
 
 runner = CliRunner()
 
@@ -95,8 +97,11 @@ def test_distill_and_evaluate(tmp_path):
     assert result.exit_code == 0
     events = [json.loads(line) for line in result.stdout.splitlines()]
     assert {"note", "epoch", "result"} <= {event["event"] for event in events}
+    judged = [event for event in events if event["event"] == "epoch"]
+    assert [(e["network"], e["metric"]) for e in judged] == [("teacher", "top1"), ("student", "top1")]
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["config"]["method"]["preset"] == "paper"
+    assert judged[-1]["score"] == record["student"]["top1"] == events[-1]["student"]
     cache = [
         "cache",
         "--config",
@@ -144,6 +149,23 @@ def test_report_compares_finished_runs(tmp_path):
     (tmp_path / "kd" / "seed1" / "record.json").unlink()
     with pytest.raises(ValueError, match="the same seeds for every method"):
         runner.invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
+
+
+def test_a_result_is_said_in_its_own_measure(capsys):
+    for run in (detector("kd", 0, 43.2), detector("none", 0, 43.2, teacher=None)):
+        cli.print_result(run)
+    assert capsys.readouterr().out.splitlines() == [
+        "teacher made/teacher: 40.00 % box AP (4,000 parameters)",
+        *2
+        * [
+            "student made/student: 43.20 % box AP after the last epoch (best 43.45 %, epoch 4; 1,000 parameters)"
+        ],
+    ]
+    cli.print_result(classifier("kd", 0, 93.0))
+    assert capsys.readouterr().out.splitlines() == [
+        "teacher made/teacher: 50.00 % (4,000 parameters)",
+        "student made/student: 93.00 % after the last epoch (best 93.25 %, epoch 4; 1,000 parameters)",
+    ]
 
 
 def test_errors_are_messages(monkeypatch, capsys):

@@ -58,7 +58,8 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
     } <= names
     assert json.loads((tmp_path / "record.json").read_text()) == record
     assert record["teacher"]["top1"] > 30
-    assert record["student"]["top1_best"] >= record["student"]["top1"] == record["epochs"][-1]["top1"]
+    assert record["student"]["top1_best"] >= record["student"]["top1"] == record["epochs"][-1]["score"]
+    assert record["metric"] == "top1"
     assert [e["epoch"] for e in record["epochs"]] == [1, 2, 3]
     for epoch in record["epochs"]:
         assert set(epoch["terms"]) == {"task", "kd"}

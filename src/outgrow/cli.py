@@ -21,7 +21,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SRC",
-        help="digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT or hf:NAME",
+        help="digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, hf:NAME, or coco:IMAGES:ANNOTATIONS",
     ),
 ]
 Label = Annotated[str | None, typer.Option(help="label column, such as fine_label or coarse_label")]
@@ -48,7 +48,10 @@ def distill(
     data: Data = None,
     teacher: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="cifar/..., timm/..., torchvision/..., hf/..., py:FILE:CALLABLE"),
+        typer.Option(
+            metavar="MODEL",
+            help="cifar/..., timm/..., torchvision/..., hf/..., py:FILE:CALLABLE, or fasterrcnn:BACKBONE",
+        ),
     ] = None,
     student: Annotated[str | None, typer.Option(metavar="MODEL", help="as --teacher")] = None,
     out: Annotated[Path | None, typer.Option(help="the run folder")] = None,
@@ -135,7 +138,12 @@ def evaluate(
         workers=workers,
         reporter=make_reporter(),
     )
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and scores["metric"] == "ap":
+        print(
+            f"{scores['model']}: box AP {scores['ap']:.2f}, AP50 {scores['ap50']:.2f}, AP75 {scores['ap75']:.2f} on "
+            f"{scores['images']:,} images ({scores['parameters']:,} parameters)"
+        )
+    elif sys.stdout.isatty():
         print(
             f"{scores['model']}: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, nll {scores['nll']:.4f} "
             f"on {scores['images']:,} images ({scores['parameters']:,} parameters)"
@@ -186,7 +194,8 @@ def report(
         records=records,
         table=table,
         about={},
-        test=open_run_data(config).test,
+        # the pages of a detection study show no pictures of their own
+        test=None if config.data.source.startswith("coco:") else open_run_data(config).test,
     )
     print(text_table(table))
     print(f"\n{folder / 'index.html'}, {folder / 'table.md'}")
@@ -234,12 +243,15 @@ def recipe_layer(name: str, loss: str | None) -> dict[str, Any]:
 
 def print_result(record: dict[str, Any]) -> None:
     """The result of a run in three lines."""
-    teacher, student = record["teacher"], record["student"]
-    if "top1" in teacher:
-        print(f"teacher {teacher['name']}: {teacher['top1']:.2f} % ({teacher['parameters']:,} parameters)")
+    from outgrow.report.record import best_score, metric_of, student_score, teacher_score
+
+    teacher, student, metric = record["teacher"], record["student"], metric_of(record)
+    taught = teacher_score(record)
+    if taught is not None:
+        print(f"teacher {teacher['name']}: {metric.value(taught)} ({teacher['parameters']:,} parameters)")
     print(
-        f"student {student['name']}: {student['top1']:.2f} % after the last epoch (best {student['top1_best']:.2f} %, "
-        f"epoch {student['epoch_best']}; {student['parameters']:,} parameters)"
+        f"student {student['name']}: {metric.value(student_score(record))} after the last epoch "
+        f"(best {best_score(record):.2f} %, epoch {student['epoch_best']}; {student['parameters']:,} parameters)"
     )
     if record["config"]["out"]:
         print(

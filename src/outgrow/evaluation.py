@@ -24,12 +24,17 @@ def evaluate_model(
     workers: int = 2,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Top-1, top-5 and likelihood of a model on the test images of ``source``.
+    """Top-1, top-5 and likelihood of a model on the test images of ``source``; COCO's numbers of a detector
+    on ``coco:`` data.
 
     The model keeps its own input size, crop and normalisation. Without ``weights`` its published ones
     are asked for. ``ValueError`` where its classes are not the data's.
     """
     report = reporter or Reporter()
+    if source.startswith("coco:"):
+        from outgrow.detection.run import evaluate_detection
+
+        return evaluate_detection(source, name, weights=weights, workers=workers, reporter=report)
     data = open_data(source, label=label)
     own = name.startswith(("py:", "hf/"))
     network = create_model(name, pretrained=weights is None and not own, weights=weights)
@@ -49,6 +54,7 @@ def evaluate_model(
         "model": name,
         "weights": None if weights is None else str(weights),
         "data": source,
+        "metric": "top1",
         "images": len(data.test),
         "parameters": num_parameters(network),
         "top1": scores.top1,

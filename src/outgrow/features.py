@@ -17,6 +17,12 @@ from outgrow.outputs import Outputs, as_outputs
 
 PENULTIMATE = "penultimate"
 """The name of the features that the final classifier reads."""
+BOX = "box"
+"""The name under which a detector says how it would move each row's box (rows x 4)."""
+BOX_IOU = "box_iou"
+"""How well each row's moved box then overlaps the object that the row was matched to (rows)."""
+NOT_TAPS = frozenset({PENULTIMATE, BOX, BOX_IOU})
+"""Features that no loss on maps takes unasked."""
 
 
 class Taps(nn.Module):

@@ -16,6 +16,7 @@ def listing(what: str, model: str | None = None) -> Iterator[str]:
         for names in list_models().values():
             yield from names
         yield "hf/NAME                (an image classifier of the Hugging Face hub, or a local directory)"
+        yield "fasterrcnn:BACKBONE    (a detector on torchvision/NAME or timm/NAME, for --data coco:...)"
         yield "py:FILE:CALLABLE       (your own file; CALLABLE(num_classes) returns a module)"
         return
     entries = list(_entries(what))
@@ -34,9 +35,9 @@ def _entries(what: str) -> Iterator[tuple[str, str]]:
 
         yield from ((name, recipe.about) for name, recipe in RECIPES.items())
     elif what == "losses":
-        from outgrow.losses import LOSSES
+        from outgrow.losses import DETECTOR_LOSSES, LOSSES
 
-        for name, loss in LOSSES.items():
+        for name, loss in {**LOSSES, **DETECTOR_LOSSES}.items():
             yield _signature(name, loss), _first_line(inspect.getmodule(loss))
     elif what == "rules":
         from outgrow.knowledge import RULES

@@ -192,12 +192,15 @@ def set_up(
     objective.setup(student_out, teacher_out, num_samples=loader.num_indices, label=label)
 
 
-def fit(trainer: Trainer, resume: bool, report: Reporter, who: str) -> list[EpochRecord]:
+def fit(
+    trainer: Trainer, resume: bool, report: Reporter, who: str, *, metric: str = "top1"
+) -> list[EpochRecord]:
+    """Train to the end, telling of the epochs. ``metric`` is what the trainer's scores are."""
     total = trainer.config.epochs * trainer.loader.num_samples
 
     with report.bar(who, total) as advance:
         trainer.on_step = lambda epoch, done: advance(epoch * trainer.loader.num_samples + done)
-        trainer.on_epoch = lambda record: report.event("epoch", network=who, **asdict(record))
+        trainer.on_epoch = lambda record: report.event("epoch", network=who, **asdict(record), metric=metric)
         return trainer.fit(resume=resume)
 
 

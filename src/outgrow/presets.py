@@ -5,7 +5,7 @@ from typing import Literal
 
 from outgrow import spec
 from outgrow.knowledge.rectifier import Rectifier
-from outgrow.losses import LOSSES, make_loss
+from outgrow.losses import DETECTOR_LOSSES, LOSSES, make_loss
 from outgrow.objective import Objective, Term
 from outgrow.outputs import Rule
 
@@ -100,7 +100,8 @@ def _at_temperature(loss: str, temperature: float | None) -> str:
         return loss
     calls = []
     for call in _calls(loss):
-        if getattr(spec.lookup(LOSSES, call.name, kind="loss"), "softens", False):
+        loss_type = spec.lookup({**LOSSES, **DETECTOR_LOSSES}, call.name, kind="loss")
+        if getattr(loss_type, "softens", False):
             call = call._replace(arguments={**call.arguments, "temperature": temperature})
         calls.append(call)
     return " + ".join(str(call) for call in calls)

@@ -3,9 +3,12 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
+
+MEASURES = {"top1": "top-1", "ap": "box AP"}
+"""What a run may be judged by, in words: both are percent."""
 
 
 class Reporter:
@@ -15,7 +18,7 @@ class Reporter:
         """Something that a person wants to know once."""
 
     def event(self, kind: str, **values: Any) -> None:
-        """A fact for machines: an epoch, a result."""
+        """A fact for machines: an epoch, a result. A ``score`` has its ``metric`` beside it."""
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -51,12 +54,10 @@ class TerminalReporter(Reporter):
 
     def event(self, kind: str, **values: Any) -> None:
         if kind == "epoch":
-            top1 = values.get("top1")
             terms = "  ".join(f"{name} {value:.3f}" for name, value in values["terms"].items())
             self.console.print(
                 f"  epoch {values['epoch']:>3}  loss {values['loss']:.3f}  ({terms})  "
-                f"teacher wrong {100 * values['wrong_rate']:.1f} %"
-                + ("" if top1 is None else f"  test top-1 {top1:.2f} %"),
+                f"teacher wrong {100 * values['wrong_rate']:.1f} %" + _tested(values),
                 markup=False,
             )
 
@@ -75,6 +76,11 @@ class TerminalReporter(Reporter):
         ) as progress:
             task = progress.add_task(label, total=total)
             yield lambda done: progress.update(task, completed=done)
+
+
+def _tested(epoch: Mapping[str, Any]) -> str:
+    score = epoch["score"]
+    return "" if score is None else f"  test {MEASURES[epoch['metric']]} {score:.2f} %"
 
 
 def make_reporter() -> Reporter:

@@ -64,6 +64,10 @@ def distill(
     diverges.
     """
     config = config if isinstance(config, Config) else build_config(config or {})
+    if config.data.source.startswith("coco:"):
+        from outgrow.detection.run import distill_detector
+
+        return distill_detector(config, teacher=teacher, student=student, resume=resume, reporter=reporter)
     accelerator = make_accelerator(config.train)
     report = (reporter if is_main() else None) or Reporter()
     started = time.time()
@@ -125,8 +129,9 @@ def distill(
     )
     history = fit(trainer, resume, report, "student")
     scores = last[0] if last else evaluate(student_model, test_loader)  # resumed after the last epoch
-    best = max((r for r in history if r.top1 is not None), key=lambda r: r.top1 or 0.0)
+    best = max((r for r in history if r.score is not None), key=lambda r: r.score or 0.0)
     record: dict[str, Any] = {
+        "metric": "top1",
         "teacher": teacher_facts.values,
         "correction": None
         if correction is None
@@ -139,7 +144,7 @@ def distill(
             "top1": scores.top1,
             "top5": scores.top5,
             "nll": scores.nll,
-            "top1_best": best.top1,
+            "top1_best": best.score,
             "epoch_best": best.epoch,
         },
         "epochs": [asdict(r) for r in history],
@@ -150,7 +155,9 @@ def distill(
     }
     if out is not None and is_main():
         _write(out, record, student_net, data.test)
-    report.event("result", teacher=record["teacher"].get("top1"), student=scores.top1, out=config.out)
+    report.event(
+        "result", teacher=record["teacher"].get("top1"), student=scores.top1, metric="top1", out=config.out
+    )
     return record
 
 

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from outgrow.checkpoint import load_checkpoint, save_checkpoint
 from outgrow.config import TrainConfig
-from outgrow.data import Batch, Loader
-from outgrow.knowledge import Rectifier
+from outgrow.lesson import Ask, Batches, Classify, Samples
 from outgrow.objective import Objective
-from outgrow.outputs import ObjectiveResult
+from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
 from outgrow.teacher_cache import CachedTeacher
 
 READ_EVERY = 10
@@ -30,13 +29,14 @@ READ_EVERY = 10
 
 @dataclass
 class EpochRecord:
-    """One epoch: means over its rows. ``top1`` in percent; None where it was not evaluated."""
+    """One epoch: means over its rows. ``score`` is what the run is judged by (top-1 or box AP, in percent);
+    None where it was not evaluated."""
 
     epoch: int
     loss: float
     terms: dict[str, float]
     wrong_rate: float
-    top1: float | None
+    score: float | None
     lr: float
     seconds: float
     images_per_second: float
@@ -51,17 +51,19 @@ class NonFiniteLoss(ArithmeticError):
 class Trainer:
     """Trains ``student`` with ``objective`` on what ``rectify`` makes of ``teacher``.
 
-    ``student`` and ``teacher`` map images in [0, 1] to Outputs. ``evaluate(student)`` returns a top-1
-    in percent after an epoch. ``on_step(epoch, images done)`` and ``on_epoch(record)`` report. With
+    ``ask`` gets from a batch what both networks say; without it ``student`` and ``teacher`` map images
+    in [0, 1] to Outputs. ``evaluate(student)`` returns what the run is judged by (top-1, or box AP, in
+    percent) after an epoch. ``on_step(epoch, images done)`` and ``on_epoch(record)`` report. With
     ``checkpoint`` the state is saved after every epoch under the identity ``run``.
     """
 
     student: nn.Module
     teacher: nn.Module
-    rectify: Rectifier
+    rectify: Callable[[Outputs, Target], Knowledge]
     objective: Objective
-    loader: Loader
+    loader: Batches
     config: TrainConfig
+    ask: Ask | None = None
     evaluate: Callable[[nn.Module], float] | None = None
     on_step: Callable[[int, int], None] | None = None
     on_epoch: Callable[[EpochRecord], None] | None = None
@@ -158,17 +160,14 @@ class Trainer:
         student: nn.Module,
         teacher: nn.Module,
         objective: nn.Module,
-        batch: Batch,
+        batch: Samples,
         progress: float,
     ) -> ObjectiveResult:
-        images = batch.images
-        if self.config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        ask: Ask = self.ask or Classify(self.config.channels_last)
         with accelerator.autocast():
-            student_out = student(images)
-            teacher_out = teacher(images, index=batch.target.index)
-        knowledge = self.rectify(teacher_out, batch.target)
-        return objective(student_out, knowledge, batch.target, progress)
+            lesson = ask(student, teacher, batch)
+        knowledge = self.rectify(lesson.teacher, lesson.target)
+        return objective(lesson.student, knowledge, lesson.target, progress, lesson.task)
 
     def _record(
         self,
@@ -187,7 +186,7 @@ class Trainer:
             loss=loss,
             terms=terms,
             wrong_rate=stats.pop("wrong_rate", 0.0),
-            top1=self.evaluate(self.student) if due and self.evaluate is not None else None,
+            score=self.evaluate(self.student) if due and self.evaluate is not None else None,
             lr=lr,
             seconds=seconds,
             images_per_second=images * accelerator.num_processes / seconds,
@@ -294,9 +293,9 @@ class _Guard:
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, *, scaled: bool) -> None:
         self.optimizer, self.scaled = optimizer, scaled
         self.at_once = device.type == "cpu"
-        self.waiting: list[tuple[Tensor, ObjectiveResult, Batch, int, int]] = []
+        self.waiting: list[tuple[Tensor, ObjectiveResult, Samples, int, int]] = []
 
-    def before_step(self, result: ObjectiveResult, batch: Batch, epoch: int, step: int) -> None:
+    def before_step(self, result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> None:
         bad = ~result.total.detach().isfinite()
         self.waiting.append((bad, result, batch, epoch, step))
         if self.at_once:
@@ -315,7 +314,7 @@ class _Guard:
         if any(flags):
             _, result, batch, epoch, step = waiting[flags.index(True)]
             terms = ", ".join(f"{name} {value.item():g}" for name, value in result.terms.items())
-            index = batch.target.index
+            index = batch.index
             rows = (
                 ""
                 if index is None

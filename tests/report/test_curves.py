@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from outgrow.report.curves import draw_curves
-from tests.report.records import record
+from tests.report.records import as_of_old, detector, record
 
 
 @pytest.mark.parametrize("epochs", [1, 30])
@@ -31,3 +31,16 @@ def test_pyplot_is_left_alone(tmp_path):
         assert plt.get_fignums() == []
     else:
         assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_a_record_of_old_is_drawn_alike(tmp_path):
+    run = record("kd", 0, 80.0, corrected=True)
+    draw_curves(run, tmp_path / "new.png")
+    draw_curves(as_of_old(run), tmp_path / "old.png")
+    assert (tmp_path / "new.png").read_bytes() == (tmp_path / "old.png").read_bytes()
+
+
+def test_a_detector_is_drawn(tmp_path):
+    draw_curves(detector("kd", 0, 43.0), tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1300, 494)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from outgrow.report.page import write_page
+from outgrow.report.record import METRICS
 from outgrow.report.run_page import write_run_page
 from outgrow.report.table import Table, tabulate
 from tests.report.reading import Page
-from tests.report.records import correction, images, record, study
+from tests.report.records import as_of_old, correction, detectors, images, record, study
 
 ABOUT = {"none": "no teacher", "kd": "plain KD", "outgrow": "ours"}
 
@@ -52,7 +53,7 @@ def test_every_number_is_there(tmp_path):
     _, page = write(tmp_path)
     table = tabulate(study())
     for row in table.rows:
-        for summary in (row.top1, row.top1_best):
+        for summary in (row.score, row.score_best):
             assert f"{summary.mean:.2f} \u00b1 {summary.deviation:.2f}" in page.text
         for d in (row.over_none, row.over_teacher, row.over_corrected):
             if d is not None:
@@ -252,6 +253,33 @@ def test_all_images_are_called_all(tmp_path):
     assert "All 2 such images (seed" in page.text
 
 
+def test_old_records_make_the_same_page(tmp_path):
+    old = {name: [as_of_old(run) for run in runs] for name, runs in study().items()}
+    assert write(tmp_path, old)[0] == write(tmp_path)[0]
+
+
+def test_a_study_of_detectors_speaks_of_its_own_measure(tmp_path):
+    records = detectors()
+    table = tabulate(records)
+    write_page(
+        tmp_path / "page.html", title="Cells", records=records, table=table, about=ABOUT, test=None, notes=()
+    )
+    html = (tmp_path / "page.html").read_text()
+    page = Page(html)
+    assert_self_contained(html, page)
+    assert not re.search("top.?1", page.text, re.IGNORECASE)
+    assert not any("top-1" in str(attrs) for _, attrs in page.tags)
+    for said in (
+        "Box AP of plain KD at the last epoch: 44.00 \u00b1 1.00 % (3 seeds).",
+        "The teacher reaches 40.00 % box AP on the test images.",
+        "Box AP on the test images in percent, mean",
+        "Box AP by epoch",
+        "points of box AP over no teacher",
+        "44.25 \u00b1 1.00",
+    ):
+        assert said in page.text, said
+
+
 def test_a_table_of_other_records_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"needs at least one finished run of each method, got \['none', 'kd'"
@@ -259,7 +287,7 @@ def test_a_table_of_other_records_is_refused(tmp_path):
         write_page(
             tmp_path / "p.html", title="", records={}, table=tabulate(study()), about={}, test=images()
         )
-    empty = Table((), None, None, None, None)
+    empty = Table(METRICS["top1"], (), None, None, None, None)
     with pytest.raises(ValueError, match="make the table with tabulate"):
         write_page(tmp_path / "p.html", title="", records={}, table=empty, about={}, test=images())
 

@@ -25,6 +25,11 @@ class Batch:
     images: Float32[Tensor, "batch 3 height width"]
     target: Target
 
+    @property
+    def index(self) -> Int64[Tensor, " batch"] | None:
+        """The samples' numbers in the original training set."""
+        return self.target.index
+
 
 @runtime_checkable
 class Loader(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from outgrow import spec
 from outgrow.losses.at import AT
 from outgrow.losses.base import BatchLoss, Fixture, ImageLoss, Loss, RowLoss
+from outgrow.losses.box import Box
 from outgrow.losses.cc import CC
 from outgrow.losses.crd import CRD
 from outgrow.losses.ctkd import CTKD
@@ -39,7 +40,17 @@ from outgrow.losses.vid import VID
 from outgrow.losses.wsl import WSL
 from outgrow.losses.wttm import WTTM
 
-__all__ = ["LOSSES", "BatchLoss", "Fixture", "ImageLoss", "Loss", "RowLoss", "Standardize", "make_loss"]
+__all__ = [
+    "DETECTOR_LOSSES",
+    "LOSSES",
+    "BatchLoss",
+    "Fixture",
+    "ImageLoss",
+    "Loss",
+    "RowLoss",
+    "Standardize",
+    "make_loss",
+]
 
 LOSSES: dict[str, Callable[..., Loss]] = {
     "kd": KD,
@@ -74,6 +85,9 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "crd": CRD,
 }
 
+DETECTOR_LOSSES: dict[str, Callable[..., Loss]] = {"box": Box}
+"""Losses on what only detectors say."""
+
 
 def make_loss(text: str | spec.Call, *, temperature: float | None = None) -> Loss:
     """The loss that ``text`` names, such as ``"kd"`` or ``"dkd(beta=6)"``.
@@ -86,8 +100,9 @@ def make_loss(text: str | spec.Call, *, temperature: float | None = None) -> Los
             f"loss: needs one loss without a weight, got {text!r}; several go to Objective(loss=...)."
         )
     call = calls[0]
-    factory = spec.lookup(LOSSES, call.name, kind="loss")
+    registry = {**LOSSES, **DETECTOR_LOSSES}
+    factory = spec.lookup(registry, call.name, kind="loss")
     softens = getattr(factory, "softens", False)
     if temperature is not None and softens and "temperature" not in call.arguments:
         call = call._replace(arguments={**call.arguments, "temperature": temperature})
-    return spec.build(LOSSES, call, kind="loss")
+    return spec.build(registry, call, kind="loss")

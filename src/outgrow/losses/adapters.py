@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from outgrow.features import PENULTIMATE
+from outgrow.features import NOT_TAPS, PENULTIMATE
 from outgrow.losses.base import BatchLoss, Fixture, ImageLoss
 from outgrow.outputs import Outputs, Target, lift
 
@@ -145,7 +145,7 @@ def pair_taps(
 
 
 def _tapped(outputs: Outputs) -> list[str]:
-    return [name for name in outputs.features if name != PENULTIMATE]
+    return [name for name in outputs.features if name not in NOT_TAPS]
 
 
 def _chosen(outputs: Outputs, paths: Paths, whose: str, default: Default, what: str) -> list[str]:

@@ -185,6 +185,12 @@ def save_student(network: Network, path: str | Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict in a file, unwrapped, and what the file says of itself; ``ValueError`` as load_weights."""
+    found, metadata = _read(Path(path))
+    return _unwrap(found, Path(path))[1], metadata
+
+
 def network_state(network: Network) -> dict[str, Tensor]:
     """The state of the bare net, without the prefixes of what is wrapped around it."""
     return dict(bare_net(network).state_dict())

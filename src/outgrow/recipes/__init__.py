@@ -6,7 +6,13 @@ are the constants that papers tune per pair: taken when that loss is asked for b
 
 from outgrow.recipes.base import Recipe
 from outgrow.recipes.cifar import cifar_recipes
+from outgrow.recipes.coco import coco_recipes
 from outgrow.recipes.imagenet import imagenet_recipes
 from outgrow.recipes.small import small_recipes
 
-RECIPES: dict[str, Recipe] = {**small_recipes(), **cifar_recipes(), **imagenet_recipes()}
+RECIPES: dict[str, Recipe] = {
+    **small_recipes(),
+    **cifar_recipes(),
+    **imagenet_recipes(),
+    **coco_recipes(),
+}

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from outgrow.report.record import corrected_score, epoch_scores, metric_of, teacher_score
+
 # as in the pages' style sheet: distinct for colour-blind readers
 COLOURS = ("#0b6e4f", "#0072b2", "#d55e00", "#a0528a", "#8a6d00", "#3a9bc8", "#6a4fb3", "#5f6b73")
 STUDENT, TEACHER, CORRECTED = COLOURS[0], "#6b6b6b", "#b34700"
 
 
 def draw_curves(record: Mapping[str, Any], path: str | Path) -> None:
-    """Write a PNG: top-1 of student and teacher, and the terms of the loss, by epoch."""
+    """Write a PNG: the score of student and teacher, and the terms of the loss, by epoch."""
     # a figure of its own: nothing of pyplot's global state, which is a notebook's or another thread's
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -18,7 +20,7 @@ def draw_curves(record: Mapping[str, Any], path: str | Path) -> None:
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharex=True)
-    _accuracy(left, record)
+    _scores(left, record)
     _terms(right, record["epochs"])
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -35,23 +37,23 @@ def draw_curves(record: Mapping[str, Any], path: str | Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _accuracy(axis: Any, record: Mapping[str, Any]) -> None:
-    tested = [e for e in record["epochs"] if e["top1"] is not None]
+def _scores(axis: Any, record: Mapping[str, Any]) -> None:
+    tested = epoch_scores(record)
     axis.plot(
-        [e["epoch"] for e in tested],
-        [e["top1"] for e in tested],
+        [epoch for epoch, _ in tested],
+        [score for _, score in tested],
         marker="o",
         ms=3,
         color=STUDENT,
         label="student",
     )
-    teacher, corrected = record["teacher"].get("top1"), record["teacher"].get("top1_corrected")
+    teacher, corrected = teacher_score(record), corrected_score(record)
     if teacher is not None:
         axis.axhline(teacher, color=TEACHER, ls="--", lw=1.2, label="teacher")
     if corrected is not None and corrected != teacher:
         axis.axhline(corrected, color=CORRECTED, ls=":", lw=1.6, label="teacher, corrected")
     axis.margins(y=0.08)
-    axis.set(ylabel="test top-1 (%)", title=f"student {record['student']['name']}")
+    axis.set(ylabel=metric_of(record).label, title=f"student {record['student']['name']}")
 
 
 def _terms(axis: Any, epochs: list[dict[str, Any]]) -> None:

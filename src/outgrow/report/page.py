@@ -9,6 +9,7 @@ from typing import Any
 from outgrow.data import Split
 from outgrow.report import parts, words
 from outgrow.report.plots import Effect, Level, Series, dot_plots, line_plots, style
+from outgrow.report.record import Metric, Run, epoch_scores, student_score
 from outgrow.report.statistics import Difference, paired
 from outgrow.report.table import NO_TEACHER, Records, Row, Table
 
@@ -23,13 +24,13 @@ def write_page(
     records: Records,
     table: Table,
     about: Mapping[str, str],
-    test: Split,
+    test: Split | None,
     notes: Sequence[str] = (),
 ) -> None:
     """Write the page of a study: the finding, its numbers, plots and images, and its conditions.
 
     ``about`` maps methods to what readers call them; ``test`` has the images that the records' comparisons
-    point into; ``notes`` are paragraphs on how the teacher came to be imperfect.
+    point into, None where none has any; ``notes`` are paragraphs on how the teacher came to be imperfect.
     """
     if not table.rows or not all(records.get(row.method) for row in table.rows):
         raise ValueError(
@@ -46,6 +47,7 @@ def write_page(
     mapped = any(parts.is_mapped(run) for run in runs)
     context = {
         "title": title,
+        "metric": table.metric,
         "headline": words.headline(table, about),
         "lede": words.lede(table, about, over_kd),
         "best": names[best.method],
@@ -56,7 +58,7 @@ def write_page(
             "kd": bool(over_kd),
             "teacher": table.teacher is not None,
             "mapped": mapped,
-            "several": best.top1.n > 1,
+            "several": best.score.n > 1,
         },
         "num_methods": len(table.rows),
         "teacher": table.teacher,
@@ -67,7 +69,7 @@ def write_page(
         "notes": notes,
         "curves": line_plots(_series(records, names, styles), _levels(table), ceiling=100.0),
         "curve_table": _curve_table(records, names),
-        "effects": _effects(records, names, styles),
+        "effects": _effects(records, names, styles, table.metric),
         "pictures": _pictures(records, shown, names, test),
         "corrections": _corrections(records),
         "methods": [(names[name], _method(records[name][0])) for name in names],
@@ -115,26 +117,26 @@ def _styles(table: Table) -> dict[str, str]:
     return {row.method: styles.get(row.method, "s0 lead") for row in table.rows} | {NO_TEACHER: "alone"}
 
 
-def _top1(runs: Sequence[parts.Run]) -> list[float]:
-    return [run["student"]["top1"] for run in runs]
+def _scores(runs: Sequence[Run]) -> list[float]:
+    return [student_score(run) for run in runs]
 
 
 def _over(records: Records, null: str) -> dict[str, Difference]:
     """Each method's difference to the method ``null``, where both have the same seeds."""
     others = records.get(null, [])
     return {
-        name: paired(_top1(runs), _top1(others))
+        name: paired(_scores(runs), _scores(others))
         for name, runs in records.items()
         if name != null and _seeds(runs) == _seeds(others)
     }
 
 
-def _seeds(runs: Sequence[parts.Run]) -> list[int]:
+def _seeds(runs: Sequence[Run]) -> list[int]:
     return [run["config"]["seed"] for run in runs]
 
 
 def _series(records: Records, names: Mapping[str, str], styles: Mapping[str, str]) -> list[Series]:
-    """Mean over seeds of top-1 by epoch, with a band of one deviation to either side."""
+    """Mean over seeds of the score by epoch, with a band of one deviation to either side."""
     series = []
     for name, label in names.items():
         epochs = _tested(records[name])
@@ -149,9 +151,9 @@ def _series(records: Records, names: Mapping[str, str], styles: Mapping[str, str
     return series
 
 
-def _tested(runs: Sequence[parts.Run]) -> dict[int, list[float]]:
-    """Top-1 of every seed, by the epochs at which all were tested."""
-    tested = [{e["epoch"]: e["top1"] for e in run["epochs"] if e["top1"] is not None} for run in runs]
+def _tested(runs: Sequence[Run]) -> dict[int, list[float]]:
+    """The score of every seed, by the epochs at which all were tested."""
+    tested = [dict(epoch_scores(run)) for run in runs]
     common = [epoch for epoch in tested[0] if all(epoch in one for one in tested)]
     return {epoch: [one[epoch] for one in tested] for epoch in common}
 
@@ -173,7 +175,9 @@ def _levels(table: Table) -> list[Level]:
     return levels
 
 
-def _effects(records: Records, names: Mapping[str, str], styles: Mapping[str, str]) -> dict[str, Any] | None:
+def _effects(
+    records: Records, names: Mapping[str, str], styles: Mapping[str, str], metric: Metric
+) -> dict[str, Any] | None:
     """Differences by seed to the student without a teacher, or to plain KD where a study lacks it."""
     null = next((name for name in (NO_TEACHER, words.KD) if name in names), None)
     if null is None:
@@ -182,12 +186,12 @@ def _effects(records: Records, names: Mapping[str, str], styles: Mapping[str, st
     for name, difference in _over(records, null).items():
         if name not in names:
             continue
-        values = tuple(a - b for a, b in zip(_top1(records[name]), _top1(records[null]), strict=True))
+        values = tuple(a - b for a, b in zip(_scores(records[name]), _scores(records[null]), strict=True))
         text = words.interval(difference)
         effects.append(
             Effect(names[name], values, difference.mean, difference.low, difference.high, text, styles[name])
         )
-    plots = dot_plots(effects, x_label=f"points of top-1 over {names[null]}")
+    plots = dot_plots(effects, x_label=f"points of {metric.name} over {names[null]}")
     return None if plots is None else {"plots": plots, "null": names[null], "effects": effects}
 
 
@@ -199,7 +203,7 @@ def _shown(records: Records, best: str) -> str | None:
 
 
 def _pictures(
-    records: Records, shown: str | None, names: Mapping[str, str], test: Split
+    records: Records, shown: str | None, names: Mapping[str, str], test: Split | None
 ) -> dict[str, Any] | None:
     if shown is None:
         return None
@@ -222,7 +226,7 @@ def _corrections(records: Records) -> list[parts.CorrectionPart]:
     return max(found, key=len, default=[])
 
 
-def _method(run: parts.Run) -> str:
+def _method(run: Run) -> str:
     """What was chosen of a method: the preset, and what differs from it."""
     return ", ".join(
         f"{name} {value}" for name, value in run["config"]["method"].items() if value is not None

@@ -14,10 +14,9 @@ from markupsafe import Markup, escape
 
 from outgrow.data import Split
 from outgrow.report.pictures import Picture, picture
+from outgrow.report.record import Run, corrected_score, teacher_score
 
 MINUS = "\u2212"
-Run = Mapping[str, Any]
-"""The record of a run."""
 
 
 def write_template(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
@@ -93,9 +92,15 @@ class Example:
     student: str
 
 
-def examples(run: Run, test: Split) -> tuple[Example, ...]:
+def examples(run: Run, test: Split | None) -> tuple[Example, ...]:
     """The images of a run's comparison."""
-    classes = run["data"]["classes"]
+    classes, shown = run["data"]["classes"], (run["compared"] or {}).get("examples", ())
+    if not shown:
+        return ()
+    if test is None:
+        raise ValueError(
+            "page: needs the test images that its record points into, got none; give test=data.test."
+        )
     return tuple(
         Example(
             picture(test.image(e["position"])),
@@ -104,7 +109,7 @@ def examples(run: Run, test: Split) -> tuple[Example, ...]:
             str(classes[e["teacher"]]),
             str(classes[e["student"]]),
         )
-        for e in (run["compared"] or {}).get("examples", ())
+        for e in shown
     )
 
 
@@ -138,7 +143,7 @@ class CorrectionPart:
     report: Mapping[str, Any]
     mark: int | None
     raw: float | None
-    top1_corrected: float | None
+    corrected: float | None
     seed: int
 
 
@@ -149,9 +154,8 @@ def correction(run: Run) -> CorrectionPart | None:
         return None
     candidates = list(report["candidates"])
     mark = candidates.index(report["chosen"]) if report["chosen"] in candidates else None
-    teacher = run["teacher"]
-    raw = None if report["raw"] is None else teacher.get("top1")
-    return CorrectionPart(report, mark, raw, teacher.get("top1_corrected"), run["config"]["seed"])
+    raw = None if report["raw"] is None else teacher_score(run)
+    return CorrectionPart(report, mark, raw, corrected_score(run), run["config"]["seed"])
 
 
 Condition = tuple[str, tuple[str, ...]]

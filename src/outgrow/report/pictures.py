@@ -3,12 +3,16 @@
 import base64
 import io
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from jaxtyping import UInt8
 from torch import Tensor
 
 MAX_SIDE = 160
 """Pixels of the longer side in a page: twice what it is shown at."""
+MAX_DRAWN_SIDE = 1000
+"""The same of a picture with things drawn on it, which are read and not only seen."""
 CRISP_SIDE = 64
 """Up to this size an image is stored exactly and enlarged pixel by pixel."""
 
@@ -29,11 +33,32 @@ def picture(image: UInt8[Tensor, "3 height width"]) -> Picture:
 
     pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
     crisp = max(pixels.size) <= CRISP_SIDE
+    if not crisp:
+        pixels.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return _embedded(pixels, crisp=crisp)
+
+
+def drawn_picture(path: Path) -> Picture:
+    """A file with things drawn on it, as a JPEG of at most 1000 pixels."""
+    from PIL import Image
+
+    if not path.is_file():
+        raise ValueError(
+            f"pictures of a page: needs the file {path.name}, got none in {path.parent}; "
+            "write the pictures before the page."
+        )
+    with Image.open(path) as file:
+        pixels = file.convert("RGB")
+    pixels.thumbnail((MAX_DRAWN_SIDE, MAX_DRAWN_SIDE), Image.Resampling.LANCZOS)
+    return _embedded(pixels, crisp=False)
+
+
+def _embedded(pixels: Any, *, crisp: bool) -> Picture:
     file = io.BytesIO()
     if crisp:
         pixels.save(file, "PNG", optimize=True)
     else:
-        pixels.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
         pixels.save(file, "JPEG", quality=85)
     text = base64.b64encode(file.getvalue()).decode("ascii")
-    return Picture(f"data:image/{'png' if crisp else 'jpeg'};base64,{text}", *pixels.size, crisp)
+    width, height = pixels.size
+    return Picture(f"data:image/{'png' if crisp else 'jpeg'};base64,{text}", width, height, crisp)

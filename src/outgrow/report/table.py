@@ -1,11 +1,20 @@
 """A study in numbers: one row a method, compared seed by seed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from outgrow.report.record import (
+    Metric,
+    Run,
+    best_score,
+    common_metric,
+    corrected_score,
+    student_score,
+    teacher_score,
+)
 from outgrow.report.statistics import Difference, Summary, paired, summarize
 
 Records = dict[str, list[dict[str, Any]]]
@@ -16,15 +25,15 @@ NO_TEACHER = "none"
 
 @dataclass(frozen=True)
 class Row:
-    """One method. Differences are paired by seed; None where there is nothing to compare with.
+    """One method; scores in percent. Differences are paired by seed; None where there is nothing to compare with.
 
     ``outgrew`` is True where the student beats the teacher as it is, the teacher after correction, and
     the same student without a teacher, each by a 95 % interval over seeds.
     """
 
     method: str
-    top1: Summary
-    top1_best: Summary
+    score: Summary
+    score_best: Summary
     over_none: Difference | None
     over_teacher: Difference | None
     over_corrected: Difference | None
@@ -41,6 +50,8 @@ class Row:
 class Table:
     """A study in numbers. ``corrected`` is None where no correction was made."""
 
+    metric: Metric
+    """What all of its runs were judged by."""
     rows: tuple[Row, ...]
     teacher: Summary | None
     corrected: Summary | None
@@ -49,7 +60,11 @@ class Table:
     """On the training views, before any correction."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "outgrew": {row.method: row.outgrew for row in self.rows}}
+        return {
+            **asdict(self),
+            "metric": self.metric.key,
+            "outgrew": {row.method: row.outgrew for row in self.rows},
+        }
 
 
 def read_records(folder: str | Path) -> Records:
@@ -74,43 +89,45 @@ def read_records(folder: str | Path) -> Records:
 
 
 def tabulate(records: Records) -> Table:
-    """Means over seeds, and what is better than what."""
-    none = _top1(records.get(NO_TEACHER, []))
-    teachers = [record["teacher"] for record in _with_teacher(records)]
-    teacher = [t["top1"] for t in teachers]
+    """Means over seeds, and what is better than what. Runs that were not judged alike are refused."""
+    metric = common_metric([run for runs in records.values() for run in runs])
+    none = _scores(records.get(NO_TEACHER, []))
+    taught = _with_teacher(records)
+    teacher = [score for run in taught if (score := teacher_score(run)) is not None]
     corrected = _corrected(records)
     rates = [t["wrong_rate"] for t in _seed_teachers(records, "wrong_rate")]
     rows = []
     for name, runs in records.items():
-        top1 = _top1(runs)
+        scores = _scores(runs)
         rows.append(
             Row(
                 method=name,
-                top1=summarize(top1),
-                top1_best=summarize([r["student"]["top1_best"] for r in runs]),
-                over_none=paired(top1, none) if none and name != NO_TEACHER else None,
-                over_teacher=paired(top1, teacher) if len(teacher) == len(top1) else None,
-                over_corrected=paired(top1, corrected) if len(corrected) == len(top1) else None,
+                score=summarize(scores),
+                score_best=summarize([best_score(run) for run in runs]),
+                over_none=paired(scores, none) if none and name != NO_TEACHER else None,
+                over_teacher=paired(scores, teacher) if len(teacher) == len(scores) else None,
+                over_corrected=paired(scores, corrected) if len(corrected) == len(scores) else None,
                 wrong_rate=summarize([r["epochs"][-1]["wrong_rate"] for r in runs]).mean,
                 parameters=runs[0]["student"]["parameters"],
             )
         )
     return Table(
+        metric=metric,
         rows=tuple(rows),
         teacher=summarize(teacher) if teacher else None,
         corrected=summarize(corrected) if corrected and corrected != teacher else None,
-        teacher_parameters=teachers[0]["parameters"] if teachers else None,
+        teacher_parameters=taught[0]["teacher"]["parameters"] if taught else None,
         teacher_wrong_rate=summarize(rates) if rates else None,
     )
 
 
-def _top1(runs: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [run["student"]["top1"] for run in runs]
+def _scores(runs: Sequence[Run]) -> list[float]:
+    return [student_score(run) for run in runs]
 
 
 def _with_teacher(records: Records) -> list[dict[str, Any]]:
     """The runs of one method that has a teacher: the others have the same ones."""
-    return next((runs for runs in records.values() if runs and "top1" in runs[0]["teacher"]), [])
+    return next((runs for runs in records.values() if runs and teacher_score(runs[0]) is not None), [])
 
 
 def _seed_teachers(records: Records, key: str) -> list[dict[str, Any]]:
@@ -124,4 +141,6 @@ def _corrected(records: Records) -> list[float]:
     """The teacher after correction, seed by seed; as it is where the correction left it alone."""
     runs = next((runs for runs in records.values() if runs and runs[0]["correction"] is not None), None)
     runs = runs or _with_teacher(records)
-    return [run["teacher"].get("top1_corrected", run["teacher"]["top1"]) for run in runs]
+    both = [(teacher_score(run), corrected_score(run)) for run in runs]
+    last = [own if corrected is None else corrected for own, corrected in both]
+    return [score for score in last if score is not None]

@@ -4,21 +4,11 @@ from collections.abc import Mapping
 
 from outgrow.report.table import Row, Table
 
-HEAD = (
-    "method",
-    "top-1, last epoch",
-    "best epoch",
-    "over no teacher",
-    "over teacher",
-    "over corrected",
-    "outgrew",
-)
-
 
 def text_table(table: Table, about: Mapping[str, str] | None = None) -> str:
     """Aligned columns. ``about`` maps methods to what stands in their place."""
-    cells = [HEAD, *(_cells(row, about or {}) for row in table.rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEAD))]
+    cells = [_head(table), *(_cells(row, about or {}) for row in table.rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
@@ -29,26 +19,27 @@ def text_table(table: Table, about: Mapping[str, str] | None = None) -> str:
 
 def markdown_table(table: Table, about: Mapping[str, str] | None = None) -> str:
     """The same as GitHub's Markdown."""
-    lines = [HEAD, tuple("---" for _ in HEAD), *(_cells(row, about or {}) for row in table.rows)]
+    head = _head(table)
+    lines = [head, tuple("---" for _ in head), *(_cells(row, about or {}) for row in table.rows)]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return body + "\n\n" + "\n".join(summary_lines(table)) + "\n"
 
 
 def summary_lines(table: Table) -> list[str]:
     """What stands below the table: the teacher, the sizes, how to read it."""
-    lines = []
+    lines, unit = [], table.metric.unit
     if table.teacher is not None:
         wrong = (
-            f", wrong on {100 * table.teacher_wrong_rate.mean:.1f} % of the training views"
+            f", wrong on {100 * table.teacher_wrong_rate.mean:.1f} % of the {table.metric.rows}"
             if table.teacher_wrong_rate
             else ""
         )
-        lines.append(f"teacher: {table.teacher} % ({table.teacher_parameters:,} parameters){wrong}")
+        lines.append(f"teacher: {table.teacher} {unit} ({table.teacher_parameters:,} parameters){wrong}")
     if table.corrected is not None:
-        lines.append(f"teacher after correction of its bias: {table.corrected} %")
+        lines.append(f"teacher after correction of its bias: {table.corrected} {unit}")
     first = table.rows[0]
     lines.append(
-        f"student: {first.parameters:,} parameters, {first.top1.n} seeds; differences are paired by seed, with 95 % intervals"
+        f"student: {first.parameters:,} parameters, {first.score.n} seeds; differences are paired by seed, with 95 % intervals"
     )
     lines.append(
         "outgrew: beats the teacher as it is, the teacher after correction, and the student alone, each by its interval"
@@ -56,12 +47,24 @@ def summary_lines(table: Table) -> list[str]:
     return lines
 
 
+def _head(table: Table) -> tuple[str, ...]:
+    return (
+        "method",
+        f"{table.metric.name}, last epoch",
+        "best epoch",
+        "over no teacher",
+        "over teacher",
+        "over corrected",
+        "outgrew",
+    )
+
+
 def _cells(row: Row, about: Mapping[str, str]) -> tuple[str, ...]:
     differences = (row.over_none, row.over_teacher, row.over_corrected)
     return (
         about.get(row.method, row.method),
-        str(row.top1),
-        str(row.top1_best),
+        str(row.score),
+        str(row.score_best),
         *("" if d is None else str(d) for d in differences),
         "yes" if row.outgrew else "no",
     )

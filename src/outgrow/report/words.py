@@ -26,7 +26,7 @@ class Comparison:
 
 def best_row(table: Table) -> Row:
     """The highest mean at the last epoch; of equals the first."""
-    return max(table.rows, key=lambda row: row.top1.mean)
+    return max(table.rows, key=lambda row: row.score.mean)
 
 
 def comparisons(row: Row, table: Table, *, mapped: bool = False) -> tuple[Comparison, ...]:
@@ -62,9 +62,9 @@ def headline(table: Table, about: Mapping[str, str]) -> str:
     row = best_row(table)
     name = about.get(row.method, row.method)
     if row.method == NO_TEACHER:
-        return f"The student without a teacher is the best, with {row.top1.mean:.2f} %: no distillation helped here."
+        return f"The student without a teacher is the best, with {table.metric.value(row.score.mean)}: no distillation helped here."
     if row.over_none is None:
-        gain = f"The best student, {name}, reaches {row.top1.mean:.2f} %"
+        gain = f"The best student, {name}, reaches {table.metric.value(row.score.mean)}"
         return f"{gain}{_verdict(row, table)}."
     points = f"{abs(row.over_none.mean):.2f} points"
     if row.over_none.better:
@@ -92,9 +92,9 @@ def lede(table: Table, about: Mapping[str, str], over_kd: Mapping[str, Differenc
     """The numbers of the headline, sentence by sentence."""
     row = best_row(table)
     name = about.get(row.method, row.method)
-    seeds = f"{row.top1.n} seeds" if row.top1.n > 1 else "one seed"
-    spread = f" \u00b1 {row.top1.deviation:.2f}" if row.top1.n > 1 else ""
-    said = [f"Top-1 of {name} at the last epoch: {row.top1.mean:.2f}{spread} % ({seeds})."]
+    seeds = f"{row.score.n} seeds" if row.score.n > 1 else "one seed"
+    spread = f" \u00b1 {row.score.deviation:.2f}" if row.score.n > 1 else ""
+    said = [f"{table.metric.title} of {name} at the last epoch: {row.score.mean:.2f}{spread} % ({seeds})."]
     for against, difference in (
         (about.get(NO_TEACHER, "no teacher"), row.over_none),
         (about.get(KD, "plain KD"), over_kd.get(row.method)),
@@ -107,7 +107,7 @@ def lede(table: Table, about: Mapping[str, str], over_kd: Mapping[str, Differenc
             if table.corrected is not None
             else ""
         )
-        said.append(f"The teacher is right on {table.teacher.mean:.2f} % of the test images{corrected}.")
+        said.append(f"The teacher {table.metric.sentence.format(table.teacher.mean)}{corrected}.")
         if table.teacher_parameters:
             share = row.parameters / table.teacher_parameters
             said.append(f"The student has {row.parameters:,} parameters, {_share(share)} of the teacher's.")

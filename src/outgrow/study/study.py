@@ -15,6 +15,7 @@ from torch import nn
 
 from outgrow.config import Config, build_config, merge
 from outgrow.progress import Reporter
+from outgrow.report.record import metric_of, student_score
 from outgrow.report.table import NO_TEACHER, Records
 from outgrow.run import distill
 
@@ -49,7 +50,8 @@ def run_study(
                 report.note(f"{name}, seed {seed}")
                 record = distill(config, teacher=made, reporter=_Quiet(report))
             records[name].append(record)
-            report.event("run", method=name, seed=seed, top1=record["student"]["top1"])
+            score, metric = student_score(record), metric_of(record).key
+            report.event("run", method=name, seed=seed, score=score, metric=metric)
     return records
 
 

@@ -1,0 +1,239 @@
+"""A file of COCO annotations, read once and checked to the last box: later code need not look again."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64
+from torch import Tensor
+
+SMALLEST = 1.0
+"""Boxes narrower or lower than this, in pixels, are not trained on. COCO has a few of width 0, which
+torchvision's references drop as well; a hair above 0 is no better, since regression takes a logarithm."""
+_LISTS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True, repr=False)
+class AnnotationFile:
+    """What one file says, as tensors: compact, quick to slice, and cheap to hand to a worker.
+
+    Pictures are numbered in the file's order, rows (annotations) grouped by picture: those of picture
+    i are ``first[i]`` to ``first[i + 1]``. ``bbox`` and ``area`` are the file's numbers (left, top,
+    width, height); ``boxes`` are corners, clipped to the picture, and ``usable`` where at least
+    :data:`SMALLEST` wide and high. ``label`` counts from 1 in the order of ``category_ids``.
+    """
+
+    path: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    names: tuple[str, ...]
+    image_ids: Int64[Tensor, " images"]
+    sizes: Int64[Tensor, "images 2"]  # height, width
+    first: Int64[Tensor, " images_and_one"]
+    ids: Int64[Tensor, " rows"]
+    label: Int64[Tensor, " rows"]
+    crowd: Bool[Tensor, " rows"]
+    bbox: Float64[Tensor, "rows 4"]
+    area: Float64[Tensor, " rows"]
+    boxes: Float32[Tensor, "rows 4"]
+    usable: Bool[Tensor, " rows"]
+
+    def rows(self, number: int) -> slice:
+        """The annotations of one picture."""
+        return slice(int(self.first[number]), int(self.first[number + 1]))
+
+    def as_coco(self, numbers: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+        """The pictures ``numbers`` in COCO's own layout, with the file's ids and boxes, for COCO's AP.
+
+        Crowds and the smallest boxes are among them; segmentations and licences are not.
+        """
+        images, annotations = [], []
+        for number in numbers:
+            image_id = int(self.image_ids[number])
+            height, width = self.sizes[number].tolist()
+            name = self.names[number]
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+            rows = self.rows(number)
+            columns = (self.ids, self.label, self.bbox, self.area, self.crowd)
+            for row, label, bbox, area, crowd in zip(*(c[rows].tolist() for c in columns), strict=True):
+                annotations.append(
+                    {
+                        "id": row,
+                        "image_id": image_id,
+                        "category_id": self.category_ids[label - 1],
+                        "bbox": bbox,
+                        "area": area,
+                        "iscrowd": int(crowd),
+                    }
+                )
+        categories = [
+            {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
+        ]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def read_annotations(path: Path) -> AnnotationFile:
+    """Read and check a file in COCO's layout: ``images``, ``annotations`` and ``categories``.
+
+    Boxes that reach over the edge are clipped. ``area`` (COCO's AP goes by it; by default that of the
+    box) and ``iscrowd`` (0) may be absent.
+
+    Raises ValueError, naming the file and the id: unreadable JSON, no images, missing keys, ids that
+    repeat or point nowhere, sizes that are not positive, and boxes that are not four finite numbers,
+    have a negative side or lie outside their picture.
+    """
+    content = _load(path)
+    categories = _Entries(path, "category", content["categories"]).checked("name")
+    order = sorted(categories)
+    labels = {number: label for label, number in enumerate(order, start=1)}
+    images = _Entries(path, "image", content["images"]).checked("file_name", "height", "width")
+    for number, image in images.items():
+        for side in ("height", "width"):
+            if not _is_integer(image[side]) or image[side] < 1:
+                _fail(path, f"a positive whole number of pixels as {side}", image[side], "image", number)
+    entries = _Entries(path, "annotation", content["annotations"])
+    annotations = entries.checked("image_id", "category_id", "bbox")
+    places = {number: place for place, number in enumerate(images)}
+    for number, entry in annotations.items():
+        complaint = _complaint(entry, places=places, labels=labels)
+        if complaint:
+            _fail(path, *complaint, "annotation", number)
+
+    place = torch.tensor([places[entry["image_id"]] for entry in annotations.values()], dtype=torch.int64)
+    by_picture = place.argsort(stable=True)
+    sizes = torch.tensor([[image["height"], image["width"]] for image in images.values()])
+    counts = place.bincount(minlength=len(images))
+    ids = torch.tensor(list(annotations), dtype=torch.int64)[by_picture]
+    bbox = torch.tensor([e["bbox"] for e in annotations.values()], dtype=torch.float64)
+    bbox = bbox.reshape(-1, 4)[by_picture]
+    area = [e.get("area", e["bbox"][2] * e["bbox"][3]) for e in annotations.values()]
+    boxes, usable = _corners(path, ids, bbox, sizes[place[by_picture]])
+    return AnnotationFile(
+        path=str(path),
+        classes=tuple(categories[number]["name"] for number in order),
+        category_ids=tuple(order),
+        names=tuple(image["file_name"] for image in images.values()),
+        image_ids=torch.tensor(list(images), dtype=torch.int64),
+        sizes=sizes,
+        first=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+        ids=ids,
+        label=torch.tensor([labels[e["category_id"]] for e in annotations.values()], dtype=torch.int64)[
+            by_picture
+        ],
+        crowd=torch.tensor([e.get("iscrowd", 0) for e in annotations.values()], dtype=torch.bool)[by_picture],
+        bbox=bbox,
+        area=torch.tensor(area, dtype=torch.float64)[by_picture],
+        boxes=boxes,
+        usable=usable,
+    )
+
+
+def _load(path: Path) -> dict[str, list[Any]]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:  # unreadable, not JSON, not UTF-8, too deep
+        raise ValueError(
+            f"data: needs COCO annotations in JSON, got {path}, which cannot be read ({error}); restore the "
+            "file, or give another."
+        ) from error
+    for key in _LISTS:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            got = ", ".join(sorted(content)) if isinstance(content, dict) else f"a {type(content).__name__}"
+            raise ValueError(
+                f"data: needs lists of images, annotations and categories, got {path} without a list of {key} "
+                f"(it has: {got}); give a file of instances in COCO's layout."
+            )
+    for key in ("images", "categories"):
+        if not content[key]:
+            raise ValueError(
+                f"data: needs one or more {key}, got an empty list in {path}; add some, or leave the file out."
+            )
+    return {key: content[key] for key in _LISTS}
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """One of the lists of a file."""
+
+    path: Path
+    kind: str
+    entries: list[Any]
+
+    def checked(self, *keys: str) -> dict[int, dict[str, Any]]:
+        """The entries by id, in the file's order; each has ``keys``, and names are text."""
+        found: dict[int, dict[str, Any]] = {}
+        for place, entry in enumerate(self.entries):
+            number = entry.get("id") if isinstance(entry, dict) else None
+            if not _is_integer(number):
+                got = f"{self.kind} number {place} of {self.path}, which has {number!r}"
+                raise ValueError(
+                    f"data: needs a whole number as id of every {self.kind}, got {got}; write one."
+                )
+            if number in found:
+                _fail(self.path, f"another id for every {self.kind}", "a second one", self.kind, number)
+            for key in keys:
+                if key not in entry:
+                    _fail(self.path, f"the key {key!r}", ", ".join(sorted(entry)), self.kind, number)
+                if key in ("name", "file_name") and not (isinstance(entry[key], str) and entry[key]):
+                    _fail(self.path, f"text as {key}", entry[key], self.kind, number)
+            found[number] = entry
+        return found
+
+
+def _complaint(
+    entry: dict[str, Any], *, places: dict[int, int], labels: dict[int, int]
+) -> tuple[str, object] | None:
+    """What an annotation needs and what it has instead; None if it is in order."""
+    for key, known, what in (("image_id", places, "images"), ("category_id", labels, "categories")):
+        if not _is_integer(entry[key]) or entry[key] not in known:
+            return f"{key} to be the id of one of the {len(known)} {what}", entry[key]
+    bbox = entry["bbox"]
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_finite(side) for side in bbox):
+        return "four finite numbers (left, top, width, height) as bbox", bbox
+    if bbox[2] < 0 or bbox[3] < 0:
+        return "a bbox (left, top, width, height) without negative sides", bbox
+    if not _is_finite(entry.get("area", 0)):
+        return "a finite number of pixels as area", entry["area"]
+    if entry.get("iscrowd", 0) not in (0, 1):
+        return "0 or 1 as iscrowd", entry["iscrowd"]
+    return None
+
+
+def _corners(
+    path: Path, ids: Int64[Tensor, " rows"], bbox: Float64[Tensor, "rows 4"], sizes: Int64[Tensor, "rows 2"]
+) -> tuple[Float32[Tensor, "rows 4"], Bool[Tensor, " rows"]]:
+    """Corners clipped to the picture, and where they are far enough apart."""
+    start, size = bbox[:, :2], bbox[:, 2:]
+    end, limit = start + size, sizes.flip(1).to(torch.float64)  # width, height: the order of x and y
+    usable = (size >= SMALLEST).all(1)
+    outside = (((start >= limit) | (end <= 0)).any(1) & usable).nonzero().squeeze(1)
+    if len(outside):
+        row = int(outside[0])
+        width, height = limit[row].long().tolist()
+        needed = f"a bbox (left, top, width, height) that touches its picture of {width}x{height}"
+        _fail(path, needed, bbox[row].tolist(), "annotation", int(ids[row]))
+    start, end = start.clamp(min=0).minimum(limit), end.clamp(min=0).minimum(limit)
+    usable &= (end - start >= SMALLEST).all(1)
+    return torch.cat([start, end], dim=1).to(torch.float32), usable
+
+
+def _fail(path: Path, needed: str, got: object, kind: str, number: int) -> NoReturn:
+    raise ValueError(
+        f"data: needs {needed}, got {got!r} in {kind} {number} of {path}; correct this {kind} or remove it."
+    )
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    """Also what a tensor can hold; JSON's true and false are integers to Python."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+
+
+def _is_finite(value: object) -> bool:
+    # a whole number too large for a float is as good as infinite
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e15:
+        return False
+    return math.isfinite(value)

@@ -1,0 +1,283 @@
+"""Detectors by name: ``fasterrcnn:torchvision/resnet50``, ``fasterrcnn:timm/tf_efficientnet_lite0?size=320&levels=3-5``.
+
+Behind the question mark stand :class:`Shape`'s fields; what is not one of them goes to timm.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from outgrow.detection.detector import Detector
+from outgrow.detection.pyramid import build_pyramid
+from outgrow.models.weights import read_weights
+
+PREFIX = "fasterrcnn:"
+PUBLISHED = {
+    "torchvision/resnet50": "fasterrcnn_resnet50_fpn",
+    "torchvision/mobilenet_v3_large": "fasterrcnn_mobilenet_v3_large_fpn",
+}
+"""Detectors that torchvision has published COCO weights for, by backbone."""
+STRIDE_TO_ANCHOR = 8
+"""Side of an anchor on a level over the level's stride, in the paper and in torchvision."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a detector is. Defaults are the paper's and torchvision's, for pictures like COCO's."""
+
+    size: int = 800
+    """Pixels of the short side that the detector sees."""
+    max_size: int | None = None
+    """Pixels of the long side at most; None for the same ratio as 1333 to 800."""
+    levels: tuple[int, int] = (2, 5)
+    """The finest and the coarsest map taken from the backbone, as powers of two; one more is pooled."""
+    channels: int = 256
+    """Of each level of the pyramid."""
+    head: int = 1024
+    """Width of the two layers that classify a proposal."""
+    rois: int = 512
+    """Proposals of an image that a training step looks at."""
+    proposals: int = 2000
+    """Proposals of an image that are kept in training before those are drawn; half as many in evaluation."""
+    anchors: float = STRIDE_TO_ANCHOR
+    """Side of a level's anchors over its stride: smaller for smaller objects."""
+
+
+def is_detector(name: str) -> bool:
+    """Whether a model's name is a detector's."""
+    return name.startswith(PREFIX)
+
+
+def create_detector(
+    name: str,
+    classes: Sequence[str] | None = None,
+    *,
+    weights: str | Path | None = None,
+    pretrained: bool = False,
+    input_size: int | None = None,
+) -> Detector:
+    """A detector by name, for ``classes`` (without the background).
+
+    ``weights`` is a file of a whole detector (ours, or torchvision's), or of a classifier, which then is
+    the backbone. ``pretrained`` fetches published weights: the backbone's where ``classes`` are given, the
+    whole detector's, with COCO's classes, where they are not. Without either everything is drawn anew.
+    Batch norms of a backbone with weights are frozen, as detection trains on few pictures a step.
+    ``input_size`` takes the place of ``?size=``. A file of a detector with other classes gives all but its
+    last layer, with a warning.
+
+    ``ValueError`` for names, shapes, or files that do not fit.
+    """
+    backbone, shape, arguments = parse_name(name, input_size)
+    name = spell_name(backbone, shape, arguments)
+    if weights is None and pretrained and classes is None:
+        return _published(name, backbone, shape)
+    state, metadata = ({}, {}) if weights is None else read_weights(weights)
+    whole = any(key.startswith("roi_heads.") for key in state)
+    own_classes = tuple(classes) if classes is not None else _classes_of(name, state, metadata)
+    fetch = pretrained and weights is None
+    net = _build(backbone, shape, arguments, len(own_classes) + 1, pretrained=fetch)
+    if whole:
+        _load_whole(net, state, weights, name)
+    elif weights is not None:
+        _load_backbone(net.backbone.body, state, Path(weights), name)
+    if fetch or weights is not None:
+        _freeze_norms(net)
+    return Detector(net, name=name, classes=own_classes)
+
+
+def save_detector(detector: Detector, path: str | Path) -> None:
+    """The file that is deployed: safetensors with the weights, the name (which rebuilds it) and the classes."""
+    path = Path(path)
+    state = {
+        key: value.detach().cpu().clone().contiguous() for key, value in detector.net.state_dict().items()
+    }
+    metadata = {"format": "pt", "model": detector.name, "classes": json.dumps(detector.classes)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(state, unfinished, metadata=metadata)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, dict[str, Any]]:
+    """Backbone, shape, and arguments for timm.
+
+    >>> backbone, shape, more = parse_name("fasterrcnn:timm/mobilenetv2_100?size=320&levels=3-5&pad_type=same")
+    >>> backbone, shape.size, shape.levels, more
+    ('timm/mobilenetv2_100', 320, (3, 5), {'pad_type': 'same'})
+    """
+    if not is_detector(name):
+        raise ValueError(
+            f"detector: needs a name such as fasterrcnn:torchvision/resnet18 or fasterrcnn:timm/mobilenetv2_100, got "
+            f"{name!r}; put fasterrcnn: before a backbone."
+        )
+    backbone, _, query = name.removeprefix(PREFIX).partition("?")
+    given: dict[str, Any] = {}
+    known = {field.name for field in fields(Shape)}
+    for item in filter(None, query.split("&")):
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(
+                f"{name}: needs key=value pairs joined by & behind the question mark, got {item!r}."
+            )
+        given[key] = _value(name, key, text) if key in known else text
+    shape = {key: value for key, value in given.items() if key in known}
+    if input_size is not None:
+        shape["size"] = input_size
+    return backbone, Shape(**shape), {key: value for key, value in given.items() if key not in known}
+
+
+def spell_name(backbone: str, shape: Shape, arguments: dict[str, Any]) -> str:
+    """The shortest name that means this."""
+    default = Shape()
+    parts = [
+        f"{field.name}={_spell(getattr(shape, field.name))}"
+        for field in fields(Shape)
+        if getattr(shape, field.name) != getattr(default, field.name)
+    ]
+    parts += [f"{key}={value}" for key, value in arguments.items()]
+    return f"{PREFIX}{backbone}" + (f"?{'&'.join(parts)}" if parts else "")
+
+
+def _value(name: str, key: str, text: str) -> Any:
+    try:
+        if key == "levels":
+            first, _, last = text.partition("-")
+            return int(first), int(last)
+        value = float(text) if key == "anchors" else int(text)
+    except ValueError:
+        value = 0
+    if value <= 0:
+        like = {"levels": "3-5", "anchors": "4"}.get(key, "320")
+        raise ValueError(f"{name}: {key} needs a value like {like}, got {text!r}.")
+    return value
+
+
+def _spell(value: Any) -> str:
+    return f"{value[0]}-{value[1]}" if isinstance(value, tuple) else f"{value:g}"
+
+
+def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int, *, pretrained: bool) -> Any:
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.ops import MultiScaleRoIAlign
+
+    pyramid, spec = build_pyramid(
+        backbone, levels=shape.levels, channels=shape.channels, pretrained=pretrained, arguments=arguments
+    )
+    sizes = tuple((round(stride * shape.anchors),) for stride in pyramid.strides)
+    resolution = 7
+    return FasterRCNN(
+        pyramid,
+        rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
+        # proposals are cut from the levels themselves; the pooled one is for large anchors alone
+        box_roi_pool=MultiScaleRoIAlign(list(pyramid.levels[:-1]), resolution, sampling_ratio=2),
+        box_head=TwoMLPHead(shape.channels * resolution**2, shape.head),
+        box_predictor=FastRCNNPredictor(shape.head, outputs),
+        min_size=shape.size,
+        max_size=shape.max_size or round(shape.size * 1333 / 800),
+        image_mean=list(spec.mean),
+        image_std=list(spec.std),
+        rpn_pre_nms_top_n_train=shape.proposals,
+        rpn_post_nms_top_n_train=shape.proposals,
+        rpn_pre_nms_top_n_test=max(shape.proposals // 2, 1),
+        rpn_post_nms_top_n_test=max(shape.proposals // 2, 1),
+        box_batch_size_per_image=shape.rois,
+    )
+
+
+def _published(name: str, backbone: str, shape: Shape) -> Detector:
+    """A whole detector of torchvision's registry."""
+    from torchvision.models import detection, get_model_weights
+
+    builder = PUBLISHED.get(backbone)
+    if builder is None:
+        raise ValueError(
+            f"{name}: needs weights for the whole detector, got pretrained=true, which torchvision has for "
+            f"{', '.join(PUBLISHED)} alone; give a file, or train the teacher first (--train-teacher)."
+        )
+    if shape != Shape(size=shape.size, max_size=shape.max_size):
+        raise ValueError(
+            f"{name}: needs the published detector's own shape, got other levels or widths; keep ?size= alone."
+        )
+    weights = get_model_weights(builder).DEFAULT
+    longest = shape.max_size or round(shape.size * 1333 / 800)
+    net = getattr(detection, builder)(weights=weights, min_size=shape.size, max_size=longest)
+    categories = weights.meta["categories"]
+    # COCO has gaps in its ids: torchvision keeps them as classes called N/A, made unique here
+    names = [c if c != "N/A" else f"(no category {i})" for i, c in enumerate(categories)]
+    return Detector(net, name=name, classes=tuple(names[1:]))
+
+
+def _classes_of(name: str, state: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[str, ...]:
+    stated = metadata.get("classes")
+    if isinstance(stated, list):
+        return tuple(map(str, stated))
+    bias = state.get("roi_heads.box_predictor.cls_score.bias")
+    if bias is None:
+        raise ValueError(
+            f"{name}: needs a file of a whole detector, got {'a backbone' if state else 'no weights'}; give a detector's "
+            "file, or train it first (--train-teacher)."
+        )
+    if len(bias) == 91:  # torchvision's, by COCO id
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+        names = FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]
+        return tuple(c if c != "N/A" else f"(no category {i})" for i, c in enumerate(names))[1:]
+    raise ValueError(
+        f"{name}: needs the names of the {len(bias) - 1} classes in the file, got a file without them; save it with "
+        "outgrow.detection.save_detector, or add classes (a JSON list) to its safetensors metadata."
+    )
+
+
+def _load_whole(net: nn.Module, state: dict[str, Tensor], path: str | Path | None, name: str) -> None:
+    own = net.state_dict()
+    last = {key for key in own if key.startswith("roi_heads.box_predictor.")}
+    differing = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
+    missing = {key for key in own.keys() - state.keys() if not key.endswith("num_batches_tracked")}
+    unexpected = {key for key in state.keys() - own.keys() if not key.endswith("num_batches_tracked")}
+    if missing or unexpected or differing - last:
+        wrong = sorted(missing | unexpected | (differing - last))
+        raise ValueError(
+            f"{name}: needs the weights of this detector, got {path} with {len(wrong)} tensors that do not fit "
+            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); give the name that the file was saved under"
+            " (its metadata has it)."
+        )
+    if differing:
+        warnings.warn(f"{name}: the last layer stays new, {path} has other classes.", stacklevel=4)
+    net.load_state_dict({k: v for k, v in state.items() if k in own and k not in differing}, strict=False)
+
+
+def _load_backbone(body: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+    """A classifier's weights into the part of it that is left."""
+    found, missing = {}, []
+    for key, value in body.state_dict().items():
+        candidates = (key, key.replace("_", ".", 1), f"features.{key}")
+        source = next((c for c in candidates if c in state and state[c].shape == value.shape), None)
+        if source is not None:
+            found[key] = state[source]
+        elif not key.endswith("num_batches_tracked"):
+            missing.append(key)
+    if missing:
+        raise ValueError(
+            f"{name}: needs the weights of its backbone, got {path} without {', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''} ({len(missing)} in all); give a file of the same net."
+        )
+    body.load_state_dict(found, strict=False)
+
+
+def _freeze_norms(net: Any) -> None:
+    from timm.layers import freeze_batch_norm_2d
+
+    body = net.backbone.body
+    net.backbone.body = freeze_batch_norm_2d(body)

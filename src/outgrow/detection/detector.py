@@ -1,0 +1,244 @@
+"""A two-stage detector with its own eyes: pictures of any size in [0, 1] go in.
+
+    detector(images, truth)          a training step of its own: proposals, what it says of them, its losses
+    detector.consult(images, boxes)  what it says of somebody else's proposals
+    detector.detect(images)          boxes, classes, scores
+
+It is torchvision's Faster R-CNN with a feature pyramid, whatever its backbone; proposals travel between
+detectors in pixels of the original pictures, so each may resize as it likes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+
+from outgrow.detection.boxes import Detections, Truth
+from outgrow.features import BOX, BOX_IOU, PENULTIMATE
+from outgrow.outputs import Outputs
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Regions that a detector asks about, image by image, in pixels of the original pictures.
+
+    ``label`` is what the matcher made of each (0: background) and ``truth`` the box of the object that it
+    was matched to (anything on background).
+    """
+
+    boxes: tuple[Float[Tensor, "_ 4"], ...]
+    label: Int64[Tensor, " rows"]
+    truth: Float[Tensor, "rows 4"]
+
+    @property
+    def image(self) -> Int64[Tensor, " rows"]:
+        """The position in the batch of each row's picture."""
+        counts = torch.tensor([len(boxes) for boxes in self.boxes], device=self.label.device)
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a detector in training says of a batch: one row a proposal, and the sum of its own losses."""
+
+    outputs: Outputs
+    proposals: Proposals
+    task: Float[Tensor, ""]
+
+
+class Detector(nn.Module):
+    """``net`` (torchvision's FasterRCNN) for ``classes``, which are named without the background.
+
+    Logits have one class more than ``classes``: class 0 is the background. Features are the levels of the
+    pyramid by stride (``p3`` is 8 pixels), the vector that each row is classified from (PENULTIMATE), and
+    how each row's box would be moved for the row's class (``box``, ``box_iou``).
+    """
+
+    def __init__(self, net: FasterRCNN, *, name: str, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        predicted = net.roi_heads.box_predictor.cls_score.out_features
+        if predicted != len(classes) + 1:
+            raise ValueError(
+                f"Detector {name}: needs one output for each of {len(classes)} classes and one for the background, got "
+                f"{predicted}; name every class once, without the background."
+            )
+        self.net = net
+        self.name = name
+        self.classes = classes
+        self.levels = _level_names(net)
+
+    @property
+    def num_classes(self) -> int:
+        """With the background."""
+        return len(self.classes) + 1
+
+    def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> Answer:
+        """One training step's forward pass; the random choice of proposals is torchvision's."""
+        if not self.training:
+            raise ValueError(f"Detector {self.name}: needs training mode to be trained, got eval mode.")
+        targets = [{"boxes": t.boxes, "labels": t.label} for t in truth]
+        batch, targets = self.net.transform(list(images), targets)
+        maps = self._maps(batch.tensors)
+        with _full_precision(batch.tensors):
+            boxes, region_losses = self.net.rpn(batch, maps, targets)
+            heads = self.net.roi_heads
+            boxes, matched, labels, moves = heads.select_training_samples(boxes, targets)
+            vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
+            class_loss, box_loss = fastrcnn_loss(logits, deltas, labels, moves)
+            label = torch.cat(labels)
+            back = [_scale(own, picture) for own, picture in zip(batch.image_sizes, images, strict=True)]
+            proposals = Proposals(
+                boxes=tuple(b * s for b, s in zip(boxes, back, strict=True)),
+                label=label,
+                truth=torch.cat([_matched(t.boxes, which) for t, which in zip(truth, matched, strict=True)]),
+            )
+            outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, proposals)
+            task = torch.stack([*region_losses.values(), class_loss, box_loss]).sum()
+        return Answer(outputs, proposals, task)
+
+    def consult(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
+        """What this detector, in evaluation mode, says of somebody else's proposals."""
+        batch, _ = self.net.transform(list(images))
+        maps = self._maps(batch.tensors)
+        with _full_precision(batch.tensors):
+            back = [_scale(own, picture) for own, picture in zip(batch.image_sizes, images, strict=True)]
+            boxes = [b / s for b, s in zip(proposals.boxes, back, strict=True)]
+            vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
+            return self._outputs(maps, vectors, logits, deltas, boxes, back, proposals)
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor]) -> list[Detections]:
+        """Boxes in pixels of the pictures, best first. The mode is evaluation during the call."""
+        training = self.training
+        self.eval()
+        try:
+            batch, _ = self.net.transform(list(images))
+            maps = self._maps(batch.tensors)
+            with _full_precision(batch.tensors):
+                boxes, _ = self.net.rpn(batch, maps, None)
+                found, _ = self.net.roi_heads(maps, boxes, batch.image_sizes, None)
+                sizes = [tuple(image.shape[-2:]) for image in images]
+                found = self.net.transform.postprocess(found, batch.image_sizes, sizes)
+        finally:
+            self.train(training)
+        return [Detections(f["boxes"].float(), f["labels"], f["scores"].float()) for f in found]
+
+    def _maps(self, batch: Tensor) -> dict[str, Tensor]:
+        """The pyramid, in float32: what reads boxes and scores is not for half precision."""
+        return {key: value.float() for key, value in self.net.backbone(batch).items()}
+
+    def _heads(
+        self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        heads = self.net.roi_heads
+        vectors = heads.box_head(heads.box_roi_pool(maps, boxes, sizes))
+        return vectors, *heads.box_predictor(vectors)
+
+    def _outputs(
+        self,
+        maps: dict[str, Tensor],
+        vectors: Tensor,
+        logits: Tensor,
+        deltas: Tensor,
+        boxes: list[Tensor],
+        back: list[Tensor],
+        proposals: Proposals,
+    ) -> Outputs:
+        rows = torch.arange(len(logits), device=logits.device)
+        # background has no box of its own: class 0's column is never used there, nor trained
+        own = deltas.view(len(logits), -1, 4)[rows, proposals.label]
+        moved = self.net.roi_heads.box_coder.decode_single(own.detach(), torch.cat(list(boxes)))
+        scale = torch.cat([s.expand(len(b), 4) for s, b in zip(back, boxes, strict=True)])
+        overlap = _iou(moved * scale, proposals.truth) * (proposals.label > 0)
+        levels = {self.levels[key]: value for key, value in maps.items()}
+        return Outputs(logits, {**levels, PENULTIMATE: vectors, BOX: own, BOX_IOU: overlap})
+
+
+def _full_precision(batch: Tensor) -> torch.autocast:
+    return torch.autocast(batch.device.type, enabled=False)
+
+
+def _scale(own: tuple[int, int], picture: Tensor) -> Float[Tensor, " 4"]:
+    """What multiplies a box of the resized picture to make it one of the original."""
+    height, width = picture.shape[-2:]
+    y, x = height / own[0], width / own[1]
+    return torch.tensor([x, y, x, y], dtype=torch.float32, device=picture.device)
+
+
+def _matched(boxes: Float[Tensor, "n 4"], which: Int64[Tensor, " rows"]) -> Float[Tensor, "rows 4"]:
+    return boxes[which] if len(boxes) else boxes.new_zeros(len(which), 4)
+
+
+def _iou(a: Float[Tensor, "rows 4"], b: Float[Tensor, "rows 4"]) -> Float[Tensor, " rows"]:
+    """Overlap row by row."""
+    both = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp_min(0).prod(dim=1)
+    area = [(box[:, 2:] - box[:, :2]).clamp_min(0).prod(dim=1) for box in (a, b)]
+    union = area[0] + area[1] - both
+    return both / torch.where(union > 0, union, torch.ones_like(union))
+
+
+@torch.no_grad()
+def _level_names(net: FasterRCNN) -> dict[str, str]:
+    """The backbone's names for its levels, and ours, which are strides; a second of one stride gets a number."""
+    side = 128
+    names: dict[str, str] = {}
+    training = net.backbone.training
+    net.backbone.eval()
+    parameter = next(net.backbone.parameters())
+    for key, value in net.backbone(torch.zeros(1, 3, side, side, device=parameter.device)).items():
+        name = f"p{(side // value.shape[2]).bit_length() - 1}"
+        again = sum(other.split("_")[0] == name for other in names.values())
+        names[key] = f"{name}_{again + 1}" if again else name
+    net.backbone.train(training)
+    return names
+
+
+class FrozenDetector(nn.Module):
+    """``detector`` as a teacher: frozen, always in evaluation mode, without a gradient.
+
+    ``classes`` are the student's; its own are found among them by name. ``ValueError`` where one is missing.
+    """
+
+    columns: Tensor
+
+    def __init__(self, detector: Detector, classes: Sequence[str]) -> None:
+        super().__init__()
+        place = {name: number for number, name in enumerate(detector.classes, start=1)}
+        missing = [name for name in classes if name not in place]
+        if missing:
+            raise ValueError(
+                f"teacher {detector.name}: needs the student's classes among its own, by name, got none called "
+                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; it has {', '.join(detector.classes[:8])}"
+                f"{', ...' if len(detector.classes) > 8 else ''}. Rename the categories in the annotations, or train a "
+                "teacher for them (--train-teacher)."
+            )
+        self.detector = detector.requires_grad_(False)
+        self.register_buffer("columns", torch.tensor([0, *(place[name] for name in classes)]))
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FrozenDetector":
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
+        """Its answer about the student's proposals, in the student's classes."""
+        if any(module.training for module in self.detector.modules()):
+            self.eval()
+        mapped = Proposals(proposals.boxes, self.columns[proposals.label], proposals.truth)
+        said = self.detector.consult(images, mapped)
+        return Outputs(said.logits[:, self.columns], said.features)
+
+    def detect(self, images: Sequence[Tensor]) -> list[Detections]:
+        """What it finds, in the student's classes; classes that the student has not are left out."""
+        place = torch.full((self.detector.num_classes,), -1, device=self.columns.device)
+        place[self.columns] = torch.arange(len(self.columns), device=place.device)
+        found = []
+        for one in self.detector.detect(images):
+            label = place[one.label]
+            keep = label > 0
+            found.append(Detections(one.boxes[keep], label[keep], one.score[keep]))
+        return found

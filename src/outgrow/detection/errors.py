@@ -1,0 +1,296 @@
+"""What goes wrong, class by class: each detection has one kind, each object is found or missed.
+
+The kinds are TIDE's (Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors, 2020,
+arXiv 2008.08115, section 2.2), with its IoU thresholds of 0.5 and 0.1. With ``own`` the largest IoU with an
+object of the detection's class and ``other`` the largest with an object of another one, the first that holds:
+
+    found          matched with an object of its class: greedily by score, IoU >= 0.5, as COCO matches
+    ignored        at least half of it lies in one crowd region
+    duplicated     own >= 0.5 and own >= other: those objects are already found
+    confused       other >= 0.5
+    badly_placed   own in [0.1, 0.5)
+    both           other in [0.1, 0.5): wrong class and badly placed
+    background     IoU < 0.1 with everything
+
+Where this differs from TIDE. A box that covers an object of another class and touches one of its own is
+confused here and badly placed there: among objects that touch, as cells do, everything touches one of its
+own. A box over objects of both classes is explained by the larger overlap, not always by the other class.
+Crowd regions have no class here, so a detection of any class is ignored in them. And TIDE weighs kinds by
+the AP that repairing them would gain, over all detections; these are counts above one score threshold,
+which a table per class needs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from outgrow.detection.boxes import Detections, Truth
+
+FOREGROUND, TOUCHING = 0.5, 0.1
+"""TIDE's two thresholds of IoU, section 2.2; the first is also COCO's lowest."""
+KINDS = ("found", "ignored", "duplicated", "confused", "badly_placed", "both", "background")
+REASONS = ("missed_altogether", "missed_confused", "missed_badly_placed")
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ClassErrors:
+    """Counts per class, at the position ``label - 1``, of detections with at least the score ``threshold``.
+
+    ``found`` counts objects and detections at once, one for one. ``missed`` is the sum of its three
+    reasons: some confused detection covers the object (IoU >= 0.5), else some badly placed detection of
+    its class touches it, else nothing came near. The rest counts detections by the class that was said.
+    ``f1`` in [0, 1] is over all classes.
+    """
+
+    objects: Int64[Tensor, " classes"]
+    found: Int64[Tensor, " classes"]
+    missed_altogether: Int64[Tensor, " classes"]
+    missed_confused: Int64[Tensor, " classes"]
+    missed_badly_placed: Int64[Tensor, " classes"]
+    confused: Int64[Tensor, " classes"]
+    duplicated: Int64[Tensor, " classes"]
+    badly_placed: Int64[Tensor, " classes"]
+    both: Int64[Tensor, " classes"]
+    background: Int64[Tensor, " classes"]
+    ignored: Int64[Tensor, " classes"]
+    threshold: float
+    f1: float
+
+    @property
+    def missed(self) -> Int64[Tensor, " classes"]:
+        return self.missed_altogether + self.missed_confused + self.missed_badly_placed
+
+    @property
+    def total(self) -> dict[str, int]:
+        """Each count over all classes."""
+        return {name: int(self.count(name).sum()) for name in COLUMNS}
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Each count per 100 objects of its class, as the mean over the classes that have objects.
+
+        ``objects`` is the mean number of them. Zeros without any object.
+        """
+        there = self.objects > 0
+        if not there.any():
+            return dict.fromkeys(COLUMNS, 0.0)
+        objects = self.objects[there].double()
+        shares = {
+            name: float((100 * self.count(name)[there].double() / objects).mean()) for name in COLUMNS[1:]
+        }
+        return {"objects": float(objects.mean()), **shares}
+
+    def count(self, name: str) -> Int64[Tensor, " classes"]:
+        """The counts of one column."""
+        counts: Tensor = getattr(self, name)
+        return counts
+
+
+COLUMNS = (
+    "objects",
+    "found",
+    "missed",
+    *(f.name for f in fields(ClassErrors) if f.name not in ("objects", "found", "threshold", "f1")),
+)
+"""The columns of the table, after the class's name."""
+
+
+def class_errors(
+    truth: Sequence[Truth],
+    found: Sequence[Detections],
+    num_classes: int,
+    *,
+    score_threshold: float | None = None,
+) -> ClassErrors:
+    """Explain every detection and every object of a split; ``found[i]`` belongs to ``truth[i]``.
+
+    Detections below ``score_threshold`` are left out. A fixed threshold is not comparable between
+    detectors, whose scores mean different things, so the default is ``best_threshold``: the one that
+    suits this detector best on this split.
+
+    Raises ValueError for counts that differ and labels outside 1 to ``num_classes``.
+    """
+    check(truth, found, num_classes, "class_errors")
+    threshold = best_threshold(truth, found) if score_threshold is None else score_threshold
+    kinds = np.zeros((len(KINDS), num_classes), dtype=np.int64)
+    reasons = np.zeros((len(REASONS) + 1, num_classes), dtype=np.int64)
+    for there, said in zip(truth, found, strict=True):
+        said = confident(said, threshold)
+        kind, reason = _explain(there, said)
+        np.add.at(kinds, (kind, said.label.numpy() - 1), 1)
+        np.add.at(reasons, (reason, there.label.cpu().numpy() - 1), 1)
+    # the last row of reasons are the objects that were found
+    per_kind = dict(zip(KINDS, torch.from_numpy(kinds), strict=True))
+    per_reason = dict(zip(REASONS, torch.from_numpy(reasons), strict=False))
+    right = int(kinds[0].sum())
+    wrong = int(kinds[2:].sum())
+    return ClassErrors(
+        objects=torch.from_numpy(reasons.sum(axis=0)),
+        **per_kind,
+        **per_reason,
+        threshold=threshold,
+        f1=f1(right, wrong, int(reasons.sum())),
+    )
+
+
+def error_rows(errors: ClassErrors, classes: Sequence[str]) -> list[tuple[str | int, ...]]:
+    """A table: its head, a row per class with its counts (see ``COLUMNS``), and a row of sums.
+
+    ``classes[label - 1]`` is the name of a class.
+    """
+    if len(classes) != len(errors.objects):
+        raise ValueError(
+            f"error_rows: needs a name for each of {len(errors.objects)} classes, got {len(classes)}; "
+            "pass the classes in the order of their labels."
+        )
+    columns = [errors.count(name).tolist() for name in COLUMNS]
+    head = ("class", *(name.replace("_", " ") for name in COLUMNS))
+    rows = [(name, *counts) for name, *counts in zip(classes, *columns, strict=True)]
+    return [head, *rows, ("all", *errors.total.values())]
+
+
+def best_threshold(truth: Sequence[Truth], found: Sequence[Detections]) -> float:
+    """The score from which on detections are best kept: the largest F1 at IoU 0.5 over the whole split.
+
+    All classes are pooled. Of several thresholds the lowest, which shows most; 0 without detections.
+    Matching goes by score, so what is below a threshold changes nothing above it, and one pass is enough.
+    """
+    scores, rights = [], []
+    for there, said in zip(truth, found, strict=True):
+        right, ignored = judge(there, said)
+        scores.append(said.score.cpu()[~ignored])
+        rights.append(right[~ignored])
+    score = torch.cat([torch.zeros(0), *scores])
+    right = torch.cat([torch.zeros(0, dtype=torch.bool), *rights])
+    if not len(score):
+        return 0.0
+    score, order = score.sort(descending=True)
+    hits = right[order].cumsum(0).double()
+    value = 2 * hits / (torch.arange(1, len(score) + 1) + sum(len(there.label) for there in truth))
+    # a threshold keeps all detections of its score, so only the last of equal ones is a candidate
+    last = torch.ones(len(score), dtype=torch.bool)
+    last[:-1] = score[1:] < score[:-1]
+    candidates, value = score[last], value[last]
+    return float(candidates[value == value.max()][-1])
+
+
+def confident(found: Detections, threshold: float) -> Detections:
+    """The detections with at least this score, on the CPU."""
+    found = found.to("cpu")
+    keep = found.score >= threshold
+    return Detections(found.boxes[keep], found.label[keep], found.score[keep])
+
+
+def judge(truth: Truth, found: Detections) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Which detections in one picture are right at IoU 0.5, and which are to be ignored in a crowd."""
+    own, _ = _overlaps(truth, found)
+    right = _match(own, found) >= 0
+    return torch.from_numpy(right), torch.from_numpy(~right & _in_crowd(truth, found))
+
+
+def f1(right: int, wrong: int, objects: int) -> float:
+    """2 right / (right + wrong + objects): 1 where there is nothing and nothing was said."""
+    return 2 * right / (right + wrong + objects) if right + wrong + objects else 1.0
+
+
+def check(truth: Sequence[Truth], found: Sequence[Detections], num_classes: int, who: str) -> None:
+    """Raise ValueError for counts that differ and for labels outside 1 to ``num_classes``."""
+    if len(truth) != len(found):
+        raise ValueError(
+            f"{who}: needs detections for each of {len(truth)} pictures, got {len(found)}; "
+            "pass one Detections per Truth, empty where nothing was found."
+        )
+    for number, (there, said) in enumerate(zip(truth, found, strict=True)):
+        for label in (there.label, said.label):
+            outside = label[(label < 1) | (label > num_classes)]
+            if len(outside):
+                raise ValueError(
+                    f"{who}: needs labels from 1 to {num_classes}, got {int(outside[0])} in the picture at "
+                    f"position {number}; 0 is background, pass the number of classes without it."
+                )
+
+
+def _explain(truth: Truth, found: Detections) -> tuple[Ints, Ints]:
+    """The kind of each detection and the reason of each object, as positions in their tuples.
+
+    An object that was found has the position after the last reason.
+    """
+    own, other = _overlaps(truth, found)
+    match = _match(own, found)
+    best_own, best_other = own.max(axis=1, initial=0), other.max(axis=1, initial=0)
+    rules = [
+        match >= 0,
+        _in_crowd(truth, found),
+        (best_own >= FOREGROUND) & (best_own >= best_other),
+        best_other >= FOREGROUND,
+        best_own >= TOUCHING,
+        best_other >= TOUCHING,
+    ]
+    kind = np.select(rules, range(len(rules)), default=len(rules)).astype(np.int64)
+
+    confused, badly_placed = kind == KINDS.index("confused"), kind == KINDS.index("badly_placed")
+    reason = np.zeros(len(truth.label), dtype=np.int64)
+    # a badly placed detection has no overlap with its class of 0.5 or more
+    reason[(own[badly_placed] >= TOUCHING).any(axis=0)] = 2
+    reason[(other[confused] >= FOREGROUND).any(axis=0)] = 1
+    reason[match[match >= 0]] = len(REASONS)
+    return kind, reason
+
+
+def _match(own: Floats, found: Detections) -> Ints:
+    """The position of the object that each detection found, or -1: greedy by score, as COCO does."""
+    match = np.full(len(own), -1, dtype=np.int64)
+    if not own.size:
+        return match
+    free = own.copy()
+    # the order among equal scores is that of the detections, as in COCO
+    order = np.argsort(-found.score.cpu().double().numpy(), kind="stable")
+    for place in order[(own[order] >= FOREGROUND).any(axis=1)]:
+        # the last of equal overlaps, as in COCO
+        best = free.shape[1] - 1 - int(free[place, ::-1].argmax())
+        if free[place, best] >= FOREGROUND:
+            match[place] = best
+            free[:, best] = 0
+    return match
+
+
+def _overlaps(truth: Truth, found: Detections) -> tuple[Floats, Floats]:
+    """IoU of detections with objects, n x m: with those of their own class, and with others; 0 elsewhere."""
+    said, there = _numpy(found.boxes), _numpy(truth.boxes)
+    shared = _shared(said, there)
+    union = _area(said)[:, None] + _area(there)[None, :] - shared
+    # boxes without area share nothing, also where their union is nothing
+    iou = shared / np.where(union > 0, union, 1)
+    same = found.label.cpu().numpy()[:, None] == truth.label.cpu().numpy()[None, :]
+    return np.where(same, iou, 0.0), np.where(same, 0.0, iou)
+
+
+def _in_crowd(truth: Truth, found: Detections) -> Bools:
+    said = _numpy(found.boxes)
+    inside = _shared(said, _numpy(truth.crowd)).max(axis=1, initial=0)
+    area = _area(said)
+    return (area > 0) & (inside >= FOREGROUND * area)
+
+
+def _shared(a: Floats, b: Floats) -> Floats:
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    return np.clip(high - low, 0, None).prod(axis=2)
+
+
+def _area(boxes: Floats) -> Floats:
+    return np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1)
+
+
+def _numpy(boxes: Tensor) -> Floats:
+    # double: an overlap of exactly 0.5 is one
+    numbers: Floats = boxes.detach().cpu().double().numpy()
+    return numbers

@@ -1,0 +1,155 @@
+"""Batches of pictures and their boxes: workers decode and cut, one transfer takes a batch to the device.
+
+Order, each process's share and randomness are those of classification (outgrow.data.loader): a view
+depends on the seed, the epoch and the picture's number, and on nothing else.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from outgrow.data.plan import Plan
+from outgrow.detection.boxes import Scenes
+from outgrow.detection.data import DetectionSplit
+from outgrow.detection.views import SceneViews, View
+
+MEMORY = 256 * 2**20
+"""Bytes of decoded pictures worth keeping: 291 of 640x480 (a JPEG of that size takes 7 ms to decode, each epoch)."""
+
+
+def make_scene_loader(
+    split: DetectionSplit,
+    *,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    shuffle: bool,
+    drop_last: bool = False,
+    flip: bool = False,
+    resized_crop: tuple[float, float] | None = None,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> "SceneLoader":
+    """The loader of ``split``.
+
+    ``batch_size`` counts the pictures of a step over all processes; each of ``world_size`` processes
+    gets its ``rank``'s share of the same batches. ``flip`` mirrors half of the views;
+    ``resized_crop`` (least and largest share of the area) shows a random part of each, at its own
+    size. ``num_workers`` processes decode (0: this one, which keeps what it decoded where all of it
+    fits into :data:`MEMORY`).
+
+    Raises ValueError for options that contradict each other or the split.
+    """
+    plan = Plan(
+        num=len(split),
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        rank=rank,
+        world_size=world_size,
+    )
+    return SceneLoader(split, plan, SceneViews(seed, flip, resized_crop), torch.device(device), num_workers)
+
+
+class SceneLoader:
+    """The loader's protocol of classification, with Scenes as batches."""
+
+    def __init__(
+        self, split: DetectionSplit, plan: Plan, views: SceneViews, device: torch.device, num_workers: int
+    ) -> None:
+        self._split, self._plan, self._device = split, plan, device
+        self._views = views
+        self._sampler = _KeyedBatches(plan)
+        self._loader: DataLoader[Tensor] = DataLoader(
+            _Decoded(split, views, keep=num_workers == 0 and decoded_bytes(split) <= MEMORY),
+            batch_sampler=self._sampler,
+            collate_fn=_end_to_end,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # DataLoader draws a seed each epoch: not from the user's generator
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Pictures in the split, over all processes."""
+        return self._plan.num
+
+    @property
+    def num_indices(self) -> int:
+        """One more than the largest ``index``."""
+        return self._split.num_indices
+
+    def __len__(self) -> int:
+        """Batches an epoch on this process."""
+        return len(self._plan)
+
+    def epoch(self, epoch: int) -> Iterator[Scenes]:
+        """The batches of one epoch; any epoch may be asked for, in any order, again."""
+        self._sampler.epoch = epoch
+        for positions, pixels in zip(self._plan.batches(epoch), self._loader, strict=True):
+            # Truth takes no decoding: made here, it need not travel from a worker
+            shown = [(at, view_at(self._split, self._views, epoch, at)) for at in positions.tolist()]
+            pixels = pixels.to(self._device, non_blocking=True).to(torch.float32).div_(255)
+            parts = pixels.split([3 * view.height * view.width for _, view in shown])
+            yield Scenes(
+                images=[
+                    part.view(3, view.height, view.width)
+                    for part, (_, view) in zip(parts, shown, strict=True)
+                ],
+                truth=[view.truth(self._split.truth(at)).to(self._device) for at, view in shown],
+            )
+
+
+def view_at(split: DetectionSplit, views: SceneViews, epoch: int, position: int) -> View:
+    """The view of one picture of a split in an epoch."""
+    height, width = split.size(position)
+    return views.view(height, width, epoch=epoch, index=int(split.index[position]))
+
+
+def decoded_bytes(split: DetectionSplit) -> int:
+    """Memory that all pictures of a split take, decoded."""
+    return 3 * int(split.file.sizes[split.index].prod(1).sum())
+
+
+class _KeyedBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, position): workers outlive an epoch, so the epoch travels with the key."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.epoch = plan, 0
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for positions in self.plan.batches(self.epoch):
+            yield [(self.epoch, position) for position in positions.tolist()]
+
+
+class _Decoded(Dataset[Tensor]):
+    """Views as bytes, made in a worker or, with what was decoded kept, in the main process."""
+
+    def __init__(self, split: DetectionSplit, views: SceneViews, *, keep: bool) -> None:
+        self.split, self.views = split, views
+        self.kept: dict[int, Tensor] | None = {} if keep else None
+
+    def __getitem__(self, key: tuple[int, int]) -> UInt8[Tensor, "3 height width"]:
+        epoch, position = key
+        return view_at(self.split, self.views, epoch, position).image(self._image(position))
+
+    def _image(self, position: int) -> UInt8[Tensor, "3 height width"]:
+        if self.kept is None:
+            return self.split.image(position)
+        if position not in self.kept:
+            self.kept[position] = self.split.image(position)
+        return self.kept[position]
+
+
+def _end_to_end(images: list[Tensor]) -> UInt8[Tensor, " bytes"]:
+    """One tensor, whatever the sizes: one file handle between processes and one copy to the device."""
+    return torch.cat([image.reshape(-1) for image in images])

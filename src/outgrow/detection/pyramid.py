@@ -1,0 +1,161 @@
+"""Backbones with a feature pyramid on top: torchvision's and timm's, behind one call.
+
+    pyramid = build_pyramid("timm/tf_efficientnet_lite0", levels=(3, 5), channels=64)
+    pyramid(images)      # {"p3": ..., "p4": ..., "p5": ..., "p6": ...}, strides 8, 16, 32, 64
+
+A level is named by its stride: ``p3`` is 2**3 pixels. The last one is a pooling of the one before.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from outgrow.models.network import InputSpec
+
+IMAGENET = InputSpec(None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Pyramid(nn.Module):
+    """``body`` returns maps, from fine to coarse, and ``fpn`` brings them to ``out_channels`` each."""
+
+    def __init__(self, body: nn.Module, widths: list[int], strides: list[int], channels: int) -> None:
+        from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+        super().__init__()
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool())
+        self.strides = (*strides, 2 * strides[-1])
+        self.levels = tuple(f"p{stride.bit_length() - 1}" for stride in self.strides)
+        self.out_channels = channels
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> "OrderedDict[str, Tensor]":
+        maps = self.body(images)
+        maps = list(maps.values()) if isinstance(maps, Mapping) else maps
+        named = OrderedDict(zip(self.levels, maps, strict=False))
+        return OrderedDict(zip(self.levels, self.fpn(named).values(), strict=True))
+
+
+def build_pyramid(
+    name: str,
+    *,
+    levels: tuple[int, int],
+    channels: int,
+    pretrained: bool,
+    arguments: Mapping[str, Any],
+) -> tuple[Pyramid, InputSpec]:
+    """The pyramid over a classifier ``torchvision/NAME`` or ``timm/NAME``, and the normalisation it wants.
+
+    ``levels`` are the finest and the coarsest map taken from the backbone, as powers of two;
+    ``arguments`` go to timm. ``pretrained`` fetches the library's ImageNet weights. ``ValueError`` for a
+    name that is not known, or levels that the backbone does not have.
+    """
+    family, _, rest = name.partition("/")
+    builders = {"torchvision": _torchvision, "timm": _timm}
+    if family not in builders or not rest:
+        raise ValueError(
+            f"fasterrcnn:{name}: needs a backbone torchvision/NAME or timm/NAME, got {name!r}; "
+            "for example fasterrcnn:torchvision/resnet18 or fasterrcnn:timm/tf_efficientnet_lite0."
+        )
+    body, found, spec = builders[family](rest, pretrained, dict(arguments))
+    wanted = [2**level for level in range(levels[0], levels[1] + 1)]
+    if not wanted or any(stride not in found for stride in wanted):
+        there = ", ".join(str(stride.bit_length() - 1) for stride in found)
+        raise ValueError(
+            f"fasterrcnn:{name}: needs levels that the backbone has ({there}), got {levels[0]}-{levels[1]}; "
+            "set ?levels=FIRST-LAST."
+        )
+    widths = [found[stride][1] for stride in wanted]
+    return Pyramid(body([found[stride][0] for stride in wanted]), widths, wanted, channels), spec
+
+
+def _torchvision(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+    """Any classifier of torchvision whose stages shrink the image step by step."""
+    from torchvision import models
+    from torchvision.models._utils import IntermediateLayerGetter
+
+    if arguments:
+        raise ValueError(
+            f"fasterrcnn:torchvision/{rest}: needs none of timm's arguments, got {', '.join(arguments)}; "
+            "remove them from behind the question mark."
+        )
+    if rest not in models.list_models(module=models):
+        raise ValueError(
+            f"fasterrcnn:torchvision/{rest}: needs a classifier of torchvision, got {rest!r}; "
+            "resnet18, resnet34, resnet50, resnet101, mobilenet_v2 and mobilenet_v3_large are usual."
+        )
+    net = models.get_model(rest, weights="DEFAULT" if pretrained else None)
+    net = getattr(net, "features", net)  # MobileNets and EfficientNets keep their stages there
+    found = _strides(net)
+
+    def body(names: list[str]) -> nn.Module:
+        return IntermediateLayerGetter(net, {name: name for name in names})
+
+    return body, found, IMAGENET
+
+
+@torch.no_grad()
+def _strides(net: nn.Module, side: int = 128) -> dict[int, tuple[str, int]]:
+    """The last child of ``net`` at each stride, and its width: ``{stride: (name, channels)}``."""
+    found: dict[int, tuple[str, int]] = {}
+    training = net.training
+    net.eval()
+    value = torch.zeros(1, 3, side, side)
+    for name, child in net.named_children():
+        try:
+            value = child(value)
+        except (RuntimeError, AssertionError):  # the classifier behind the last map, or no stages at all
+            break
+        if value.dim() != 4 or value.shape[2] != value.shape[3] or value.shape[2] < 2:
+            break  # a vector, or channels last: no map that a pyramid of convolutions can take
+        found[side // value.shape[2]] = (name, value.shape[1])
+    net.train(training)
+    return found
+
+
+def _timm(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+    """Any net of timm that can return its features."""
+    import timm
+
+    from outgrow.models.timm_extra import TIMM_EXTRA
+
+    if rest not in TIMM_EXTRA and not timm.is_model(rest.partition(".")[0]):
+        raise ValueError(
+            f"fasterrcnn:timm/{rest}: needs a model of timm, got {rest!r}; `outgrow list models` has the names."
+        )
+
+    def create(**more: Any) -> nn.Module:
+        try:
+            if rest in TIMM_EXTRA:
+                if pretrained or arguments:
+                    raise ValueError(
+                        f"fasterrcnn:timm/{rest}: stands in our own table: give its weights as a file, and no arguments."
+                    )
+                return TIMM_EXTRA[rest][0](1000, **more)
+            return timm.create_model(rest, pretrained=pretrained, **arguments, **more)
+        except (TypeError, RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"fasterrcnn:timm/{rest}: needs a net that returns maps of several strides (features_only), got an "
+                f"error from timm: {str(error).splitlines()[0] if str(error) else type(error).__name__}; "
+                "choose another backbone, or correct what stands behind the question mark."
+            ) from error
+
+    probe: Any = create(features_only=True)
+    if rest in TIMM_EXTRA:
+        spec = TIMM_EXTRA[rest][1]
+    else:
+        data = timm.data.resolve_model_data_config(probe)
+        spec = InputSpec(None, tuple(map(float, data["mean"])), tuple(map(float, data["std"])))  # type: ignore[arg-type]
+    reductions, widths = probe.feature_info.reduction(), probe.feature_info.channels()
+    # the deepest of several maps with one stride
+    found = {
+        int(stride): (i, int(width)) for i, (stride, width) in enumerate(zip(reductions, widths, strict=True))
+    }
+
+    def body(indices: list[int]) -> nn.Module:
+        return create(features_only=True, out_indices=tuple(indices))
+
+    return body, found, spec

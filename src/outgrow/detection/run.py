@@ -1,0 +1,266 @@
+"""One detection run from a configuration to a record, in the order of the data flow.
+
+scenes -> teacher -> student -> objective -> trainer -> record, tables, pictures
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from outgrow.checkpoint import fingerprint
+from outgrow.config import Config, TrainConfig
+from outgrow.detection.boxes import Detections
+from outgrow.detection.create import create_detector, save_detector
+from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
+from outgrow.detection.detector import Detector, FrozenDetector
+from outgrow.detection.errors import best_threshold, class_errors, confident
+from outgrow.detection.lesson import Balanced, Detect
+from outgrow.detection.prepare import (
+    Found,
+    evaluate_detector,
+    frozen_teacher,
+    open_run_scenes,
+    set_up_detection,
+    student_detector,
+    teacher_detector,
+    train_scenes,
+)
+from outgrow.metrics import num_parameters
+from outgrow.prepare import fit, is_main, method_of, process_group
+from outgrow.progress import Reporter
+from outgrow.provenance import provenance
+from outgrow.trainer import Trainer, make_accelerator
+
+NUM_PICTURES = 8
+
+
+def distill_detector(
+    config: Config,
+    *,
+    teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """:func:`outgrow.run.distill` for ``coco:`` data: the same configuration, record and run folder.
+
+    The record's measure is ``ap``, box AP in percent on the test pictures.
+    """
+    accelerator = make_accelerator(config.train)
+    report = (reporter if is_main() else None) or Reporter()
+    started = time.time()
+    torch.manual_seed(config.seed)
+    out = Path(config.out) if config.out else None
+    if out is not None and is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(config.to_yaml())
+    device, workers = accelerator.device, config.data.workers
+    data, train = open_run_scenes(config)
+    rectify, objective = method_of(config)
+    for name, reason in objective.inert_under(rectify.rule).items():
+        report.note(
+            f"warning: the rule {rectify.rule.name!r} changes nothing for the loss {name!r}: {reason}"
+        )
+
+    taught = teacher_detector(config, data, train, teacher, out, resume, report)
+    torch.manual_seed(config.seed)  # whatever the teacher drew, students of a seed start alike
+    pupil = student_detector(config, data, student)
+    frozen = frozen_teacher(data, taught).to(device)
+    objective.process_group = process_group()
+    loader = train_scenes(config, config.train, train, device)
+    set_up_detection(objective, pupil, frozen, loader, device)
+
+    shown = data.val or data.test
+    before = evaluate_detector(pupil, data, shown, device, workers=workers)
+    by_teacher = None
+    if isinstance(frozen, FrozenDetector):
+        with report.bar("teacher on the test pictures", len(data.test)) as advance:
+            by_teacher = evaluate_detector(frozen, data, data.test, device, workers=workers, advance=advance)
+        report.note(
+            f"teacher {frozen.detector.name}: box AP {by_teacher.ap:.2f} on {len(data.test):,} pictures"
+        )
+    torch.manual_seed(config.seed)
+    last: list[Found] = []
+
+    def score(model: nn.Module) -> float:
+        last[:] = [evaluate_detector(model, data, data.test, device, workers=workers)]
+        return last[0].ap
+
+    trainer = Trainer(
+        student=pupil,
+        teacher=frozen,
+        rectify=Balanced(rectify),
+        objective=objective,
+        loader=loader,
+        config=config.train,
+        ask=Detect(),
+        evaluate=score,
+        checkpoint=out / "checkpoint.pt" if out else None,
+        run=fingerprint(config),
+    )
+    report.note(
+        f"student {pupil.name} ({num_parameters(pupil):,} parameters), {len(train):,} pictures, "
+        f"{config.train.epochs} epochs"
+    )
+    history = fit(trainer, resume, report, "student", metric="ap")
+    if not last:  # resumed after the last epoch
+        score(pupil)
+    found = last[0]
+    best = max((r for r in history if r.score is not None), key=lambda r: r.score or 0.0)
+    record: dict[str, Any] = {
+        "metric": "ap",
+        "teacher": {} if taught is None or by_teacher is None else _network_facts(config, taught, by_teacher),
+        "correction": None,
+        "student": {
+            "name": pupil.name,
+            "parameters": num_parameters(pupil),
+            **_numbers(found),
+            "ap_best": best.score,
+            "epoch_best": best.epoch,
+        },
+        "epochs": [asdict(r) for r in history],
+        "compared": None,
+        "detection": {
+            "numbers": {"student": _numbers(found), "teacher": by_teacher and _numbers(by_teacher)},
+            "errors": {
+                "student": _errors(data, data.test, found),
+                "teacher": by_teacher and _errors(data, data.test, by_teacher),
+            },
+            "pictures": [],
+        },
+        "data": {
+            "source": config.data.source,
+            "fingerprint": data.fingerprint,
+            "classes": list(data.classes),
+            "train": len(train),
+            "val": 0 if data.val is None else len(data.val),
+            "test": len(data.test),
+        },
+        "config": config.model_dump(mode="json"),
+        **provenance(device, started),
+    }
+    if out is not None and is_main():
+        after = evaluate_detector(pupil, data, shown, device, workers=workers).detections
+        columns = [("student before", before.detections), ("student after", after)]
+        if isinstance(frozen, FrozenDetector):
+            told = evaluate_detector(frozen, data, shown, device, workers=workers).detections
+            columns = [("teacher", told), *columns]
+        record["detection"]["pictures"] = _draw(out, data, shown, columns)
+        _write(out, record, pupil)
+    report.event("result", teacher=record["teacher"].get("ap"), student=found.ap, metric="ap", out=config.out)
+    return record
+
+
+def evaluate_detection(
+    source: str,
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    workers: int = 2,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """COCO's numbers of a detector on the test pictures of ``source``, per class too.
+
+    Without ``weights`` the published ones are asked for. ``ValueError`` where its classes are not the data's.
+    """
+    report = reporter or Reporter()
+    data = open_coco(source)
+    detector = create_detector(name, weights=weights, pretrained=weights is None)
+    device = make_accelerator(TrainConfig()).device
+    frozen = FrozenDetector(detector, data.classes)
+    with report.bar(f"{name} on the test pictures", len(data.test)) as advance:
+        found = evaluate_detector(frozen, data, data.test, device, workers=workers, advance=advance)
+    result = {
+        "model": name,
+        "weights": None if weights is None else str(weights),
+        "data": source,
+        "metric": "ap",
+        "images": len(data.test),
+        "parameters": num_parameters(detector),
+        **_numbers(found),
+        "per_class": found.scores.per_class,
+    }
+    report.event("result", **result)
+    return result
+
+
+def _network_facts(config: Config, detector: Detector, found: Found) -> dict[str, Any]:
+    options = config.teacher
+    return {
+        "name": detector.name,
+        "parameters": num_parameters(detector),
+        "weights": options.weights
+        or ("trained here" if options.train else "published" if options.pretrained else "own"),
+        "classes": len(detector.classes),
+        **_numbers(found),
+    }
+
+
+def _numbers(found: Found) -> dict[str, float | None]:
+    return {name: value for name, value in asdict(found.scores).items() if name != "per_class"}
+
+
+def _errors(data: DetectionData, split: DetectionSplit, found: Found) -> list[dict[str, Any]]:
+    """Counts per class at the detector's own best threshold."""
+    truth = [split.truth(i) for i in range(len(split))]
+    errors = class_errors(truth, found.detections, data.num_classes)
+    columns = {
+        name: errors.count(name).tolist() for name in ("objects", "found", "missed", "confused", "duplicated")
+    }
+    columns["badly placed"] = (errors.count("badly_placed") + errors.count("both")).tolist()
+    columns["background"] = errors.count("background").tolist()
+    return [
+        {
+            "class": name,
+            **{key: column[i] for key, column in columns.items()},
+            "ap": found.scores.per_class[name],
+        }
+        for i, name in enumerate(data.classes)
+    ]
+
+
+def _draw(
+    out: Path,
+    data: DetectionData,
+    split: DetectionSplit,
+    columns: Sequence[tuple[str, Sequence[Detections]]],
+) -> list[str]:
+    """The pictures on which the networks differ most, side by side with the truth."""
+    from outgrow.detection.pictures import side_by_side, where_they_differ
+
+    truth = [split.truth(i) for i in range(len(split))]
+    # each network at the score that suits it best, as in the table
+    drawn = []
+    for label, found in columns:
+        threshold = best_threshold(truth, found)
+        drawn.append((label, [confident(one, threshold) for one in found]))
+    first, after = columns[0][1], columns[-1][1]
+    names = []
+    (out / "pictures").mkdir(exist_ok=True)
+    for position in where_they_differ(truth, first, after, NUM_PICTURES):
+        name = f"pictures/{Path(split.name(position)).stem}.jpg"
+        side_by_side(
+            out / name,
+            [("truth", truth[position]), *((label, found[position]) for label, found in drawn)],
+            split.image(position),
+            data.classes,
+        )
+        names.append(name)
+    return names
+
+
+def _write(out: Path, record: dict[str, Any], student: Detector) -> None:
+    from outgrow.report.curves import draw_curves
+    from outgrow.report.run_page import write_run_page
+
+    save_detector(student, out / "student.safetensors")
+    draw_curves(record, out / "curves.png")
+    write_run_page(out / "index.html", record, None)
+    # last: a folder with a record is a finished run
+    (out / "record.json").write_text(json.dumps(record, indent=1))

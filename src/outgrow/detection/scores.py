@@ -1,0 +1,217 @@
+"""COCO's average precision of boxes, by the official protocol: all twelve numbers, and AP per class.
+
+The counting is faster-coco-eval's, a C++ version of pycocotools; the tests hold the two together.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from outgrow.detection.boxes import Detections
+
+# in the order of COCO's summary
+NUMBERS = (
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """COCO's twelve numbers and the AP of each class, in percent; None where there is no object to find.
+
+    ``ap`` is the mean over IoU 0.50, 0.55, ..., 0.95 and over classes. Small is below 32 x 32 pixels of
+    area, large from 96 x 96. ``ar1``, ``ar10``, ``ar100`` allow so many detections per picture and
+    class; everything else allows 100. ``per_class`` is AP by the class's name.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar1: float | None
+    ar10: float | None
+    ar100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    per_class: dict[str, float | None]
+
+
+def coco_scores(
+    annotations: Mapping[str, Any],
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    found: Sequence[Detections],
+) -> CocoScores:
+    """Score the detections ``found[i]`` in the picture ``image_ids[i]`` against COCO annotations.
+
+    ``annotations`` has "images", "annotations" and "categories" as COCO's files do; it is not changed.
+    Crowds are ignored as COCO ignores them. An annotation needs "image_id", "category_id" and "bbox";
+    where "area" is missing it is the box's. Only the pictures and categories that are named count.
+    Boxes are left, top, right, bottom in pixels of the original picture, and the label ``k`` from 1 on
+    is ``category_ids[k - 1]``.
+
+    Raises ValueError without the package faster-coco-eval, for one count that differs from another,
+    ids that are unknown or come twice, a label outside the classes, and boxes or scores that are not
+    finite.
+
+    Reference: Lin et al., Microsoft COCO (2014), and cocodataset.org/#detection-eval.
+    """
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError as error:
+        raise ValueError(
+            "coco_scores: needs the package faster-coco-eval, got none installed; "
+            "pip install 'outgrow[detection]'."
+        ) from error
+
+    names = {category["id"]: str(category["name"]) for category in annotations["categories"]}
+    _check_ids(annotations, image_ids, category_ids, names)
+    _check_detections(image_ids, category_ids, found)
+
+    truth = COCO(_truth(annotations, set(image_ids), names))
+    guesses = COCO(_guesses(image_ids, category_ids, found, names))
+    # its default print function is a logger's, so nothing reaches stdout
+    evaluation = COCOeval_faster(truth, guesses, "bbox")
+    evaluation.params.imgIds = list(image_ids)
+    evaluation.params.catIds = list(category_ids)
+    evaluation.params.maxDets = [1, 10, 100]
+    evaluation.run()
+
+    # IoU x recall x class x area x count; the evaluation sorts the classes by their ids
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    per_class = {}
+    for place, category in enumerate(sorted(category_ids)):
+        known = precision[:, :, place][precision[:, :, place] > -1]
+        per_class[names[category]] = 100 * float(known.mean()) if known.size else None
+    numbers = [None if value == -1 else 100 * float(value) for value in evaluation.stats]
+    by_name = dict(zip(NUMBERS, numbers, strict=True))
+    return CocoScores(
+        **by_name,
+        # in the order of the labels
+        per_class={names[category]: per_class[names[category]] for category in category_ids},
+    )
+
+
+def _truth(annotations: Mapping[str, Any], images: set[int], names: Mapping[int, str]) -> dict[str, Any]:
+    """What the evaluation reads, in dictionaries of our own: it writes into them.
+
+    Annotations are numbered anew from 1: the evaluation stores matches by id and takes 0 for none.
+    """
+    boxes = []
+    for number, annotation in enumerate(
+        (one for one in annotations["annotations"] if one["image_id"] in images), start=1
+    ):
+        left, top, width, height = (float(value) for value in annotation["bbox"])
+        boxes.append(
+            {
+                "id": number,
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"],
+                "bbox": [left, top, width, height],
+                "area": float(annotation.get("area", width * height)),
+                "iscrowd": int(annotation.get("iscrowd", 0)),
+            }
+        )
+    return _dataset(images, boxes, names)
+
+
+def _guesses(
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    found: Sequence[Detections],
+    names: Mapping[int, str],
+) -> dict[str, Any]:
+    boxes: list[dict[str, Any]] = []
+    for image, detections in zip(image_ids, found, strict=True):
+        rows = zip(
+            # in double precision, so that the width is the difference of what was given
+            detections.boxes.double().tolist(),
+            detections.label.tolist(),
+            detections.score.double().tolist(),
+            strict=True,
+        )
+        for (left, top, right, bottom), label, score in rows:
+            width, height = right - left, bottom - top
+            boxes.append(
+                {
+                    "id": len(boxes) + 1,
+                    "image_id": image,
+                    "category_id": category_ids[label - 1],
+                    "bbox": [left, top, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    return _dataset(set(image_ids), boxes, names)
+
+
+def _dataset(images: set[int], boxes: list[dict[str, Any]], names: Mapping[int, str]) -> dict[str, Any]:
+    return {
+        "images": [{"id": image} for image in sorted(images)],
+        "annotations": boxes,
+        "categories": [{"id": number, "name": name} for number, name in names.items()],
+    }
+
+
+def _check_ids(
+    annotations: Mapping[str, Any],
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    names: Mapping[int, str],
+) -> None:
+    known = {image["id"] for image in annotations["images"]}
+    for what, ids, all_ids in (("image", image_ids, known), ("category", category_ids, names.keys())):
+        twice = sorted(number for number, count in Counter(ids).items() if count > 1)
+        strange = sorted(set(ids) - set(all_ids))
+        if not ids or twice or strange:
+            problem = f"{twice[:5]} twice" if twice else f"unknown {strange[:5]}" if strange else "none"
+            raise ValueError(
+                f"coco_scores: needs {what}_ids from the annotations, each once, got {problem}; "
+                "pass the ids of the split that the annotations describe."
+            )
+    named = Counter(names[number] for number in category_ids)
+    if len(named) < len(category_ids):
+        raise ValueError(
+            "coco_scores: needs a name of its own for each category, got "
+            f"{[name for name, count in named.items() if count > 1]} several times; rename categories."
+        )
+
+
+def _check_detections(
+    image_ids: Sequence[int], category_ids: Sequence[int], found: Sequence[Detections]
+) -> None:
+    if len(found) != len(image_ids):
+        raise ValueError(
+            f"coco_scores: needs detections for each of {len(image_ids)} image_ids, got {len(found)}; "
+            "pass one Detections per picture, empty where nothing was found."
+        )
+    for image, detections in zip(image_ids, found, strict=True):
+        outside = detections.label[(detections.label < 1) | (detections.label > len(category_ids))]
+        if len(outside):
+            raise ValueError(
+                f"coco_scores: needs labels from 1 to {len(category_ids)}, got {int(outside[0])} in the "
+                f"picture {image}; pass a category id for each class of the detector."
+            )
+        if not (torch.isfinite(detections.boxes).all() and torch.isfinite(detections.score).all()):
+            raise ValueError(
+                f"coco_scores: needs finite boxes and scores, got others in the picture {image}; "
+                "look for the step in which the detector diverged."
+            )

@@ -1,0 +1,307 @@
+"""Detectors by name, from files, and what they say of their own and of others' proposals."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torchvision.ops import box_iou
+
+from outgrow.detection.create import Shape, create_detector, parse_name, save_detector, spell_name
+from outgrow.detection.detector import Detector, FrozenDetector
+from outgrow.features import BOX, BOX_IOU, PENULTIMATE
+from outgrow.models import create_model, save_student
+from tests.detection.scenes import CLASSES, TINY, detector, scenes
+
+
+def test_names_round_trip():
+    for name in (
+        TINY,
+        "fasterrcnn:torchvision/resnet18",
+        "fasterrcnn:timm/mobilenetv2_100?levels=3-5&pad_type=same",
+    ):
+        assert spell_name(*parse_name(name)) == name
+    assert parse_name("fasterrcnn:torchvision/resnet18", 320)[1] == Shape(size=320)
+    assert parse_name("fasterrcnn:torchvision/resnet18?size=400&max_size=500")[1] == Shape(
+        size=400, max_size=500
+    )
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("resnet18", "put fasterrcnn: before a backbone"),
+        ("fasterrcnn:resnet18", "needs a backbone torchvision/NAME or timm/NAME"),
+        ("fasterrcnn:torchvision/resnet19", "needs a classifier of torchvision, got 'resnet19'"),
+        ("fasterrcnn:timm/resnet19", "needs a model of timm, got 'resnet19'"),
+        (
+            "fasterrcnn:torchvision/resnet18?levels=3-9",
+            r"levels that the backbone has \(1, 2, 3, 4, 5\), got 3-9",
+        ),
+        ("fasterrcnn:torchvision/resnet18?levels=5-3", "got 5-3"),
+        ("fasterrcnn:torchvision/resnet18?size=big", "size needs a value like 320, got 'big'"),
+        ("fasterrcnn:torchvision/resnet18?size", "needs key=value pairs"),
+        ("fasterrcnn:torchvision/resnet18?pad_type=same", "needs none of timm's arguments, got pad_type"),
+        ("fasterrcnn:torchvision/vit_b_16", "levels that the backbone has"),
+        ("fasterrcnn:timm/resnet18?colour=red", "correct what stands behind the question mark"),
+    ],
+)
+def test_errors_in_names(name, message):
+    with pytest.raises(ValueError, match=message):
+        create_detector(name, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/mobilenet_v3_small", "timm/resnet10t"],
+)
+def test_backbones_of_both_libraries(backbone):
+    made = create_detector(f"fasterrcnn:{backbone}?size=64&channels=8&head=8&rois=8&proposals=20", CLASSES)
+    assert list(made.levels.values()) == ["p2", "p3", "p4", "p5", "p6"]
+    batch = scenes()
+    answer = made.train()(batch.images, batch.truth)
+    answer.task.backward()
+    assert answer.task.isfinite()
+    assert {name for name, p in made.named_parameters() if p.grad is None} == set()
+    assert not answer.outputs.features["p2"].isnan().any()
+
+
+def test_features_are_named_by_stride():
+    made, batch = detector(), scenes()
+    features = made.train()(batch.images, batch.truth).outputs.features
+    assert list(features) == ["p3", "p4", "p5", "p6", PENULTIMATE, BOX, BOX_IOU]
+    side = features["p3"].shape[3] * 8
+    for level in ("p4", "p5", "p6"):
+        assert features[level].shape[3] == -(-side // 2 ** int(level[1]))
+
+
+def test_consulting_itself_says_what_it_said():
+    """In evaluation mode of its batch norms, a detector asked about its own proposals repeats itself."""
+    made, batch = detector(), scenes()
+    made.train()
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    answer = made(batch.images, batch.truth)
+    again = made.eval().consult(batch.images, answer.proposals)
+    torch.testing.assert_close(again.logits, answer.outputs.logits, rtol=1e-4, atol=1e-4)
+    for name, value in answer.outputs.features.items():
+        torch.testing.assert_close(again.features[name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_a_consultant_of_another_size_sees_the_same_regions():
+    """Proposals are in pixels of the pictures: one that resizes to twice the size cuts out the same regions."""
+    small, batch = detector(), scenes()
+    answer = small.train()(batch.images, batch.truth)
+    large = detector(1, TINY.replace("size=64", "size=128")).eval()
+    seen = []
+    pool = large.net.roi_heads.box_roi_pool
+    handle = pool.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1:]))
+    large.consult(batch.images, answer.proposals)
+    handle.remove()
+    boxes, sizes = seen[0]
+    for own, asked, size, image in zip(boxes, answer.proposals.boxes, sizes, batch.images, strict=True):
+        height, width = image.shape[1:]
+        assert min(size) == 128
+        torch.testing.assert_close(own[:, 0::2] / size[1], asked[:, 0::2] / width, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(own[:, 1::2] / size[0], asked[:, 1::2] / height, rtol=1e-5, atol=1e-5)
+
+
+def test_labels_and_overlaps_against_a_slow_reference():
+    made, batch = detector(), scenes()
+    answer = made.train()(batch.images, batch.truth)
+    proposals, features = answer.proposals, answer.outputs.features
+    start = 0
+    for boxes, t, image in zip(proposals.boxes, batch.truth, range(3), strict=True):
+        rows = slice(start, start + len(boxes))
+        start += len(boxes)
+        assert (proposals.image[rows] == image).all()
+        for row, box in zip(range(rows.start, rows.stop), boxes, strict=True):
+            overlap = box_iou(box[None], t.boxes)[0] if len(t.boxes) else torch.zeros(1)
+            best = int(overlap.argmax())
+            if overlap[best] >= 0.5:
+                assert proposals.label[row] == t.label[best]
+                assert (proposals.truth[row] == t.boxes[best]).all()
+                dx, dy, dw, dh = (features[BOX][row].detach() / torch.tensor([10.0, 10, 5, 5])).tolist()
+                left, top, right, bottom = box.tolist()
+                width, height = right - left, bottom - top
+                x, y = left + width / 2 + dx * width, top + height / 2 + dy * height
+                w, h = width * 2.718281828459045**dw, height * 2.718281828459045**dh
+                moved = torch.tensor([[x - w / 2, y - h / 2, x + w / 2, y + h / 2]])
+                expected = float(box_iou(moved, t.boxes[best][None])[0, 0])
+                assert float(features[BOX_IOU][row]) == pytest.approx(expected, abs=1e-3)
+            else:
+                assert proposals.label[row] == 0
+                assert features[BOX_IOU][row] == 0
+    assert (proposals.label > 0).sum() > 5
+    assert not features[BOX_IOU].requires_grad
+    assert features[BOX].requires_grad
+
+
+def test_the_task_is_torchvisions_own_loss():
+    made, batch = detector(), scenes()
+    targets = [{"boxes": t.boxes, "labels": t.label} for t in batch.truth]
+    torch.manual_seed(3)
+    expected = sum(made.train().net([image.clone() for image in batch.images], targets).values())
+    torch.manual_seed(3)
+    torch.testing.assert_close(made(batch.images, batch.truth).task, expected)
+
+
+def test_detections_are_torchvisions_own():
+    made, batch = detector(), scenes()
+    made.train()
+    found = made.detect(batch.images)
+    assert made.training
+    made.eval()
+    for ours, theirs in zip(found, made.net(list(batch.images)), strict=True):
+        torch.testing.assert_close(ours.boxes, theirs["boxes"])
+        torch.testing.assert_close(ours.score, theirs["scores"])
+        assert (ours.label == theirs["labels"]).all()
+    assert any(len(one.boxes) for one in found)
+
+
+def test_a_frozen_detector_stays_frozen_and_answers_in_the_students_classes():
+    made, batch = detector(), scenes()
+    answer = made.train()(batch.images, batch.truth)
+    teacher = detector(5, classes=("owl", "fox", "cat", "dog"))
+    frozen = FrozenDetector(teacher, CLASSES).train()
+    assert not any(module.training for module in frozen.modules())
+    teacher.train()  # somebody else's call
+    said = frozen(batch.images, answer.proposals)
+    assert not teacher.training
+    assert not said.logits.requires_grad
+    place = torch.tensor([0, 3, 4, 1])  # cat, dog and owl among its own
+    own = teacher.consult(
+        batch.images,
+        type(answer.proposals)(answer.proposals.boxes, place[answer.proposals.label], answer.proposals.truth),
+    )
+    assert (said.logits == own.logits[:, place]).all()
+    assert (said.features[BOX] == own.features[BOX]).all()
+    for ours, theirs in zip(frozen.detect(batch.images), teacher.detect(batch.images), strict=True):
+        kept = theirs.label != 2  # fox
+        assert (place[ours.label] == theirs.label[kept]).all()
+        assert (ours.boxes == theirs.boxes[kept]).all()
+
+
+def test_a_teacher_without_the_students_classes_is_refused():
+    with pytest.raises(ValueError, match="got none called owl; it has cat, dog"):
+        FrozenDetector(detector(classes=("cat", "dog")), CLASSES)
+
+
+def test_autocast_keeps_boxes_in_full_precision():
+    made, batch = detector(), scenes()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = made.train()(batch.images, batch.truth)
+        found = made.detect(batch.images)
+    assert answer.outputs.logits.dtype == torch.float32
+    assert all(boxes.dtype == torch.float32 for boxes in answer.proposals.boxes)
+    assert found[0].boxes.dtype == torch.float32
+
+
+# --- files
+
+
+def test_a_detector_comes_back_from_its_file(tmp_path):
+    made, batch = detector(), scenes()
+    save_detector(made, tmp_path / "d.safetensors")
+    again = create_detector(TINY, weights=tmp_path / "d.safetensors")
+    assert again.classes == CLASSES
+    for ours, theirs in zip(again.detect(batch.images), made.detect(batch.images), strict=True):
+        torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(ours.score, theirs.score, rtol=1e-4, atol=1e-5)
+    with pytest.warns(UserWarning, match="the last layer stays new"):
+        other = create_detector(TINY, ("a", "b"), weights=tmp_path / "d.safetensors")
+    assert (other.net.rpn.head.cls_logits.weight == made.net.rpn.head.cls_logits.weight).all()
+    with pytest.raises(
+        ValueError, match=r"needs the weights of this detector, got .*tensors that do not fit"
+    ):
+        create_detector(TINY.replace("levels=3-5", "levels=4-5"), weights=tmp_path / "d.safetensors")
+
+
+def test_a_classifiers_file_becomes_the_backbone_with_frozen_norms(tmp_path):
+    classifier = create_model("timm/mobilenetv1_025_128", 7)
+    save_student(classifier, tmp_path / "c.safetensors")
+    made = create_detector(TINY, CLASSES, weights=tmp_path / "c.safetensors")
+    state = load_file(tmp_path / "c.safetensors")
+    own = made.net.backbone.body.state_dict()
+    assert len(own) > 50
+    assert all((own[key] == state[key]).all() for key in own)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in made.net.backbone.body.modules())
+    with pytest.raises(ValueError, match="needs a file of a whole detector, got a backbone"):
+        create_detector(TINY, weights=tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match="needs the weights of its backbone, got .* without"):
+        create_detector("fasterrcnn:torchvision/resnet18", CLASSES, weights=tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("name", ["timm/convnext_atto", "torchvision/mobilenet_v2"])
+def test_a_classifiers_file_whose_keys_are_spelt_otherwise(name, tmp_path):
+    classifier = create_model(name, 7)
+    save_student(classifier, tmp_path / "c.safetensors")
+    made = create_detector(
+        f"fasterrcnn:{name}?levels=3-5&channels=8&head=8", CLASSES, weights=tmp_path / "c.safetensors"
+    )
+    wanted = {tuple(value.flatten()[:3].tolist()) for value in classifier.net.state_dict().values()}
+    own = made.net.backbone.body.state_dict()
+    assert all(tuple(v.flatten()[:3].tolist()) in wanted for k, v in own.items() if "num_batches" not in k)
+
+
+def test_torchvisions_own_file_is_read(tmp_path):
+    """The layout of torchvision's published Faster R-CNN: its keys, and COCO's 90 classes with gaps."""
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    torch.save(theirs.state_dict(), tmp_path / "coco.pth")
+    ours = create_detector("fasterrcnn:torchvision/resnet50", weights=tmp_path / "coco.pth")
+    assert ours.classes[0] == "person"
+    assert len(ours.classes) == len(set(ours.classes)) == 90
+    state = theirs.state_dict()
+    own = ours.net.state_dict()
+    assert set(own) == {key for key in state if not key.endswith("num_batches_tracked")}
+    assert all((own[key] == state[key]).all() for key in own)
+
+
+def test_names_of_classes_must_be_known(tmp_path):
+    made = detector()
+    save_file({k: v.contiguous() for k, v in made.net.state_dict().items()}, tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="needs the names of the 3 classes in the file"):
+        create_detector(TINY, weights=tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="needs a file of a whole detector, got no weights"):
+        create_detector(TINY)
+    with pytest.raises(
+        ValueError, match="which torchvision has for torchvision/resnet50, torchvision/mobilenet_v3_large"
+    ):
+        create_detector("fasterrcnn:torchvision/resnet18", pretrained=True)
+    with pytest.raises(ValueError, match="needs one output for each of 2 classes"):
+        Detector(made.net, name="x", classes=("a", "b"))
+    with safetensors_metadata(tmp_path / "bare.safetensors", classes=["a", "b", "c"]) as path:
+        assert create_detector(TINY, weights=path).classes == ("a", "b", "c")
+
+
+class safetensors_metadata:
+    """A copy of a file that says more of itself."""
+
+    def __init__(self, path, **facts):
+        self.path = path.with_name("said.safetensors")
+        save_file(load_file(path), self.path, metadata={k: json.dumps(v) for k, v in facts.items()})
+
+    def __enter__(self):
+        return self.path
+
+    def __exit__(self, *_):
+        self.path.unlink()
+
+
+def test_real_backbones(shared_data):
+    for name, file in (
+        ("timm/tf_efficientnet_lite0", "in1k_tf_efficientnet_lite0"),
+        ("timm/mobilenetv1_025_128", "in1k_mobilenetv1_025_128"),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            made = create_detector(
+                f"fasterrcnn:{name}?levels=3-5&channels=16&head=16",
+                CLASSES,
+                weights=shared_data / "weights" / f"{file}.safetensors",
+            )
+        assert made.net.transform.image_mean == [0.5, 0.5, 0.5]

@@ -1,0 +1,52 @@
+"""A study in numbers, as text."""
+
+import json
+
+import pytest
+
+from outgrow.report.table import tabulate
+from outgrow.report.text import markdown_table, text_table
+from tests.report.records import as_of_old, detector, detectors, record, study
+
+CLASSIFIERS = """\
+method   top-1, last epoch  best epoch     over no teacher       over teacher             over corrected        outgrew
+-------  -----------------  -------------  --------------------  -----------------------  --------------------  -------
+none     90.00 +- 0.50      90.25 +- 0.50                        +40.00 [+38.76, +41.24]  -2.00 [-5.29, +1.29]  no
+kd       88.00 +- 1.00      88.25 +- 1.00  -2.00 [-3.24, -0.76]  +38.00 [+35.52, +40.48]  -4.00 [-8.30, +0.30]  no
+outgrow  94.00 +- 0.50      94.25 +- 0.50  +4.00 [+4.00, +4.00]  +44.00 [+42.76, +45.24]  +2.00 [-1.29, +5.29]  no
+
+teacher: 50.00 +- 0.00 % (4,000 parameters), wrong on 37.5 % of the training views
+teacher after correction of its bias: 92.00 +- 1.00 %
+student: 1,000 parameters, 3 seeds; differences are paired by seed, with 95 % intervals
+outgrew: beats the teacher as it is, the teacher after correction, and the student alone, each by its interval"""
+
+
+def test_a_study_of_classifiers():
+    """As it was printed before there was another measure."""
+    assert text_table(tabulate(study())) == CLASSIFIERS
+
+
+def test_records_of_old_make_the_same_table():
+    old = {name: [as_of_old(run) for run in runs] for name, runs in study().items()}
+    assert tabulate(old) == tabulate(study())
+
+
+def test_a_study_of_detectors():
+    table = tabulate(detectors())
+    lines = text_table(table).splitlines()
+    assert lines[0].startswith("method  box AP, last epoch  best epoch")
+    assert "teacher: 40.00 +- 0.00 % box AP (4,000 parameters)" in lines
+    assert markdown_table(table).startswith("| method | box AP, last epoch | best epoch |")
+    assert "top" not in text_table(table)
+    assert [row.outgrew for row in table.rows] == [False, True]
+
+
+def test_as_json():
+    values = json.loads(json.dumps(tabulate(detectors()).as_dict()))
+    assert values["metric"] == "ap"
+    assert values["rows"][1]["score"]["mean"] == 44.0
+
+
+def test_measures_are_not_mixed():
+    with pytest.raises(ValueError, match="needs runs that were judged by one measure, got top1 and ap; give"):
+        tabulate({"kd": [record("kd", 0, 90.0)], "none": [detector("none", 0, 40.0)]})
