@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from outgrow.knowledge import RULES
-from outgrow.losses import LOSSES
+from outgrow.losses import DETECTOR_LOSSES, LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "outgrow"
@@ -20,6 +20,7 @@ ORDER = [
     "anatomy",
     "features",
     "teacher",
+    "frozen",
     "correction_fit",
     "correction",
     "teacher_cache",
@@ -34,6 +35,7 @@ ORDER = [
     "config",
     "checkpoint",
     "metrics",
+    "host_memory",
     "trainer",
     "progress",
     "provenance",
@@ -99,7 +101,7 @@ def test_the_map_in_the_readme_is_the_same_list():
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, *DETECTOR_LOSSES])
 def test_a_loss_is_named_three_times(name):
     assert (SOURCE / "losses" / f"{name}.py").is_file()
     assert (ROOT / "docs" / "methods" / f"{name}.md").is_file()

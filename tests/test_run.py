@@ -310,3 +310,11 @@ def test_a_commit_is_ours_or_none(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "__file__", str(copy))
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     assert provenance._commit() is None
+
+
+def test_one_process_may_train_in_several_precisions():
+    from outgrow.config import TrainConfig
+    from outgrow.trainer import make_accelerator
+
+    for precision, name in (("bf16", "bf16"), ("fp32", "no"), ("bf16", "bf16")):
+        assert make_accelerator(TrainConfig(precision=precision, device="cpu")).mixed_precision == name

@@ -68,6 +68,12 @@ class TeacherConfig(ModelConfig):
     """Folder for the teacher's logits by view: computed once, read by every later run that shares them."""
     correct_views: int = Field(1, ge=1)
     """Passes over the training views that a correction is fitted on."""
+    fold: bool = True
+    """Fold its batch norms into the convolutions before them: the same logits up to float32's rounding."""
+    precision: Literal["as_student", "fp32", "bf16"] = "as_student"
+    """What it computes in; ``as_student`` is ``train.precision``."""
+    compile: bool = False
+    """Through torch.compile where there is a compiler: minutes at the start, for runs of hours."""
 
 
 class MethodConfig(_Section):
@@ -103,6 +109,9 @@ class TrainConfig(_Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    keep_memory: bool = True
+    """On a CPU under Linux, keep freed memory for the next step instead of giving it back; see
+    :mod:`outgrow.host_memory`. Changes no number."""
     progress: Literal["epoch", "step"] = "epoch"
     """What the objective's schedule advances by; the paper's is the epoch."""
     max_steps: int | None = Field(None, ge=1)

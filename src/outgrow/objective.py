@@ -75,7 +75,7 @@ class _RowWeights(NamedTuple):
             return weights.easy * self.easy
         if rows == "wrong":
             return weights.hard * self.hard
-        return weights.easy * self.easy + weights.hard * self.hard
+        return torch.add(weights.easy * self.easy, self.hard, alpha=weights.hard)
 
 
 class Objective(nn.Module):
@@ -88,8 +88,11 @@ class Objective(nn.Module):
     that N processes with uneven batches give the gradient of one.
 
     One ``kd`` beside the cross-entropy goes through a single pass with its gradient in closed form
-    where that is possible (:mod:`outgrow.losses.kd_fast`: on a CPU, equal within rounding);
-    ``fast=False`` keeps to the plain path, which can be differentiated twice.
+    where that is possible (:mod:`outgrow.losses.kd_fast`: on a CPU or a CUDA device, equal within
+    rounding); ``fast=False`` keeps to the plain path, which can be differentiated twice.
+    On a CPU the pass is built in C on first use, where there is a compiler and logits are float32;
+    ``fast="eager"`` never builds anything. ``fast="compiled"`` says so where there is no compiler, and on a
+    CUDA device asks for ``torch.compile``.
 
     Learnable parts of the losses (connectors, memories) are parameters of this module: give them to
     the optimiser, after :meth:`setup` where a loss needs one.
@@ -120,12 +123,16 @@ class Objective(nn.Module):
         task_weight: float = 1.0,
         schedule_task: bool = False,
         process_group: dist.ProcessGroup | None = None,
-        fast: bool = True,
+        fast: kd_fast.Fast = True,
     ) -> None:
         super().__init__()
         if normalize not in ("rows", "subset"):
             raise ValueError(
                 f"Objective: normalize needs 'rows' or 'subset', got {normalize!r}; 'rows' is the default."
+            )
+        if fast not in (True, False, "eager", "compiled"):
+            raise ValueError(
+                f"Objective: fast needs True, False, 'eager' or 'compiled', got {fast!r}; True is the default."
             )
         self.terms = {
             name: replace(term, weight=term.weight * weight) for name, term in _named_terms(loss).items()
@@ -200,43 +207,34 @@ class Objective(nn.Module):
         student, target = as_outputs(student, whose="student"), as_target(target)
         self._check(student, knowledge, target, progress)
         # a caller's autocast would round products and dot products of what has just been lifted
-        with torch.autocast(student.logits.device.type, enabled=False):
-            return self._result(student, knowledge, target, progress, task)
+        if torch.is_autocast_enabled(student.logits.device.type):
+            with torch.autocast(student.logits.device.type, enabled=False):
+                return self._result(student, knowledge, target, progress, task)
+        return self._result(student, knowledge, target, progress, task)
 
     def _result(
         self, student: Outputs, knowledge: Knowledge, target: Target, progress: float, task: Tensor | None
     ) -> ObjectiveResult:
+        name = self._plain_kd() if self.fast and task is None else None
+        if name is not None and kd_fast.applies(student.logits, knowledge, target):
+            return self._fused(name, student.logits, knowledge, target, progress)
         weights = self.schedule(progress)
         count = self._global(target.valid.sum()).clamp_min(1)
         row_weights = self._row_weights(knowledge, count)
         stats = {"wrong_rate": knowledge.wrong.sum() / count}
         task_scale = self.task_weight * (weights.task if task is None or self.schedule_task else 1.0)
-
-        fused = None
-        if (
-            self.fast
-            and task is None
-            and (name := self._plain_kd())
-            and kd_fast.applies(student.logits, knowledge)
-        ):
-            fused = self._fused(name, student, knowledge, target, row_weights, weights, progress, count)
-        if fused is not None:
-            total, terms, parts = fused
-            stats |= parts
-        else:
-            safe = _safe(student, knowledge)
-            if task is None:
-                task = self._cross_entropy(student, target, knowledge.partial, count)
-            terms = {"task": task_scale * task}
-            for name, term in self.terms.items():
-                if isinstance(term.loss, Loss):
-                    term.loss.at(progress)
-                value, parts = self._term(term, safe, knowledge, target, row_weights, weights)
-                terms[name] = term.scale(progress) * value
-                stats |= {f"{name}.{part}": number for part, number in parts.items()}
-            total = torch.stack(list(terms.values())).sum()
+        safe = _safe(student, knowledge)
+        if task is None:
+            task = self._cross_entropy(student, target, knowledge.partial, count)
+        terms = {"task": task_scale * task}
+        for name, term in self.terms.items():
+            if isinstance(term.loss, Loss):
+                term.loss.at(progress)
+            value, parts = self._term(term, safe, knowledge, target, row_weights, weights)
+            terms[name] = term.scale(progress) * value
+            stats |= {f"{name}.{part}": number for part, number in parts.items()}
         return ObjectiveResult(
-            total=total,
+            total=torch.stack(list(terms.values())).sum(),
             terms={name: value.detach() for name, value in terms.items()},
             stats={name: value.detach() for name, value in stats.items()},
         )
@@ -249,36 +247,42 @@ class Objective(nn.Module):
         return name if type(term.loss) is KD and term.rows == "all" else None
 
     def _fused(
-        self,
-        name: str,
-        student: Outputs,
-        knowledge: Knowledge,
-        target: Target,
-        row_weights: _RowWeights,
-        weights: Weights,
-        progress: float,
-        count: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Total, terms and parts of cross-entropy and one ``kd`` in a single pass; equal to the plain path."""
-        term = self.terms[name]
-        precise = lift(student.logits).dtype
-        task_weight = (self.task_weight * weights.task) * target.valid.to(precise) / count
-        kd_weight = term.scale(progress) * row_weights.scheduled(weights, "all")
+        self, name: str, logits: Tensor, knowledge: Knowledge, target: Target, progress: float
+    ) -> ObjectiveResult:
+        """Cross-entropy and one ``kd`` in a single pass; equal to the plain path."""
+        term, weights = self.terms[name], self.schedule(progress)
         assert isinstance(term.loss, KD)
+        on_host = logits.device.type == "cpu"
+        count: Tensor | float
+        if on_host and self.process_group is None:
+            count = float(len(logits))  # every row has a label, or the fast path would not apply
+        else:
+            count = self._global(target.valid.sum()).clamp_min(1)
+        share = self.task_weight * weights.task / count
+        row_weights = self._row_weights(knowledge, count, dtype=lift(logits).dtype)
+        kd_weight = term.scale(progress) * row_weights.scheduled(weights, "all")
+        if on_host:
+            task_weight = torch.full_like(kd_weight, float(share))
+        else:
+            task_weight = share * target.valid.to(kd_weight.dtype)
         rows = kd_fast.fused(
-            student.logits,
+            logits,
             knowledge,
-            target.label,
             temperature=term.loss.temperature,
             task_weight=task_weight,
             kd_weight=kd_weight,
+            fast=self.fast,
         )
-        parts = {
-            f"{name}.easy": torch.dot(row_weights.easy.to(rows.kd.dtype), rows.kd),
-            f"{name}.hard": torch.dot(row_weights.hard.to(rows.kd.dtype), rows.kd),
-        }
-        task = torch.dot(task_weight.to(rows.task.dtype), rows.task)
-        return rows.total, {"task": task, name: torch.dot(kd_weight.to(rows.kd.dtype), rows.kd)}, parts
+        terms = {"task": torch.dot(task_weight, rows.task), name: torch.dot(kd_weight, rows.kd)}
+        return ObjectiveResult(
+            total=kd_fast.total(logits, rows.gradient, terms["task"], terms[name]),
+            terms=terms,
+            stats={
+                "wrong_rate": knowledge.wrong.sum() / count,
+                f"{name}.easy": torch.dot(row_weights.easy, rows.kd),
+                f"{name}.hard": torch.dot(row_weights.hard, rows.kd),
+            },
+        )
 
     def _term(
         self,
@@ -317,16 +321,20 @@ class Objective(nn.Module):
         total = torch.stack([schedule[part] * number for part, number in parts.items()]).sum()
         return total, parts
 
-    def _row_weights(self, knowledge: Knowledge, count: Tensor) -> _RowWeights:
-        wrong, weight = knowledge.wrong, knowledge.weight
-        hard = weight * wrong
+    def _row_weights(
+        self, knowledge: Knowledge, count: Tensor | float, dtype: torch.dtype | None = None
+    ) -> _RowWeights:
+        weight = knowledge.weight
+        if dtype is not None and dtype != weight.dtype:
+            weight = weight.to(torch.promote_types(dtype, weight.dtype))
+        hard = weight * knowledge.wrong
         easy = weight - hard
         if self.normalize == "rows":
             return _RowWeights(easy / count, hard / count)
-        # a subset without rows has nothing to divide
-        counts = self._global(torch.stack([easy.sum(), hard.sum()]))
-        counts = torch.where(counts > 0, counts, torch.ones_like(counts))
-        return _RowWeights(easy / counts[0], hard / counts[1])
+        num_easy, num_hard = easy.sum(), hard.sum()
+        if self.process_group is not None:
+            num_easy, num_hard = self._global(torch.stack((num_easy, num_hard))).unbind()
+        return _RowWeights(easy / _divisor(num_easy), hard / _divisor(num_hard))
 
     def _global(self, count: Tensor) -> Tensor:
         """``count`` averaged over the processes: gradients are averaged over them too."""
@@ -376,6 +384,13 @@ class Objective(nn.Module):
                     f"{knowledge.temperature}; build both with outgrow.preset(..., temperature={own}), or pass "
                     f"Rectifier(..., temperature={own})."
                 )
+
+
+def _divisor(total: Tensor) -> Tensor | float:
+    """``total``, or 1 where there is nothing to divide; a number where looking costs nothing."""
+    if total.device.type == "cpu":
+        return total.item() or 1.0
+    return torch.where(total > 0, total, torch.ones_like(total))
 
 
 def _named_terms(loss: object) -> dict[str, Term]:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from outgrow.config import Config
 from outgrow.correction import BiasCorrection, CorrectedTeacher
 from outgrow.data import ImageData, Loader, Split
 from outgrow.features import PENULTIMATE
+from outgrow.frozen import InPrecision, compiled, fold_norms
 from outgrow.metrics import Scores, evaluate, num_parameters
 from outgrow.models import Network, create_model, load_weights, save_student
 from outgrow.objective import Objective
@@ -31,6 +32,8 @@ from outgrow.teacher_cache import CachedTeacher, TeacherCache, digest
 
 FEATURE_BYTES = 1 << 30
 """Penultimate features are kept for a correction up to this size; beyond it the logits must do."""
+FOLD_IMAGES = 16
+"""Test images that a folded teacher is compared on; a wrong fold is wrong by far on any of them."""
 
 
 @dataclass
@@ -134,13 +137,13 @@ def corrected_teacher(
         raise ValueError(_foreign(network, data))
     taps = (*feature_paths(network), PENULTIMATE) if objective.reads_features else ()
     taps = taps or ((PENULTIMATE,) if wanted or foreign else ())
-    teacher: nn.Module = Teacher(network, taps=taps).to(device)
+    test = eval_loader(data.test, network, config.train, device, config.data.workers)
+    teacher = _frozen(config, network.to(device), taps, test, loader, report)
     if columns is not None and columns != list(range(network.num_classes)):
         report.note(
             f"teacher: {len(columns)} of its {network.num_classes} classes are the student's, by name"
         )
         teacher = SelectedClasses(teacher, columns).to(device)
-    test = eval_loader(data.test, network, config.train, device, config.data.workers)
     if not foreign:
         with report.bar("teacher on the test images", len(data.test)) as advance:
             facts.scores = evaluate(teacher, test, progress=advance)
@@ -181,6 +184,31 @@ def corrected_teacher(
     return corrected, correction
 
 
+def _frozen(
+    config: Config, network: Network, taps: Sequence[str], test: Loader, loader: Loader, report: Reporter
+) -> nn.Module:
+    """The network as a teacher, as fast as the configuration allows; what was done and what not is noted."""
+    options, net = config.teacher, cast(nn.Module, network)
+    if options.fold:
+        images = next(iter(test.epoch(0))).images[:FOLD_IMAGES]
+        net, note = fold_norms(network, images, taps=taps)
+        report.note(f"teacher: {note}")
+    frozen = Teacher(net, taps=taps)
+    teacher: nn.Module = frozen
+    precision = config.train.precision if options.precision == "as_student" else options.precision
+    if options.compile:
+        images = next(iter(loader.epoch(0))).images
+        if config.train.channels_last:
+            frozen.to(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+        report.note("teacher: compiling, which can take minutes ...")
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        with torch.autocast(images.device.type, half, enabled=half is not None):
+            teacher, note = compiled(frozen, images)
+        report.note(f"teacher: {note}")
+    return teacher if options.precision == "as_student" else InPrecision(teacher, options.precision)
+
+
 def cached_teacher(
     config: Config,
     data: ImageData,
@@ -204,7 +232,9 @@ def cached_teacher(
         "data": data.fingerprint,
         "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in wanted]} "
         f"seed {config.seed}",
-        "precision": f"{config.train.precision}",
+        "precision": config.train.precision
+        if config.teacher.precision == "as_student"
+        else config.teacher.precision,
     }
     cache = TeacherCache(
         config.teacher.cache, facts, num_indices=loader.num_indices, num_classes=data.num_classes

@@ -7,17 +7,20 @@ on seed, epoch and sample alone; what the student learns is the rectifier's and 
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.checkpoint import load_checkpoint, save_checkpoint
 from outgrow.config import TrainConfig
+from outgrow.host_memory import kept_pages
 from outgrow.lesson import Ask, Batches, Classify, Samples
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
@@ -96,41 +99,43 @@ class Trainer:
             for name, holder in stateful.items():
                 holder.load_state_dict(state[name])
             history = [EpochRecord(**record) for record in state["history"]]
-        for epoch in range(len(history), config.epochs):
-            start = time.perf_counter()
-            _tell_epoch(teacher, epoch)
-            student.train()
-            objective.train()
-            meter, done, lr = _Meter(), 0, 0.0
-            for step, batch in enumerate(self._batches(epoch)):
-                progress = epoch / config.epochs
-                if config.progress == "step":
-                    progress = (epoch * self._steps() + step) / total_steps
-                result = self._step(accelerator, student, teacher, objective, batch, progress)
-                guard.before_step(result, batch, epoch, step)
-                accelerator.backward(result.total)
-                if config.clip is not None:
-                    accelerator.clip_grad_norm_(student.parameters(), config.clip)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                lr = float(scheduler.get_last_lr()[0])  # of this step
-                scheduler.step()
-                meter.add(result, len(batch.images))
-                done += len(batch.images)
-                if self.on_step is not None:
-                    self.on_step(epoch, done)
-            guard.read()
-            _tell_epoch(teacher, None)
-            seconds = time.perf_counter() - start
-            record = self._record(epoch, meter, accelerator, done, seconds, lr)
-            history.append(record)
-            if self.checkpoint is not None and accelerator.is_main_process:
-                state = {name: holder.state_dict() for name, holder in stateful.items()}
-                save_checkpoint(
-                    self.checkpoint, {**state, "history": [asdict(r) for r in history], "run": self.run}
-                )
-            if self.on_epoch is not None:
-                self.on_epoch(record)
+        keep = config.keep_memory and accelerator.device.type == "cpu"
+        with kept_pages() if keep else nullcontext():
+            for epoch in range(len(history), config.epochs):
+                start = time.perf_counter()
+                _tell_epoch(teacher, epoch)
+                student.train()
+                objective.train()
+                meter, done, lr = _Meter(), 0, 0.0
+                for step, batch in enumerate(self._batches(epoch)):
+                    progress = epoch / config.epochs
+                    if config.progress == "step":
+                        progress = (epoch * self._steps() + step) / total_steps
+                    result = self._step(accelerator, student, teacher, objective, batch, progress)
+                    guard.before_step(result, batch, epoch, step)
+                    accelerator.backward(result.total)
+                    if config.clip is not None:
+                        accelerator.clip_grad_norm_(student.parameters(), config.clip)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    lr = float(scheduler.get_last_lr()[0])  # of this step
+                    scheduler.step()
+                    meter.add(result, len(batch.images))
+                    done += len(batch.images)
+                    if self.on_step is not None:
+                        self.on_step(epoch, done)
+                guard.read()
+                _tell_epoch(teacher, None)
+                seconds = time.perf_counter() - start
+                record = self._record(epoch, meter, accelerator, done, seconds, lr)
+                history.append(record)
+                if self.checkpoint is not None and accelerator.is_main_process:
+                    state = {name: holder.state_dict() for name, holder in stateful.items()}
+                    save_checkpoint(
+                        self.checkpoint, {**state, "history": [asdict(r) for r in history], "run": self.run}
+                    )
+                if self.on_epoch is not None:
+                    self.on_epoch(record)
         return history
 
     def _placed(self, accelerator: Accelerator) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -211,6 +216,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 f"train.device: needs {config.device}, got a machine without it; use auto or cpu."
             )
     precision = "no" if config.precision == "fp32" else config.precision
+    state = AcceleratorState._shared_state
+    if state and state.get("_mixed_precision") != precision:
+        # one process may train a teacher in one precision and a student in another; what is kept of the
+        # machine and of the process group stays
+        AcceleratorState._reset_state()
     return Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
 
 

@@ -230,7 +230,7 @@ def test_a_classifiers_file_becomes_the_backbone_with_frozen_norms(tmp_path):
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in made.net.backbone.body.modules())
     with pytest.raises(ValueError, match="needs a file of a whole detector, got a backbone"):
         create_detector(TINY, weights=tmp_path / "c.safetensors")
-    with pytest.raises(ValueError, match="needs the weights of its backbone, got .* without"):
+    with pytest.raises(ValueError, match=r"needs the weights of its backbone, got .* without"):
         create_detector("fasterrcnn:torchvision/resnet18", CLASSES, weights=tmp_path / "c.safetensors")
 
 

@@ -1,11 +1,21 @@
-"""The fast path of kd against the plain one: value, gradient, every rule, temperature, shape and dtype."""
+"""The fast path of kd against the plain one: value, gradient, every rule, temperature, shape and dtype.
+
+Its passes answer to the same tests: the walk over blocks; the same in C where there is a compiler; and
+the whole-matrix form of a device, forced onto the CPU.
+"""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+import warnings
 
 import pytest
 import torch
 
 from outgrow import Objective, Outputs, Rectifier, Target
 from outgrow.knowledge import RULES
-from outgrow.losses import LOSSES, kd_fast
+from outgrow.losses import LOSSES, kd_compact, kd_fast, kd_native, kd_whole
 
 COMPACT = ["identity", "drop", "pair", "swap", "lead", "boost"]
 
@@ -22,13 +32,32 @@ def batch(rows, classes, *, dtype=torch.float64, seed=0, kind="mixed", scale=3.0
     return student.requires_grad_(), teacher, label
 
 
-def both(student, teacher, label, rule, temperature, progress=0.3, **options):
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("gcc", "clang", "cc")), reason="needs a C compiler"
+)
+WAYS = ["walk", "whole", pytest.param("native", marks=needs_compiler)]
+
+
+@pytest.fixture
+def way(request, monkeypatch):
+    monkeypatch.setattr(kd_fast, "way", lambda *_, **__: request.param)
+    return request.param
+
+
+def every_way(test):
+    """For tests in double: C knows float32 alone."""
+    return pytest.mark.parametrize("way", ["walk", "whole"], indirect=True)(test)
+
+
+def both(student, teacher, label, rule, temperature, progress=0.3, double=False, **options):
     """Results and gradients of the plain and of the fast path, with an upstream gradient other than 1."""
+    if double:
+        student, teacher = student.detach().double().requires_grad_(), teacher.double()
     knowledge = Rectifier(rule, temperature)(teacher, label)
     found = []
-    for fast in (False, True):
+    for fast in (False,) if double else (False, True):
         objective = Objective(LOSSES["kd"](temperature=temperature), fast=fast, **options)
-        assert kd_fast.applies(student, knowledge)
+        assert kd_fast.applies(student, knowledge, knowledge.target)
         result = objective(student, knowledge, label, progress)
         (gradient,) = torch.autograd.grad(1.7 * result.total, student)
         found.append((result, gradient))
@@ -37,16 +66,18 @@ def both(student, teacher, label, rule, temperature, progress=0.3, **options):
 
 def test_the_compact_rules_are_these():
     compact = {RULES[name] for name in COMPACT}
-    assert set(kd_fast.COMPACT) == {RULES[name] for name in COMPACT if RULES[name]().effect == "rewrite"}
+    assert set(kd_compact.COMPACT) == {RULES[name] for name in COMPACT if RULES[name]().effect == "rewrite"}
     student, teacher, label = batch(4, 3)
     for make in set(RULES.values()):
-        assert kd_fast.applies(student, Rectifier(make())(teacher, label)) == (make in compact)
+        knowledge = Rectifier(make())(teacher, label)
+        assert kd_fast.applies(student, knowledge, knowledge.target) == (make in compact)
 
 
 @pytest.mark.parametrize("rule", COMPACT)
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0, 4.0, 7.0, 8.0, 0.5, 2.5, 20.0])
 @pytest.mark.parametrize("normalize", ["rows", "subset"])
-def test_value_and_gradient(rule, temperature, normalize):
+@every_way
+def test_value_and_gradient(rule, temperature, normalize, way):
     (plain, plain_gradient), (fast, gradient) = both(
         *batch(33, 7), rule, temperature, normalize=normalize, schedule="linear", task_weight=0.7, weight=1.3
     )
@@ -62,7 +93,8 @@ def test_value_and_gradient(rule, temperature, normalize):
 
 @pytest.mark.parametrize("kind", ["right", "wrong", "mixed"])
 @pytest.mark.parametrize("rows, classes", [(1, 2), (1, 100), (5, 1), (300, 513), (3, 70000)])
-def test_shapes(kind, rows, classes):
+@every_way
+def test_shapes(kind, rows, classes, way):
     """More than one block, blocks that do not divide the rows, rows longer than a block, one class."""
     (plain, plain_gradient), (fast, gradient) = both(*batch(rows, classes, kind=kind), "pair", 4.0)
     torch.testing.assert_close(fast.total, plain.total, rtol=1e-10, atol=1e-10)
@@ -70,19 +102,26 @@ def test_shapes(kind, rows, classes):
 
 
 @pytest.mark.parametrize("rule", COMPACT)
-@pytest.mark.parametrize("rows, classes", [(64, 10), (512, 100), (128, 1000)])
-def test_float32_is_as_good_as_promised(rule, rows, classes):
+@pytest.mark.parametrize("rows, classes", [(64, 10), (512, 100), (128, 1000), (7, 32000)])
+@pytest.mark.parametrize("temperature", [1.0, 2.5, 4.0])
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_float32_is_as_good_as_promised(rule, rows, classes, temperature, way):
     student, teacher, label = batch(rows, classes, dtype=torch.float32, scale=8.0)
-    exact = both(student.detach().double().requires_grad_(), teacher.double(), label, rule, 4.0)[0]
-    result, gradient = both(student, teacher, label, rule, 4.0)[1]
-    t, log_p = (teacher.double() / 4).softmax(1), (student.detach().double() / 4).log_softmax(1)
-    bound = 16 * ((t * t.log()).sum(1).abs() + (t * log_p).sum(1).abs()).mean() + exact[0].terms["task"]
+    exact = both(student, teacher, label, rule, temperature, double=True)[0]
+    result, gradient = both(student, teacher, label, rule, temperature)[1]
+    t = (teacher.double() / temperature).softmax(1)
+    log_p = (student.detach().double() / temperature).log_softmax(1)
+    bound = (
+        temperature**2 * ((t * t.log()).sum(1).abs() + (t * log_p).sum(1).abs()).mean()
+        + exact[0].terms["task"]
+    )
     assert (result.total.double() - exact[0].total).abs() <= 1e-6 * bound
     assert (gradient.double() - exact[1]).norm() <= 1e-6 * exact[1].norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
+@every_way
+def test_half_precision(dtype, way):
     """Computed in float32; the gradient is rounded to the input's type, once."""
     (plain, plain_gradient), (fast, gradient) = both(*batch(65, 11, dtype=dtype), "pair", 4.0)
     torch.testing.assert_close(fast.total, plain.total, rtol=1e-5, atol=1e-5)
@@ -93,7 +132,8 @@ def test_half_precision(dtype):
 
 @pytest.mark.parametrize("rule", COMPACT)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_extreme_logits(rule, dtype):
+@every_way
+def test_extreme_logits(rule, dtype, way):
     logits = torch.tensor(
         [[1e3, -1e3, 0.0], [-1e3, 1e3, 1e3], [0.0, 1e3, -1e3], [0.0, 0.0, 0.0]], dtype=dtype
     )
@@ -115,7 +155,11 @@ def test_zero_at_a_match():
 
 def test_where_it_does_not_apply():
     student, teacher, label = batch(6, 4)
-    applies = lambda target, **options: kd_fast.applies(student, Rectifier(**options)(teacher, target))  # noqa: E731
+
+    def applies(target, num_rows=6, **options):
+        knowledge = Rectifier(**options)(teacher[:num_rows], target)
+        return kd_fast.applies(student[:num_rows], knowledge, knowledge.target)
+
     assert applies(label)
     assert not applies(label, rows="all")
     assert not applies(Target(label, partner=label, mix=torch.ones(6)))
@@ -124,7 +168,7 @@ def test_where_it_does_not_apply():
     ignored[0] = -100
     assert not applies(ignored)
     assert not applies(label, rule="project")
-    assert not kd_fast.applies(student[:0], Rectifier()(teacher[:0], label[:0]))
+    assert not applies(label[:0], num_rows=0)
 
 
 @pytest.mark.parametrize("loss", ["dkd", "standardize", "kd + dkd", "kd + kd(temperature=4)"])
@@ -137,6 +181,184 @@ def test_other_objectives_keep_to_the_plain_path(loss, monkeypatch):
     # and the trap is armed: the objective that may take the fast path does
     with pytest.raises(pytest.fail.Exception):
         Objective("kd")(student, Rectifier("pair")(teacher, label), label, 0.0)
+
+
+@pytest.mark.parametrize("rule", COMPACT)
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_extreme_logits_in_float32(rule, way):
+    logits = torch.tensor([[1e3, -1e3, 0.0], [-1e3, 1e3, 1e3], [0.0, 1e3, -1e3], [0.0, 0.0, 0.0]])
+    student, label = logits.flip(0).clone().requires_grad_(), torch.tensor([1, 0, 0, 2])
+    (plain, plain_gradient), (fast, gradient) = both(student, logits, label, rule, 4.0)
+    torch.testing.assert_close(fast.total, plain.total, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(gradient, plain_gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["right", "wrong", "mixed"])
+@pytest.mark.parametrize("rows, classes", [(1, 2), (1, 100), (5, 1), (300, 513), (3, 70000)])
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_shapes_in_float32(kind, rows, classes, way):
+    student, teacher, label = batch(rows, classes, dtype=torch.float32, kind=kind)
+    (plain, plain_gradient), (fast, gradient) = both(student, teacher, label, "pair", 4.0)
+    torch.testing.assert_close(fast.total, plain.total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, plain_gradient, rtol=1e-4, atol=1e-6)
+
+
+@needs_compiler
+class TestCompiled:
+    """``Objective(fast="compiled")`` on a CPU: the pass in C, and when it steps aside."""
+
+    def test_it_is_used_for_float32_in_one_piece(self):
+        student, teacher, _ = batch(6, 4, dtype=torch.float32)
+        way, weight = kd_fast.way, torch.ones(6)
+        assert way(student, teacher, weight, native=True) == "native"
+        assert way(student, teacher, weight, native=False) == "walk"
+        assert way(student, teacher, weight.double(), native=True) == "walk"
+        assert way(student, teacher.double(), weight, native=True) == "walk"
+        assert way(student[:, ::2], teacher[:, ::2], weight, native=True) == "walk"
+
+    def test_through_the_objective(self, monkeypatch):
+        student, teacher, label = batch(40, 9, dtype=torch.float32)
+        knowledge = Rectifier("pair")(teacher, label)
+        called, own = [], kd_native.rows
+        monkeypatch.setattr(kd_native, "rows", lambda *x: called.append(1) or own(*x))
+        results = [
+            Objective("kd", fast=fast)(student, knowledge, label, 0.3) for fast in (True, "eager", "compiled")
+        ]
+        assert called == [1, 1]
+        gradients = [torch.autograd.grad(result.total, student)[0] for result in results]
+        for result, gradient in zip(results[1:], gradients[1:], strict=True):
+            torch.testing.assert_close(result.total, results[0].total)
+            torch.testing.assert_close(gradient, gradients[0])
+
+    def test_threads_share_the_rows(self, monkeypatch):
+        student, teacher, label = batch(37, 11, dtype=torch.float32)
+        monkeypatch.setattr(kd_native, "SHARE", 1)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+        knowledge, found = Rectifier("pair")(teacher, label), []
+        for fast in (False, "compiled"):
+            total = Objective("kd", fast=fast)(student, knowledge, label, 0.3).total
+            found.append((total.detach(), torch.autograd.grad(total, student)[0]))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+    def test_without_a_compiler_it_says_so_and_goes_on(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("CC", str(tmp_path / "none"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        kd_native._library.cache_clear()
+        kd_native.say_if_missing.cache_clear()
+        student, teacher, label = batch(6, 4, dtype=torch.float32)
+        knowledge = Rectifier("pair")(teacher, label)
+        try:
+            with pytest.warns(UserWarning, match=r"fast='compiled' needs a C compiler .* eager pass"):
+                total = Objective("kd", fast="compiled")(student, knowledge, label, 0.0).total
+            with warnings.catch_warnings(action="error"):  # said once, and only to who asked
+                Objective("kd", fast="compiled")(student, knowledge, label, 0.0)
+                Objective("kd")(student, knowledge, label, 0.0)
+        finally:
+            kd_native._library.cache_clear()
+            kd_native.say_if_missing.cache_clear()
+        torch.testing.assert_close(total, Objective("kd", fast="eager")(student, knowledge, label, 0.0).total)
+
+    def test_a_student_that_is_not_finite_is_seen(self):
+        student, teacher, label = batch(6, 4, dtype=torch.float32)
+        knowledge = Rectifier("pair")(teacher, label)
+        for bad in (float("nan"), float("inf")):
+            broken = student.detach().clone()
+            broken[2, 1] = bad
+            assert not Objective("kd", fast="compiled")(broken, knowledge, label, 0.0).total.isfinite()
+
+    def test_small_numbers_stay_for_everybody_else(self):
+        """A flag of fast maths would have flushed them in the whole process."""
+        assert kd_native.library() is not None
+        assert torch.tensor(1e-40).mul(0.5).item() > 0
+
+
+class TestWhole:
+    """The pass of a device, under ``torch.compile`` and without."""
+
+    def arguments(self):
+        student, teacher, label = batch(12, 5, dtype=torch.float32)
+        weight = torch.linspace(0.1, 1, 12)
+        knowledge = Rectifier("lead")(teacher, label)
+        tensors = (student.detach(), teacher, label, knowledge.wrong, weight, weight.flip(0))
+        return (*tensors, knowledge.rule, 4.0, True)
+
+    @pytest.mark.parametrize(
+        "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])]
+    )
+    def test_compiled_it_is_one_graph_and_the_same(self, backend):
+        """In a process of its own: the checks of shapes in this one cannot be traced."""
+        code = f"""if True:
+            import functools, torch, warnings
+            warnings.simplefilter("error", UserWarning)
+            torch.compile = functools.partial(torch.compile, backend={backend!r})
+            from outgrow import Rectifier
+            from outgrow.losses import kd_whole
+            draw = torch.Generator().manual_seed(0)
+            for rule in ("pair", "swap", "lead", "boost", "identity"):
+                student, teacher = (3 * torch.randn(12, 5, generator=draw) for _ in range(2))
+                label = torch.randint(5, (12,), generator=draw)
+                known, weight = Rectifier(rule)(teacher, label), torch.rand(12, generator=draw)
+                rows = student, teacher, label, known.wrong, weight, weight.flip(0), known.rule, 4.0, True
+                torch.testing.assert_close(kd_whole.compiled(*rows), kd_whole.closed_form(*rows))
+        """
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    def test_where_it_does_not_compile_it_says_so_and_goes_on(self, monkeypatch):
+        def refuse(*_, **__):
+            return lambda *_: (_ for _ in ()).throw(RuntimeError("no Triton here"))
+
+        monkeypatch.setattr(torch, "compile", refuse)
+        kd_whole._compiled.cache_clear()
+        arguments = self.arguments()
+        with pytest.warns(UserWarning, match="RuntimeError: no Triton here; goes on without"):
+            found = kd_whole.compiled(*arguments)
+        torch.testing.assert_close(kd_whole.compiled(*arguments), found)
+        kd_whole._compiled.cache_clear()
+        torch.testing.assert_close(found, kd_whole.closed_form(*arguments))
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize("fast", [True, "compiled"])
+    @pytest.mark.parametrize("rule", COMPACT)
+    def test_on_a_device_it_is_the_plain_path(self, rule, fast):
+        student, teacher, label = (x.detach().cuda() for x in batch(64, 11, dtype=torch.float32))
+        student.requires_grad_()
+        knowledge = Rectifier(rule)(teacher, label)
+        assert kd_fast.applies(student, knowledge, knowledge.target) == (rule != "drop")
+        found = []
+        for way in (False, fast):
+            result = Objective("kd", fast=way)(student, knowledge, label, 0.3)
+            found.append((result.total.detach(), torch.autograd.grad(result.total, student)[0]))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_labels_other_than_the_knowledges_keep_to_the_plain_path():
+    student, teacher, label = batch(6, 4)
+    knowledge = Rectifier("pair")(teacher, label)
+    assert kd_fast.applies(student, knowledge, Target(label.clone()))
+    other = (label + 1) % 4
+    assert not kd_fast.applies(student, knowledge, Target(other))
+    assert not kd_fast.applies(student, knowledge, Target(label, partner=label, mix=torch.ones(6)))
+    found = [Objective("kd", fast=fast)(student, knowledge, other, 0.3).total for fast in (False, True)]
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("normalize", ["rows", "subset"])
+@pytest.mark.parametrize("fast, dtype", [(True, torch.float64), ("compiled", torch.float32)])
+def test_weights_of_rows(normalize, fast, dtype):
+    """A detector weighs rows by hand; here in double, whatever the logits are."""
+    student, teacher, label = batch(20, 6, dtype=dtype)
+    knowledge = Rectifier("pair")(teacher, label)
+    weight = knowledge.weight * torch.linspace(0, 2, 20, dtype=torch.float64)
+    knowledge = dataclasses.replace(knowledge, weight=weight)
+    found = []
+    for way in (False, fast):
+        result = Objective("kd", fast=way, normalize=normalize)(student, knowledge, label, 0.3)
+        found.append(
+            (result.total.detach(), torch.autograd.grad(result.total, student)[0], result.stats["kd.hard"])
+        )
+    close = {"rtol": 1e-6, "atol": 1e-6} if fast == "compiled" else {}
+    torch.testing.assert_close(found[1], found[0], **close)
 
 
 def test_a_second_backward_is_refused_with_a_message():

@@ -1,5 +1,6 @@
 """From what the teacher said to what the student should believe."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Literal
@@ -64,30 +65,34 @@ class Rectifier:
 
     def __call__(self, teacher: Outputs | Tensor, target: Target | Tensor) -> Knowledge:
         teacher, target = as_outputs(teacher, whose="teacher"), as_target(target)
-        logits = teacher.logits.detach()
+        if teacher.logits.requires_grad:
+            teacher = with_logits(teacher, teacher.logits.detach())
+        logits = teacher.logits
         _check_rows(logits, target)
         largest = logits.amax(dim=1) if logits.numel() else logits.new_zeros(len(logits))
-        if logits.device.type == "cpu":
-            _check_values(largest, target, logits.shape[1])
-        wrong = wrong_rows(logits, target, largest=largest)
-        rule = self.rule
-        weight = target.valid
+        # known on a CPU alone: looking would stall every step elsewhere
+        all_valid = logits.device.type == "cpu" and _check_values(largest, target, logits.shape[1])
+        wrong = wrong_rows(logits, target, largest=largest, all_valid=all_valid)
+        rule, precise = self.rule, lift(logits[:0]).dtype
         if rule.effect == "remove":
-            weight = weight & ~wrong
-        corrected = torch.zeros_like(wrong)
-        if rule.effect == "rewrite":
+            weight = (target.valid & ~wrong).to(precise)
+        else:
+            weight = torch.ones_like(wrong, dtype=precise) if all_valid else target.valid.to(precise)
+        if rule.effect != "rewrite":
+            corrected = torch.zeros_like(wrong)
+        else:
             corrected = target.valid if self.rows == "all" else wrong
         return Knowledge(
-            teacher=with_logits(teacher, logits),
+            teacher=teacher,
             rule=rule,
             target=target,
             wrong=wrong,
             corrected=corrected,
-            weight=weight.to(lift(logits).dtype),
+            weight=weight,
             temperature=self.temperature if rule.uses_temperature else None,
             partial=rule.effect == "remove"
             or target.may_ignore
-            or (logits.device.type == "cpu" and not bool(target.valid.all())),
+            or (logits.device.type == "cpu" and not all_valid),
         )
 
 
@@ -155,20 +160,33 @@ def _check_rows(logits: Tensor, target: Target) -> None:
         )
 
 
-def _check_values(largest: Tensor, target: Target, num_classes: int) -> None:
-    for name, label in (("label", target.label), ("partner", target.partner)):
-        if label is None:
-            continue
-        bad = ((label < 0) | (label >= num_classes)) & target.valid
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            raise ValueError(
-                f"target: needs every {name} in 0..{num_classes - 1} (the teacher's classes), got "
-                f"{int(label[row])} in row {row}; check the label column, or mark rows to leave out with -100."
-            )
-    if not largest.isfinite().all():
+def _check_values(largest: Tensor, target: Target, num_classes: int) -> bool:
+    """Refuses labels out of range and rows that are not finite; whether every row has a label."""
+    all_valid = _check_label("label", target.label, target, num_classes)
+    if target.partner is not None:
+        _check_label("partner", target.partner, target, num_classes)
+    # one number says that all are finite; a sum of large ones may also overflow, so look again then
+    if not math.isfinite(largest.sum().item()) and not largest.isfinite().all():
         row = int((~largest.isfinite()).nonzero()[0])
         raise ValueError(
             f"teacher: needs finite logits, got a largest logit of {float(largest[row])} in row {row}; "
             "run the teacher in a wider precision or look at its input."
         )
+    return all_valid
+
+
+def _check_label(name: str, label: Tensor, target: Target, num_classes: int) -> bool:
+    """Refuses labels out of range; whether all are in range, ignored rows included."""
+    if not len(label):
+        return True
+    low, high = label.aminmax()
+    if low.item() >= 0 and high.item() < num_classes:
+        return True
+    bad = ((label < 0) | (label >= num_classes)) & target.valid
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"target: needs every {name} in 0..{num_classes - 1} (the teacher's classes), got "
+            f"{int(label[row])} in row {row}; check the label column, or mark rows to leave out with -100."
+        )
+    return False

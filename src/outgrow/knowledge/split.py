@@ -28,12 +28,14 @@ def wrong_rows(
     target: Target,
     *,
     largest: Float[Tensor, " rows"] | None = None,
+    all_valid: bool = False,
 ) -> Bool[Tensor, " rows"]:
     """True where another class has a larger logit than the label.
 
     A tie goes to the label. On a row blended by mixup or CutMix the teacher is right when its top
     class is either of the two labels. Ignored rows are not wrong. A row that holds NaN counts as
-    right, so that no rule can rewrite or remove it: its loss is NaN, and seen.
+    right, so that no rule can rewrite or remove it: its loss is NaN, and seen. ``largest`` (of each row)
+    and ``all_valid`` (every row has a label in range) save work where they are known.
 
     >>> wrong_rows(torch.tensor([[1.0, 2.0], [2.0, 2.0]]), Target(torch.tensor([0, 0])))
     tensor([ True, False])
@@ -42,9 +44,10 @@ def wrong_rows(
     if num_classes == 0 or logits.shape[0] == 0:
         return torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
     largest = logits.amax(dim=1) if largest is None else largest
-    wrong = largest > label_logit(logits, safe_label(target.label, num_classes))
+    label = target.label if all_valid else safe_label(target.label, num_classes)
+    wrong = largest > label_logit(logits, label)
     if target.partner is not None and target.mix is not None:
         partner_wrong = largest > label_logit(logits, safe_label(target.partner, num_classes))
         # A label without a share is no label of the row.
         wrong = (wrong | (target.mix <= 0)) & (partner_wrong | (target.mix >= 1))
-    return wrong & target.valid
+    return wrong if all_valid else wrong & target.valid

@@ -1,0 +1,191 @@
+"""The whole path of a detection run, as its users go it: files, tables, pictures, resume, evaluation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from outgrow.config import build_config, merge
+from outgrow.detection.create import create_detector
+from outgrow.evaluation import evaluate_model
+from outgrow.models import create_model, save_student
+from outgrow.recipes import RECIPES
+from outgrow.run import distill
+
+SHAPE = "size=96&levels=3-5&rois=16&proposals=60&anchors=2"
+NAME = f"fasterrcnn:timm/mobilenetv1_025_128?{SHAPE}&channels=8&head=16"
+
+
+@pytest.fixture(scope="module")
+def cells(shared_data):
+    return f"coco:{shared_data / 'bccd'}:{shared_data / 'bccd' / 'annotations'}"
+
+
+@pytest.fixture(scope="module")
+def small(cells, tmp_path_factory):
+    """The real data with few of its pictures: annotations cut to 6 to train on, 3 and 4 to look at."""
+    folder = tmp_path_factory.mktemp("cells")
+    _, images, annotations = cells.split(":")
+    for split, count in (("train", 6), ("val", 3), ("test", 4)):
+        whole = json.loads(Path(annotations, f"instances_{split}.json").read_text())
+        kept = whole["images"][:count]
+        ids = {image["id"] for image in kept}
+        boxes = [a for a in whole["annotations"] if a["image_id"] in ids]
+        (folder / f"instances_{split}.json").write_text(
+            json.dumps({**whole, "images": kept, "annotations": boxes})
+        )
+    return f"coco:{images}:{folder}"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    torch.manual_seed(0)
+    save_student(create_model("timm/mobilenetv1_025_128", 10), path)
+    return path
+
+
+def layer(source, weights, out, **method):
+    short = {"epochs": 2, "batch_size": 3, "lr": 1e-3, "eval_every": 1}
+    return build_config(
+        merge(
+            RECIPES["bccd"].layer,
+            {
+                "data": {"source": source},
+                "teacher": {
+                    "name": NAME.replace("channels=8", "channels=12"),
+                    "weights": str(weights),
+                    "train": True,
+                },
+                "student": {"name": NAME, "weights": str(weights)},
+                "method": {"preset": "kd", **method},
+                "train": short,
+                "teacher_train": short,
+                "out": None if out is None else str(out),
+            },
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def run(small, weights, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    config = layer(small, weights, out, loss="kd + box + fitnet", rule="pair")
+    return config, distill(config), out
+
+
+def test_a_run_leaves_what_its_user_needs(run):
+    _, record, out = run
+    assert record["metric"] == "ap"
+    assert len(record["epochs"]) == 2
+    assert set(record["epochs"][0]["terms"]) == {"task", "kd", "box", "fitnet"}
+    assert 0 < record["epochs"][0]["wrong_rate"] <= 1
+    for who in ("student", "teacher"):
+        numbers = record["detection"]["numbers"][who]
+        assert set(numbers) >= {"ap", "ap50", "ar100"}
+        rows = record["detection"]["errors"][who]
+        assert [row["class"] for row in rows] == ["RBC", "WBC", "Platelets"]
+        for row in rows:
+            assert row["found"] + row["missed"] == row["objects"]
+    assert record["student"]["ap"] == record["epochs"][-1]["score"]
+    assert len(record["detection"]["pictures"]) == 3  # as many as there are
+    for name in ("student.safetensors", "teacher.safetensors", "index.html", "curves.png", "config.yaml"):
+        assert (out / name).stat().st_size > 100
+    assert all((out / name).is_file() for name in record["detection"]["pictures"])
+    assert json.loads((out / "record.json").read_text())["student"] == record["student"]
+    assert "box AP" in (out / "index.html").read_text()
+
+
+def test_the_file_evaluates_to_the_runs_number(run, small):
+    _, record, out = run
+    scores = evaluate_model(small, NAME, weights=out / "student.safetensors", workers=0)
+    assert scores["ap"] == pytest.approx(record["student"]["ap"], abs=1e-6)
+    assert set(scores["per_class"]) == {"RBC", "WBC", "Platelets"}
+    assert scores["metric"] == "ap"
+
+
+def test_interrupted_and_resumed_is_the_same_run(run, small, weights, tmp_path):
+    from outgrow.detection import run as room
+
+    config, record, _ = run
+    config = config.model_copy(update={"out": str(tmp_path)})
+    calls = []
+
+    def stop(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:  # before, teacher, two epochs: in the middle of the student's second
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    original = room.evaluate_detector
+    room.evaluate_detector = stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            distill(config)
+    finally:
+        room.evaluate_detector = original
+    again = distill(config, resume=True)
+    assert [e["terms"] for e in again["epochs"]] == [e["terms"] for e in record["epochs"]]
+    assert again["student"]["ap"] == record["student"]["ap"]
+
+
+def test_without_a_teacher(small, weights):
+    record = distill(
+        layer(small, weights, None).model_copy(
+            update={"method": build_config({"method": {"preset": "none"}}).method}
+        )
+    )
+    assert record["teacher"] == {}
+    assert set(record["epochs"][0]["terms"]) == {"task"}
+    assert record["detection"]["numbers"]["teacher"] is None
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"student": {"name": "timm/resnet18"}}, "--student: needs a detector such as fasterrcnn:"),
+        ({"teacher": {"name": "cifar/resnet20"}}, "--teacher: needs a detector such as fasterrcnn:"),
+        ({"teacher": {"correct": "always"}}, "the correction of bias is for classifiers"),
+        ({"teacher": {"cache": "x"}}, "got a detector, which is asked about the student's proposals"),
+        (
+            {"data": {"augment": {"mixup": 0.2}}},
+            r"needs views in which boxes move along \(flip, resized_crop\), got mixup",
+        ),
+        ({"teacher": {"rows": "disjoint"}}, "teacher.rows=disjoint"),
+    ],
+)
+def test_errors(small, weights, change, message):
+    config = build_config(merge(layer(small, weights, None).model_dump(), change))
+    with pytest.raises(ValueError, match=message):
+        distill(config)
+
+
+def test_a_teacher_of_ones_own_and_a_student_of_ones_own(small, weights):
+    classes = ("Platelets", "RBC", "WBC")  # another order
+    torch.manual_seed(0)
+    teacher = create_detector(NAME, classes)
+    student = create_detector(NAME, ("RBC", "WBC", "Platelets"))
+    record = distill(layer(small, weights, None, loss="kd + box"), teacher=teacher, student=student)
+    assert record["teacher"]["classes"] == 3
+    with pytest.raises(ValueError, match=r"needs an outgrow\.detection\.Detector for the classes RBC"):
+        distill(layer(small, weights, None), teacher=teacher, student=teacher)
+
+
+@pytest.mark.slow
+def test_tiny_coco_with_all_its_classes(shared_data, tmp_path):
+    """One full cycle on real COCO pictures, crowds included: train, evaluate, pictures."""
+    root = shared_data / "tiny_coco"
+    source = f"coco:{root}:{root / 'annotations'}"
+    backbone = shared_data / "weights" / "in1k_mobilenetv1_025_128.safetensors"
+    config = layer(source, backbone, tmp_path, loss="kd + box")
+    config = build_config(
+        merge(
+            config.model_dump(),
+            {"train": {"epochs": 1, "batch_size": 5}, "teacher_train": {"epochs": 1, "batch_size": 5}},
+        )
+    )
+    record = distill(config)
+    assert len(record["data"]["classes"]) == 80
+    scores = evaluate_model(source, NAME, weights=tmp_path / "student.safetensors", workers=0)
+    assert scores["ap"] == pytest.approx(record["student"]["ap"], abs=1e-6)
