@@ -254,3 +254,9 @@ def test_list() -> None:
     assert len(models["timm"]) > 1000
     assert "torchvision/resnet50" in models["torchvision"]
     assert "torchvision/fasterrcnn_resnet50_fpn" not in models["torchvision"]
+
+
+def test_a_size_in_the_name_is_what_the_net_sees():
+    network = create_model("timm/vit_tiny_patch16_224?img_size=32&patch_size=8&depth=1", 5)
+    assert network.input_spec.size == 32
+    assert network(torch.rand(2, 3, 48, 48)).shape == (2, 5)

@@ -70,8 +70,10 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
     if pretrained and num_classes not in (None, getattr(configuration, "num_classes", None)):
         soften_heads(net)
     data = timm.data.resolve_model_data_config(net)
+    # timm's configuration is of the published weights; a size asked for is what the net was built for
+    size = arguments.get("img_size", data["input_size"][-1])
     spec = InputSpec(
-        int(data["input_size"][-1]),
+        int(size[-1] if isinstance(size, tuple | list) else size),
         _triple(data["mean"]),
         _triple(data["std"]),
         _interpolation(data["interpolation"]),
