@@ -79,3 +79,28 @@ def test_a_step_that_is_not_finite_is_skipped_on_the_device(optimizer):
     with pytest.raises(NonFiniteLoss, match=r"step 1 .*Its samples: \[7\]"):
         train()
     assert torch.equal(net.weight, before)
+
+
+def test_a_detectors_step_is_the_cpus():
+    """The teacher's answer about the same proposals, the corrected rows and the box term."""
+    from outgrow.detection.detector import FrozenDetector, Proposals
+    from outgrow.detection.lesson import Balanced, target_of
+    from tests.detection.scenes import CLASSES, detector, scenes
+
+    batch, student = scenes(), detector(0).train()
+    proposals = student(batch.images, batch.truth).proposals
+    found = []
+    for device in ("cpu", "cuda"):
+        images = [image.to(device) for image in batch.images]
+        truth = [t.to(torch.device(device)) for t in batch.truth]
+        moved = Proposals(
+            tuple(boxes.to(device) for boxes in proposals.boxes),
+            proposals.label.to(device),
+            proposals.truth.to(device),
+        )
+        said = [FrozenDetector(detector(seed), CLASSES).to(device)(images, moved) for seed in (0, 1)]
+        target = target_of(moved, truth)
+        rectify, objective = outgrow.preset("kd", loss="kd + box", rule="pair")
+        result = objective(said[0], Balanced(rectify)(said[1], target), target, 0.3, said[0].logits.sum())
+        found.append({name: value.cpu() for name, value in result.terms.items()})
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)

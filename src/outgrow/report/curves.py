@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from outgrow.report.record import corrected_score, epoch_scores, metric_of, teacher_score
+from outgrow.report.record import corrected_score, epoch_scores, metric_of, short_name, teacher_score
 
 # as in the pages' style sheet: distinct for colour-blind readers
 COLOURS = ("#0b6e4f", "#0072b2", "#d55e00", "#a0528a", "#8a6d00", "#3a9bc8", "#6a4fb3", "#5f6b73")
@@ -53,7 +53,7 @@ def _scores(axis: Any, record: Mapping[str, Any]) -> None:
     if corrected is not None and corrected != teacher:
         axis.axhline(corrected, color=CORRECTED, ls=":", lw=1.6, label="teacher, corrected")
     axis.margins(y=0.08)
-    axis.set(ylabel=metric_of(record).label, title=f"student {record['student']['name']}")
+    axis.set(ylabel=metric_of(record).label, title=f"student {short_name(record['student'])}")
 
 
 def _terms(axis: Any, epochs: list[dict[str, Any]]) -> None:

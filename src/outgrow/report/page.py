@@ -9,7 +9,7 @@ from typing import Any
 from outgrow.data import Split
 from outgrow.report import parts, words
 from outgrow.report.plots import Effect, Level, Series, dot_plots, line_plots, style
-from outgrow.report.record import Metric, Run, epoch_scores, student_score
+from outgrow.report.record import Metric, Run, epoch_scores, short_name, student_score
 from outgrow.report.statistics import Difference, paired
 from outgrow.report.table import NO_TEACHER, Records, Row, Table
 
@@ -65,7 +65,7 @@ def write_page(
         "corrected": table.corrected,
         "teacher_parameters": table.teacher_parameters,
         "teacher_wrong_rate": table.teacher_wrong_rate,
-        "teacher_name": next((run["teacher"]["name"] for run in runs if run["teacher"]), ""),
+        "teacher_name": next((short_name(run["teacher"]) for run in runs if run["teacher"]), ""),
         "notes": notes,
         "curves": line_plots(_series(records, names, styles), _levels(table), ceiling=100.0),
         "curve_table": _curve_table(records, names),

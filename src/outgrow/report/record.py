@@ -142,3 +142,12 @@ def corrected_score(record: Run) -> float | None:
 def _optional(network: Mapping[str, Any], key: str) -> float | None:
     value = network.get(key)
     return None if value is None else float(value)
+
+
+def short_name(network: Mapping[str, Any]) -> str:
+    """A network's name for a heading: without the arguments behind the question mark.
+
+    >>> short_name({"name": "fasterrcnn:timm/mobilenetv2_100?size=320&levels=3-5"})
+    'fasterrcnn:timm/mobilenetv2_100'
+    """
+    return str(network["name"]).partition("?")[0]

@@ -16,6 +16,7 @@ from outgrow.report.record import (
     corrected_score,
     epoch_scores,
     metric_of,
+    short_name,
     student_score,
     teacher_score,
 )
@@ -40,7 +41,7 @@ def write_run_page(path: str | Path, record: Run, test: Split | None) -> None:
     ]
     compared = record["compared"]
     context = {
-        "title": f"{student['name']}, {record['config']['method']['preset']}",
+        "title": f"{short_name(student)}, {record['config']['method']['preset']}",
         "headline": headline(record),
         "metric": metric_of(record),
         "score": student_score(record),
@@ -61,7 +62,7 @@ def write_run_page(path: str | Path, record: Run, test: Split | None) -> None:
         "pictures": None
         if compared is None
         else {
-            "method": student["name"],
+            "method": short_name(student),
             "seed": None,
             "num_runs": 1,
             "examples": parts.examples(record, test),
@@ -87,10 +88,10 @@ def write_run_page(path: str | Path, record: Run, test: Split | None) -> None:
 def headline(record: Run) -> str:
     """One sentence with the measured result; one run is never called more than that."""
     teacher, metric, own = record["teacher"], metric_of(record), teacher_score(record)
-    reached = f"{record['student']['name']} reaches {metric.value(student_score(record))}"
+    reached = f"{short_name(record['student'])} reaches {metric.value(student_score(record))}"
     if own is None:
         return f"{reached} without a teacher." if not teacher else f"{reached}."
-    return f"{reached}; its teacher, {teacher['name']}, reaches {metric.value(own)}."
+    return f"{reached}; its teacher, {short_name(teacher)}, reaches {metric.value(own)}."
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _results(record: Run) -> list[_Result]:
 
     def line(role: str, network: Mapping[str, Any], score: float, note: str, style: str) -> _Result:
         beside = tuple(column.text(network) for column in columns)
-        return _Result(f"{role}, {network['name']}", note, style, score, beside, network["parameters"])
+        return _Result(f"{role}, {short_name(network)}", note, style, score, beside, network["parameters"])
 
     best = f"at its best epoch, {student['epoch_best']}"
     lines = [
