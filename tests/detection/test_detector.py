@@ -278,6 +278,19 @@ def test_names_of_classes_must_be_known(tmp_path):
         assert create_detector(TINY, weights=path).classes == ("a", "b", "c")
 
 
+def test_without_a_network_published_weights_say_so(monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models.get_model", offline)
+    with pytest.raises(
+        ValueError, match=r"needs published weights, which could not be fetched .*no route to host"
+    ):
+        create_detector("fasterrcnn:torchvision/resnet18", CLASSES, pretrained=True)
+
+
 class safetensors_metadata:
     """A copy of a file that says more of itself."""
 

@@ -76,18 +76,26 @@ def create_detector(
     """
     backbone, shape, arguments = parse_name(name, input_size)
     name = spell_name(backbone, shape, arguments)
-    if weights is None and pretrained and classes is None:
-        return _published(name, backbone, shape)
+    if weights is None and pretrained:
+        try:
+            if classes is None:
+                return _published(name, backbone, shape)
+            net = _build(backbone, shape, arguments, len(classes) + 1, pretrained=True)
+        except OSError as error:  # no network, or a full disk
+            raise ValueError(
+                f"{name}: needs published weights, which could not be fetched ({error}); give a file of weights instead."
+            ) from error
+        _freeze_norms(net)
+        return Detector(net, name=name, classes=tuple(classes))
     state, metadata = ({}, {}) if weights is None else read_weights(weights)
     whole = any(key.startswith("roi_heads.") for key in state)
     own_classes = tuple(classes) if classes is not None else _classes_of(name, state, metadata)
-    fetch = pretrained and weights is None
-    net = _build(backbone, shape, arguments, len(own_classes) + 1, pretrained=fetch)
+    net = _build(backbone, shape, arguments, len(own_classes) + 1, pretrained=False)
     if whole:
         _load_whole(net, state, weights, name)
     elif weights is not None:
         _load_backbone(net.backbone.body, state, Path(weights), name)
-    if fetch or weights is not None:
+    if weights is not None:
         _freeze_norms(net)
     return Detector(net, name=name, classes=own_classes)
 

@@ -192,6 +192,20 @@ def teacher_detector(
         pretrained=options.pretrained,
         input_size=options.input_size,
     )
+    _train_teacher(config, data, split, detector, out, resume, report)
+    return detector
+
+
+def _train_teacher(
+    config: Config,
+    data: DetectionData,
+    split: DetectionSplit,
+    detector: Detector,
+    out: Path | None,
+    resume: bool,
+    report: Reporter,
+) -> None:
+    """Train it alone, on the student's pictures; what is looked at meanwhile is the validation split."""
     report.note(f"teacher {detector.name} ({num_parameters(detector):,} parameters), {len(split):,} pictures")
     device = make_accelerator(config.teacher_train).device
     checkpoint = out / "teacher.pt" if out is not None else None
@@ -218,7 +232,6 @@ def teacher_detector(
     )
     if out is not None and is_main():
         save_detector(detector, out / "teacher.safetensors")
-    return detector
 
 
 def frozen_teacher(data: DetectionData, detector: Detector | None) -> FrozenDetector | NoDetector:

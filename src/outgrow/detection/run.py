@@ -5,7 +5,6 @@ scenes -> teacher -> student -> objective -> trainer -> record, tables, pictures
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from torch import nn
 
 from outgrow.checkpoint import fingerprint
 from outgrow.config import Config, TrainConfig
-from outgrow.detection.boxes import Detections
 from outgrow.detection.create import create_detector, save_detector
-from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
+from outgrow.detection.data import open_coco
 from outgrow.detection.detector import Detector, FrozenDetector
-from outgrow.detection.errors import best_threshold, class_errors, confident
 from outgrow.detection.lesson import Balanced, Detect
 from outgrow.detection.prepare import (
     Found,
@@ -31,13 +28,19 @@ from outgrow.detection.prepare import (
     teacher_detector,
     train_scenes,
 )
+from outgrow.detection.record import (
+    data_facts,
+    detection_facts,
+    draw,
+    network_facts,
+    numbers_of,
+    student_facts,
+)
 from outgrow.metrics import num_parameters
 from outgrow.prepare import fit, is_main, method_of, process_group
 from outgrow.progress import Reporter
 from outgrow.provenance import provenance
 from outgrow.trainer import Trainer, make_accelerator
-
-NUM_PICTURES = 8
 
 
 def distill_detector(
@@ -112,46 +115,25 @@ def distill_detector(
     if not last:  # resumed after the last epoch
         score(pupil)
     found = last[0]
-    best = max((r for r in history if r.score is not None), key=lambda r: r.score or 0.0)
     record: dict[str, Any] = {
         "metric": "ap",
-        "teacher": {} if taught is None or by_teacher is None else _network_facts(config, taught, by_teacher),
+        "teacher": {} if taught is None or by_teacher is None else network_facts(config, taught, by_teacher),
         "correction": None,
-        "student": {
-            "name": pupil.name,
-            "parameters": num_parameters(pupil),
-            **_numbers(found),
-            "ap_best": best.score,
-            "epoch_best": best.epoch,
-        },
+        "student": student_facts(pupil, found, history),
         "epochs": [asdict(r) for r in history],
         "compared": None,
-        "detection": {
-            "numbers": {"student": _numbers(found), "teacher": by_teacher and _numbers(by_teacher)},
-            "errors": {
-                "student": _errors(data, data.test, found),
-                "teacher": by_teacher and _errors(data, data.test, by_teacher),
-            },
-            "pictures": [],
-        },
-        "data": {
-            "source": config.data.source,
-            "fingerprint": data.fingerprint,
-            "classes": list(data.classes),
-            "train": len(train),
-            "val": 0 if data.val is None else len(data.val),
-            "test": len(data.test),
-        },
+        "detection": detection_facts(data, found, by_teacher),
+        "data": data_facts(config, data, train),
         "config": config.model_dump(mode="json"),
         **provenance(device, started),
     }
     if out is not None and is_main():
-        after = evaluate_detector(pupil, data, shown, device, workers=workers).detections
-        columns = [("student before", before.detections), ("student after", after)]
+        columns = {"student before": before.detections}
+        columns["student after"] = evaluate_detector(pupil, data, shown, device, workers=workers).detections
         if isinstance(frozen, FrozenDetector):
             told = evaluate_detector(frozen, data, shown, device, workers=workers).detections
-            columns = [("teacher", told), *columns]
-        record["detection"]["pictures"] = _draw(out, data, shown, columns)
+            columns = {"teacher": told, **columns}
+        record["detection"]["pictures"] = draw(out, data, shown, columns)
         _write(out, record, pupil)
     report.event("result", teacher=record["teacher"].get("ap"), student=found.ap, metric="ap", out=config.out)
     return record
@@ -183,76 +165,11 @@ def evaluate_detection(
         "metric": "ap",
         "images": len(data.test),
         "parameters": num_parameters(detector),
-        **_numbers(found),
+        **numbers_of(found),
         "per_class": found.scores.per_class,
     }
     report.event("result", **result)
     return result
-
-
-def _network_facts(config: Config, detector: Detector, found: Found) -> dict[str, Any]:
-    options = config.teacher
-    return {
-        "name": detector.name,
-        "parameters": num_parameters(detector),
-        "weights": options.weights
-        or ("trained here" if options.train else "published" if options.pretrained else "own"),
-        "classes": len(detector.classes),
-        **_numbers(found),
-    }
-
-
-def _numbers(found: Found) -> dict[str, float | None]:
-    return {name: value for name, value in asdict(found.scores).items() if name != "per_class"}
-
-
-def _errors(data: DetectionData, split: DetectionSplit, found: Found) -> list[dict[str, Any]]:
-    """Counts per class at the detector's own best threshold."""
-    truth = [split.truth(i) for i in range(len(split))]
-    errors = class_errors(truth, found.detections, data.num_classes)
-    columns = {
-        name: errors.count(name).tolist() for name in ("objects", "found", "missed", "confused", "duplicated")
-    }
-    columns["badly placed"] = (errors.count("badly_placed") + errors.count("both")).tolist()
-    columns["background"] = errors.count("background").tolist()
-    return [
-        {
-            "class": name,
-            **{key: column[i] for key, column in columns.items()},
-            "ap": found.scores.per_class[name],
-        }
-        for i, name in enumerate(data.classes)
-    ]
-
-
-def _draw(
-    out: Path,
-    data: DetectionData,
-    split: DetectionSplit,
-    columns: Sequence[tuple[str, Sequence[Detections]]],
-) -> list[str]:
-    """The pictures on which the networks differ most, side by side with the truth."""
-    from outgrow.detection.pictures import side_by_side, where_they_differ
-
-    truth = [split.truth(i) for i in range(len(split))]
-    # each network at the score that suits it best, as in the table
-    drawn = []
-    for label, found in columns:
-        threshold = best_threshold(truth, found)
-        drawn.append((label, [confident(one, threshold) for one in found]))
-    first, after = columns[0][1], columns[-1][1]
-    names = []
-    (out / "pictures").mkdir(exist_ok=True)
-    for position in where_they_differ(truth, first, after, NUM_PICTURES):
-        name = f"pictures/{Path(split.name(position)).stem}.jpg"
-        side_by_side(
-            out / name,
-            [("truth", truth[position]), *((label, found[position]) for label, found in drawn)],
-            split.image(position),
-            data.classes,
-        )
-        names.append(name)
-    return names
 
 
 def _write(out: Path, record: dict[str, Any], student: Detector) -> None:
