@@ -73,6 +73,9 @@ def _features(model: str | None) -> Iterator[str]:
         raise ValueError(
             "list features: needs a model, got none; for example `outgrow list features cifar/resnet20`."
         )
+    if model.startswith("fasterrcnn:"):
+        yield from _levels(model)
+        return
     network = create_model(model)
     size = network.input_spec.size or 32
     paths = (*feature_paths(network), PENULTIMATE)
@@ -81,3 +84,18 @@ def _features(model: str | None) -> Iterator[str]:
     yield f"{model} at {size}x{size}; default taps (any path of named_modules() can be tapped):"
     for name, value in outputs.features.items():
         yield f"  {name:<24}{' x '.join(str(n) for n in value.shape[1:])}"
+
+
+def _levels(model: str) -> Iterator[str]:
+    """The levels of a detector's pyramid."""
+    import torch
+
+    from outgrow.detection.create import create_detector
+
+    detector = create_detector(model, ("object",)).eval()
+    with torch.no_grad():
+        maps = detector.net.backbone(torch.zeros(1, 3, 256, 256))
+    yield f"{detector.name}, of a picture of 256x256 pixels:"
+    for key, value in maps.items():
+        yield f"  {detector.levels[key]:<24}{' x '.join(str(n) for n in value.shape[1:])}"
+    yield "  penultimate, box        one of each proposal"

@@ -189,3 +189,16 @@ def test_tiny_coco_with_all_its_classes(shared_data, tmp_path):
     assert len(record["data"]["classes"]) == 80
     scores = evaluate_model(source, NAME, weights=tmp_path / "student.safetensors", workers=0)
     assert scores["ap"] == pytest.approx(record["student"]["ap"], abs=1e-6)
+
+
+def test_who_mixes_up_detectors_and_classifiers_is_told(cells):
+    from outgrow.data import open_data
+    from outgrow.listing import listing
+
+    with pytest.raises(ValueError, match="needs images with one label each, got boxes"):
+        open_data(cells)
+    with pytest.raises(ValueError, match="needs a classifier, got the detector"):
+        create_model("fasterrcnn:torchvision/resnet18", 3)
+    lines = list(listing("features", NAME))
+    assert [line.split()[0] for line in lines[1:]] == ["p3", "p4", "p5", "p6", "penultimate,"]
+    assert lines[1].endswith("8 x 32 x 32")

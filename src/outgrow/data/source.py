@@ -53,6 +53,11 @@ def open_data(
     empty class folder, splits with different classes, an image that cannot be decoded.
     """
     kind, _, where = spec.partition(":")
+    if kind == "coco":
+        raise ValueError(
+            f"data: needs images with one label each, got boxes ({spec!r}); distill and evaluate take detectors for "
+            "them: --model or --student fasterrcnn:BACKBONE."
+        )
     if kind not in _OPENERS:
         near = difflib.get_close_matches(kind, _OPENERS, n=1)
         hint = f"did you mean {near[0]}?" if near else "for a folder of images write folder:PATH."

@@ -1,1 +1,35 @@
-"""The same nouns for boxes: rows are proposals, features are the levels of a pyramid."""
+"""The same nouns for boxes: rows are proposals, features are the levels of a pyramid.
+
+    data = open_coco("coco:IMAGES:ANNOTATIONS")
+    student = create_detector("fasterrcnn:timm/mobilenetv2_100", data.classes)
+    teacher = FrozenDetector(create_detector(..., weights=...), data.classes)
+    lesson = Detect()(student, teacher, scenes)        # then rectify and objective, as for images
+"""
+
+from outgrow.detection.boxes import Detections, Scenes, Truth
+from outgrow.detection.create import create_detector, save_detector
+from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
+from outgrow.detection.detector import Detector, FrozenDetector
+from outgrow.detection.errors import class_errors
+from outgrow.detection.lesson import Balanced, Detect
+from outgrow.detection.loader import make_scene_loader
+from outgrow.detection.scores import CocoScores, coco_scores
+
+__all__ = [
+    "Balanced",
+    "CocoScores",
+    "Detect",
+    "DetectionData",
+    "DetectionSplit",
+    "Detections",
+    "Detector",
+    "FrozenDetector",
+    "Scenes",
+    "Truth",
+    "class_errors",
+    "coco_scores",
+    "create_detector",
+    "make_scene_loader",
+    "open_coco",
+    "save_detector",
+]

@@ -81,6 +81,11 @@ def list_models() -> dict[str, list[str]]:
 
 def _split(name: str) -> tuple[str, str]:
     """Family and rest of a name that is known, or an error that suggests one."""
+    if name.startswith("fasterrcnn:"):
+        raise ValueError(
+            f"create_model: needs a classifier, got the detector {name!r}; detectors go with --data "
+            "coco:IMAGES:ANNOTATIONS, and outgrow.detection.create.create_detector."
+        )
     family, _, rest = name.partition(":" if name.startswith("py:") else "/")
     if family in ("hf", "py") and rest:
         return family, rest
