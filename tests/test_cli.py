@@ -115,6 +115,10 @@ def test_distill_and_evaluate(tmp_path):
     cache += ["--set", f"teacher.weights={weights}", "--set", "teacher.train=false"]
     filled = runner.invoke(cli.app, cache, catch_exceptions=False)
     assert json.loads(filled.stdout.splitlines()[-1])["epochs"] == 2
+    cache += ["--set", "method.loss=rkd", "--set", "teacher.cache_features=true"]
+    more = runner.invoke(cli.app, cache, catch_exceptions=False)
+    assert any("logits (10) and features penultimate (64)" in line for line in more.stdout.splitlines())
+    assert len(list((tmp_path / "cache").rglob("epoch*-penultimate.npy"))) == 2
     scored = runner.invoke(
         cli.app,
         [

@@ -161,7 +161,8 @@ def cache(
     ] = None,
     sets: Sets = None,
 ) -> None:
-    """Ask the teacher once about the views that many students will see, and keep its logits."""
+    """Ask the teacher once about the views that many students will see, and keep its logits; with --set
+    teacher.cache_features=true the features that the losses read, too."""
     from outgrow.config import assignments, merge
     from outgrow.progress import make_reporter
     from outgrow.run import fill_cache

@@ -66,6 +66,9 @@ class TeacherConfig(ModelConfig):
     correct: Literal["auto", "always", "never"] = "auto"
     cache: str | None = None
     """Folder for the teacher's logits by view: computed once, read by every later run that shares them."""
+    cache_features: bool = False
+    """Keep in it, too, the features that the losses read. They can be a thousand times the logits' size,
+    which is said before anything is written."""
     correct_views: int = Field(1, ge=1)
     """Passes over the training views that a correction is fitted on."""
     fold: bool = True

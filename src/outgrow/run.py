@@ -22,6 +22,7 @@ from outgrow.data import ImageData, Split
 from outgrow.features import PENULTIMATE, Taps
 from outgrow.metrics import Scores, evaluate, num_parameters
 from outgrow.models import Network, save_student
+from outgrow.objective import Objective
 from outgrow.prepare import (
     eval_loader,
     fit,
@@ -88,8 +89,7 @@ def distill(
         report.note(
             f"warning: the rule {rectify.rule.name!r} changes nothing for the loss {name!r}: {reason}"
         )
-    taps = (*feature_paths(student_net), PENULTIMATE) if objective.reads_features else ()
-    student_model = Taps(student_net, taps)
+    student_model = tapped(student_net, objective)
     objective.process_group = process_group()
     networks = [teacher_net, student_net]
     loader = train_loader(config, config.train, train, networks, device)
@@ -101,8 +101,12 @@ def distill(
         frozen, correction = corrected_teacher(
             config, data, teacher_net, objective, views, val, device, teacher_facts, report
         )
-        frozen = cached_teacher(config, data, frozen, objective, loader, networks)
     set_up(objective, student_model, frozen, loader, train, device)
+    if teacher_net is not None:
+        epochs = config.train.epochs
+        frozen = cached_teacher(
+            config, data, frozen, objective, loader, networks, epochs=epochs, report=report
+        )
 
     test_loader = eval_loader(data.test, student_net, config.train, device, config.data.workers)
     torch.manual_seed(config.seed)
@@ -162,11 +166,19 @@ def distill(
 
 
 def fill_cache(
-    config: Config, *, epochs: int, teacher: nn.Module | None = None, reporter: Reporter | None = None
+    config: Config,
+    *,
+    epochs: int,
+    teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Ask the teacher of ``config`` about the views of its first epochs and keep what it says.
 
-    Runs that share teacher, data, views and seed then read it. Returns ``folder``, ``epochs``, ``bytes``.
+    Runs that share teacher, data, views and seed then read it. Its features are kept where
+    ``config.teacher.cache_features`` asks for them and the losses read some. Epochs that are there stay as
+    they are, so an interrupted filling goes on where it was. ``student`` as for :func:`distill`: which of
+    the teacher's taps are compared depends on it. Returns ``folder``, ``epochs``, ``bytes``.
     """
     if config.teacher.cache is None:
         raise ValueError("cache: needs a folder, got none; give --out DIR, or --set teacher.cache=DIR.")
@@ -174,28 +186,36 @@ def fill_cache(
     torch.manual_seed(config.seed)
     data = open_run_data(config)
     train, val = training_rows(config, data)
-    device = make_accelerator(config.train).device
+    accelerator = make_accelerator(config.train)
+    device = accelerator.device
     network, facts = make_teacher(config, data, train, teacher, None, False, report)
     if network is None:
         raise ValueError("cache: needs a teacher, got none; give --teacher MODEL.")
     _, objective = method_of(config)
-    networks = [network, student_network(config, data, None)]
+    student_net = student_network(config, data, student)
+    networks = [network, student_net]
     loader = train_loader(config, config.train, train, networks, device, whole=True)
     frozen, _ = corrected_teacher(config, data, network, objective, loader, val, device, facts, report)
-    cached = cached_teacher(config, data, frozen, objective, loader, networks)
+    set_up(objective, tapped(student_net, objective), frozen, loader, train, device)
+    cached = cached_teacher(config, data, frozen, objective, loader, networks, epochs=epochs, report=report)
     assert isinstance(cached, CachedTeacher)
     size = cached.cache.bytes_per_epoch()
-    report.note(f"cache: {epochs} epochs of {size / 2**20:.1f} MiB in {cached.cache.folder}")
     with report.bar("teacher", epochs * loader.num_samples) as advance:
         done = 0
         for epoch in range(epochs):
             cached.at(epoch)
             for batch in loader.epoch(epoch):
-                cached(batch.images, index=batch.target.index)
+                with accelerator.autocast():  # as the trainer asks
+                    cached(batch.images, index=batch.target.index)
                 done += len(batch.images)
                 advance(done)
         cached.at(None)
     return {"folder": str(cached.cache.folder), "epochs": epochs, "bytes": epochs * size}
+
+
+def tapped(student: Network, objective: Objective) -> Taps:
+    """``student`` with the features in its outputs that losses may ask for, where one reads features."""
+    return Taps(student, (*feature_paths(student), PENULTIMATE) if objective.reads_features else ())
 
 
 def _compared(test: Split, facts: TeacherFacts, student: Scores) -> dict[str, Any] | None:

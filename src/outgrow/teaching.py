@@ -19,6 +19,8 @@ from outgrow.correction import BiasCorrection, CorrectedTeacher
 from outgrow.data import ImageData, Loader, Split
 from outgrow.features import PENULTIMATE
 from outgrow.frozen import InPrecision, compiled, fold_norms
+from outgrow.losses.adapters import MapLoss, RelationLoss
+from outgrow.losses.crd import CRD
 from outgrow.metrics import Scores, evaluate, num_parameters
 from outgrow.models import Network, create_model, load_weights, save_student
 from outgrow.objective import Objective
@@ -28,7 +30,7 @@ from outgrow.presets import PRESETS
 from outgrow.progress import Reporter
 from outgrow.spec import lookup
 from outgrow.teacher import SelectedClasses, Teacher
-from outgrow.teacher_cache import CachedTeacher, TeacherCache, digest
+from outgrow.teacher_cache import CachedTeacher, TeacherCache, digest, readable
 
 FEATURE_BYTES = 1 << 30
 """Penultimate features are kept for a correction up to this size; beyond it the logits must do."""
@@ -216,14 +218,24 @@ def cached_teacher(
     objective: Objective,
     loader: Loader,
     networks: Sequence[Network | None],
+    *,
+    epochs: int,
+    report: Reporter,
 ) -> nn.Module:
-    """``teacher`` behind the cache that the configuration names, if it names one."""
-    if config.teacher.cache is None:
+    """``teacher`` behind the cache that the configuration names, if it names one.
+
+    ``objective`` is set up, so that it is known which features it reads. What is kept of ``epochs`` epochs
+    and how much that is are noted before any of it is computed; ``ValueError`` where the disk is too small.
+    """
+    options = config.teacher
+    if options.cache is None:
+        if options.cache_features:
+            report.note("warning: teacher.cache_features is ignored without a folder, teacher.cache")
         return teacher
-    if objective.reads_features:
+    if objective.reads_features and not options.cache_features:
         raise ValueError(
-            "teacher.cache keeps logits, and this objective reads features; "
-            "leave the cache out, or choose losses that read logits alone."
+            "teacher.cache keeps logits, and this objective reads features; set teacher.cache_features=true to keep "
+            "those too, leave the cache out, or choose losses that read logits alone."
         )
     wanted = [n.input_spec for n in networks if n is not None]
     correction = teacher.correction.source if isinstance(teacher, CorrectedTeacher) else "none"
@@ -232,15 +244,51 @@ def cached_teacher(
         "data": data.fingerprint,
         "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in wanted]} "
         f"seed {config.seed}",
-        "precision": config.train.precision
-        if config.teacher.precision == "as_student"
-        else config.teacher.precision,
+        "precision": config.train.precision if options.precision == "as_student" else options.precision,
     }
     cache = TeacherCache(
-        config.teacher.cache, facts, num_indices=loader.num_indices, num_classes=data.num_classes
+        options.cache,
+        facts,
+        num_indices=loader.num_indices,
+        num_classes=data.num_classes,
+        features=_features_read(teacher, objective, loader),
     )
     # several processes would write one file: they read what one has written
-    return CachedTeacher(teacher, cache, write=process_group() is None)
+    write = process_group() is None
+    total, missing = epochs * cache.bytes_per_epoch(), cache.bytes_missing(epochs)
+    report.note(
+        f"cache: {cache.contents} in {cache.folder}: {readable(cache.bytes_per_epoch())} an epoch, {readable(total)} for "
+        f"{epochs} epochs, of which {readable(missing)} {'to be written' if write else 'not there'}"
+    )
+    if write:
+        cache.check_room(epochs)
+    return CachedTeacher(teacher, cache, write=write)
+
+
+def _features_read(teacher: nn.Module, objective: Objective, loader: Loader) -> dict[str, tuple[int, ...]]:
+    """The teacher's taps that the losses of a run read in each step, and the shape of each for one image."""
+    if not objective.reads_features:
+        return {}
+    batch = next(loader.epoch(0))
+    features = teacher(batch.images, index=batch.target.index).features
+    read: set[str] = set()
+    for term in objective.terms.values():
+        loss = term.loss
+        if isinstance(loss, MapLoss):
+            read |= {pair.teacher_path for pair in loss.pairs}
+        elif isinstance(loss, RelationLoss):
+            read.add(loss.teacher_path)
+        elif isinstance(loss, CRD):
+            read.add(PENULTIMATE)
+        elif "features" in getattr(loss, "reads", ()):
+            read |= set(features)  # it may read any
+    for name in read:
+        if len(features[name]) != len(batch.images):
+            raise ValueError(
+                f"teacher.cache_features: needs one feature an image, got {tuple(features[name].shape)} from {name!r} for "
+                f"{len(batch.images)} images; tap another module, or leave teacher.cache out."
+            )
+    return {name: tuple(value.shape[1:]) for name, value in features.items() if name in read}
 
 
 def _pass(
