@@ -334,3 +334,12 @@ def test_messages_have_three_parts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs") as caught:
         open_one(tmp_path, IMAGES, [{**GOOD, "bbox": [1, 2, -3, 4]}])
     assert re.fullmatch(r"data: needs .*, got .*; .*\.", str(caught.value))
+
+
+def test_two_categories_of_one_name_are_refused(tmp_path):
+    file = tmp_path / "boxes.json"
+    image = {"id": 1, "file_name": "a.png", "height": 5, "width": 5}
+    categories = [{"id": 1, "name": "cat"}, {"id": 7, "name": "cat"}]
+    file.write_text(json.dumps({"images": [image], "annotations": [], "categories": categories}))
+    with pytest.raises(ValueError, match=r"needs a name of its own, got 'cat' in category 7 of .*boxes\.json"):
+        read_annotations(file)

@@ -129,6 +129,8 @@ def test_labels_and_overlaps_against_a_slow_reference():
                 x, y = left + width / 2 + dx * width, top + height / 2 + dy * height
                 w, h = width * 2.718281828459045**dw, height * 2.718281828459045**dh
                 moved = torch.tensor([[x - w / 2, y - h / 2, x + w / 2, y + h / 2]])
+                high, wide = batch.images[image].shape[1:]
+                moved = torch.minimum(moved.clamp_min(0), torch.tensor([wide, high, wide, high]))
                 expected = float(box_iou(moved, t.boxes[best][None])[0, 0])
                 assert float(features[BOX_IOU][row]) == pytest.approx(expected, abs=1e-3)
             else:
@@ -176,12 +178,52 @@ def test_a_frozen_detector_stays_frozen_and_answers_in_the_students_classes():
         batch.images,
         type(answer.proposals)(answer.proposals.boxes, place[answer.proposals.label], answer.proposals.truth),
     )
-    assert (said.logits == own.logits[:, place]).all()
+    assert (said.logits[:, 1:] == own.logits[:, place[1:]]).all()
     assert (said.features[BOX] == own.features[BOX]).all()
     for ours, theirs in zip(frozen.detect(batch.images), teacher.detect(batch.images), strict=True):
         kept = theirs.label != 2  # fox
         assert (place[ours.label] == theirs.label[kept]).all()
         assert (ours.boxes == theirs.boxes[kept]).all()
+
+
+def test_what_a_teacher_believes_of_other_classes_is_background():
+    """A region of a class that the student has not *is* background to it."""
+    made, batch = detector(), scenes()
+    answer = made.train()(batch.images, batch.truth)
+    teacher = detector(5, classes=("cat", "dog", "fox", "owl"))
+    frozen = FrozenDetector(teacher, ("owl", "cat"))
+    proposals = type(answer.proposals)(
+        answer.proposals.boxes, answer.proposals.label.clamp_max(2), answer.proposals.truth
+    )
+    believed = frozen(batch.images, proposals).logits.softmax(1)
+    place = torch.tensor([0, 4, 1])
+    own = teacher.consult(
+        batch.images, type(proposals)(proposals.boxes, place[proposals.label], proposals.truth)
+    ).logits.softmax(1)
+    torch.testing.assert_close(believed[:, 1:], own[:, [4, 1]])
+    torch.testing.assert_close(believed[:, 0], own[:, 0] + own[:, 2] + own[:, 3])
+
+
+def test_a_box_is_compared_as_it_is_detected():
+    """Cut off at the picture's border, like a detection."""
+    made, batch = detector(), scenes()
+    answer = made.train()(batch.images, batch.truth)
+    boxes, label, truth = (
+        answer.proposals.boxes,
+        answer.proposals.label.clone(),
+        answer.proposals.truth.clone(),
+    )
+    label[0], truth[0] = 1, boxes[0][0]
+    with torch.no_grad():  # every box is moved to the left by half its width, and nothing else
+        predictor = made.net.roi_heads.box_predictor.bbox_pred
+        predictor.weight.zero_()
+        predictor.bias.copy_(torch.tensor([-5.0, 0, 0, 0]).repeat(4))
+    first = boxes[0].clone()
+    first[0] = torch.tensor([0.0, 10, 40, 50])
+    truth[0] = torch.tensor([0.0, 10, 20, 50])
+    asked = type(answer.proposals)((first, *boxes[1:]), label, truth)
+    said = made.eval().consult(batch.images, asked)
+    assert said.features[BOX_IOU][0] == pytest.approx(1.0, abs=1e-4)
 
 
 def test_a_teacher_without_the_students_classes_is_refused():
@@ -217,6 +259,37 @@ def test_a_detector_comes_back_from_its_file(tmp_path):
         ValueError, match=r"needs the weights of this detector, got .*tensors that do not fit"
     ):
         create_detector(TINY.replace("levels=3-5", "levels=4-5"), weights=tmp_path / "d.safetensors")
+
+
+def test_classes_in_another_order_are_sorted(tmp_path):
+    made, batch = detector(), scenes()
+    save_detector(made, tmp_path / "d.safetensors")
+    other = create_detector(TINY, ("owl", "cat", "dog"), weights=tmp_path / "d.safetensors")
+    place = torch.tensor([0, 2, 3, 1])  # cat, dog, owl there
+    for ours, theirs in zip(other.detect(batch.images), made.detect(batch.images), strict=True):
+        assert (ours.label == place[theirs.label]).all()
+        torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-3)
+    with pytest.warns(UserWarning, match="the last layer stays new"):  # as many, and others
+        create_detector(TINY, ("cat", "dog", "fox"), weights=tmp_path / "d.safetensors")
+
+
+def test_the_name_must_mean_the_detector_in_the_file(tmp_path):
+    made = detector()
+    save_detector(made, tmp_path / "d.safetensors")
+    assert create_detector("fasterrcnn:", weights=tmp_path / "d.safetensors").name == TINY
+    with pytest.raises(
+        ValueError, match=r"anchors that the file was trained with \(anchors=4\), got anchors=8"
+    ):
+        create_detector(TINY.replace("&anchors=4", ""), weights=tmp_path / "d.safetensors")
+    with pytest.warns(UserWarning, match="sees pictures at size 128, the file was trained at 64"):
+        create_detector(TINY, weights=tmp_path / "d.safetensors", input_size=128)
+
+
+def test_arguments_of_timm_have_types():
+    assert parse_name("fasterrcnn:timm/resnet18?drop_path_rate=0.1&pad_type=same")[2] == {
+        "drop_path_rate": 0.1,
+        "pad_type": "same",
+    }
 
 
 def test_a_classifiers_file_becomes_the_backbone_with_frozen_norms(tmp_path):

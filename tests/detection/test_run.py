@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from outgrow.config import build_config, merge
-from outgrow.detection.create import create_detector
+from outgrow.detection.create import create_detector, save_detector
+from outgrow.detection.prepare import frozen_teacher, open_run_scenes, set_up_detection, train_scenes
 from outgrow.evaluation import evaluate_model
 from outgrow.models import create_model, save_student
+from outgrow.prepare import method_of
+from outgrow.progress import Reporter
 from outgrow.recipes import RECIPES
 from outgrow.run import distill
 
@@ -114,7 +117,9 @@ def test_interrupted_and_resumed_is_the_same_run(run, small, weights, tmp_path):
 
     def stop(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 5:  # before, teacher, two epochs: in the middle of the student's second
+        if (
+            len(calls) == 4
+        ):  # before, teacher, the first epoch, and here the second: its checkpoint is not yet written
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
@@ -125,6 +130,8 @@ def test_interrupted_and_resumed_is_the_same_run(run, small, weights, tmp_path):
             distill(config)
     finally:
         room.evaluate_detector = original
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]
+    assert len(kept) == 1
     again = distill(config, resume=True)
     assert [e["terms"] for e in again["epochs"]] == [e["terms"] for e in record["epochs"]]
     assert again["student"]["ap"] == record["student"]["ap"]
@@ -153,6 +160,7 @@ def test_without_a_teacher(small, weights):
             r"needs views in which boxes move along \(flip, resized_crop\), got mixup",
         ),
         ({"teacher": {"rows": "disjoint"}}, "teacher.rows=disjoint"),
+        ({"method": {"loss": "kd + crd"}}, "crd: needs rows that come back in every epoch"),
     ],
 )
 def test_errors(small, weights, change, message):
@@ -161,13 +169,20 @@ def test_errors(small, weights, change, message):
         distill(config)
 
 
-def test_a_teacher_of_ones_own_and_a_student_of_ones_own(small, weights):
+def test_a_teacher_of_ones_own_and_a_student_of_ones_own(small, weights, tmp_path):
     classes = ("Platelets", "RBC", "WBC")  # another order
     torch.manual_seed(0)
     teacher = create_detector(NAME, classes)
     student = create_detector(NAME, ("RBC", "WBC", "Platelets"))
+    start = {key: value.clone() for key, value in student.state_dict().items()}
     record = distill(layer(small, weights, None, loss="kd + box"), teacher=teacher, student=student)
     assert record["teacher"]["classes"] == 3
+    save_detector(teacher, tmp_path / "teacher.safetensors")
+    sorted_ = create_detector(NAME, ("RBC", "WBC", "Platelets"), weights=tmp_path / "teacher.safetensors")
+    student.load_state_dict(start)
+    again = distill(layer(small, weights, None, loss="kd + box"), teacher=sorted_, student=student)
+    for one, other in zip(record["epochs"], again["epochs"], strict=True):
+        assert other["terms"] == pytest.approx(one["terms"], rel=1e-4)
     with pytest.raises(ValueError, match=r"needs an outgrow\.detection\.Detector for the classes RBC"):
         distill(layer(small, weights, None), teacher=teacher, student=teacher)
 
@@ -202,3 +217,44 @@ def test_who_mixes_up_detectors_and_classifiers_is_told(cells):
     lines = list(listing("features", NAME))
     assert [line.split()[0] for line in lines[1:]] == ["p3", "p4", "p5", "p6", "penultimate,"]
     assert lines[1].endswith("8 x 32 x 32")
+
+
+def test_a_dry_run_moves_nothing_and_all_levels_are_compared(small, weights):
+    """A student without weights has batch norms that learn: their statistics must not see the dry run."""
+    config = layer(small, weights, None, loss="mgd + cwd + fitnet + fitnet(student='p3', teacher='p4')")
+    data, train = open_run_scenes(config)
+    student = create_detector(NAME, data.classes)
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    _, objective = method_of(config)
+    loader = train_scenes(config, config.train, train, torch.device("cpu"))
+    frozen = frozen_teacher(data, create_detector(NAME, data.classes))
+    set_up_detection(objective, student, frozen, loader, torch.device("cpu"))
+    assert all((value == before[key]).all() for key, value in student.state_dict().items())
+    pairs = {name: [p.student_path for p in term.loss.pairs] for name, term in objective.terms.items()}
+    every = ["p3", "p4", "p5", "p6"]
+    assert pairs == {"mgd": every, "cwd": every, "fitnet": every, "fitnet_2": ["p3"]}
+
+
+def test_rows_are_balanced_in_a_run(small, weights, monkeypatch):
+    from outgrow.detection import lesson as room
+
+    seen, own = [], room.balance
+    monkeypatch.setattr(room, "balance", lambda knowledge: seen.append(own(knowledge)) or seen[-1])
+    distill(layer(small, weights, None))
+    assert len(seen) == 4  # two epochs of two steps
+    assert all(knowledge.weight.unique().numel() == 2 for knowledge in seen)
+
+
+def test_what_means_nothing_to_a_detector_is_said(small, weights):
+    notes = []
+
+    class Notes(Reporter):
+        def note(self, text):
+            notes.append(text)
+
+    config = layer(small, weights, None, loss="kd")
+    config = build_config(
+        merge(config.model_dump(), {"teacher": {"precision": "bf16"}, "data": {"size": 64}})
+    )
+    distill(config, reporter=Notes())
+    assert "warning: teacher.precision, data.size change nothing for a detector" in notes

@@ -1,9 +1,9 @@
 """The same nouns for boxes: rows are proposals, features are the levels of a pyramid.
 
-    data = open_coco("coco:IMAGES:ANNOTATIONS")
-    student = create_detector("fasterrcnn:timm/mobilenetv2_100", data.classes)
-    teacher = FrozenDetector(create_detector(..., weights=...), data.classes)
-    lesson = Detect()(student, teacher, scenes)        # then rectify and objective, as for images
+data = open_coco("coco:IMAGES:ANNOTATIONS")
+student = create_detector("fasterrcnn:timm/mobilenetv2_100", data.classes)
+teacher = FrozenDetector(create_detector(..., weights=...), data.classes)
+lesson = Detect()(student, teacher, scenes)        # then rectify and objective, as for images
 """
 
 from outgrow.detection.boxes import Detections, Scenes, Truth

@@ -90,6 +90,12 @@ def read_annotations(path: Path) -> AnnotationFile:
     categories = _Entries(path, "category", content["categories"]).checked("name")
     order = sorted(categories)
     labels = {number: label for label, number in enumerate(order, start=1)}
+    seen: set[str] = set()
+    for number in order:
+        name = categories[number]["name"]
+        if name in seen:
+            _fail(path, "a name of its own", name, "category", number)
+        seen.add(name)
     images = _Entries(path, "image", content["images"]).checked("file_name", "height", "width")
     for number, image in images.items():
         for side in ("height", "width"):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ PUBLISHED = {
     "torchvision/mobilenet_v3_large": "fasterrcnn_mobilenet_v3_large_fpn",
 }
 """Detectors that torchvision has published COCO weights for, by backbone."""
+LAST_LAYER = "roi_heads.box_predictor."
 STRIDE_TO_ANCHOR = 8
 """Side of an anchor on a level over the level's stride, in the paper and in torchvision."""
 
@@ -70,16 +73,21 @@ def create_detector(
     whole detector's, with COCO's classes, where they are not. Without either everything is drawn anew.
     Batch norms of a backbone with weights are frozen, as detection trains on few pictures a step.
     ``input_size`` takes the place of ``?size=``. A file of a detector with other classes gives all but its
-    last layer, with a warning.
+    last layer, with a warning; classes of another order are put into the order of ``classes``. The name
+    ``fasterrcnn:`` alone is the one in the file.
 
     ``ValueError`` for names, shapes, or files that do not fit.
     """
+    state, metadata = ({}, {}) if weights is None else read_weights(weights)
+    if name == PREFIX and is_detector(str(metadata.get("model"))):
+        name = metadata["model"]
     backbone, shape, arguments = parse_name(name, input_size)
+    _check_anchors(name, shape, metadata)
     name = spell_name(backbone, shape, arguments)
     if weights is None and pretrained:
         try:
             if classes is None:
-                return _published(name, backbone, shape)
+                return _published(name, backbone, shape, arguments)
             net = _build(backbone, shape, arguments, len(classes) + 1, pretrained=True)
         except OSError as error:  # no network, or a full disk
             raise ValueError(
@@ -87,16 +95,18 @@ def create_detector(
             ) from error
         _freeze_norms(net)
         return Detector(net, name=name, classes=tuple(classes))
-    state, metadata = ({}, {}) if weights is None else read_weights(weights)
     whole = any(key.startswith("roi_heads.") for key in state)
     own_classes = tuple(classes) if classes is not None else _classes_of(name, state, metadata)
     net = _build(backbone, shape, arguments, len(own_classes) + 1, pretrained=False)
     if whole:
-        _load_whole(net, state, weights, name)
+        _load_whole(net, _in_order(state, metadata, own_classes), weights, name)
     elif weights is not None:
         _load_backbone(net.backbone.body, state, Path(weights), name)
     if weights is not None:
-        _freeze_norms(net)
+        # torchvision trained its COCO detectors with an epsilon of zero
+        _freeze_norms(
+            net, eps=0.0 if whole and "classes" not in metadata and len(own_classes) == 90 else None
+        )
     return Detector(net, name=name, classes=own_classes)
 
 
@@ -137,7 +147,7 @@ def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, di
             raise ValueError(
                 f"{name}: needs key=value pairs joined by & behind the question mark, got {item!r}."
             )
-        given[key] = _value(name, key, text) if key in known else text
+        given[key] = _value(name, key, text) if key in known else yaml.safe_load(text)
     shape = {key: value for key, value in given.items() if key in known}
     if input_size is not None:
         shape["size"] = input_size
@@ -204,7 +214,44 @@ def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int,
     )
 
 
-def _published(name: str, backbone: str, shape: Shape) -> Detector:
+def _check_anchors(name: str, shape: Shape, metadata: dict[str, Any]) -> None:
+    """The name must mean the detector that is in the file, as far as no tensor's shape tells."""
+    stated = str(metadata.get("model"))
+    if not is_detector(stated):
+        return
+    theirs = parse_name(stated)[1]
+    if theirs.anchors != shape.anchors:
+        raise ValueError(
+            f"{name}: needs the anchors that the file was trained with (anchors={theirs.anchors:g}), got "
+            f"anchors={shape.anchors:g}; the file says {stated}, and the name fasterrcnn: alone takes that."
+        )
+    if theirs.size != shape.size:
+        warnings.warn(
+            f"{name}: sees pictures at size {shape.size}, the file was trained at {theirs.size}.",
+            stacklevel=3,
+        )
+
+
+def _in_order(
+    state: dict[str, Tensor], metadata: dict[str, Any], classes: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """``state`` with the rows of its last layer in the order of ``classes``; without that layer where the
+    file names others."""
+    stated = metadata.get("classes")
+    if not isinstance(stated, list) or tuple(stated) == classes:
+        return state
+    last = [key for key in state if key.startswith(LAST_LAYER)]
+    if set(stated) != set(classes):
+        return {key: value for key, value in state.items() if key not in last}
+    rows = torch.tensor([0, *(1 + stated.index(name) for name in classes)])
+    moved = {}
+    for key in last:
+        by_class = state[key].unflatten(0, (len(rows), -1))
+        moved[key] = by_class[rows].flatten(0, 1)
+    return {**state, **moved}
+
+
+def _published(name: str, backbone: str, shape: Shape, arguments: dict[str, Any]) -> Detector:
     """A whole detector of torchvision's registry."""
     from torchvision.models import detection, get_model_weights
 
@@ -214,7 +261,7 @@ def _published(name: str, backbone: str, shape: Shape) -> Detector:
             f"{name}: needs weights for the whole detector, got pretrained=true, which torchvision has for "
             f"{', '.join(PUBLISHED)} alone; give a file, or train the teacher first (--train-teacher)."
         )
-    if shape != Shape(size=shape.size, max_size=shape.max_size):
+    if arguments or shape != Shape(size=shape.size, max_size=shape.max_size):
         raise ValueError(
             f"{name}: needs the published detector's own shape, got other levels or widths; keep ?size= alone."
         )
@@ -250,9 +297,10 @@ def _classes_of(name: str, state: dict[str, Tensor], metadata: dict[str, Any]) -
 
 def _load_whole(net: nn.Module, state: dict[str, Tensor], path: str | Path | None, name: str) -> None:
     own = net.state_dict()
-    last = {key for key in own if key.startswith("roi_heads.box_predictor.")}
+    last = {key for key in own if key.startswith(LAST_LAYER)}
     differing = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
-    missing = {key for key in own.keys() - state.keys() if not key.endswith("num_batches_tracked")}
+    differing |= last - state.keys()
+    missing = {key for key in own.keys() - state.keys() - last if not key.endswith("num_batches_tracked")}
     unexpected = {key for key in state.keys() - own.keys() if not key.endswith("num_batches_tracked")}
     if missing or unexpected or differing - last:
         wrong = sorted(missing | unexpected | (differing - last))
@@ -284,8 +332,12 @@ def _load_backbone(body: nn.Module, state: dict[str, Tensor], path: Path, name: 
     body.load_state_dict(found, strict=False)
 
 
-def _freeze_norms(net: Any) -> None:
+def _freeze_norms(net: Any, *, eps: float | None = None) -> None:
     from timm.layers import freeze_batch_norm_2d
+    from torchvision.ops import FrozenBatchNorm2d
 
-    body = net.backbone.body
-    net.backbone.body = freeze_batch_norm_2d(body)
+    net.backbone.body = freeze_batch_norm_2d(net.backbone.body)
+    if eps is not None:
+        for module in net.backbone.body.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.eps = eps

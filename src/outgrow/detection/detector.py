@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.ops import clip_boxes_to_image
 
 from outgrow.detection.boxes import Detections, Truth
 from outgrow.features import BOX, BOX_IOU, PENULTIMATE
@@ -96,7 +97,7 @@ class Detector(nn.Module):
                 label=label,
                 truth=torch.cat([_matched(t.boxes, which) for t, which in zip(truth, matched, strict=True)]),
             )
-            outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, proposals)
+            outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
             task = torch.stack([*region_losses.values(), class_loss, box_loss]).sum()
         return Answer(outputs, proposals, task)
 
@@ -108,7 +109,7 @@ class Detector(nn.Module):
             back = [_scale(own, picture) for own, picture in zip(batch.image_sizes, images, strict=True)]
             boxes = [b / s for b, s in zip(proposals.boxes, back, strict=True)]
             vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
-            return self._outputs(maps, vectors, logits, deltas, boxes, back, proposals)
+            return self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
@@ -146,14 +147,20 @@ class Detector(nn.Module):
         deltas: Tensor,
         boxes: list[Tensor],
         back: list[Tensor],
+        images: Sequence[Tensor],
         proposals: Proposals,
     ) -> Outputs:
         rows = torch.arange(len(logits), device=logits.device)
         # background has no box of its own: class 0's column is never used there, nor trained
         own = deltas.view(len(logits), -1, 4)[rows, proposals.label]
         moved = self.net.roi_heads.box_coder.decode_single(own.detach(), torch.cat(list(boxes)))
-        scale = torch.cat([s.expand(len(b), 4) for s, b in zip(back, boxes, strict=True)])
-        overlap = _iou(moved * scale, proposals.truth) * (proposals.label > 0)
+        counts = [len(b) for b in boxes]
+        pictures = [
+            # a detection is cut off at the border, so that is the box which is compared
+            clip_boxes_to_image(part * scale, tuple(picture.shape[-2:]))
+            for part, scale, picture in zip(moved.split(counts), back, images, strict=True)
+        ]
+        overlap = _iou(torch.cat(pictures), proposals.truth) * (proposals.label > 0)
         levels = {self.levels[key]: value for key, value in maps.items()}
         return Outputs(logits, {**levels, PENULTIMATE: vectors, BOX: own, BOX_IOU: overlap})
 
@@ -201,9 +208,11 @@ class FrozenDetector(nn.Module):
     """``detector`` as a teacher: frozen, always in evaluation mode, without a gradient.
 
     ``classes`` are the student's; its own are found among them by name. ``ValueError`` where one is missing.
+    What it believes of classes that the student has not is background to the student.
     """
 
     columns: Tensor
+    foreign: Tensor
 
     def __init__(self, detector: Detector, classes: Sequence[str]) -> None:
         super().__init__()
@@ -217,7 +226,10 @@ class FrozenDetector(nn.Module):
                 "teacher for them (--train-teacher)."
             )
         self.detector = detector.requires_grad_(False)
-        self.register_buffer("columns", torch.tensor([0, *(place[name] for name in classes)]))
+        known = [place[name] for name in classes]
+        others = [number for number in place.values() if number not in known]
+        self.register_buffer("columns", torch.tensor([0, *known]))
+        self.register_buffer("foreign", torch.tensor(others, dtype=torch.long))
         self.eval()
 
     def train(self, mode: bool = True) -> "FrozenDetector":
@@ -230,7 +242,11 @@ class FrozenDetector(nn.Module):
             self.eval()
         mapped = Proposals(proposals.boxes, self.columns[proposals.label], proposals.truth)
         said = self.detector.consult(images, mapped)
-        return Outputs(said.logits[:, self.columns], said.features)
+        logits = said.logits[:, self.columns]
+        if len(self.foreign):
+            rest = torch.cat([logits[:, :1], said.logits[:, self.foreign]], dim=1)
+            logits = torch.cat([rest.logsumexp(dim=1, keepdim=True), logits[:, 1:]], dim=1)
+        return Outputs(logits, said.features)
 
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
         """What it finds, in the student's classes; classes that the student has not are left out."""

@@ -21,7 +21,10 @@ from outgrow.detection.detector import Detector, FrozenDetector, Proposals
 from outgrow.detection.lesson import Detect
 from outgrow.detection.loader import SceneLoader, make_scene_loader
 from outgrow.detection.scores import CocoScores, coco_scores
+from outgrow.features import NOT_TAPS
 from outgrow.knowledge import Rectifier
+from outgrow.losses.adapters import MapLoss
+from outgrow.losses.crd import CRD
 from outgrow.metrics import num_parameters
 from outgrow.objective import Objective
 from outgrow.outputs import Outputs
@@ -29,8 +32,13 @@ from outgrow.prepare import fit, is_main, process_group
 from outgrow.progress import Reporter
 from outgrow.trainer import Trainer, make_accelerator
 
-EVAL_BATCH = 8
-"""Pictures at a time in evaluation: photographs are large, and a detector's result does not depend on it."""
+EVAL_BATCH = 1
+"""Pictures at a time in evaluation: beside a larger one a picture would be padded, which changes what is found."""
+IGNORED = {
+    "teacher": ("fold", "precision", "compile", "cache_features", "correct_views"),
+    "data": ("label", "val_fraction", "size"),
+}
+"""Fields that classifiers have a use for."""
 UNMOVED = ("cutout", "randaugment", "mixup", "cutmix")
 
 
@@ -121,6 +129,28 @@ def evaluate_detector(
             advance(len(detections))
     scores = coco_scores(split.annotations, split.image_ids, data.category_ids, detections)
     return Found(detections, scores)
+
+
+def say_what_is_ignored(config: Config, report: Reporter) -> None:
+    """Fields that were set and mean nothing to a detector."""
+    default = Config()
+    fields = [
+        f"{section}.{name}"
+        for section, names in IGNORED.items()
+        for name in names
+        if getattr(getattr(config, section), name) != getattr(getattr(default, section), name)
+    ]
+    if fields:
+        report.note(f"warning: {', '.join(fields)} change nothing for a detector")
+
+
+def check_losses(objective: Objective) -> None:
+    """ValueError for a loss that a detector's rows cannot have."""
+    for name, term in objective.terms.items():
+        if isinstance(term.loss, CRD):
+            raise ValueError(
+                f"{name}: needs rows that come back in every epoch, got a detector's proposals; take another loss."
+            )
 
 
 def student_detector(config: Config, data: DetectionData, module: nn.Module | None) -> Detector:
@@ -244,7 +274,11 @@ def frozen_teacher(data: DetectionData, detector: Detector | None) -> FrozenDete
 def set_up_detection(
     objective: Objective, student: Detector, teacher: nn.Module, loader: SceneLoader, device: torch.device
 ) -> None:
-    """Connectors, from one dry run on a batch; nothing of the student moves."""
+    """Connectors, from one dry run on a batch; nothing of the student moves.
+
+    Losses on maps compare all levels of the pyramid, unless they name some: the last one alone, a choice for
+    classifiers, would be a pooled copy of the one before.
+    """
     if not objective.reads_features:
         return
     scenes: Scenes = next(iter(loader.epoch(0)))
@@ -254,6 +288,10 @@ def set_up_detection(
     with torch.no_grad():  # in training mode, as only then a detector labels its proposals
         lesson = Detect()(student.train(), teacher, scenes)
     student.load_state_dict(state)
+    levels = [name for name in lesson.student.features if name not in NOT_TAPS]
+    for term in objective.terms.values():
+        if isinstance(term.loss, MapLoss) and term.loss.student_paths is term.loss.teacher_paths is None:
+            term.loss.student_paths = term.loss.teacher_paths = levels
     objective.setup(lesson.student, lesson.teacher, num_samples=loader.num_indices)
 
 

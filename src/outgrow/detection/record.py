@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from outgrow.config import Config
-from outgrow.detection.boxes import Detections
 from outgrow.detection.data import DetectionData, DetectionSplit
 from outgrow.detection.detector import Detector
 from outgrow.detection.errors import best_threshold, class_errors, confident
@@ -96,7 +95,7 @@ def draw(
     out: Path,
     data: DetectionData,
     split: DetectionSplit,
-    columns: Mapping[str, Sequence[Detections]],
+    columns: Mapping[str, Found],
 ) -> list[str]:
     """The pictures on which the first and the last of ``columns`` differ most, side by side with the truth.
 
@@ -108,13 +107,13 @@ def draw(
     # each network at the score that suits it best, as in the table
     drawn = []
     for label, found in columns.items():
-        threshold = best_threshold(truth, found)
-        drawn.append((label, [confident(one, threshold) for one in found]))
-    first, *_, after = columns.values()
+        threshold = best_threshold(truth, found.detections)
+        drawn.append((label, [confident(one, threshold) for one in found.detections]))
+    first, *_, after = (found.detections for found in columns.values())
     names = []
     (out / "pictures").mkdir(exist_ok=True)
     for position in where_they_differ(truth, first, after, NUM_PICTURES):
-        name = f"pictures/{Path(split.name(position)).stem}.jpg"
+        name = f"pictures/{position:05d}-{Path(split.name(position)).stem}.jpg"
         side_by_side(
             out / name,
             [("truth", truth[position]), *((label, found[position]) for label, found in drawn)],

@@ -20,9 +20,11 @@ from outgrow.detection.detector import Detector, FrozenDetector
 from outgrow.detection.lesson import Balanced, Detect
 from outgrow.detection.prepare import (
     Found,
+    check_losses,
     evaluate_detector,
     frozen_teacher,
     open_run_scenes,
+    say_what_is_ignored,
     set_up_detection,
     student_detector,
     teacher_detector,
@@ -36,6 +38,7 @@ from outgrow.detection.record import (
     numbers_of,
     student_facts,
 )
+from outgrow.detection.scores import check_installed
 from outgrow.metrics import num_parameters
 from outgrow.prepare import fit, is_main, method_of, process_group
 from outgrow.progress import Reporter
@@ -64,23 +67,29 @@ def distill_detector(
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(config.to_yaml())
     device, workers = accelerator.device, config.data.workers
+    check_installed()
     data, train = open_run_scenes(config)
+    say_what_is_ignored(config, report)
     rectify, objective = method_of(config)
+    check_losses(objective)
     for name, reason in objective.inert_under(rectify.rule).items():
         report.note(
             f"warning: the rule {rectify.rule.name!r} changes nothing for the loss {name!r}: {reason}"
         )
 
-    taught = teacher_detector(config, data, train, teacher, out, resume, report)
-    torch.manual_seed(config.seed)  # whatever the teacher drew, students of a seed start alike
+    torch.manual_seed(
+        config.seed
+    )  # students of a seed start alike, and what is wrong with one is said at once
     pupil = student_detector(config, data, student)
+    taught = teacher_detector(config, data, train, teacher, out, resume, report)
+    torch.manual_seed(config.seed)
     frozen = frozen_teacher(data, taught).to(device)
     objective.process_group = process_group()
     loader = train_scenes(config, config.train, train, device)
     set_up_detection(objective, pupil, frozen, loader, device)
 
     shown = data.val or data.test
-    before = evaluate_detector(pupil, data, shown, device, workers=workers)
+    before = None if out is None else evaluate_detector(pupil, data, shown, device, workers=workers)
     by_teacher = None
     if isinstance(frozen, FrozenDetector):
         with report.bar("teacher on the test pictures", len(data.test)) as advance:
@@ -127,12 +136,14 @@ def distill_detector(
         "config": config.model_dump(mode="json"),
         **provenance(device, started),
     }
-    if out is not None and is_main():
-        columns = {"student before": before.detections}
-        columns["student after"] = evaluate_detector(pupil, data, shown, device, workers=workers).detections
-        if isinstance(frozen, FrozenDetector):
-            told = evaluate_detector(frozen, data, shown, device, workers=workers).detections
-            columns = {"teacher": told, **columns}
+    if out is not None and before is not None and is_main():
+        columns = {"student before": before, "student after": found}
+        if by_teacher is not None:
+            columns = {"teacher": by_teacher, **columns}
+        if shown is not data.test:  # what was found there is known already
+            columns["student after"] = evaluate_detector(pupil, data, shown, device, workers=workers)
+            if by_teacher is not None:
+                columns["teacher"] = evaluate_detector(frozen, data, shown, device, workers=workers)
         record["detection"]["pictures"] = draw(out, data, shown, columns)
         _write(out, record, pupil)
     report.event("result", teacher=record["teacher"].get("ap"), student=found.ap, metric="ap", out=config.out)

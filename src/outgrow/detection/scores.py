@@ -53,6 +53,17 @@ class CocoScores:
     per_class: dict[str, float | None]
 
 
+def check_installed() -> None:
+    """ValueError where what counts is not installed: before a training, not after it."""
+    try:
+        import faster_coco_eval  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "coco_scores: needs the package faster-coco-eval, got none installed; "
+            "pip install 'outgrow[detection]'."
+        ) from error
+
+
 def coco_scores(
     annotations: Mapping[str, Any],
     image_ids: Sequence[int],
@@ -73,13 +84,8 @@ def coco_scores(
 
     Reference: Lin et al., Microsoft COCO (2014), and cocodataset.org/#detection-eval.
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise ValueError(
-            "coco_scores: needs the package faster-coco-eval, got none installed; "
-            "pip install 'outgrow[detection]'."
-        ) from error
+    check_installed()
+    from faster_coco_eval import COCO, COCOeval_faster
 
     names = {category["id"]: str(category["name"]) for category in annotations["categories"]}
     _check_ids(annotations, image_ids, category_ids, names)
