@@ -170,7 +170,7 @@ def evaluate_detection(
     with report.bar(f"{name} on the test pictures", len(data.test)) as advance:
         found = evaluate_detector(frozen, data, data.test, device, workers=workers, advance=advance)
     result = {
-        "model": name,
+        "model": detector.name,
         "weights": None if weights is None else str(weights),
         "data": source,
         "metric": "ap",

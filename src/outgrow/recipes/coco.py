@@ -7,7 +7,8 @@ from outgrow.recipes.base import Recipe
 # Constants of distillation on detectors. ``kd`` and ``dkd``: DKD's authors for Faster R-CNN (temperature 1,
 # alpha 1, beta 0.25; https://arxiv.org/abs/2203.08679, appendix). ``mgd``: its authors for Faster R-CNN with
 # FPN (5e-7, share 0.45; our sum is over elements, theirs too). ``pkd``: its authors, 6 on each level.
-# ``cwd``: its authors' detection setting is 10 (temperature 1) a level. ``fitnet`` and ``reviewkd``: none
+# ``cwd``: its authors' detection setting is 10 (temperature 1) a level, which is large at the start of a
+# student from scratch (50 times its own loss on ``bccd``). ``fitnet`` and ``reviewkd``: none
 # was found for these pairs; 1.
 LOSSES: dict[str, dict[str, Any]] = {
     "kd": {"loss": "kd(temperature=1.0) + box"},
@@ -70,7 +71,8 @@ def _small(teacher_epochs: int, student: dict[str, Any]) -> dict[str, Any]:
 def coco_recipes() -> dict[str, Recipe]:
     recipes = {
         f"coco/{teacher}-{student}": Recipe(
-            f"MS-COCO 2017, Faster R-CNN with FPN, {teacher} to {student}, 180,000 steps of 8",
+            f"MS-COCO 2017, Faster R-CNN with FPN, {teacher} to {student}, 180,000 steps of 8"
+            + ("" if teacher == "resnet50" else "; give --teacher-weights, or --train-teacher"),
             {
                 "data": {"source": "coco:coco:coco/annotations", "workers": 8, "augment": _FLIP},
                 "teacher": {"name": f"fasterrcnn:torchvision/{teacher}", "pretrained": True},
