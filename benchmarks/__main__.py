@@ -1,34 +1,66 @@
-"""``python -m benchmarks [--device cpu|cuda] [--out FILE]``: all measurements, as lines and as JSON."""
+"""All measurements, as lines and as JSON.
 
-import argparse
+    python -m benchmarks [--data parquet:PATH --label fine_label] [--device cpu|cuda] [--threads 2] [--repeat 5]
+                         [--only objective throughput students growth profile] [--out runs/benchmarks]
+
+    objective   (a) rectified KD against plain KD
+    throughput  (b, d) images a second and peak memory of every way of training, torchdistill among them
+    students    (c) ten students of one teacher, with and without the cache
+    growth      (e) with classes, batch and image size
+    profile     what a step's time goes to
+
+Without ``--data`` images are random. ``OUT/NAME.json`` holds each measurement with hardware, versions and
+commit. Nothing else should run beside it.
+"""
+
 import json
-import os
-import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import objective, throughput
+from benchmarks import growth, objective, step_profile, students, throughput
+from outgrow.provenance import provenance
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    hardware = (
-        torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    )
-    print(f"{hardware}, {os.cpu_count()} cores, torch {torch.__version__}")
-    result = {
-        "hardware": hardware,
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "objective": objective.measure(args.device),
-        "throughput": throughput.measure(args.device),
+def main(arguments: list[str] | None = None) -> None:
+    parser = throughput.arguments(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--only", nargs="+")
+    args = parser.parse_args(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    images: dict[str, Any] = {"data": args.data, "label": args.label}
+    on: dict[str, Any] = {**images, "threads": args.threads}
+    parts: dict[str, Callable[[], Any]] = {
+        "objective": lambda: objective.measure(args.device),
+        "throughput": lambda: throughput.measure(args.device, **on, repeat=args.repeat),
+        "students": lambda: students.measure(args.device, **on),
+        "growth": lambda: {
+            "objective": growth.of_objective(args.device),
+            "step": growth.of_step(args.device, threads=args.threads),
+        },
+        "profile": lambda: [
+            step_profile.measure(args.device, **images, pair=pair, cached=cached)
+            for pair in throughput.PAIRS
+            for cached in (True, False)
+        ],
     }
-    if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1))
+    unknown = sorted(set(args.only or ()) - set(parts))
+    if unknown:
+        parser.error(f"--only: there are {', '.join(parts)}, got {', '.join(unknown)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.only or parts:
+        print(f"{name}:", flush=True)
+        started = time.time()
+        result = parts[name]()
+        facts = provenance(torch.device(args.device), started)
+        kind, colon, where = args.data.partition(":")
+        if where:  # a path of this machine says nothing elsewhere
+            facts["command"] = facts["command"].replace(args.data, f"{kind}{colon}DATA")
+        (args.out / f"{name}.json").write_text(json.dumps({"result": result, **facts}, indent=1))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ ours without the fast path, ``eager`` the fast path where no C compiler is found
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from benchmarks.memory import peak_extra_bytes
 
 SHAPES = ((512, 100, 200), (4096, 1000, 25), (8192, 32000, 3))
 """Rows, classes, repetitions."""
+WAYS = ("plain", "ours", "eager", "reference")
 TEMPERATURE = 4.0
 
 
@@ -39,7 +40,7 @@ def ours(fast: bool | Literal["eager", "compiled"]) -> Callable[[Tensor, Tensor,
     return run
 
 
-def measure(device: str = "cpu", shapes: Any = SHAPES) -> list[dict[str, Any]]:
+def measure(device: str = "cpu", shapes: Any = SHAPES, *, ways: Sequence[str] = WAYS) -> list[dict[str, Any]]:
     """A row per shape; ratios are of medians."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -51,15 +52,16 @@ def measure(device: str = "cpu", shapes: Any = SHAPES) -> list[dict[str, Any]]:
         label = torch.randint(classes, (num_rows,), generator=generator).to(device)
         right = torch.rand(num_rows, generator=generator).to(device) < 0.7
         label = torch.where(right, teacher.argmax(1), label)
-        ways = {
+        made = {
             "plain": plain,
             "ours": ours(True),
             "eager": ours("eager"),
             "reference": ours(False),
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        made = {name: made[name] for name in ways}
+        times: dict[str, list[float]] = {name: [] for name in made}
         for round_ in range(repeat + 1):
-            for name, way in ways.items():
+            for name, way in made.items():
                 if device != "cpu":
                     torch.cuda.synchronize()
                 start = time.perf_counter()
@@ -72,24 +74,27 @@ def measure(device: str = "cpu", shapes: Any = SHAPES) -> list[dict[str, Any]]:
         median = {name: statistics.median(values) for name, values in times.items()}
         memory = {
             name: peak_extra_bytes(way, student, teacher, label) / (4 * student.numel())
-            for name, way in ways.items()
+            for name, way in made.items()
         }
+        ratio = {name: value / median["plain"] for name, value in median.items() if name != "plain"}
         rows.append(
             {
                 "rows": num_rows,
                 "classes": classes,
                 "n": repeat,
                 **{f"{name}_ms": 1000 * value for name, value in median.items()},
-                "ratio": median["ours"] / median["plain"],
-                "ratio_eager": median["eager"] / median["plain"],
-                "ratio_reference": median["reference"] / median["plain"],
+                "low_ms": {name: 1000 * min(values) for name, values in times.items()},
+                "high_ms": {name: 1000 * max(values) for name, values in times.items()},
+                "ratio": ratio,
                 "memory_in_gradients": memory,
             }
         )
         print(
-            f"{num_rows:>5} x {classes:<6} plain {1000 * median['plain']:9.2f} ms   ours {1000 * median['ours']:9.2f} ms   "
-            f"ratio {rows[-1]['ratio']:.2f}   (eager {rows[-1]['ratio_eager']:.2f}, reference "
-            f"{rows[-1]['ratio_reference']:.2f})   peak memory in gradients: "
+            f"{num_rows:>5} x {classes:<6}"
+            + ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in median.items())
+            + "; over plain: "
+            + ", ".join(f"{name} {value:.2f}" for name, value in ratio.items())
+            + "; peak memory in gradients: "
             + ", ".join(f"{name} {value:.2f}" for name, value in memory.items()),
             flush=True,
         )

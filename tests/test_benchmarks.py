@@ -12,12 +12,13 @@ from benchmarks.ways import Task
 TINY = ("cifar/resnet8", "cifar/resnet8")
 
 
-def test_all_ways_take_turns():
+def test_ways_take_turns():
+    ways = ("plain", "torchdistill", "cached")  # the others run below
     (row,) = throughput.measure(
-        pairs=[TINY], steps=1, repeat=2, batch=4, num=16, workers=0, threads=1, ways=throughput.WAYS
+        pairs=[TINY], steps=1, repeat=2, batch=4, num=16, workers=0, threads=1, ways=ways
     )
     there = importlib.util.find_spec("torchdistill") is not None
-    assert set(row["ways"]) == set(throughput.WAYS) - (set() if there else {"torchdistill"})
+    assert set(row["ways"]) == set(ways) - (set() if there else {"torchdistill"})
     for way in row["ways"].values():
         assert way["n"] == 2
         assert 0 < way["low"] <= way["rate"] <= way["high"]
