@@ -76,8 +76,13 @@ class Trainer:
 
     def fit(self, *, resume: bool = False) -> list[EpochRecord]:
         """Train to the end and return the records of all epochs, those before a resumption too."""
+        accelerator = self.accelerator or make_accelerator(self.config)
+        keep = self.config.keep_memory and accelerator.device.type == "cpu"
+        with kept_pages() if keep else nullcontext():
+            return self._fit(accelerator, resume)
+
+    def _fit(self, accelerator: Accelerator, resume: bool) -> list[EpochRecord]:
         config = self.config
-        accelerator = self.accelerator or make_accelerator(config)
         student, teacher, objective = self._placed(accelerator)
         optimizer = make_optimizer(config, student, objective)
         guard = _Guard(optimizer, accelerator.device, scaled=accelerator.scaler is not None)
@@ -99,43 +104,41 @@ class Trainer:
             for name, holder in stateful.items():
                 holder.load_state_dict(state[name])
             history = [EpochRecord(**record) for record in state["history"]]
-        keep = config.keep_memory and accelerator.device.type == "cpu"
-        with kept_pages() if keep else nullcontext():
-            for epoch in range(len(history), config.epochs):
-                start = time.perf_counter()
-                _tell_epoch(teacher, epoch)
-                student.train()
-                objective.train()
-                meter, done, lr = _Meter(), 0, 0.0
-                for step, batch in enumerate(self._batches(epoch)):
-                    progress = epoch / config.epochs
-                    if config.progress == "step":
-                        progress = (epoch * self._steps() + step) / total_steps
-                    result = self._step(accelerator, student, teacher, objective, batch, progress)
-                    guard.before_step(result, batch, epoch, step)
-                    accelerator.backward(result.total)
-                    if config.clip is not None:
-                        accelerator.clip_grad_norm_(student.parameters(), config.clip)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                    lr = float(scheduler.get_last_lr()[0])  # of this step
-                    scheduler.step()
-                    meter.add(result, len(batch.images))
-                    done += len(batch.images)
-                    if self.on_step is not None:
-                        self.on_step(epoch, done)
-                guard.read()
-                _tell_epoch(teacher, None)
-                seconds = time.perf_counter() - start
-                record = self._record(epoch, meter, accelerator, done, seconds, lr)
-                history.append(record)
-                if self.checkpoint is not None and accelerator.is_main_process:
-                    state = {name: holder.state_dict() for name, holder in stateful.items()}
-                    save_checkpoint(
-                        self.checkpoint, {**state, "history": [asdict(r) for r in history], "run": self.run}
-                    )
-                if self.on_epoch is not None:
-                    self.on_epoch(record)
+        for epoch in range(len(history), config.epochs):
+            start = time.perf_counter()
+            _tell_epoch(teacher, epoch)
+            student.train()
+            objective.train()
+            meter, done, lr = _Meter(), 0, 0.0
+            for step, batch in enumerate(self._batches(epoch)):
+                progress = epoch / config.epochs
+                if config.progress == "step":
+                    progress = (epoch * self._steps() + step) / total_steps
+                result = self._step(accelerator, student, teacher, objective, batch, progress)
+                guard.before_step(result, batch, epoch, step)
+                accelerator.backward(result.total)
+                if config.clip is not None:
+                    accelerator.clip_grad_norm_(student.parameters(), config.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                lr = float(scheduler.get_last_lr()[0])  # of this step
+                scheduler.step()
+                meter.add(result, len(batch.images))
+                done += len(batch.images)
+                if self.on_step is not None:
+                    self.on_step(epoch, done)
+            guard.read()
+            _tell_epoch(teacher, None)
+            seconds = time.perf_counter() - start
+            record = self._record(epoch, meter, accelerator, done, seconds, lr)
+            history.append(record)
+            if self.checkpoint is not None and accelerator.is_main_process:
+                state = {name: holder.state_dict() for name, holder in stateful.items()}
+                save_checkpoint(
+                    self.checkpoint, {**state, "history": [asdict(r) for r in history], "run": self.run}
+                )
+            if self.on_epoch is not None:
+                self.on_epoch(record)
         return history
 
     def _placed(self, accelerator: Accelerator) -> tuple[nn.Module, nn.Module, nn.Module]:

@@ -4,7 +4,6 @@ Behind the question mark stand :class:`Shape`'s fields; what is not one of them 
 """
 
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,12 +12,11 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from outgrow.detection.detector import Detector
 from outgrow.detection.pyramid import build_pyramid
-from outgrow.models.weights import read_weights
+from outgrow.models.weights import read_weights, write_weights
 
 PREFIX = "fasterrcnn:"
 PUBLISHED = {
@@ -112,18 +110,8 @@ def create_detector(
 
 def save_detector(detector: Detector, path: str | Path) -> None:
     """The file that is deployed: safetensors with the weights, the name (which rebuilds it) and the classes."""
-    path = Path(path)
-    state = {
-        key: value.detach().cpu().clone().contiguous() for key, value in detector.net.state_dict().items()
-    }
     metadata = {"format": "pt", "model": detector.name, "classes": json.dumps(detector.classes)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(state, unfinished, metadata=metadata)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_weights(detector.net.state_dict(), Path(path), metadata)
 
 
 def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, dict[str, Any]]:

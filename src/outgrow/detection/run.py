@@ -77,9 +77,8 @@ def distill_detector(
             f"warning: the rule {rectify.rule.name!r} changes nothing for the loss {name!r}: {reason}"
         )
 
-    torch.manual_seed(
-        config.seed
-    )  # students of a seed start alike, and what is wrong with one is said at once
+    # before the teacher, whose training may take hours: what is wrong with the student is said at once
+    torch.manual_seed(config.seed)
     pupil = student_detector(config, data, student)
     taught = teacher_detector(config, data, train, teacher, out, resume, report)
     torch.manual_seed(config.seed)

@@ -166,8 +166,6 @@ def save_student(network: Network, path: str | Path) -> None:
             f"save_student: needs a path that ends in .safetensors, got {str(path)!r}; name it "
             f"{path.with_suffix('.safetensors').name}."
         )
-    # Copies, as safetensors refuses two names for one storage.
-    state = {key: value.detach().cpu().clone().contiguous() for key, value in network_state(network).items()}
     metadata = {
         "format": "pt",
         "model": network.name,
@@ -176,10 +174,17 @@ def save_student(network: Network, path: str | Path) -> None:
     }
     if network.classes is not None:
         metadata["classes"] = json.dumps(network.classes)
+    write_weights(network_state(network), path, metadata)
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """A safetensors file, whole or not at all; its folder is made where it is lacking."""
+    # copies, as safetensors refuses two names for one storage
+    own = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(state, unfinished, metadata=metadata)
+        save_file(own, unfinished, metadata=dict(metadata))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
