@@ -18,7 +18,7 @@ from benchmarks.turns import Worker, ratio, rounds, summary
 from benchmarks.ways import Task
 
 PAIRS = (("cifar/resnet32x4", "cifar/resnet8x4"), ("cifar/wrn_40_2", "cifar/wrn_16_2"))
-WAYS = ("plain", "torchdistill", "ours", "cached", "student")
+WAYS = ("plain", "torchdistill", "ours", "cached", "apart", "student")
 BATCH = 64
 
 
@@ -59,10 +59,12 @@ def measure(
         }
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             opened = {way: stack.enter_context(Worker(threads)) for way in ways}  # they start side by side
-            if "cached" in ways:
+            if {"cached", "apart"} & set(ways):
                 with started(Task("fill", **common, cache=folder, batches=needed), threads) as (filler, _):
                     filler.step(1)
-            tasks = {way: Task(way, **common, cache=folder if way == "cached" else None) for way in ways}
+            tasks = {
+                way: Task(way, **common, cache=folder if way in ("cached", "apart") else None) for way in ways
+            }
             start_bytes = {way: worker.start(tasks[way]) for way, worker in opened.items()}
             readings = rounds(opened, steps=steps, repeat=repeat)
         result = {
@@ -71,8 +73,8 @@ def measure(
         ratios = {
             f"{way} / {other}": ratio(readings, way, other)
             for way in ("ours", "cached")
-            for other in ("plain", "torchdistill", "student")
-            if {way, other} <= set(ways)
+            for other in ("plain", "torchdistill", "apart", "student")
+            if {way, other} <= set(ways) and (way, other) != ("ours", "apart")
         }
         row = {"teacher": teacher, "student": student, "batch": batch, "steps": steps}
         rows.append({**row, "ways": result, "ratios": ratios})

@@ -3,9 +3,10 @@
     plain         as the field's repositories write theirs: PIL images decoded and augmented one by one in
                   DataLoader workers, float32, the teacher run for every batch, the loss read at every step
     torchdistill  that library's DistillationBox, configured and driven as its own CIFAR-100 example is
-    ours          this library's trainer and loader in bfloat16 and channels_last, the teacher folded as a
-                  run does by default
+    ours          this library's trainer and loader in bfloat16 and channels_last, batch norm and ReLU in one
+                  pass (`train.fused_norms`), the teacher folded as a run does by default
     cached        the same with the teacher's logits read from a cache
+    apart         the cached one with batch norm and ReLU one by one
     student       the student alone on one batch, in the same precision: what no library can go below
                   without touching the net
 
@@ -28,6 +29,7 @@ from outgrow.data import ArraySplit, Augment, Loader, make_loader, open_data
 from outgrow.frozen import fold_norms
 from outgrow.host_memory import kept_pages
 from outgrow.models import Network, create_model
+from outgrow.models.norm_relu import fused_norms
 from outgrow.teacher_cache import CachedTeacher, TeacherCache
 from outgrow.trainer import Trainer
 
@@ -120,7 +122,7 @@ def student_alone(task: Task, turn: Turn) -> None:
     images, label = batch.images.contiguous(memory_format=torch.channels_last), batch.target.label
     optimizer = torch.optim.SGD(student.parameters(), **SGD, fused=True)  # type: ignore[arg-type]
     turn.ready()
-    with kept_pages():
+    with kept_pages(), fused_norms():
         while True:
             with torch.autocast(task.device, torch.bfloat16):
                 logits = student(images)
@@ -149,6 +151,7 @@ WAYS: dict[str, Callable[[Task, Turn], None]] = {
     "torchdistill": peer,
     "ours": ours,
     "cached": ours,
+    "apart": ours,
     "student": student_alone,
     "fill": fill,
     "students": students,
@@ -174,6 +177,7 @@ def trainer_of(task: Task) -> Trainer:
         batch_size=task.batch,
         precision="bf16",
         channels_last=True,
+        fused_norms=task.way != "apart",
         device=task.device,  # type: ignore[arg-type]
     )
     return Trainer(outgrow.Taps(student), frozen, rectify, objective, loader, config)

@@ -17,6 +17,7 @@ SOURCE = ROOT / "src" / "outgrow"
 ORDER = [
     "outputs",
     "spec",
+    "native",
     "anatomy",
     "features",
     "teacher",

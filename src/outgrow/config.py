@@ -115,6 +115,9 @@ class TrainConfig(_Section):
     keep_memory: bool = True
     """On a CPU under Linux, keep freed memory for the next step instead of giving it back; see
     :mod:`outgrow.host_memory`. Changes no number."""
+    fused_norms: bool = False
+    """On a CPU, in bfloat16 and channels_last: batch norm and ReLU of our own nets in one pass in C, which
+    rounds once where the two round twice; see :mod:`outgrow.models.norm_relu`."""
     progress: Literal["epoch", "step"] = "epoch"
     """What the objective's schedule advances by; the paper's is the epoch."""
     max_steps: int | None = Field(None, ge=1)

@@ -22,6 +22,7 @@ from outgrow.checkpoint import load_checkpoint, save_checkpoint
 from outgrow.config import TrainConfig
 from outgrow.host_memory import kept_pages
 from outgrow.lesson import Ask, Batches, Classify, Samples
+from outgrow.models.norm_relu import fused_norms
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
 from outgrow.teacher_cache import CachedTeacher
@@ -77,8 +78,11 @@ class Trainer:
     def fit(self, *, resume: bool = False) -> list[EpochRecord]:
         """Train to the end and return the records of all epochs, those before a resumption too."""
         accelerator = self.accelerator or make_accelerator(self.config)
-        keep = self.config.keep_memory and accelerator.device.type == "cpu"
-        with kept_pages() if keep else nullcontext():
+        on_cpu = accelerator.device.type == "cpu"
+        with (
+            kept_pages() if self.config.keep_memory and on_cpu else nullcontext(),
+            fused_norms() if self.config.fused_norms and on_cpu else nullcontext(),
+        ):
             return self._fit(accelerator, resume)
 
     def _fit(self, accelerator: Accelerator, resume: bool) -> list[EpochRecord]:

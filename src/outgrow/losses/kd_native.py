@@ -1,18 +1,13 @@
 """The pass of :mod:`outgrow.losses.kd_fast` in C (``kd_native.c``).
 
-The compiler of the machine builds one small file, without PyTorch's headers, within a second, and the
-library is kept for the next process. Without a compiler the pass is :mod:`outgrow.losses.kd_walk`'s.
+Built by :mod:`outgrow.native`; without a compiler the pass is :mod:`outgrow.losses.kd_walk`'s.
 """
 
 import ctypes
 import functools
-import hashlib
 import math
 import os
-import platform
-import shutil
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +22,11 @@ from outgrow.knowledge.boost import Boost
 from outgrow.knowledge.lead import Lead
 from outgrow.knowledge.pair import Pair
 from outgrow.knowledge.swap import Swap
+from outgrow.native import build
 from outgrow.outputs import Rule
 
 SOURCE = Path(__file__).with_name("kd_native.c")
-FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-fopenmp-simd",)
 SHARE = 1 << 18
 """Elements below which a second thread is not worth waking."""
 
@@ -140,38 +136,10 @@ def say_if_missing() -> None:
 def _library() -> tuple[Callable[..., Any] | None, str]:
     """The C function, or None and why there is none."""
     try:
-        call = ctypes.CDLL(str(_build())).kd_rows
+        call = ctypes.CDLL(str(build(SOURCE, FLAGS))).kd_rows
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return None, str(getattr(error, "stderr", None) or error)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     kinds = [pointer] * 6 + [number] * 2 + [ctypes.c_int32] + [ctypes.c_double] * 2 + [pointer] * 4
     call.argtypes, call.restype = kinds, None
     return call, ""
-
-
-def _build() -> Path:
-    """The path of the library; its name tells source, flags, compiler and processor apart."""
-    compiler = os.environ.get("CC") or next((c for c in ("gcc", "clang", "cc") if shutil.which(c)), None)
-    if compiler is None:
-        raise OSError("none")
-    key = (SOURCE.read_text(), FLAGS, compiler, platform.machine(), _processor())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outgrow"
-    kept = home / f"kd_native-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
-    if kept.is_file():
-        return kept
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home) as folder:
-        made = Path(folder) / kept.name
-        command = [*compiler.split(), *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-        made.replace(kept)  # at once: another process may be building the same
-    return kept
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on: a home may be shared by unlike machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

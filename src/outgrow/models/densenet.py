@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
+from outgrow.models.norm_relu import norm_relu
 
 
 class DenseLayer(nn.Module):
@@ -22,8 +23,8 @@ class DenseLayer(nn.Module):
         self.conv2 = conv3x3(4 * growth, growth)
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
-        hidden = self.conv1(F.relu(self.bn1(maps)))
-        return torch.cat([maps, self.conv2(F.relu(self.bn2(hidden)))], dim=1)
+        hidden = self.conv1(norm_relu(self.bn1, maps))
+        return torch.cat([maps, self.conv2(norm_relu(self.bn2, hidden))], dim=1)
 
 
 class DenseBlock(nn.Module):
@@ -46,7 +47,7 @@ class Transition(nn.Module):
         self.conv1 = conv1x1(in_channels, out_channels)
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
-        return F.avg_pool2d(self.conv1(F.relu(self.bn1(maps))), 2)
+        return F.avg_pool2d(self.conv1(norm_relu(self.bn1, maps)), 2)
 
 
 class DenseNetBC(nn.Module):
@@ -78,4 +79,4 @@ class DenseNetBC(nn.Module):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         maps = self.trans1(self.block1(self.conv1(images)))
         maps = self.block3(self.trans2(self.block2(maps)))
-        return self.fc(global_pool(F.relu(self.bn1(maps))))
+        return self.fc(global_pool(norm_relu(self.bn1, maps)))

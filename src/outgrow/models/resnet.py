@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
+from outgrow.models.norm_relu import norm_relu
 
 
 class BasicBlock(nn.Module):
@@ -28,7 +29,7 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
-        hidden = F.relu(self.bn1(self.conv1(maps)))
+        hidden = norm_relu(self.bn1, self.conv1(maps))
         return F.relu(self.bn2(self.conv2(hidden)) + self.downsample(maps))
 
 
@@ -50,7 +51,7 @@ class ResNet(nn.Module):
         init_convolutions(self)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        maps = F.relu(self.bn1(self.conv1(images)))
+        maps = norm_relu(self.bn1, self.conv1(images))
         maps = self.layer3(self.layer2(self.layer1(maps)))
         return self.fc(global_pool(maps))
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
+from outgrow.models.norm_relu import norm_relu
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
@@ -33,7 +34,7 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(in_channels, width, stride)
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
-        hidden = F.relu(self.bn1(self.conv1(maps)))
+        hidden = norm_relu(self.bn1, self.conv1(maps))
         return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(maps))
 
 
@@ -53,8 +54,8 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(in_channels, 4 * width, stride)
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
-        hidden = F.relu(self.bn1(self.conv1(maps)))
-        hidden = F.relu(self.bn2(self.conv2(hidden)))
+        hidden = norm_relu(self.bn1, self.conv1(maps))
+        hidden = norm_relu(self.bn2, self.conv2(hidden))
         return F.relu(self.bn3(self.conv3(hidden)) + self.shortcut(maps))
 
 
@@ -81,7 +82,7 @@ class StemResNet(nn.Module):
         init_convolutions(self)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        maps = F.relu(self.bn1(self.conv1(images)))
+        maps = norm_relu(self.bn1, self.conv1(images))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         return self.linear(global_pool(maps))
 

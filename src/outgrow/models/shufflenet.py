@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.models.layers import channel_shuffle, conv1x1, conv3x3, global_pool
+from outgrow.models.norm_relu import norm_relu
 
 STEM = 24
 
@@ -38,8 +39,8 @@ class GroupedUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(made)
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
-        hidden = channel_shuffle(F.relu(self.bn1(self.conv1(maps))), self.groups)
-        hidden = F.relu(self.bn2(self.conv2(hidden)))
+        hidden = channel_shuffle(norm_relu(self.bn1, self.conv1(maps)), self.groups)
+        hidden = norm_relu(self.bn2, self.conv2(hidden))
         made = self.bn3(self.conv3(hidden))
         if self.stride == 2:
             return F.relu(torch.cat([made, F.avg_pool2d(maps, 3, stride=2, padding=1)], dim=1))
@@ -67,7 +68,7 @@ class ShuffleNetV1(nn.Module):
         return nn.Sequential(first, *rest)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        maps = F.relu(self.bn1(self.conv1(images)))
+        maps = norm_relu(self.bn1, self.conv1(images))
         maps = self.layer3(self.layer2(self.layer1(maps)))
         return self.linear(global_pool(maps))
 
@@ -87,9 +88,9 @@ class SplitUnit(nn.Module):
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
         kept, hidden = maps.chunk(2, dim=1)
-        hidden = F.relu(self.bn1(self.conv1(hidden)))
+        hidden = norm_relu(self.bn1, self.conv1(hidden))
         hidden = self.bn2(self.conv2(hidden))
-        hidden = F.relu(self.bn3(self.conv3(hidden)))
+        hidden = norm_relu(self.bn3, self.conv3(hidden))
         return channel_shuffle(torch.cat([kept, hidden], dim=1), 2)
 
 
@@ -114,9 +115,9 @@ class DownUnit(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
-        short = F.relu(self.bn2(self.conv2(self.bn1(self.conv1(maps)))))
-        long = self.bn4(self.conv4(F.relu(self.bn3(self.conv3(maps)))))
-        long = F.relu(self.bn5(self.conv5(long)))
+        short = norm_relu(self.bn2, self.conv2(self.bn1(self.conv1(maps))))
+        long = self.bn4(self.conv4(norm_relu(self.bn3, self.conv3(maps))))
+        long = norm_relu(self.bn5, self.conv5(long))
         return channel_shuffle(torch.cat([short, long], dim=1), 2)
 
 
@@ -142,7 +143,7 @@ class ShuffleNetV2(nn.Module):
         return nn.Sequential(DownUnit(in_channels, out_channels), *rest)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        maps = F.relu(self.bn1(self.conv1(images)))
+        maps = norm_relu(self.bn1, self.conv1(images))
         maps = self.layer3(self.layer2(self.layer1(maps)))
-        maps = F.relu(self.bn2(self.conv2(maps)))
+        maps = norm_relu(self.bn2, self.conv2(maps))
         return self.linear(global_pool(maps))

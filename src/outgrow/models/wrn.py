@@ -6,11 +6,11 @@ Module names are those of the CRD protocol's nets.
 Reference: Zagoruyko, Komodakis (2016), https://arxiv.org/abs/1605.07146.
 """
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
+from outgrow.models.norm_relu import norm_relu
 
 
 class PreActivationBlock(nn.Module):
@@ -31,9 +31,9 @@ class PreActivationBlock(nn.Module):
             self.convShortcut = conv1x1(in_channels, out_channels, stride=stride)
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
-        active = F.relu(self.bn1(maps))
+        active = norm_relu(self.bn1, maps)
         shortcut = maps if self.convShortcut is None else self.convShortcut(active)
-        return shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return shortcut + self.conv2(norm_relu(self.bn2, self.conv1(active)))
 
 
 class WideStage(nn.Module):
@@ -69,4 +69,4 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         maps = self.block3(self.block2(self.block1(self.conv1(images))))
-        return self.fc(global_pool(F.relu(self.bn1(maps))))
+        return self.fc(global_pool(norm_relu(self.bn1, maps)))

@@ -1,0 +1,140 @@
+/* ReLU of a batch norm in training, bfloat16 maps whose channels lie side by side: rows of `channels`.
+
+   Forward reads the maps twice and writes once, backward reads maps and gradient twice and writes once; the
+   ReLU's mask comes from the maps anew. Sums are of float32 over 64 rows, then of double. */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { BLOCK = 64, LANES = 32 };
+
+static inline float up(uint16_t half) {
+  const uint32_t bits = (uint32_t)half << 16;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+/* to the nearest, ties to even; a NaN stays one */
+static inline uint16_t down(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return value != value ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+/* first and second sums of a thread's rows: forward of x - shift and its square, backward of what passes
+   the ReLU and of that times x - shift */
+#define SUMS(name, VALUE)                                                                                  \
+  static void name(const uint16_t *restrict x, const uint16_t *restrict g, int64_t first, int64_t last,    \
+                   int64_t channels, const float *restrict shift, const float *restrict scale,             \
+                   const float *restrict offset, double *restrict one, double *restrict two) {             \
+    for (int64_t c = 0; c < channels; c++) one[c] = two[c] = 0;                                            \
+    for (int64_t row = first; row < last; row += BLOCK) {                                                  \
+      const int64_t end = row + BLOCK < last ? row + BLOCK : last;                                         \
+      for (int64_t at = 0; at < channels; at += LANES) {                                                   \
+        float a[LANES] = {0}, b[LANES] = {0};                                                              \
+        if (channels - at >= LANES) {                                                                      \
+          for (int64_t r = row; r < end; r++) ADD(LANES, VALUE)                                            \
+        } else {                                                                                           \
+          for (int64_t r = row; r < end; r++) ADD((int)(channels - at), VALUE)                             \
+        }                                                                                                  \
+        for (int c = 0; c < LANES && at + c < channels; c++) one[at + c] += a[c], two[at + c] += b[c];     \
+      }                                                                                                    \
+    }                                                                                                      \
+  }
+#define ADD(lanes, VALUE)                                  \
+  _Pragma("omp simd") for (int c = 0; c < lanes; c++) {    \
+    const int64_t k = at + c, i = r * channels + k;        \
+    const float v = up(x[i]), away = v - shift[k], d = VALUE; \
+    a[c] += d;                                             \
+    b[c] += d * away;                                      \
+  }
+SUMS(sums_of_maps, away)
+SUMS(sums_of_gradient, (v * scale[k] + offset[k] > 0 ? up(g[i]) : 0))
+
+/* sums of all threads, in the order of the threads */
+static void total(double *work, int64_t channels, int threads) {
+  for (int t = 1; t < threads; t++)
+    for (int64_t c = 0; c < 2 * channels; c++) work[c] += work[2 * channels * t + c];
+}
+
+/* saved: mean, 1 / deviation, scale and bias of the whole map; work: threads x 2 x channels */
+void norm_relu_forward(const uint16_t *x, int64_t rows, int64_t channels, const float *weight, const float *bias,
+                       double eps, double momentum, float *running_mean, float *running_var, float *saved,
+                       double *work, uint16_t *restrict y, int32_t threads) {
+  float *restrict mean = saved, *restrict inverse = saved + channels, *restrict scale = saved + 2 * channels,
+        *restrict offset = saved + 3 * channels;
+  const int64_t each = (rows + threads - 1) / threads;
+  for (int64_t c = 0; c < channels; c++) mean[c] = up(x[c]); /* near enough to the mean to subtract */
+#pragma omp parallel num_threads(threads)
+  {
+    const int t = omp_get_thread_num();
+    const int64_t first = t * each < rows ? t * each : rows, last = first + each < rows ? first + each : rows;
+    double *mine = work + 2 * channels * t;
+    sums_of_maps(x, x, first, last, channels, mean, mean, mean, mine, mine + channels);
+#pragma omp barrier
+#pragma omp single
+    {
+      total(work, channels, threads);
+      for (int64_t c = 0; c < channels; c++) {
+        const double away = work[c] / rows, middle = mean[c] + away;
+        double variance = work[channels + c] / rows - away * away;
+        variance = variance < 0 ? 0 : variance;
+        const double one = 1 / sqrt(variance + eps);
+        mean[c] = (float)middle;
+        inverse[c] = (float)one;
+        scale[c] = (float)(weight[c] * one);
+        offset[c] = (float)(bias[c] - middle * weight[c] * one);
+        running_mean[c] = (float)((1 - momentum) * running_mean[c] + momentum * middle);
+        running_var[c] = (float)((1 - momentum) * running_var[c] + momentum * variance * rows / (rows - 1));
+      }
+    }
+    for (int64_t r = first; r < last; r++) {
+      const uint16_t *restrict from = x + r * channels;
+      uint16_t *restrict to = y + r * channels;
+#pragma omp simd
+      for (int64_t c = 0; c < channels; c++) {
+        const float v = up(from[c]) * scale[c] + offset[c];
+        to[c] = down(v < 0 ? 0 : v);
+      }
+    }
+  }
+}
+
+void norm_relu_backward(const uint16_t *x, const uint16_t *g, int64_t rows, int64_t channels, const float *saved,
+                        double *work, float *terms, uint16_t *dx, float *dweight, float *dbias, int32_t threads) {
+  const float *restrict mean = saved, *restrict inverse = saved + channels, *restrict scale = saved + 2 * channels,
+              *restrict offset = saved + 3 * channels;
+  float *restrict constant = terms, *restrict slope = terms + channels;
+  const int64_t each = (rows + threads - 1) / threads;
+#pragma omp parallel num_threads(threads)
+  {
+    const int t = omp_get_thread_num();
+    const int64_t first = t * each < rows ? t * each : rows, last = first + each < rows ? first + each : rows;
+    double *mine = work + 2 * channels * t;
+    sums_of_gradient(x, g, first, last, channels, mean, scale, offset, mine, mine + channels);
+#pragma omp barrier
+#pragma omp single
+    {
+      total(work, channels, threads);
+      for (int64_t c = 0; c < channels; c++) {
+        const double of_scale = work[channels + c] * inverse[c];
+        dbias[c] = (float)work[c];
+        dweight[c] = (float)of_scale;
+        const double steep = scale[c] * inverse[c] * of_scale / rows;
+        slope[c] = (float)steep;
+        constant[c] = (float)(scale[c] * work[c] / rows - steep * mean[c]);
+      }
+    }
+    for (int64_t r = first; r < last; r++) {
+      const uint16_t *restrict xs = x + r * channels, *restrict gs = g + r * channels;
+      uint16_t *restrict to = dx + r * channels;
+#pragma omp simd
+      for (int64_t c = 0; c < channels; c++) {
+        const float v = up(xs[c]), passed = v * scale[c] + offset[c] > 0 ? up(gs[c]) : 0;
+        to[c] = down(scale[c] * passed - constant[c] - slope[c] * v);
+      }
+    }
+  }
+}
