@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     args = parser.parse_args()
     base = merge(
         RECIPES["cifar100-small"].layer,
@@ -37,14 +38,14 @@ def main() -> None:
         {"train": {"eval_every": 24}},
     )
     scores: dict[str, list[float]] = {}
-    for arm, train in ARMS.items():
-        layer = merge(base, {"train": train})
+    for arm in args.arms:
+        layer = merge(base, {"train": ARMS[arm]})
         records = run_study(
             layer, {arm: {"preset": "none"}}, args.seeds, out=args.out, reporter=make_reporter()
         )
         scores[arm] = [student_score(record) for record in records[arm]]
     for arm, values in scores.items():
-        print(f"{arm:<12}{summarize(values)}; over fp32 {paired(values, scores['fp32'])}")
+        print(f"{arm:<12}{summarize(values)}; over {args.arms[0]} {paired(values, scores[args.arms[0]])}")
 
 
 if __name__ == "__main__":
