@@ -47,7 +47,7 @@ def norm_relu(
     """``relu(norm(maps))``. Inside :func:`fused_norms` a plain batch norm in training, on a CPU, on bfloat16
     maps in channels_last, shares one pass with the ReLU; a norm with hooks (a tap) runs by itself.
 
-    >>> norm_relu(nn.BatchNorm2d(1).eval(), torch.tensor([[[[-1.0, 2.0]]]])).round(decimals=3)
+    >>> norm_relu(nn.BatchNorm2d(1).eval(), torch.tensor([[[[-1.0, 2.0]]]])).detach().round(decimals=3)
     tensor([[[[0., 2.]]]])
     """
     if _fused.get() and _takes(norm, maps):
@@ -137,13 +137,14 @@ def _threads(maps: Tensor) -> int:
 
 @functools.cache
 def library() -> Any:
-    """The pass in C, or None where it cannot be built. gcc alone: its OpenMP is the one that torch brings,
-    and a second one's threads would wait for work on the first one's cores."""
+    """The pass in C, or None where it cannot be built, or where it would bring an OpenMP of its own: that
+    one's threads would wait for work on the cores of torch's. gcc's is by its name the one torch brings."""
+    before = _openmps()
     try:
         lib = ctypes.CDLL(str(build(SOURCE, FLAGS, compilers=("gcc",))))
     except (OSError, subprocess.SubprocessError):
         return None
-    if len(_openmps()) != 1:
+    if not before or _openmps() - before:
         return None
     kinds: Any = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_double)
     pointer, number, real = kinds
