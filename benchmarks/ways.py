@@ -177,7 +177,7 @@ def trainer_of(task: Task) -> Trainer:
         batch_size=task.batch,
         precision="bf16",
         channels_last=True,
-        fused_norms=task.way != "apart",
+        fused_norms=task.device == "cpu" and task.way != "apart",
         device=task.device,  # type: ignore[arg-type]
     )
     return Trainer(outgrow.Taps(student), frozen, rectify, objective, loader, config)

@@ -11,7 +11,7 @@ from torch import nn
 import outgrow
 import outgrow.prepare
 from outgrow.config import build_config, merge
-from outgrow.models import create_model, load_weights, save_student
+from outgrow.models import create_model, load_weights, norm_relu, save_student
 from outgrow.run import distill
 from outgrow.trainer import NonFiniteLoss
 
@@ -318,3 +318,33 @@ def test_one_process_may_train_in_several_precisions():
 
     for precision, name in (("bf16", "bf16"), ("fp32", "no"), ("bf16", "bf16")):
         assert make_accelerator(TrainConfig(precision=precision, device="cpu")).mixed_precision == name
+
+
+FAST = {
+    "train": {"precision": "bf16", "channels_last": True, "fused_norms": True, "epochs": 1, "device": "cpu"}
+}
+
+
+@pytest.mark.skipif(norm_relu.library() is None, reason="the fused pass needs gcc and torch's OpenMP")
+def test_fused_norms_are_taken_where_they_are_asked_for(monkeypatch):
+    taken, own = [], norm_relu._NormReLU.apply
+    monkeypatch.setattr(norm_relu._NormReLU, "apply", lambda *x: taken.append(1) or own(*x))
+    alone = {"method": {"preset": "none"}}
+    apart = run(FAST, alone, {"train": {"fused_norms": False}})
+    assert not taken
+    fused = run(FAST, alone)
+    # three steps of 32, and four of a ResNet-8's nine norms have a ReLU right behind them
+    assert len(taken) == 3 * 4
+    assert fused["epochs"][0]["loss"] == pytest.approx(apart["epochs"][0]["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("why", [{"precision": "fp32"}, {"channels_last": False}])
+def test_fused_norms_that_cannot_be_say_so(why):
+    with pytest.warns(UserWarning, match=r"train\.fused_norms: needs a CPU.*one by one"):
+        run(FAST, {"method": {"preset": "none"}}, {"train": why})
+
+
+def test_fused_norms_without_a_compiler_say_so(monkeypatch):
+    monkeypatch.setattr("outgrow.trainer.library", lambda: None)
+    with pytest.warns(UserWarning, match="got a machine on which it cannot be built"):
+        run(FAST, {"method": {"preset": "none"}})

@@ -6,6 +6,7 @@ on seed, epoch and sample alone; what the student learns is the rectifier's and 
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from outgrow.checkpoint import load_checkpoint, save_checkpoint
 from outgrow.config import TrainConfig
 from outgrow.host_memory import kept_pages
 from outgrow.lesson import Ask, Batches, Classify, Samples
-from outgrow.models.norm_relu import fused_norms
+from outgrow.models.norm_relu import fused_norms, library
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
 from outgrow.teacher_cache import CachedTeacher
@@ -81,7 +82,7 @@ class Trainer:
         on_cpu = accelerator.device.type == "cpu"
         with (
             kept_pages() if self.config.keep_memory and on_cpu else nullcontext(),
-            fused_norms() if self.config.fused_norms and on_cpu else nullcontext(),
+            fused_norms() if _fuses(self.config, accelerator.device) else nullcontext(),
         ):
             return self._fit(accelerator, resume)
 
@@ -204,6 +205,25 @@ class Trainer:
             images_per_second=images * accelerator.num_processes / seconds,
             stats=stats,
         )
+
+
+def _fuses(config: TrainConfig, device: torch.device) -> bool:
+    """Whether batch norm and ReLU may share a pass; a warning where that was asked for in vain."""
+    if not config.fused_norms:
+        return False
+    got = None
+    if device.type != "cpu" or config.precision != "bf16" or not config.channels_last:
+        layout = "channels_last" if config.channels_last else "contiguous maps"
+        got = f"{device.type}, {config.precision}, {layout}"
+    elif library() is None:
+        got = "a machine on which it cannot be built (no gcc, or with an OpenMP that is not torch's)"
+    if got is not None:
+        warnings.warn(
+            f"train.fused_norms: needs a CPU, train.precision=bf16, train.channels_last=true and gcc, got {got}; "
+            "trains with batch norm and ReLU one by one.",
+            stacklevel=3,
+        )
+    return got is None
 
 
 def _tell_epoch(teacher: nn.Module, epoch: int | None) -> None:

@@ -1,6 +1,7 @@
 """Batch norm and ReLU in one pass: values, gradients and statistics of the two modules in float64."""
 
 import copy
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from outgrow.features import Taps
-from outgrow.models import norm_relu as room
+from outgrow.models import norm_relu as module
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.norm_relu import fused_norms, library, norm_relu
 
@@ -41,8 +42,8 @@ def norm_of(channels: int, **options: float) -> nn.BatchNorm2d:
 @pytest.fixture
 def calls(monkeypatch):
     """How often the pass in C was taken."""
-    counted, own = [], room._NormReLU.apply
-    monkeypatch.setattr(room._NormReLU, "apply", lambda *x: counted.append(1) or own(*x))
+    counted, own = [], module._NormReLU.apply
+    monkeypatch.setattr(module._NormReLU, "apply", lambda *x: counted.append(1) or own(*x))
     return counted
 
 
@@ -55,7 +56,7 @@ def test_there_is_a_library_where_there_is_gcc():
 @pytest.mark.parametrize("channels", [1, 3, 16, 32, 33, 48, 200])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_agrees_with_the_two_modules_in_float64(channels, threads, calls, monkeypatch):
-    monkeypatch.setattr(room, "_threads", lambda maps: threads)
+    monkeypatch.setattr(module, "_threads", lambda maps: threads)
     maps = maps_of(channels, batch=9).requires_grad_()
     norm = norm_of(channels, eps=1e-3, momentum=0.3)
     plain = copy.deepcopy(norm).double()
@@ -190,7 +191,7 @@ def test_without_a_compiler_it_runs_one_by_one(monkeypatch, calls, tmp_path):
 )
 def test_an_openmp_of_its_own_is_refused(monkeypatch, found):
     seen = iter(found)
-    monkeypatch.setattr(room, "_openmps", lambda: next(seen))
+    monkeypatch.setattr(module, "_openmps", lambda: next(seen))
     library.cache_clear()
     try:
         assert library() is None
@@ -239,7 +240,23 @@ def test_a_tap_on_a_norm_sees_it(calls):
 def test_it_brings_no_openmp():
     """In a process of its own, beside scikit-learn's."""
     code = (
-        "import sklearn.utils._openmp_helpers; from outgrow.models import norm_relu as room; "  # has one, too
-        "before = room._openmps(); assert room.library(); assert room._openmps() == before"
+        "import sklearn.utils._openmp_helpers; from outgrow.models import norm_relu as module; "  # has one, too
+        "before = module._openmps(); assert module.library(); assert module._openmps() == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@needs_gcc
+def test_a_team_smaller_than_asked_for_leaves_no_row_out():
+    """OpenMP may give fewer threads than it was asked for; the rows are shared among those that came."""
+    code = (
+        "import torch, torch.nn.functional as F; from outgrow.models import norm_relu as module; "
+        "module._threads = lambda maps: 4; torch.manual_seed(0); norm = torch.nn.BatchNorm2d(16); "
+        "maps = torch.randn(8, 16, 9, 9).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()\n"
+        "with module.fused_norms(): ours = module.norm_relu(norm, maps)\n"
+        "assert type(ours.grad_fn).__name__ == '_NormReLUBackward'; theirs = F.relu(norm(maps))\n"
+        "up = torch.randn(ours.shape).bfloat16(); a, b = (torch.autograd.grad(o, maps, up)[0] for o in (ours, theirs))\n"
+        "assert (ours - theirs).norm() < 0.01 * theirs.norm(); assert (a - b).norm() < 0.01 * b.norm()"
+    )
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)

@@ -25,6 +25,13 @@ static inline uint16_t down(float value) {
 
 /* first and second sums of a thread's rows: forward of x - shift and its square, backward of what passes
    the ReLU and of that times x - shift */
+#define ADD(lanes, VALUE)                                  \
+  _Pragma("omp simd") for (int c = 0; c < lanes; c++) {    \
+    const int64_t k = at + c, i = r * channels + k;        \
+    const float v = up(x[i]), away = v - shift[k], d = VALUE; \
+    a[c] += d;                                             \
+    b[c] += d * away;                                      \
+  }
 #define SUMS(name, VALUE)                                                                                  \
   static void name(const uint16_t *restrict x, const uint16_t *restrict g, int64_t first, int64_t last,    \
                    int64_t channels, const float *restrict shift, const float *restrict scale,             \
@@ -43,19 +50,23 @@ static inline uint16_t down(float value) {
       }                                                                                                    \
     }                                                                                                      \
   }
-#define ADD(lanes, VALUE)                                  \
-  _Pragma("omp simd") for (int c = 0; c < lanes; c++) {    \
-    const int64_t k = at + c, i = r * channels + k;        \
-    const float v = up(x[i]), away = v - shift[k], d = VALUE; \
-    a[c] += d;                                             \
-    b[c] += d * away;                                      \
-  }
 SUMS(sums_of_maps, away)
 SUMS(sums_of_gradient, (v * scale[k] + offset[k] > 0 ? up(g[i]) : 0))
 
-/* sums of all threads, in the order of the threads */
-static void total(double *work, int64_t channels, int threads) {
-  for (int t = 1; t < threads; t++)
+typedef struct {
+  int64_t first, last;
+} part;
+
+/* this thread's rows; the team may be smaller than was asked for (a limit, a region around this one) */
+static part mine_of(int64_t rows) {
+  const int64_t each = (rows + omp_get_num_threads() - 1) / omp_get_num_threads();
+  const int64_t first = each * omp_get_thread_num();
+  return (part){first < rows ? first : rows, first + each < rows ? first + each : rows};
+}
+
+/* sums of the whole team, in the order of its threads */
+static void total(double *work, int64_t channels) {
+  for (int t = 1; t < omp_get_num_threads(); t++)
     for (int64_t c = 0; c < 2 * channels; c++) work[c] += work[2 * channels * t + c];
 }
 
@@ -65,18 +76,16 @@ void norm_relu_forward(const uint16_t *x, int64_t rows, int64_t channels, const 
                        double *work, uint16_t *restrict y, int32_t threads) {
   float *restrict mean = saved, *restrict inverse = saved + channels, *restrict scale = saved + 2 * channels,
         *restrict offset = saved + 3 * channels;
-  const int64_t each = (rows + threads - 1) / threads;
   for (int64_t c = 0; c < channels; c++) mean[c] = up(x[c]); /* near enough to the mean to subtract */
 #pragma omp parallel num_threads(threads)
   {
-    const int t = omp_get_thread_num();
-    const int64_t first = t * each < rows ? t * each : rows, last = first + each < rows ? first + each : rows;
-    double *mine = work + 2 * channels * t;
-    sums_of_maps(x, x, first, last, channels, mean, mean, mean, mine, mine + channels);
+    const part own = mine_of(rows);
+    double *mine = work + 2 * channels * omp_get_thread_num();
+    sums_of_maps(x, x, own.first, own.last, channels, mean, mean, mean, mine, mine + channels);
 #pragma omp barrier
 #pragma omp single
     {
-      total(work, channels, threads);
+      total(work, channels);
       for (int64_t c = 0; c < channels; c++) {
         const double away = work[c] / rows, middle = mean[c] + away;
         double variance = work[channels + c] / rows - away * away;
@@ -90,7 +99,7 @@ void norm_relu_forward(const uint16_t *x, int64_t rows, int64_t channels, const 
         running_var[c] = (float)((1 - momentum) * running_var[c] + momentum * variance * rows / (rows - 1));
       }
     }
-    for (int64_t r = first; r < last; r++) {
+    for (int64_t r = own.first; r < own.last; r++) {
       const uint16_t *restrict from = x + r * channels;
       uint16_t *restrict to = y + r * channels;
 #pragma omp simd
@@ -107,17 +116,15 @@ void norm_relu_backward(const uint16_t *x, const uint16_t *g, int64_t rows, int6
   const float *restrict mean = saved, *restrict inverse = saved + channels, *restrict scale = saved + 2 * channels,
               *restrict offset = saved + 3 * channels;
   float *restrict constant = terms, *restrict slope = terms + channels;
-  const int64_t each = (rows + threads - 1) / threads;
 #pragma omp parallel num_threads(threads)
   {
-    const int t = omp_get_thread_num();
-    const int64_t first = t * each < rows ? t * each : rows, last = first + each < rows ? first + each : rows;
-    double *mine = work + 2 * channels * t;
-    sums_of_gradient(x, g, first, last, channels, mean, scale, offset, mine, mine + channels);
+    const part own = mine_of(rows);
+    double *mine = work + 2 * channels * omp_get_thread_num();
+    sums_of_gradient(x, g, own.first, own.last, channels, mean, scale, offset, mine, mine + channels);
 #pragma omp barrier
 #pragma omp single
     {
-      total(work, channels, threads);
+      total(work, channels);
       for (int64_t c = 0; c < channels; c++) {
         const double of_scale = work[channels + c] * inverse[c];
         dbias[c] = (float)work[c];
@@ -127,7 +134,7 @@ void norm_relu_backward(const uint16_t *x, const uint16_t *g, int64_t rows, int6
         constant[c] = (float)(scale[c] * work[c] / rows - steep * mean[c]);
       }
     }
-    for (int64_t r = first; r < last; r++) {
+    for (int64_t r = own.first; r < own.last; r++) {
       const uint16_t *restrict xs = x + r * channels, *restrict gs = g + r * channels;
       uint16_t *restrict to = dx + r * channels;
 #pragma omp simd

@@ -70,7 +70,9 @@ def _takes(norm: nn.Module, maps: Tensor) -> bool:
         and maps.dtype == torch.bfloat16
         and maps.is_contiguous(memory_format=torch.channels_last)
         and maps.numel() > maps.shape[1]  # one value a channel has no variance: torch says so
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks)
+        and not (
+            norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
+        )
         and not torch.compiler.is_compiling()
         and library() is not None
     )
