@@ -258,31 +258,30 @@ class Objective(nn.Module):
             count = float(len(logits))  # every row has a label, or the fast path would not apply
         else:
             count = self._global(target.valid.sum()).clamp_min(1)
-        share = self.task_weight * weights.task / count
-        row_weights = self._row_weights(knowledge, count, dtype=lift(logits).dtype)
-        kd_weight = term.scale(progress) * row_weights.scheduled(weights, "all")
-        if on_host:
-            task_weight = torch.full_like(kd_weight, float(share))
+        scale = term.scale(progress)
+        easy, hard = (1 / divisor for divisor in self._divisors(knowledge, count))
+        scales = kd_fast.Scales(
+            self.task_weight * weights.task / count, scale * weights.easy * easy, scale * weights.hard * hard
+        )
+        sums = kd_fast.fused(
+            logits, knowledge, temperature=term.loss.temperature, scales=scales, fast=self.fast
+        )
+        wrong = knowledge.wrong.sum()
+        numbers = {
+            "task": scales.task * sums.task,
+            name: scales.easy * sums.easy + scales.hard * sums.hard,
+            "wrong_rate": (wrong.item() if on_host else wrong) / count,
+            f"{name}.easy": easy * sums.easy,
+            f"{name}.hard": hard * sums.hard,
+        }
+        if on_host:  # one tensor for all: each costs as much
+            row = torch.tensor([*map(float, numbers.values())], dtype=kd_fast.compute_type(logits, knowledge))
+            stats = dict(zip(numbers, row.unbind(), strict=True))
         else:
-            task_weight = share * target.valid.to(kd_weight.dtype)
-        rows = kd_fast.fused(
-            logits,
-            knowledge,
-            temperature=term.loss.temperature,
-            task_weight=task_weight,
-            kd_weight=kd_weight,
-            fast=self.fast,
-        )
-        terms = {"task": torch.dot(task_weight, rows.task), name: torch.dot(kd_weight, rows.kd)}
-        return ObjectiveResult(
-            total=kd_fast.total(logits, rows.gradient, terms["task"], terms[name]),
-            terms=terms,
-            stats={
-                "wrong_rate": knowledge.wrong.sum() / count,
-                f"{name}.easy": torch.dot(row_weights.easy, rows.kd),
-                f"{name}.hard": torch.dot(row_weights.hard, rows.kd),
-            },
-        )
+            stats = {key: torch.as_tensor(value, device=logits.device) for key, value in numbers.items()}
+        terms = {key: stats.pop(key) for key in ("task", name)}
+        total = kd_fast.total(logits, sums.gradient, terms["task"], terms[name])
+        return ObjectiveResult(total, terms, stats)
 
     def _term(
         self,
@@ -321,20 +320,20 @@ class Objective(nn.Module):
         total = torch.stack([schedule[part] * number for part, number in parts.items()]).sum()
         return total, parts
 
-    def _row_weights(
-        self, knowledge: Knowledge, count: Tensor | float, dtype: torch.dtype | None = None
-    ) -> _RowWeights:
-        weight = knowledge.weight
-        if dtype is not None and dtype != weight.dtype:
-            weight = weight.to(torch.promote_types(dtype, weight.dtype))
-        hard = weight * knowledge.wrong
-        easy = weight - hard
+    def _row_weights(self, knowledge: Knowledge, count: Tensor) -> _RowWeights:
+        hard = knowledge.weight * knowledge.wrong
+        per_easy, per_hard = self._divisors(knowledge, count)
+        return _RowWeights((knowledge.weight - hard) / per_easy, hard / per_hard)
+
+    def _divisors(self, knowledge: Knowledge, count: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
+        """What the sums over right and over wrong rows are divided by."""
         if self.normalize == "rows":
-            return _RowWeights(easy / count, hard / count)
-        num_easy, num_hard = easy.sum(), hard.sum()
+            return count, count
+        hard = knowledge.weight * knowledge.wrong
+        num_easy, num_hard = (knowledge.weight - hard).sum(), hard.sum()
         if self.process_group is not None:
             num_easy, num_hard = self._global(torch.stack((num_easy, num_hard))).unbind()
-        return _RowWeights(easy / _divisor(num_easy), hard / _divisor(num_hard))
+        return _divisor(num_easy), _divisor(num_hard)
 
     def _global(self, count: Tensor) -> Tensor:
         """``count`` averaged over the processes: gradients are averaged over them too."""

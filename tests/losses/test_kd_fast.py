@@ -12,10 +12,14 @@ import warnings
 
 import pytest
 import torch
+from benchmarks.memory import peak_extra_bytes
+from benchmarks.objective import ours as objective_step
 
-from outgrow import Objective, Outputs, Rectifier, Target
+from outgrow import Objective, Outputs, Rectifier, Target, corrected_logits
 from outgrow.knowledge import RULES
 from outgrow.losses import LOSSES, kd_compact, kd_fast, kd_native, kd_whole
+from outgrow.losses.kd_batch import Batch, Scales
+from outgrow.losses.kd_walk import walk
 
 COMPACT = ["identity", "drop", "pair", "swap", "lead", "boost"]
 
@@ -47,6 +51,13 @@ def way(request, monkeypatch):
 def every_way(test):
     """For tests in double: C knows float32 alone."""
     return pytest.mark.parametrize("way", ["walk", "whole"], indirect=True)(test)
+
+
+def rows_of(student, teacher, weight, label=None, rule="pair", temperature=4.0, scales=(0.3, 0.2, 0.5)):
+    """What a pass is asked."""
+    label = torch.zeros(len(student), dtype=torch.long) if label is None else label
+    known = Rectifier(rule)(teacher, label)
+    return Batch(student, teacher, label, known.wrong, weight, Scales(*scales), known.rule, temperature)
 
 
 def both(student, teacher, label, rule, temperature, progress=0.3, double=False, **options):
@@ -86,8 +97,9 @@ def test_value_and_gradient(rule, temperature, normalize, way):
     assert set(fast.terms) == set(plain.terms)
     assert set(fast.stats) == set(plain.stats)
     for name, value in {**plain.terms, **plain.stats}.items():
+        rtol = 1e-6 if name == "wrong_rate" else 1e-9  # the plain path divides in float32
         torch.testing.assert_close(
-            {**fast.terms, **fast.stats}[name], value, rtol=1e-9, atol=1e-11, check_dtype=False
+            {**fast.terms, **fast.stats}[name], value, rtol=rtol, atol=1e-11, check_dtype=False
         )
 
 
@@ -209,12 +221,17 @@ class TestCompiled:
 
     def test_it_is_used_for_float32_in_one_piece(self):
         student, teacher, _ = batch(6, 4, dtype=torch.float32)
-        way, weight = kd_fast.way, torch.ones(6)
-        assert way(student, teacher, weight, native=True) == "native"
+        weight = torch.ones(6)
+
+        def way(student, teacher, weight, native=True):
+            return kd_fast.way(rows_of(student, teacher, weight), native=native)
+
+        assert way(student, teacher, weight) == "native"
+        assert way(student, teacher, torch.ones(()).expand(6)) == "native"
         assert way(student, teacher, weight, native=False) == "walk"
-        assert way(student, teacher, weight.double(), native=True) == "walk"
-        assert way(student, teacher.double(), weight, native=True) == "walk"
-        assert way(student[:, ::2], teacher[:, ::2], weight, native=True) == "walk"
+        assert way(student, teacher, weight.double()) == "walk"
+        assert way(student, teacher.double(), weight) == "walk"
+        assert way(student[:, ::2], teacher[:, ::2], weight) == "walk"
 
     def test_through_the_objective(self, monkeypatch):
         student, teacher, label = batch(40, 9, dtype=torch.float32)
@@ -277,10 +294,7 @@ class TestWhole:
 
     def arguments(self):
         student, teacher, label = batch(12, 5, dtype=torch.float32)
-        weight = torch.linspace(0.1, 1, 12)
-        knowledge = Rectifier("lead")(teacher, label)
-        tensors = (student.detach(), teacher, label, knowledge.wrong, weight, weight.flip(0))
-        return (*tensors, knowledge.rule, 4.0, True)
+        return rows_of(student.detach(), teacher, torch.linspace(0.1, 1, 12), label, "lead"), True
 
     @pytest.mark.parametrize(
         "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])]
@@ -293,13 +307,15 @@ class TestWhole:
             torch.compile = functools.partial(torch.compile, backend={backend!r})
             from outgrow import Rectifier
             from outgrow.losses import kd_whole
+            from outgrow.losses.kd_batch import Batch, Scales
             draw = torch.Generator().manual_seed(0)
             for rule in ("pair", "swap", "lead", "boost", "identity"):
                 student, teacher = (3 * torch.randn(12, 5, generator=draw) for _ in range(2))
                 label = torch.randint(5, (12,), generator=draw)
                 known, weight = Rectifier(rule)(teacher, label), torch.rand(12, generator=draw)
-                rows = student, teacher, label, known.wrong, weight, weight.flip(0), known.rule, 4.0, True
-                torch.testing.assert_close(kd_whole.compiled(*rows), kd_whole.closed_form(*rows))
+                scales = Scales(*torch.rand(3, generator=draw))
+                rows = Batch(student, teacher, label, known.wrong, weight, scales, known.rule, 4.0)
+                torch.testing.assert_close(kd_whole.compiled(rows, True), kd_whole.closed_form(rows, True))
         """
         subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -341,6 +357,33 @@ def test_labels_other_than_the_knowledges_keep_to_the_plain_path():
     assert not kd_fast.applies(student, knowledge, Target(label, partner=label, mix=torch.ones(6)))
     found = [Objective("kd", fast=fast)(student, knowledge, other, 0.3).total for fast in (False, True)]
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("rule", COMPACT)
+@pytest.mark.parametrize("weight", [torch.full((), 0.7).expand(9), torch.linspace(0, 2, 9)])
+@pytest.mark.parametrize("scales", [(0.3, 0.2, 0.5), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0)])
+@pytest.mark.parametrize(
+    "run", [walk, kd_whole.closed_form, pytest.param(kd_native.rows, marks=needs_compiler)]
+)
+def test_a_pass_against_a_loop_over_rows(rule, weight, scales, run):
+    """The three sums and the gradient, one weight for all rows and one for each."""
+    student, teacher, label = batch(9, 5, dtype=torch.float32)
+    asked = rows_of(student.detach(), teacher, weight, label, rule, 2.0, scales)
+    believed = (corrected_logits(Rectifier(rule, 2.0)(teacher, label)) / 2).double().softmax(1)
+    exact = student.detach().double().requires_grad_()
+    task = easy = hard = exact.new_zeros(())
+    for row in range(9):
+        kl = (
+            torch.special.xlogy(believed[row], believed[row])
+            - believed[row] * (exact[row] / 2).log_softmax(0)
+        ).sum()
+        task = task - exact[row].log_softmax(0)[label[row]]
+        easy, hard = (easy, hard + weight[row] * kl) if asked.wrong[row] else (easy + weight[row] * kl, hard)
+    (gradient,) = torch.autograd.grad(scales[0] * task + 4 * (scales[1] * easy + scales[2] * hard), exact)
+    found = run(asked, True)
+    for value, expected in zip(map(torch.as_tensor, found), (task, easy, hard, gradient), strict=True):
+        torch.testing.assert_close(value.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+    assert run(asked, False).gradient is None
 
 
 @pytest.mark.parametrize("normalize", ["rows", "subset"])
@@ -392,3 +435,15 @@ def test_features_travel_with_outputs():
         Outputs(student, {"a": student}), Rectifier()(Outputs(teacher), label), Target(label), 0.0
     )
     assert result.total.isfinite()
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows, classes", [(512, 100), (256, 1000)])
+def test_a_step_needs_the_memory_of_its_gradient(rows, classes):
+    """Rectifier, objective and backward: within 5 % of the one matrix that has to be there."""
+    student, teacher, label = batch(rows, classes, dtype=torch.float32)
+    step = objective_step(True)
+    step(student, teacher, label)  # builds the library
+    student.grad = None
+    peak = peak_extra_bytes(step, student, teacher, label)
+    assert 4 * rows * classes <= peak <= 1.05 * 4 * rows * classes

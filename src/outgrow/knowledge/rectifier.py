@@ -77,7 +77,9 @@ class Rectifier:
         if rule.effect == "remove":
             weight = (target.valid & ~wrong).to(precise)
         else:
-            weight = torch.ones_like(wrong, dtype=precise) if all_valid else target.valid.to(precise)
+            # one number for all rows, where all have a label
+            ones = torch.ones((), dtype=precise, device=logits.device).expand(len(wrong))
+            weight = ones if all_valid else target.valid.to(precise)
         if rule.effect != "rewrite":
             corrected = torch.zeros_like(wrong)
         else:

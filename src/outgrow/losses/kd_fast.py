@@ -12,7 +12,7 @@ zero. :func:`outgrow.losses.kd.kd_loss` on :func:`outgrow.corrected_logits` is t
 used wherever :func:`applies` says no.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,9 +21,10 @@ from torch import Tensor
 from outgrow.knowledge.drop import Drop
 from outgrow.knowledge.identity import Identity
 from outgrow.losses import kd_native, kd_whole
+from outgrow.losses.kd_batch import Batch, Scales, Sums
 from outgrow.losses.kd_compact import COMPACT
 from outgrow.losses.kd_walk import walk
-from outgrow.outputs import Knowledge, Target
+from outgrow.outputs import Knowledge, Target, lift
 
 
 def applies(student: Float[Tensor, "rows classes"], knowledge: Knowledge, target: Target) -> bool:
@@ -53,14 +54,6 @@ def applies(student: Float[Tensor, "rows classes"], knowledge: Knowledge, target
     )
 
 
-class Rows(NamedTuple):
-    """Both losses row by row, without a graph, and the gradient of their weighted sum."""
-
-    task: Float[Tensor, " rows"]
-    kd: Float[Tensor, " rows"]
-    gradient: Float[Tensor, "rows classes"] | None
-
-
 Way = Literal["walk", "native", "whole"]
 
 
@@ -68,11 +61,16 @@ Fast = bool | Literal["eager", "compiled"]
 """What an objective's ``fast`` may be."""
 
 
-def way(student: Tensor, teacher: Tensor, weight: Tensor, *, native: bool) -> Way:
-    """Which of the three passes suits these matrices and weights of rows."""
-    if student.device.type != "cpu":
+def way(batch: Batch, *, native: bool) -> Way:
+    """Which of the three passes suits these rows."""
+    if batch.student.device.type != "cpu":
         return "whole"
-    return "native" if native and kd_native.takes(student, teacher, weight) else "walk"
+    return "native" if native and kd_native.takes(batch) else "walk"
+
+
+def compute_type(student: Tensor, knowledge: Knowledge) -> torch.dtype:
+    """What is computed in: float32 at least, and no less than the rows' weights."""
+    return torch.promote_types(lift(student[:0]).dtype, knowledge.weight.dtype)
 
 
 def fused(
@@ -80,31 +78,36 @@ def fused(
     knowledge: Knowledge,
     *,
     temperature: float,
-    task_weight: Float[Tensor, " rows"],
-    kd_weight: Float[Tensor, " rows"],
+    scales: Scales,
     fast: Fast = True,
-) -> Rows:
-    """Cross-entropy and ``T^2 KL``, and the gradient of ``sum task_weight * CE + sum kd_weight * T^2 KL``."""
+) -> Sums:
+    """The sums of cross-entropy and ``T^2 KL``, and the gradient of the two as ``scales`` weigh them.
+
+    On a CPU the scales are numbers; elsewhere they may be tensors there, which nobody waits for.
+    """
     wanted = student.requires_grad and torch.is_grad_enabled()
-    teacher, label, wrong, rule = (
+    weight = knowledge.weight.to(compute_type(student, knowledge))
+    batch = Batch(
+        student.detach(),
         knowledge.teacher.logits,
         knowledge.target.label,
         knowledge.wrong,
+        weight,
+        scales,
         knowledge.rule,
+        temperature,
     )
-    student = student.detach()
-    rows = student, teacher, label, wrong, task_weight, kd_weight
-    if fast == "compiled" and student.device.type == "cpu":
+    on_host = student.device.type == "cpu"
+    if fast == "compiled" and on_host:
         kd_native.say_if_missing()
-    chosen = way(student, teacher, kd_weight, native=fast != "eager")
+    chosen = way(batch, native=fast != "eager")
     if chosen == "whole":
-        whole = kd_whole.compiled if fast == "compiled" else kd_whole.closed_form
-        task, kl, gradient = whole(*rows, rule, temperature, wanted)
+        by_rows = kd_whole.compiled if fast == "compiled" else kd_whole.closed_form
     else:
-        gradient = torch.empty_like(student, memory_format=torch.contiguous_format) if wanted else None
-        by_row = kd_native.rows if chosen == "native" else walk
-        task, kl = by_row(*rows, rule, temperature, gradient)
-    return Rows(task, kl.mul_(temperature**2), gradient)
+        by_rows = kd_native.rows if chosen == "native" else walk
+    sums = by_rows(batch, wanted)
+    square = temperature**2
+    return sums._replace(easy=square * sums.easy, hard=square * sums.hard)
 
 
 def total(

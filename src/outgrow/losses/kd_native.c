@@ -29,11 +29,14 @@ static inline float exponential(float x) {
 
 static double xlogx(double x) { return x == 0 ? 0 : x * log(x); }
 
+/* sums: of the cross-entropy, and of weight * KL over right and over wrong rows; scales: what multiplies
+   them in the gradient. A stride of 0 is one weight for all rows. */
 void kd_rows(const float *teacher, const float *student, const int64_t *label, const uint8_t *wrong,
-             const float *task_weight, const float *kd_weight, int64_t rows, int64_t classes, int32_t rule,
-             double parameter, double temperature, float *buffer, float *task, float *kl, float *gradient) {
+             const float *row_weight, int64_t stride, const double *scales, int64_t rows, int64_t classes,
+             int32_t rule, double parameter, double temperature, float *buffer, double *sums, float *gradient) {
   const float inverse = (float)(1 / temperature);
   float *restrict t = buffer, *restrict p = buffer + classes, *restrict p1 = buffer + 2 * classes;
+  sums[0] = sums[1] = sums[2] = 0;
   for (int64_t row = 0; row < rows; row++) {
     const float *restrict z = teacher + row * classes, *restrict s = student + row * classes;
     const int64_t a = label[row];
@@ -83,16 +86,18 @@ void kd_rows(const float *teacher, const float *student, const int64_t *label, c
       of_label = scale * ta - u;
       of_top = scale * tb - v;
     }
-    kl[row] = (float)value;
-    task[row] = (float)(log(sum_p1) - (double)(s[a] - max_s));
+    const int is_wrong = wrong[row] != 0;
+    const double own = row_weight[row * stride];
+    sums[0] += log(sum_p1) - (double)(s[a] - max_s);
+    sums[1 + is_wrong] += own * value;
     if (!gradient) continue;
-    const double weight = temperature * kd_weight[row];
-    const float of_p1 = task_weight[row] / sum_p1, of_p = (float)(weight / sum_p);
+    const double weight = temperature * own * scales[1 + is_wrong];
+    const float of_p1 = (float)(scales[0] / sum_p1), of_p = (float)(weight / sum_p);
     const float of_t = (float)(weight * scale / sum_t);
     float *restrict out = gradient + row * classes;
 #pragma omp simd
     for (int64_t c = 0; c < classes; c++) out[c] = of_p1 * p1[c] + of_p * p[c] - of_t * t[c];
-    out[a] += (float)(weight * of_label - task_weight[row]);
+    out[a] += (float)(weight * of_label - scales[0]);
     if (b != a) out[b] += (float)(weight * of_top);
   }
 }

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from outgrow.knowledge.boost import Boost
 from outgrow.knowledge.lead import Lead
 from outgrow.knowledge.pair import Pair
 from outgrow.knowledge.swap import Swap
+from outgrow.losses.kd_batch import Batch, Sums
 from outgrow.native import build
 from outgrow.outputs import Rule
 
@@ -44,58 +43,57 @@ def parameters(rule: Rule, temperature: float) -> tuple[int, float]:
     return 0, 0.0
 
 
-def takes(student: Tensor, teacher: Tensor, weight: Tensor) -> bool:
-    """Whether these suit it: float32, the matrices each in one piece."""
+def takes(batch: Batch) -> bool:
+    """Whether it suits: float32, the matrices each in one piece."""
+    student, teacher = batch.student, batch.teacher
     return (
-        student.dtype == teacher.dtype == weight.dtype == torch.float32
+        student.dtype == teacher.dtype == batch.weight.dtype == torch.float32
         and student.is_contiguous()
         and teacher.is_contiguous()
         and library() is not None
     )
 
 
-def rows(
-    student: Float[Tensor, "rows classes"],
-    teacher: Float[Tensor, "rows classes"],
-    label: Int[Tensor, " rows"],
-    wrong: Bool[Tensor, " rows"],
-    task_weight: Float[Tensor, " rows"],
-    kd_weight: Float[Tensor, " rows"],
-    rule: Rule,
-    temperature: float,
-    gradient: Float[Tensor, "rows classes"] | None,
-) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Cross-entropy and ``KL`` row by row; fills ``gradient`` where there is one."""
-    call, (num_rows, classes) = library(), student.shape
+def rows(batch: Batch, wanted: bool) -> Sums:
+    """The pass, row by row; with the gradient where it is ``wanted``."""
+    call, (num_rows, classes) = library(), batch.student.shape
     assert call is not None
-    number, parameter = parameters(rule, temperature)
-    label, wrong = label.long().contiguous(), wrong.contiguous()
+    number, parameter = parameters(batch.rule, batch.temperature)
+    student, teacher, label, wrong, weight = (
+        batch.student,
+        batch.teacher,
+        batch.label.long().contiguous(),
+        batch.wrong.contiguous(),
+        batch.weight if batch.weight.stride(0) == 0 else batch.weight.contiguous(),
+    )
+    scales = (ctypes.c_double * 3)(*map(float, batch.scales))
+    gradient = torch.empty_like(student) if wanted else None
     threads = max(1, min(torch.get_num_threads(), num_rows, student.numel() // SHARE))
     buffer = torch.empty(threads, 3 * classes)
-    task, kl = torch.empty(2, num_rows).unbind(0)
-    each = -(-num_rows // threads)
+    sums = (ctypes.c_double * (3 * threads))()
+    each, stride = -(-num_rows // threads), weight.stride(0)
 
     def part(thread: int) -> None:
         at = thread * each
         last = min(num_rows - at, each)
         if last <= 0:
             return
-        matrix, row = at * classes * 4, at * 4
+        matrix = at * classes * 4
         call(
             teacher.data_ptr() + matrix,
             student.data_ptr() + matrix,
             label.data_ptr() + 8 * at,
             wrong.data_ptr() + at,
-            task_weight.data_ptr() + row,
-            kd_weight.data_ptr() + row,
+            weight.data_ptr() + 4 * at * stride,
+            stride,
+            scales,
             last,
             classes,
             number,
             parameter,
-            temperature,
+            batch.temperature,
             buffer.data_ptr() + thread * 12 * classes,
-            task.data_ptr() + row,
-            kl.data_ptr() + row,
+            ctypes.byref(sums, 24 * thread),
             None if gradient is None else gradient.data_ptr() + matrix,
         )
 
@@ -103,7 +101,8 @@ def rows(
         part(0)
     else:  # a call into C lets go of the interpreter, so plain threads run side by side
         list(_pool(threads).map(part, range(threads)))
-    return task, kl
+    task, easy, hard = (sum(sums[i::3]) for i in range(3))
+    return Sums(task, easy, hard, gradient)
 
 
 @functools.cache
@@ -140,6 +139,8 @@ def _library() -> tuple[Callable[..., Any] | None, str]:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return None, str(getattr(error, "stderr", None) or error)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    kinds = [pointer] * 6 + [number] * 2 + [ctypes.c_int32] + [ctypes.c_double] * 2 + [pointer] * 4
-    call.argtypes, call.restype = kinds, None
+    kinds: list[Any] = [pointer] * 5
+    kinds += [number, pointer, number, number, ctypes.c_int32, ctypes.c_double, ctypes.c_double]
+    kinds += [pointer] * 3
+    call.argtypes, call.restype = tuple(kinds), None
     return call, ""

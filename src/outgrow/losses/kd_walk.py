@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from outgrow.losses.kd_batch import Batch, Sums, summed
 from outgrow.losses.kd_compact import SCALING, compact, corrected
-from outgrow.outputs import Rule
 
 BLOCK = 1 << 17
 """Elements walked at a time. Measured: half or twice as many cost about the same, a quarter costs more."""
@@ -23,30 +23,19 @@ MAX_POWER = 8
 """Up to here the student at temperature 1 is a power of the one at T; beyond, an exp is as cheap."""
 
 
-def walk(
-    student: Float[Tensor, "rows classes"],
-    teacher: Float[Tensor, "rows classes"],
-    label: Int[Tensor, " rows"],
-    wrong: Bool[Tensor, " rows"],
-    task_weight: Float[Tensor, " rows"],
-    kd_weight: Float[Tensor, " rows"],
-    rule: Rule,
-    temperature: float,
-    gradient: Float[Tensor, "rows classes"] | None,
-) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Cross-entropy and ``KL`` row by row; fills ``gradient`` (contiguous) where there is one.
-
-    The type of the weights is the one to compute in.
-    """
+def walk(batch: Batch, wanted: bool) -> Sums:
+    """The pass, block by block; with the gradient (in one piece) where it is ``wanted``."""
+    student, teacher, label, wrong, weight, scales, rule, temperature = batch
+    gradient = torch.empty_like(student, memory_format=torch.contiguous_format) if wanted else None
     chosen = wrong.nonzero().view(-1) if rule.effect == "rewrite" else label[:0]
     rows, classes = student.shape
-    compute = kd_weight.dtype
+    compute = weight.dtype
     # of each row: sums of t, p, p at temperature 1 and t log(t / p), all up to normalisers; its label's logits
     sums = torch.empty(4, rows, dtype=compute)
     of_label = torch.empty(2, rows, dtype=compute)
     step = max(1, min(rows, BLOCK // classes))
     workspace = _workspace(BUFFERS * step * classes, compute)
-    scaled = temperature * kd_weight
+    scaled = temperature * batch.kd_weight()
     blocks = _blocks(
         step,
         rows,
@@ -56,11 +45,10 @@ def walk(
         (sums, 1),
         (of_label, 1),
         (scaled, 0),
-        (task_weight, 0),
         (gradient, 0),
     )
     tops = []
-    for found, (z, s, at, sums_of, label_of, kd_of, task_of, out) in zip(
+    for found, (z, s, at, sums_of, label_of, kd_of, out) in zip(
         _wrong_of_blocks(chosen, step, rows), blocks, strict=True
     ):
         buffers = workspace[: BUFFERS * z.numel()].view(BUFFERS, *z.shape)
@@ -72,11 +60,11 @@ def walk(
                 log_t = torch.stack((label_of[0, found], top.shifted[0])) - sums_of[0, found].log()
                 c, _ = compact(rule, log_t.exp(), temperature)
                 of_both[0, found] *= c
-            _blend(buffers, of_both, task_of / sums_of[2], out)
+            _blend(buffers, of_both, scales.task / sums_of[2], out)
     log_t, log_p, log_p1 = sums[:3].log().unbind(0)
     task = torch.sub(log_p1, of_label[1], alpha=temperature)
     kl = (sums[3] / sums[0]).add_(log_p).sub_(log_t)
-    excess = -task_weight  # the one-hot label of the cross-entropy
+    excess = torch.full_like(task, -float(scales.task))  # the one-hot label of the cross-entropy
     if len(chosen):
         top = tops[0] if len(tops) == 1 else _Top(*(torch.cat(x, -1) for x in zip(*tops, strict=True)))
         both = torch.stack((of_label.index_select(1, chosen), top.shifted), dim=1)
@@ -90,7 +78,7 @@ def walk(
             gradient.view(-1).index_add_(0, at_top, surplus[1].to(gradient.dtype))
     if gradient is not None:
         gradient.scatter_add_(1, label[:, None], excess[:, None].to(gradient.dtype))
-    return task, kl
+    return summed(batch, task, kl, gradient)
 
 
 class _Top(NamedTuple):

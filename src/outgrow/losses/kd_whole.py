@@ -7,39 +7,29 @@ do not depend on the data and nothing waits for the device.
 import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from outgrow.losses.kd_batch import Batch, Scales, Sums, summed
 from outgrow.losses.kd_compact import corrected
-from outgrow.outputs import Rule
-
-Losses = tuple[Tensor, Tensor, Tensor | None]
+from outgrow.outputs import IGNORE, Rule
 
 
-def closed_form(
-    student: Float[Tensor, "rows classes"],
-    teacher: Float[Tensor, "rows classes"],
-    label: Int[Tensor, " rows"],
-    wrong: Bool[Tensor, " rows"],
-    task_weight: Float[Tensor, " rows"],
-    kd_weight: Float[Tensor, " rows"],
-    rule: Rule,
-    temperature: float,
-    wanted: bool,
-) -> Losses:
-    """Cross-entropy and ``KL`` row by row, and the gradient where it is wanted."""
-    compute = kd_weight.dtype
-    # rows without a label (weight 0) point at class 0
-    at = label.clamp(0, student.shape[1] - 1)[:, None]
+def closed_form(batch: Batch, wanted: bool) -> Sums:
+    """The pass on whole matrices; with the gradient where it is ``wanted``."""
+    student, teacher, label, wrong, weight, scales, rule, temperature = batch
+    compute = weight.dtype
+    # rows without a label have weight 0 and point at class 0
+    at, valid = label.clamp(0, student.shape[1] - 1)[:, None], (label != IGNORE).to(compute)
     z, s = teacher.to(compute) / temperature, student.to(compute)
     log_t, log_p1, log_p = z.log_softmax(dim=1), s.log_softmax(dim=1), (s / temperature).log_softmax(dim=1)
     t = log_t.exp()
     kl = (t * (log_t - log_p)).sum(dim=1)
-    task = -log_p1.gather(1, at)[:, 0]
+    task = -log_p1.gather(1, at)[:, 0] * valid
     top = z.argmax(dim=1, keepdim=True)
-    scaled = temperature * kd_weight
+    scaled, task_weight = temperature * batch.kd_weight(), scales.task * valid
     of_t, surplus = scaled, None
     if rule.effect == "rewrite":
         places = torch.cat((at, top), dim=1)
@@ -51,7 +41,7 @@ def closed_form(
         if c is not None:
             of_t = torch.where(wrong, scaled * c, scaled)
     if not wanted:
-        return task, kl, None
+        return summed(batch, task, kl, None)
     gradient = log_p1.exp() * task_weight[:, None] + log_p.exp() * scaled[:, None] - t * of_t[:, None]
     classes = torch.arange(student.shape[1], device=student.device)
     of_label = -task_weight if surplus is None else surplus[0] - task_weight
@@ -61,33 +51,27 @@ def closed_form(
         gradient = gradient + torch.where(
             classes == top, surplus[1][:, None], torch.zeros_like(surplus[1][:, None])
         )
-    return task, kl, gradient.to(student.dtype)
+    return summed(batch, task, kl, gradient.to(student.dtype))
 
 
-def compiled(
-    student: Tensor,
-    teacher: Tensor,
-    label: Tensor,
-    wrong: Tensor,
-    task_weight: Tensor,
-    kd_weight: Tensor,
-    rule: Rule,
-    temperature: float,
-    wanted: bool,
-) -> Losses:
+def compiled(batch: Batch, wanted: bool) -> Sums:
     """:func:`closed_form` under ``torch.compile``; as it is where that fails, which is said once."""
-    call = _compiled(rule, temperature, wanted)  # type: ignore[arg-type]  # rules of this path are frozen
-    return call(student, teacher, label, wrong, task_weight, kd_weight)
+    call = _compiled(batch.rule, batch.temperature, wanted)  # type: ignore[arg-type]  # rules here are frozen
+    return call(*batch[:6])
 
 
 @functools.cache
-def _compiled(rule: Rule, temperature: float, wanted: bool) -> Callable[..., Losses]:
+def _compiled(rule: Rule, temperature: float, wanted: bool) -> Callable[..., Sums]:
     # constants of the graph, not inputs that it would be guarded on
-    plain = functools.partial(closed_form, rule=rule, temperature=temperature, wanted=wanted)
+    def plain(
+        student: Tensor, teacher: Tensor, label: Tensor, wrong: Tensor, weight: Tensor, scales: Scales
+    ) -> Sums:
+        rows = Batch(student, teacher, label, wrong, weight, scales, rule, temperature)
+        return closed_form(rows, wanted)
 
     fused, works = torch.compile(plain, fullgraph=True), True
 
-    def call(*tensors: Tensor) -> Losses:
+    def call(*tensors: Any) -> Sums:
         nonlocal works
         if works:
             try:
