@@ -20,6 +20,7 @@ ORDER = [
     "native",
     "anatomy",
     "features",
+    "compiled",
     "teacher",
     "frozen",
     "correction_fit",

@@ -11,7 +11,7 @@ from torch import nn
 from outgrow import PENULTIMATE, Taps, Teacher
 from outgrow.anatomy import feature_paths
 from outgrow.config import build_config, merge
-from outgrow.frozen import Compiled, InPrecision, compiled, fold_norms
+from outgrow.frozen import CompiledTeacher, InPrecision, compiled, fold_norms
 from outgrow.models import create_model
 from outgrow.progress import Reporter
 from outgrow.run import distill
@@ -239,14 +239,20 @@ class TestCompiled:
         return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
 
     @staticmethod
-    def spy(monkeypatch, change=lambda logits: logits):
+    def spy(monkeypatch, change=lambda value: value):
         """torch.compile as a stand-in that counts, so that most of this needs no compiler."""
         calls = []
 
-        def fake(model, **options):
-            return lambda x: calls.append(tuple(x.shape)) or change(model(x))
+        def fake(run, **options):
+            def call(x):
+                calls.append(tuple(x.shape))
+                logits, features = run(x)
+                return change(logits), {path: change(value) for path, value in features.items()}
+
+            return call
 
         monkeypatch.setattr(torch, "compile", fake)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         return calls
 
     def test_for_batches_like_the_first_alone(self, net, monkeypatch):
@@ -277,12 +283,15 @@ class TestCompiled:
         assert teacher is frozen
         assert "off by" in note
 
-    def test_a_tapped_teacher_is_left_alone(self, net):
+    def test_a_tapped_teacher_is_compiled_with_its_taps(self, net, monkeypatch):
+        calls = self.spy(monkeypatch)
         frozen = Teacher(net, taps=["1", PENULTIMATE])
-        assert compiled(frozen, images(2)) == (
-            frozen,
-            "not compiled: its features are read (1, penultimate)",
-        )
+        teacher, note = compiled(frozen, images(2, 4))
+        assert (note, len(calls)) == ("compiled", 1)
+        found, expected = teacher(images(2, 4)), frozen(images(2, 4))
+        assert len(calls) == 2
+        assert set(found.features) == {"1", PENULTIMATE}
+        torch.testing.assert_close(dict(found.features), dict(expected.features))
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore")  # the compiler's own
@@ -291,7 +300,7 @@ class TestCompiled:
             pytest.skip("needs a C++ compiler")
         frozen = Teacher(net)
         teacher, note = compiled(frozen, images(2, 4))
-        assert isinstance(teacher, Compiled), note
+        assert isinstance(teacher, CompiledTeacher), note
         torch.testing.assert_close(teacher(images(2, 4)).logits, frozen(images(2, 4)).logits)
 
 

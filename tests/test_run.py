@@ -344,6 +344,14 @@ def test_fused_norms_that_cannot_be_say_so(why):
         run(FAST, {"method": {"preset": "none"}}, {"train": why})
 
 
+def test_fused_norms_of_another_net_say_so():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.append(nn.Linear(4, 10))
+    layer = merge(SMALL, FAST, {"method": {"preset": "none"}})
+    with pytest.warns(UserWarning, match=r"got a net that calls modules of its own .* one by one"):
+        distill(build_config(layer), student=net)
+
+
 def test_fused_norms_without_a_compiler_say_so(monkeypatch):
     monkeypatch.setattr("outgrow.trainer.library", lambda: None)
     with pytest.warns(UserWarning, match="got a machine on which it cannot be built"):

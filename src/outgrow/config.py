@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class _Section(BaseModel):
@@ -118,11 +118,20 @@ class TrainConfig(_Section):
     fused_norms: bool = False
     """On a CPU, in bfloat16 and channels_last: batch norm and ReLU of our own nets in one pass in C, which
     rounds once where the two round twice; see :mod:`outgrow.models.norm_relu`."""
+    compile: bool | Literal["graphs"] = False
+    """The network through torch.compile where there is a compiler: a minute or more at its first step, for
+    runs of hours. ``graphs``: its kernels as CUDA graphs besides, for small nets that wait for launches."""
     progress: Literal["epoch", "step"] = "epoch"
     """What the objective's schedule advances by; the paper's is the epoch."""
     max_steps: int | None = Field(None, ge=1)
     """Stop each epoch after so many steps: for trying out, and said in the record."""
     eval_every: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_kind_of_fusion(self) -> "TrainConfig":
+        if self.compile and self.fused_norms:
+            raise ValueError("needs compile or fused_norms, since a compiler does not see into the second")
+        return self
 
     @field_validator("milestones")
     @classmethod

@@ -3,14 +3,16 @@
     student = Taps(model, ["layer2", PENULTIMATE])
     outputs = student(images)          # Outputs(logits, {"layer2": ..., "penultimate": ...})
 
-Hooks exist only during a forward pass, so nothing stays on anybody's model.
+Hooks exist only during a forward pass, so nothing stays on anybody's model (a compiled one keeps its own
+while it lives: :mod:`outgrow.compiled`).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from outgrow.anatomy import bare_net, head_of
 from outgrow.outputs import Outputs, as_outputs
@@ -23,6 +25,10 @@ BOX_IOU = "box_iou"
 """How well each row's moved box then overlaps the object that the row was matched to (rows)."""
 NOT_TAPS = frozenset({PENULTIMATE, BOX, BOX_IOU})
 """Features that no loss on maps takes unasked."""
+
+
+Seen = tuple[Tensor, int]
+"""An activation and its version: whether something wrote into it since."""
 
 
 class Taps(nn.Module):
@@ -48,30 +54,40 @@ class Taps(nn.Module):
 
     def forward(self, images: Float[Tensor, "..."]) -> Outputs:
         if not self.paths:
-            return as_outputs(self.model(images), whose=type(self.model).__name__)
-        seen: dict[str, Tensor] = {}
-        versions: dict[str, int] = {}
-        handles = [self._hook(path, seen, versions) for path in self.paths]
+            return self.bare(images)
+        seen: dict[str, Seen] = {}
+        handles = self.hook(seen)
         try:
-            outputs = as_outputs(self.model(images), whose=type(self.model).__name__)
+            outputs = self.bare(images)
         finally:
             for handle in handles:
                 handle.remove()
         for path in self.paths:
-            if path in seen and seen[path]._version != versions[path]:
-                raise ValueError(
-                    f"Taps: needs the output of {path!r} as it was, got one that a following module overwrote in "
-                    "place; tap that module instead, or build it with inplace=False."
-                )
             if path not in seen:
                 raise ValueError(
                     f"Taps: needs {path!r} to run in the forward pass, got no output from it; "
                     "`outgrow list features MODEL` prints what can be tapped."
                 )
-        return Outputs(outputs.logits, {**outputs.features, **{path: seen[path] for path in self.paths}})
+            value, version = seen[path]
+            if value._version != version:
+                raise ValueError(
+                    f"Taps: needs the output of {path!r} as it was, got one that a following module overwrote in "
+                    "place; tap that module instead, or build it with inplace=False."
+                )
+        return Outputs(outputs.logits, {**outputs.features, **{path: seen[path][0] for path in self.paths}})
 
-    def _hook(self, path: str, seen: dict[str, Tensor], versions: dict[str, int]) -> Any:
+    def bare(self, images: Float[Tensor, "..."]) -> Outputs:
+        """What the model says by itself."""
+        return as_outputs(self.model(images), whose=type(self.model).__name__)
+
+    def hook(self, seen: dict[str, Seen], *, traced: bool = False) -> list[RemovableHandle]:
+        """Hooks that leave the activations of every pass in ``seen``, or ``traced`` only those of a compiler's."""
+        return [self._hook(path, seen, traced) for path in self.paths]
+
+    def _hook(self, path: str, seen: dict[str, Seen], traced: bool) -> RemovableHandle:
         def keep(value: object) -> None:
+            if traced and not torch.compiler.is_compiling():
+                return
             if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
                 value = value[0]  # transformer blocks return (hidden states, ...)
             if not isinstance(value, Tensor):
@@ -80,7 +96,7 @@ class Taps(nn.Module):
                 )
             if channels_last and value.dim() == 4:
                 value = value.movedim(3, 1)  # a view, which shares its version
-            seen[path], versions[path] = value, value._version
+            seen[path] = value, value._version
 
         module = self._modules_at[path]
         channels_last = _channels_last(bare_net(self.model)) and not isinstance(module, nn.Conv2d)

@@ -19,8 +19,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from outgrow.compiled import Compiled
 from outgrow.features import Taps
-from outgrow.outputs import Outputs, as_outputs
+from outgrow.outputs import Outputs
 from outgrow.teacher import Teacher
 
 Precision = Literal["as_student", "fp32", "bf16"]
@@ -98,51 +99,39 @@ class InPrecision(nn.Module):
             return self.teacher(images, index=index)
 
 
-class Compiled(nn.Module):
-    """``teacher``, compiled for batches like the one it was made on; all others are answered as before.
+class CompiledTeacher(nn.Module):
+    """``teacher``, through ``fast`` for the batches that it takes."""
 
-    A compiler would start again, for minutes, at the last batch of an epoch or outside of autocast.
-    """
-
-    def __init__(self, teacher: Teacher, fast: Any, key: tuple[Any, ...]) -> None:
+    def __init__(self, teacher: Teacher, fast: Compiled) -> None:
         super().__init__()
         self.teacher = teacher
-        # not a submodule, or the weights would be listed twice; key as of :func:`_key`
-        self._fast = (fast,)
-        self.key = key
+        self._fast = (fast,)  # not a submodule, or the weights would be listed twice
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
-        if _key(images) != self.key:
-            return self.teacher(images, index=index)
-        return as_outputs(self._fast[0](images), whose="teacher")
+        (fast,) = self._fast
+        return fast(images) if fast.takes(images) else self.teacher(images, index=index)
 
 
 def compiled(teacher: Teacher, images: Float[Tensor, "batch ..."]) -> tuple[nn.Module, str]:
     """``teacher`` through torch.compile, and a note; ``teacher`` itself where that does not work here.
 
     Called under the autocast and with ``images`` of the shape and layout of the training's batches. Without
-    a compiler (a C++ compiler on a CPU, Triton on a GPU), or where the compiled net's logits on ``images``
-    differ by more than rounding, the note has the reason. Taps are hooks that come and go, which a
-    compiled graph does not see: a tapped teacher is left as it is.
+    a compiler (a C++ compiler on a CPU, Triton on a GPU), or where the compiled net's outputs on ``images``
+    differ by more than rounding, the note has the reason.
     """
-    if teacher.network.paths:
-        return teacher, f"not compiled: its features are read ({', '.join(teacher.network.paths)})"
+    fast = Compiled(teacher.network)
     with torch.no_grad():
-        eager = teacher(images)
-        try:
-            fast = torch.compile(teacher.network.model, dynamic=False)
-            said = as_outputs(fast(images), whose="teacher")
-        except Exception as error:  # dynamo, inductor, Triton and the host's compiler each have their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return teacher, f"not compiled: {reason}"
+        eager, said = teacher(images), fast(images)
+    if fast.reason is not None:
+        return teacher, f"not compiled: {fast.reason}"
     off, allowed = _distance(said, eager), COMPILE_TOLERANCE.get(eager.logits.dtype, 1e-3)
     if not off <= allowed:
         return (
             teacher,
-            f"not compiled: its logits would be off by {off:.1e} of the largest, over {allowed:.0e}",
+            f"not compiled: its outputs would be off by {off:.1e} of the largest, over {allowed:.0e}",
         )
-    return Compiled(teacher, fast, _key(images)), "compiled"
+    return CompiledTeacher(teacher, fast), "compiled"
 
 
 class _Watch(TorchDispatchMode):
@@ -227,10 +216,3 @@ def _true_float32() -> Any:
     return cudnn.flags(
         enabled=cudnn.enabled, benchmark=False, deterministic=cudnn.deterministic, allow_tf32=False
     )
-
-
-def _key(images: Tensor) -> tuple[Any, ...]:
-    """What a compiled graph is for."""
-    device = images.device.type
-    amp = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return (tuple(images.shape), images.stride(), images.dtype, images.device, amp)

@@ -197,7 +197,8 @@ def fit(
 ) -> list[EpochRecord]:
     """Train to the end, telling of the epochs. ``metric`` is what the trainer's scores are."""
     total = trainer.config.epochs * trainer.loader.num_samples
-
+    if trainer.compiles:
+        report.note(f"{who}: compiles at its first step, which can take minutes ...")
     with report.bar(who, total) as advance:
         trainer.on_step = lambda epoch, done: advance(epoch * trainer.loader.num_samples + done)
         trainer.on_epoch = lambda record: report.event("epoch", network=who, **asdict(record), metric=metric)

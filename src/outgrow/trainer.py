@@ -20,10 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.checkpoint import load_checkpoint, save_checkpoint
+from outgrow.compiled import Compiled
 from outgrow.config import TrainConfig
+from outgrow.features import Taps
 from outgrow.host_memory import kept_pages
 from outgrow.lesson import Ask, Batches, Classify, Samples
-from outgrow.models.norm_relu import fused_norms, library
+from outgrow.models.norm_relu import calls_it, fused_norms, library
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
 from outgrow.teacher_cache import CachedTeacher
@@ -82,7 +84,7 @@ class Trainer:
         on_cpu = accelerator.device.type == "cpu"
         with (
             kept_pages() if self.config.keep_memory and on_cpu else nullcontext(),
-            fused_norms() if _fuses(self.config, accelerator.device) else nullcontext(),
+            fused_norms() if self._fuses(accelerator.device) else nullcontext(),
         ):
             return self._fit(accelerator, resume)
 
@@ -152,12 +154,50 @@ class Trainer:
         self.student.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self.teacher.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self.objective.to(accelerator.device)
-        if accelerator.num_processes == 1:
-            return self.student, self.teacher, self.objective
+        student: nn.Module = self.student
         objective: nn.Module = self.objective
-        if any(p.requires_grad for p in self.objective.parameters()):
-            objective = accelerator.prepare_model(self.objective)
-        return accelerator.prepare_model(self.student), self.teacher, objective
+        if self.compiles:
+            student = self._compiled(accelerator.device)
+        if accelerator.num_processes > 1:
+            student = accelerator.prepare_model(student)
+            if any(p.requires_grad for p in self.objective.parameters()):
+                objective = accelerator.prepare_model(self.objective)
+        return student, self.teacher, objective
+
+    def _fuses(self, device: torch.device) -> bool:
+        """Whether batch norm and ReLU may share a pass; a warning where that was asked for in vain."""
+        config, got = self.config, None
+        if not config.fused_norms:
+            return False
+        if device.type != "cpu" or config.precision != "bf16" or not config.channels_last:
+            layout = "channels_last" if config.channels_last else "contiguous maps"
+            got = f"{device.type}, {config.precision}, {layout}"
+        elif not calls_it(self.student):
+            got = "a net that calls modules of its own (our cifar/ nets are made for it)"
+        elif library() is None:
+            got = "a machine on which it cannot be built (no gcc, or with an OpenMP that is not torch's)"
+        if got is not None:
+            warnings.warn(
+                f"train.fused_norms: needs a CPU, train.precision=bf16, train.channels_last=true and gcc, got {got}; "
+                "trains with batch norm and ReLU one by one.",
+                stacklevel=3,
+            )
+        return got is None
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the student's steps go through torch.compile: it was asked for, and batches are of one shape."""
+        return bool(self.config.compile) and (self.ask is None or isinstance(self.ask, Classify))
+
+    def _compiled(self, device: torch.device) -> nn.Module:
+        """The student for the steps alone: evaluation and checkpoints keep to the one it wraps."""
+        graphs = self.config.compile == "graphs"
+        if graphs and device.type != "cuda":
+            raise ValueError(
+                f"train.compile: needs a CUDA device for graphs, got {device.type}; use train.compile=true."
+            )
+        network = self.student if isinstance(self.student, Taps) else Taps(self.student)
+        return Compiled(network, graphs=graphs, on_failure=_say_not_compiled)
 
     def _steps(self) -> int:
         return min(len(self.loader), self.config.max_steps or len(self.loader))
@@ -207,23 +247,12 @@ class Trainer:
         )
 
 
-def _fuses(config: TrainConfig, device: torch.device) -> bool:
-    """Whether batch norm and ReLU may share a pass; a warning where that was asked for in vain."""
-    if not config.fused_norms:
-        return False
-    got = None
-    if device.type != "cpu" or config.precision != "bf16" or not config.channels_last:
-        layout = "channels_last" if config.channels_last else "contiguous maps"
-        got = f"{device.type}, {config.precision}, {layout}"
-    elif library() is None:
-        got = "a machine on which it cannot be built (no gcc, or with an OpenMP that is not torch's)"
-    if got is not None:
-        warnings.warn(
-            f"train.fused_norms: needs a CPU, train.precision=bf16, train.channels_last=true and gcc, got {got}; "
-            "trains with batch norm and ReLU one by one.",
-            stacklevel=3,
-        )
-    return got is None
+def _say_not_compiled(reason: str) -> None:
+    warnings.warn(
+        f"train.compile: needs torch.compile to work here (a C++ compiler on a CPU, Triton on a GPU), got: {reason}; "
+        "trains without.",
+        stacklevel=4,
+    )
 
 
 def _tell_epoch(teacher: nn.Module, epoch: int | None) -> None:

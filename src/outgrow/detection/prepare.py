@@ -37,6 +37,8 @@ EVAL_BATCH = 1
 IGNORED = {
     "teacher": ("fold", "precision", "compile", "cache_features", "correct_views"),
     "data": ("label", "val_fraction", "size"),
+    "train": ("compile", "fused_norms"),
+    "teacher_train": ("compile", "fused_norms"),
 }
 """Fields that classifiers have a use for."""
 UNMOVED = ("cutout", "randaugment", "mixup", "cutmix")

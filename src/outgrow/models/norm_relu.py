@@ -10,6 +10,7 @@ import functools
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,6 +40,12 @@ def fused_norms() -> Iterator[None]:
         yield
     finally:
         _fused.reset(token)
+
+
+def calls_it(net: nn.Module) -> bool:
+    """Whether a module of ``net`` comes from a file that imports :func:`norm_relu`; others call norm and ReLU."""
+    files = (sys.modules.get(type(module).__module__) for module in net.modules())
+    return any(getattr(file, "norm_relu", None) is norm_relu for file in files)
 
 
 def norm_relu(
