@@ -37,7 +37,7 @@ SHORT = {
         "epochs": 12,
         "lr_schedule": "one_cycle",
         "lr": 0.1,
-        "precision": "bf16",
+        "precision": "auto",
         "channels_last": True,
         "eval_every": 12,
     },

@@ -3,8 +3,9 @@
     plain         as the field's repositories write theirs: PIL images decoded and augmented one by one in
                   DataLoader workers, float32, the teacher run for every batch, the loss read at every step
     torchdistill  that library's DistillationBox, configured and driven as its own CIFAR-100 example is
-    ours          this library's trainer and loader in bfloat16 and channels_last, batch norm and ReLU in one
-                  pass (`train.fused_norms`), the teacher folded as a run does by default
+    ours          this library's trainer and loader in the precision that is fast here (`train.precision=auto`)
+                  and channels_last, batch norm and ReLU in one pass (`train.fused_norms`), the teacher folded
+                  as a run does by default
     cached        the same with the teacher's logits read from a cache
     apart         the cached one with batch norm and ReLU one by one
     student       the student alone on one batch, in the same precision: what no library can go below
@@ -30,6 +31,7 @@ from outgrow.frozen import fold_norms
 from outgrow.host_memory import kept_pages
 from outgrow.models import Network, create_model
 from outgrow.models.norm_relu import fused_norms
+from outgrow.precision import computes_bfloat16
 from outgrow.teacher_cache import CachedTeacher, TeacherCache
 from outgrow.trainer import Trainer
 
@@ -108,7 +110,7 @@ def fill(task: Task, turn: Turn) -> None:
     turn.ready()
     teacher.at(0)
     batches = trainer.loader.epoch(0)
-    with torch.autocast(task.device, torch.bfloat16):
+    with autocast(task):
         for _ in range(task.batches):
             batch = next(batches)
             teacher(batch.images.contiguous(memory_format=torch.channels_last), index=batch.target.index)
@@ -124,7 +126,7 @@ def student_alone(task: Task, turn: Turn) -> None:
     turn.ready()
     with kept_pages(), fused_norms():
         while True:
-            with torch.autocast(task.device, torch.bfloat16):
+            with autocast(task):
                 logits = student(images)
             F.cross_entropy(logits.float(), label).backward()
             optimizer.step()
@@ -175,12 +177,17 @@ def trainer_of(task: Task) -> Trainer:
     config = TrainConfig(
         epochs=task.epochs,
         batch_size=task.batch,
-        precision="bf16",
+        precision="auto",
         channels_last=True,
         fused_norms=task.device == "cpu" and task.way != "apart",
         device=task.device,  # type: ignore[arg-type]
     )
     return Trainer(outgrow.Taps(student), frozen, rectify, objective, loader, config)
+
+
+def autocast(task: Task) -> torch.autocast:
+    """What the trainer computes in."""
+    return torch.autocast(task.device, torch.bfloat16, enabled=computes_bfloat16(task.device))
 
 
 def networks(task: Task) -> tuple[Network, Network]:

@@ -38,6 +38,7 @@ ORDER = [
     "checkpoint",
     "metrics",
     "host_memory",
+    "precision",
     "trainer",
     "progress",
     "provenance",

@@ -321,11 +321,13 @@ def test_one_process_may_train_in_several_precisions():
 
 
 FAST = {
-    "train": {"precision": "bf16", "channels_last": True, "fused_norms": True, "epochs": 1, "device": "cpu"}
+    "train": {"precision": "fp32", "channels_last": True, "fused_norms": True, "epochs": 1, "device": "cpu"}
 }
 
 
-@pytest.mark.skipif(norm_relu.library() is None, reason="the fused pass needs gcc and torch's OpenMP")
+@pytest.mark.skipif(
+    norm_relu.library(torch.float32) is None, reason="the fused pass needs gcc and torch's OpenMP"
+)
 def test_fused_norms_are_taken_where_they_are_asked_for(monkeypatch):
     taken, own = [], norm_relu._NormReLU.apply
     monkeypatch.setattr(norm_relu._NormReLU, "apply", lambda *x: taken.append(1) or own(*x))
@@ -333,19 +335,20 @@ def test_fused_norms_are_taken_where_they_are_asked_for(monkeypatch):
     apart = run(FAST, alone, {"train": {"fused_norms": False}})
     assert not taken
     fused = run(FAST, alone)
-    # three steps of 32, and four of a ResNet-8's nine norms have a ReLU right behind them
-    assert len(taken) == 3 * 4
-    assert fused["epochs"][0]["loss"] == pytest.approx(apart["epochs"][0]["loss"], rel=0.02)
+    # three steps of 32; of a ResNet-8's nine norms two stand in projections, without a ReLU
+    assert len(taken) == 3 * 7
+    assert fused["epochs"][0]["loss"] == pytest.approx(apart["epochs"][0]["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("why", [{"precision": "fp32"}, {"channels_last": False}])
-def test_fused_norms_that_cannot_be_say_so(why):
+def test_fused_norms_that_cannot_be_say_so():
     with pytest.warns(UserWarning, match=r"train\.fused_norms: needs a CPU.*one by one"):
-        run(FAST, {"method": {"preset": "none"}}, {"train": why})
+        run(FAST, {"method": {"preset": "none"}}, {"train": {"channels_last": False}})
 
 
 def test_fused_norms_of_another_net_say_so():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     net.append(nn.Linear(4, 10))
     layer = merge(SMALL, FAST, {"method": {"preset": "none"}})
     with pytest.warns(UserWarning, match=r"got a net that calls modules of its own .* one by one"):
@@ -353,6 +356,6 @@ def test_fused_norms_of_another_net_say_so():
 
 
 def test_fused_norms_without_a_compiler_say_so(monkeypatch):
-    monkeypatch.setattr("outgrow.trainer.library", lambda: None)
+    monkeypatch.setattr("outgrow.trainer.library", lambda dtype: None)
     with pytest.warns(UserWarning, match="got a machine on which it cannot be built"):
         run(FAST, {"method": {"preset": "none"}})

@@ -109,15 +109,16 @@ class TrainConfig(_Section):
     warmup: float = Field(0.0, ge=0, lt=1)
     """Fraction of the training over which the rate rises linearly."""
     clip: float | None = Field(None, gt=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """``auto`` is bfloat16 where the machine computes in it, else float32: :mod:`outgrow.precision`."""
     channels_last: bool = False
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     keep_memory: bool = True
     """On a CPU under Linux, keep freed memory for the next step instead of giving it back; see
     :mod:`outgrow.host_memory`. Changes no number."""
     fused_norms: bool = False
-    """On a CPU, in bfloat16 and channels_last: batch norm and ReLU of our own nets in one pass in C, which
-    rounds once where the two round twice; see :mod:`outgrow.models.norm_relu`."""
+    """On a CPU and in channels_last: batch norm, the sum of a residual block and ReLU of our own nets in one
+    pass in C, which rounds once where they round twice; see :mod:`outgrow.models.norm_relu`."""
     compile: bool | Literal["graphs"] = False
     """The network through torch.compile where there is a compiler: a minute or more at its first step, for
     runs of hours. ``graphs``: its kernels as CUDA graphs besides, for small nets that wait for launches."""

@@ -42,6 +42,11 @@ def build(
     return kept
 
 
+def processor_flags() -> frozenset[str]:
+    """What the processor can do, as Linux lists it; empty elsewhere."""
+    return frozenset(_processor().partition(":")[2].split())
+
+
 def _processor() -> str:
     """What ``-march=native`` depends on: a home may be shared by unlike machines."""
     try:

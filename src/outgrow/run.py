@@ -23,6 +23,7 @@ from outgrow.features import PENULTIMATE, Taps
 from outgrow.metrics import Scores, evaluate, num_parameters
 from outgrow.models import Network, save_student
 from outgrow.objective import Objective
+from outgrow.precision import settle
 from outgrow.prepare import (
     eval_loader,
     fit,
@@ -64,7 +65,7 @@ def distill(
     ``ValueError`` for what does not fit together; :class:`outgrow.trainer.NonFiniteLoss` if training
     diverges.
     """
-    config = config if isinstance(config, Config) else build_config(config or {})
+    config = settle(config if isinstance(config, Config) else build_config(config or {}))
     if config.data.source.startswith("coco:"):
         from outgrow.detection.run import distill_detector
 
@@ -182,7 +183,7 @@ def fill_cache(
     """
     if config.teacher.cache is None:
         raise ValueError("cache: needs a folder, got none; give --out DIR, or --set teacher.cache=DIR.")
-    report = reporter or Reporter()
+    config, report = settle(config), reporter or Reporter()
     torch.manual_seed(config.seed)
     data = open_run_data(config)
     train, val = training_rows(config, data)

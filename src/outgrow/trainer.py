@@ -28,6 +28,7 @@ from outgrow.lesson import Ask, Batches, Classify, Samples
 from outgrow.models.norm_relu import calls_it, fused_norms, library
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
+from outgrow.precision import say_if_emulated, settled
 from outgrow.teacher_cache import CachedTeacher
 
 READ_EVERY = 10
@@ -80,6 +81,8 @@ class Trainer:
 
     def fit(self, *, resume: bool = False) -> list[EpochRecord]:
         """Train to the end and return the records of all epochs, those before a resumption too."""
+        self.config = settled(self.config)
+        say_if_emulated(self.config)
         accelerator = self.accelerator or make_accelerator(self.config)
         on_cpu = accelerator.device.type == "cpu"
         with (
@@ -169,16 +172,17 @@ class Trainer:
         config, got = self.config, None
         if not config.fused_norms:
             return False
-        if device.type != "cpu" or config.precision != "bf16" or not config.channels_last:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(config.precision)
+        if device.type != "cpu" or dtype is None or not config.channels_last:
             layout = "channels_last" if config.channels_last else "contiguous maps"
             got = f"{device.type}, {config.precision}, {layout}"
         elif not calls_it(self.student):
             got = "a net that calls modules of its own (our cifar/ nets are made for it)"
-        elif library() is None:
+        elif library(dtype) is None:
             got = "a machine on which it cannot be built (no gcc, or with an OpenMP that is not torch's)"
         if got is not None:
             warnings.warn(
-                f"train.fused_norms: needs a CPU, train.precision=bf16, train.channels_last=true and gcc, got {got}; "
+                f"train.fused_norms: needs a CPU, train.precision=bf16 or fp32, train.channels_last=true and gcc, got {got}; "
                 "trains with batch norm and ReLU one by one.",
                 stacklevel=3,
             )
@@ -271,7 +275,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             raise ValueError(
                 f"train.device: needs {config.device}, got a machine without it; use auto or cpu."
             )
-    precision = "no" if config.precision == "fp32" else config.precision
+    precision = settled(config).precision.replace("fp32", "no")
     state = AcceleratorState._shared_state
     if state and state.get("_mixed_precision") != precision:
         # one process may train a teacher in one precision and a student in another; what is kept of the

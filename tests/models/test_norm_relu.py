@@ -1,5 +1,6 @@
 """Batch norm and ReLU in one pass: values, gradients and statistics of the two modules in float64."""
 
+import contextlib
 import copy
 import os
 import shutil
@@ -20,15 +21,18 @@ needs_gcc = pytest.mark.skipif(
     shutil.which("gcc") is None or not sys.platform.startswith("linux"),
     reason="the pass is built with gcc on Linux",
 )
-ROUNDING = 2**-8  # bfloat16 keeps eight bits
+ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2e-6}
+every_type = pytest.mark.parametrize("dtype", list(module.TYPES), ids=["bf16", "fp32"])
 
 
-def maps_of(channels: int, *, batch: int = 5, side: int = 7, seed: int = 0) -> torch.Tensor:
+def maps_of(
+    channels: int, *, batch: int = 5, side: int = 7, seed: int = 0, dtype: torch.dtype = torch.bfloat16
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     spread = torch.rand(channels, 1, 1, generator=generator) * 3 + 0.1
     centre = torch.randn(channels, 1, 1, generator=generator) * 4
     maps = torch.randn(batch, channels, side, side, generator=generator) * spread + centre
-    return maps.bfloat16().contiguous(memory_format=torch.channels_last)
+    return maps.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def norm_of(channels: int, **options: float) -> nn.BatchNorm2d:
@@ -49,36 +53,42 @@ def calls(monkeypatch):
 
 @needs_gcc
 def test_there_is_a_library_where_there_is_gcc():
-    assert library() is not None
+    assert all(library(dtype) is not None for dtype in module.TYPES)
 
 
 @needs_gcc
+@every_type
 @pytest.mark.parametrize("channels", [1, 3, 16, 32, 33, 48, 200])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_agrees_with_the_two_modules_in_float64(channels, threads, calls, monkeypatch):
+@pytest.mark.parametrize("residual", [False, True])
+def test_agrees_with_the_modules_in_float64(channels, threads, residual, dtype, calls, monkeypatch):
     monkeypatch.setattr(module, "_threads", lambda maps: threads)
-    maps = maps_of(channels, batch=9).requires_grad_()
+    maps = maps_of(channels, batch=9, dtype=dtype).requires_grad_()
     norm = norm_of(channels, eps=1e-3, momentum=0.3)
     plain = copy.deepcopy(norm).double()
     exact = maps.detach().double().requires_grad_()
-    upstream = maps_of(channels, batch=9, seed=2)
+    shortcut = maps_of(channels, batch=9, seed=3, dtype=dtype).requires_grad_() if residual else None
+    exact_shortcut = shortcut.detach().double().requires_grad_() if residual else exact.new_zeros(())
+    upstream = maps_of(channels, batch=9, seed=2, dtype=dtype)
     with fused_norms():
-        out = norm_relu(norm, maps)
+        out = norm_relu(norm, maps, shortcut)
     assert calls
-    assert out.dtype == torch.bfloat16
+    assert out.dtype == dtype
     assert out.is_contiguous(memory_format=torch.channels_last)
-    expected = F.relu(plain(exact))
-    torch.testing.assert_close(out.double(), expected, rtol=ROUNDING, atol=1e-5)
+    expected = F.relu(plain(exact) + exact_shortcut)
+    torch.testing.assert_close(out.double(), expected, rtol=ROUNDING[dtype], atol=1e-5)
     out.backward(upstream)
     # a value that is zero but for rounding may pass the ReLU in one and not in the other: the mask is ours
     mask = (out > 0).double()
-    plain(exact).mul(mask).backward(upstream.double())
+    (plain(exact) + exact_shortcut).mul(mask).backward(upstream.double())
+    if residual:
+        assert torch.equal(shortcut.grad, torch.where(out > 0, upstream, 0))
     for ours, theirs, bound in (
-        (maps.grad, exact.grad, ROUNDING),
+        (maps.grad, exact.grad, ROUNDING[dtype]),
         (norm.weight.grad, plain.weight.grad, 1e-5),
         (norm.bias.grad, plain.bias.grad, 1e-5),
     ):
-        assert ours.dtype in (torch.bfloat16, torch.float32)
+        assert ours.dtype in (dtype, torch.float32)
         assert (ours.double() - theirs).norm() <= bound * theirs.norm() + 1e-6
     # two passes of the reference moved its statistics twice; ours once
     once = copy.deepcopy(norm_of(channels, eps=1e-3, momentum=0.3)).double()
@@ -100,13 +110,15 @@ def test_a_far_mean_does_not_eat_the_variance(calls):
 
 
 @needs_gcc
-def test_a_nan_stays_one_and_a_constant_map_is_finite(calls):
-    maps = maps_of(4)
+@every_type
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_nan_stays_one_and_a_constant_map_is_finite(residual, dtype, calls):
+    maps = maps_of(4, dtype=dtype)
     maps[0, 1, 0, 0] = float("nan")
     maps[:, 2] = 3.0
     maps.requires_grad_()
     with fused_norms():
-        out = norm_relu(norm_of(4), maps)
+        out = norm_relu(norm_of(4), maps, maps_of(4, seed=3, dtype=dtype) if residual else None)
     out.backward(torch.ones_like(out))
     assert calls
     assert out[:, 1].isnan().all()
@@ -143,7 +155,7 @@ def _options():
     return {
         "not asked for": (norm_of(4), nhwc, False),
         "evaluation": (norm_of(4).eval(), nhwc, True),
-        "float32": (norm_of(4), nhwc.float(), True),
+        "float64": (norm_of(4).double(), nhwc.double(), True),
         "contiguous": (norm_of(4), nhwc.contiguous(), True),
         "tapped": (tapped, nhwc, True),
         "no affine": (nn.BatchNorm2d(4, affine=False), nhwc, True),
@@ -169,12 +181,23 @@ def test_everything_else_runs_one_by_one(case, calls):
     assert torch.equal(out, F.relu(other(maps)))
 
 
+@pytest.mark.parametrize("change", [torch.Tensor.float, torch.Tensor.contiguous])
+def test_another_kind_of_shortcut_runs_one_by_one(change, calls):
+    maps, norm = maps_of(4), norm_of(4)
+    other = copy.deepcopy(norm)
+    shortcut = change(maps_of(4, seed=3))
+    with fused_norms():
+        out = norm_relu(norm, maps, shortcut)
+    assert not calls
+    assert torch.equal(out, F.relu(other(maps) + shortcut))
+
+
 def test_without_a_compiler_it_runs_one_by_one(monkeypatch, calls, tmp_path):
     monkeypatch.setenv("CC", "/nowhere/gcc")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.cache_clear()
     try:
-        assert library() is None
+        assert library(torch.float32) is None
         with fused_norms():
             norm_relu(norm_of(4), maps_of(4))
         assert not calls
@@ -194,7 +217,7 @@ def test_an_openmp_of_its_own_is_refused(monkeypatch, found):
     monkeypatch.setattr(module, "_openmps", lambda: next(seen))
     library.cache_clear()
     try:
-        assert library() is None
+        assert library(torch.float32) is None
     finally:
         library.cache_clear()
 
@@ -208,22 +231,23 @@ def test_a_whole_net_learns_the_same(name, calls):
     label = torch.arange(8)
 
     def gradient(fused: bool, dtype: torch.dtype) -> torch.Tensor:
-        own = copy.deepcopy(net)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            if fused:
-                with fused_norms():
-                    logits = own(images)
-            else:
-                logits = own(images)
-        F.cross_entropy(logits.float(), label).backward()
-        return torch.cat([p.grad.flatten() for p in own.parameters()])
+        own = copy.deepcopy(net).to(torch.float64 if dtype == torch.float64 else torch.float32)
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+            fused_norms() if fused else contextlib.nullcontext(),
+        ):
+            logits = own(images.double() if dtype == torch.float64 else images)
+        F.cross_entropy(logits.double(), label).backward()
+        return torch.cat([p.grad.flatten().double() for p in own.parameters()])
 
-    exact, plain = gradient(False, torch.float32), gradient(False, torch.bfloat16)
+    exact, plain = gradient(False, torch.float64), {dtype: gradient(False, dtype) for dtype in module.TYPES}
     assert not calls
-    ours = gradient(True, torch.bfloat16)
-    assert len(calls) >= 2
-    # no further from float32 than bfloat16 one by one is, up to chance
-    assert (ours - exact).norm() <= 1.5 * (plain - exact).norm()
+    for dtype in module.TYPES:
+        ours = gradient(True, dtype)
+        assert len(calls) >= 2
+        calls.clear()
+        # no further from float64 than that type one by one is, up to chance
+        assert (ours - exact).norm() <= 2 * (plain[dtype] - exact).norm()
 
 
 @needs_gcc
@@ -240,8 +264,8 @@ def test_a_tap_on_a_norm_sees_it(calls):
 def test_it_brings_no_openmp():
     """In a process of its own, beside scikit-learn's."""
     code = (
-        "import sklearn.utils._openmp_helpers; from outgrow.models import norm_relu as module; "  # has one, too
-        "before = module._openmps(); assert module.library(); assert module._openmps() == before"
+        "import sklearn.utils._openmp_helpers, torch; from outgrow.models import norm_relu as module; "  # has one, too
+        "before = module._openmps(); assert module.library(torch.bfloat16) and module.library(torch.float32); assert module._openmps() == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

@@ -1,7 +1,10 @@
-/* ReLU of a batch norm in training, bfloat16 maps whose channels lie side by side: rows of `channels`.
+/* ReLU of a batch norm in training, or of its sum with a shortcut; maps whose channels lie side by side: rows
+   of `channels`, in bfloat16, or in float32 where FLOAT32 is defined.
 
    Forward reads the maps twice and writes once, backward reads maps and gradient twice and writes once; the
-   ReLU's mask comes from the maps anew. Sums are of float32 over 64 rows, then of double. */
+   ReLU's mask comes from the maps anew. With a shortcut the mask is the output's, and what passes it is
+   written first, as the shortcut's gradient, and read in the gradient's place from then on. Sums are of
+   float32 over 64 rows, then of double. */
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -9,36 +12,52 @@
 
 enum { BLOCK = 64, LANES = 32 };
 
-static inline float up(uint16_t half) {
+#ifdef FLOAT32
+typedef float map;
+static inline float up(map value) { return value; }
+static inline map down(float value) { return value; }
+static inline int passes(map value) { return !(value <= 0); }
+#else
+typedef uint16_t map;
+static inline float up(map half) {
   const uint32_t bits = (uint32_t)half << 16;
   float value;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
-
 /* to the nearest, ties to even; a NaN stays one */
-static inline uint16_t down(float value) {
+static inline map down(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
-  return value != value ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  return value != value ? 0x7fc0 : (map)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+static inline int passes(map value) { return (int16_t)value > 0; } /* NaN, too */
+#endif
+
+/* what of the gradient passes a ReLU with the output y; a NaN lets it pass */
+static void pass(const map *restrict g, const map *restrict y, map *restrict d, int64_t first, int64_t last) {
+#pragma omp simd
+  for (int64_t i = first; i < last; i++) d[i] = passes(y[i]) ? g[i] : 0;
 }
 
 /* first and second sums of a thread's rows: forward of x - shift and its square, backward of what passes
    the ReLU and of that times x - shift */
-#define ADD(lanes, VALUE)                                  \
-  _Pragma("omp simd") for (int c = 0; c < lanes; c++) {    \
-    const int64_t k = at + c, i = r * channels + k;        \
+#define ADD(lanes, VALUE)                                     \
+  _Pragma("omp simd") for (int c = 0; c < lanes; c++) {       \
+    const int64_t k = at + c, i = r * channels + k;           \
     const float v = up(x[i]), away = v - shift[k], d = VALUE; \
-    a[c] += d;                                             \
-    b[c] += d * away;                                      \
+    a[c] += d;                                                \
+    b[c] += d * away;                                         \
   }
-#define SUMS(name, VALUE)                                                                                  \
-  static void name(const uint16_t *restrict x, const uint16_t *restrict g, int64_t first, int64_t last,    \
-                   int64_t channels, const float *restrict shift, const float *restrict scale,             \
-                   const float *restrict offset, double *restrict one, double *restrict two) {             \
+#define SUMS(name, PREPARE, VALUE)                                                                         \
+  static void name(const map *restrict x, const map *restrict g, const map *restrict y,                    \
+                   map *restrict through, int64_t first, int64_t last, int64_t channels,                   \
+                   const float *restrict shift, const float *restrict scale, const float *restrict offset, \
+                   double *restrict one, double *restrict two) {                                           \
     for (int64_t c = 0; c < channels; c++) one[c] = two[c] = 0;                                            \
     for (int64_t row = first; row < last; row += BLOCK) {                                                  \
       const int64_t end = row + BLOCK < last ? row + BLOCK : last;                                         \
+      PREPARE                                                                                              \
       for (int64_t at = 0; at < channels; at += LANES) {                                                   \
         float a[LANES] = {0}, b[LANES] = {0};                                                              \
         if (channels - at >= LANES) {                                                                      \
@@ -50,8 +69,9 @@ static inline uint16_t down(float value) {
       }                                                                                                    \
     }                                                                                                      \
   }
-SUMS(sums_of_maps, away)
-SUMS(sums_of_gradient, (v * scale[k] + offset[k] > 0 ? up(g[i]) : 0))
+SUMS(sums_of_maps, , away)
+SUMS(sums_of_gradient, , (v * scale[k] + offset[k] > 0 ? up(g[i]) : 0))
+SUMS(sums_of_shared_gradient, pass(g, y, through, row * channels, end * channels);, up(through[i]))
 
 typedef struct {
   int64_t first, last;
@@ -71,9 +91,9 @@ static void total(double *work, int64_t channels) {
 }
 
 /* saved: mean, 1 / deviation, scale and bias of the whole map; work: threads x 2 x channels */
-void norm_relu_forward(const uint16_t *x, int64_t rows, int64_t channels, const float *weight, const float *bias,
+void norm_relu_forward(const map *x, int64_t rows, int64_t channels, const float *weight, const float *bias,
                        double eps, double momentum, float *running_mean, float *running_var, float *saved,
-                       double *work, uint16_t *restrict y, int32_t threads) {
+                       double *work, const map *shortcut, map *restrict y, int32_t threads) {
   float *restrict mean = saved, *restrict inverse = saved + channels, *restrict scale = saved + 2 * channels,
         *restrict offset = saved + 3 * channels;
   for (int64_t c = 0; c < channels; c++) mean[c] = up(x[c]); /* near enough to the mean to subtract */
@@ -81,7 +101,7 @@ void norm_relu_forward(const uint16_t *x, int64_t rows, int64_t channels, const 
   {
     const part own = mine_of(rows);
     double *mine = work + 2 * channels * omp_get_thread_num();
-    sums_of_maps(x, x, own.first, own.last, channels, mean, mean, mean, mine, mine + channels);
+    sums_of_maps(x, x, x, y, own.first, own.last, channels, mean, mean, mean, mine, mine + channels);
 #pragma omp barrier
 #pragma omp single
     {
@@ -100,8 +120,17 @@ void norm_relu_forward(const uint16_t *x, int64_t rows, int64_t channels, const 
       }
     }
     for (int64_t r = own.first; r < own.last; r++) {
-      const uint16_t *restrict from = x + r * channels;
-      uint16_t *restrict to = y + r * channels;
+      const map *restrict from = x + r * channels;
+      map *restrict to = y + r * channels;
+      if (shortcut) {
+        const map *restrict other = shortcut + r * channels;
+#pragma omp simd
+        for (int64_t c = 0; c < channels; c++) {
+          const float v = up(from[c]) * scale[c] + offset[c] + up(other[c]);
+          to[c] = down(v < 0 ? 0 : v);
+        }
+        continue;
+      }
 #pragma omp simd
       for (int64_t c = 0; c < channels; c++) {
         const float v = up(from[c]) * scale[c] + offset[c];
@@ -111,8 +140,10 @@ void norm_relu_forward(const uint16_t *x, int64_t rows, int64_t channels, const 
   }
 }
 
-void norm_relu_backward(const uint16_t *x, const uint16_t *g, int64_t rows, int64_t channels, const float *saved,
-                        double *work, float *terms, uint16_t *dx, float *dweight, float *dbias, int32_t threads) {
+/* y and dshortcut: with a shortcut its output and its gradient, else both NULL */
+void norm_relu_backward(const map *x, const map *g, const map *y, int64_t rows, int64_t channels,
+                        const float *saved, double *work, float *terms, map *dx, map *dshortcut,
+                        float *dweight, float *dbias, int32_t threads) {
   const float *restrict mean = saved, *restrict inverse = saved + channels, *restrict scale = saved + 2 * channels,
               *restrict offset = saved + 3 * channels;
   float *restrict constant = terms, *restrict slope = terms + channels;
@@ -120,7 +151,11 @@ void norm_relu_backward(const uint16_t *x, const uint16_t *g, int64_t rows, int6
   {
     const part own = mine_of(rows);
     double *mine = work + 2 * channels * omp_get_thread_num();
-    sums_of_gradient(x, g, own.first, own.last, channels, mean, scale, offset, mine, mine + channels);
+    if (y)
+      sums_of_shared_gradient(x, g, y, dshortcut, own.first, own.last, channels, mean, scale, offset, mine,
+                              mine + channels);
+    else
+      sums_of_gradient(x, g, y, dx, own.first, own.last, channels, mean, scale, offset, mine, mine + channels);
 #pragma omp barrier
 #pragma omp single
     {
@@ -135,8 +170,14 @@ void norm_relu_backward(const uint16_t *x, const uint16_t *g, int64_t rows, int6
       }
     }
     for (int64_t r = own.first; r < own.last; r++) {
-      const uint16_t *restrict xs = x + r * channels, *restrict gs = g + r * channels;
-      uint16_t *restrict to = dx + r * channels;
+      const map *restrict xs = x + r * channels, *restrict gs = (y ? dshortcut : g) + r * channels;
+      map *restrict to = dx + r * channels;
+      if (y) {
+#pragma omp simd
+        for (int64_t c = 0; c < channels; c++)
+          to[c] = down(scale[c] * up(gs[c]) - constant[c] - slope[c] * up(xs[c]));
+        continue;
+      }
 #pragma omp simd
       for (int64_t c = 0; c < channels; c++) {
         const float v = up(xs[c]), passed = v * scale[c] + offset[c] > 0 ? up(gs[c]) : 0;

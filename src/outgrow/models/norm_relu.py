@@ -1,8 +1,8 @@
-"""ReLU after a batch norm: in one pass on a CPU where that was asked for, else the two modules one by one.
+"""ReLU after a batch norm, with or without a shortcut added: in one pass on a CPU where that was asked for.
 
-Both are bound by memory, not by arithmetic: one by one, a step of training reads and writes the maps thirteen
-times, together eight. The pass in C (``norm_relu.c``) takes bfloat16 maps in channels_last; its sums are of
-float32 and double, and it rounds to bfloat16 once where the two round twice.
+All are bound by memory, not by arithmetic: one by one, norm and ReLU read and write the maps thirteen times
+in a step of training, together eight; with the sum of a residual block sixteen, together eleven. The pass in C (``norm_relu.c``) takes float32 and bfloat16 maps in
+channels_last; its sums are of float32 and double, and it rounds to bfloat16 once where they round twice.
 """
 
 import ctypes
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from outgrow.native import build
 
 SOURCE = Path(__file__).with_name("norm_relu.c")
+TYPES = {torch.bfloat16: (), torch.float32: ("-DFLOAT32",)}
+"""Of the maps, and what the compiler is told for each."""
 FLAGS = ("-fopenmp", *(("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()))
 SHARE = 1 << 15
 """Elements below which a second thread is not worth waking."""
@@ -49,20 +51,31 @@ def calls_it(net: nn.Module) -> bool:
 
 
 def norm_relu(
-    norm: nn.Module, maps: Float[Tensor, "batch channels height width"]
-) -> Float[Tensor, "batch channels height width"]:
-    """``relu(norm(maps))``. Inside :func:`fused_norms` a plain batch norm in training, on a CPU, on bfloat16
-    maps in channels_last, shares one pass with the ReLU; a norm with hooks (a tap) runs by itself.
+    norm: nn.Module, maps: Float[Tensor, "*maps"], shortcut: Float[Tensor, "*maps"] | None = None
+) -> Float[Tensor, "*maps"]:
+    """``relu(norm(maps))``, or ``relu(norm(maps) + shortcut)``; maps are batch x channels x height x width.
+
+    Inside :func:`fused_norms` a plain batch norm in training, on a CPU, on float32 or bfloat16 maps in
+    channels_last, shares one pass with what follows; a norm with hooks (a tap) runs by itself.
 
     >>> norm_relu(nn.BatchNorm2d(1).eval(), torch.tensor([[[[-1.0, 2.0]]]])).detach().round(decimals=3)
     tensor([[[[0., 2.]]]])
     """
-    if _fused.get() and _takes(norm, maps):
+    if _fused.get() and _takes(norm, maps) and (shortcut is None or _alike(shortcut, maps)):
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
-        return _NormReLU.apply(maps, norm.weight, norm.bias, norm)
-    return F.relu(norm(maps))
+        return _NormReLU.apply(maps, norm.weight, norm.bias, shortcut, norm)
+    return F.relu(norm(maps) if shortcut is None else norm(maps) + shortcut)
+
+
+def _alike(shortcut: Tensor, maps: Tensor) -> bool:
+    return (
+        shortcut.shape == maps.shape
+        and shortcut.dtype == maps.dtype
+        and shortcut.device == maps.device
+        and shortcut.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _takes(norm: nn.Module, maps: Tensor) -> bool:
@@ -74,21 +87,23 @@ def _takes(norm: nn.Module, maps: Tensor) -> bool:
         and norm.momentum is not None
         and norm.weight.dtype == torch.float32
         and maps.device.type == "cpu"
-        and maps.dtype == torch.bfloat16
+        and maps.dtype in TYPES
         and maps.is_contiguous(memory_format=torch.channels_last)
         and maps.numel() > maps.shape[1]  # one value a channel has no variance: torch says so
         and not (
             norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
         )
         and not torch.compiler.is_compiling()
-        and library() is not None
+        and library(maps.dtype) is not None
     )
 
 
 class _NormReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-        lib, channels = library(), maps.shape[1]
+    def forward(
+        ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, norm: nn.BatchNorm2d
+    ) -> Tensor:
+        lib, channels = library(maps.dtype), maps.shape[1]
         rows, threads = maps.numel() // channels, _threads(maps)
         saved, work = torch.empty(4, channels), torch.empty(threads, 2, channels, dtype=torch.float64)
         out = torch.empty_like(maps)
@@ -107,37 +122,46 @@ class _NormReLU(torch.autograd.Function):
             norm.running_var.data_ptr(),
             saved.data_ptr(),
             work.data_ptr(),
+            _pointer(shortcut),
             out.data_ptr(),
             threads,
         )
-        ctx.save_for_backward(maps, saved)
+        # without a shortcut the mask comes from the maps
+        ctx.save_for_backward(maps, saved, None if shortcut is None else out)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        lib, (maps, saved) = library(), ctx.saved_tensors
-        channels = maps.shape[1]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        maps, saved, out = ctx.saved_tensors
+        lib, channels = library(maps.dtype), maps.shape[1]
         rows, threads = maps.numel() // channels, _threads(maps)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         work, terms = torch.empty(threads, 2, channels, dtype=torch.float64), torch.empty(2, channels)
         of_maps, (of_weight, of_bias) = torch.empty_like(maps), torch.empty(2, channels).unbind(0)
+        of_shortcut = None if out is None else torch.empty_like(maps)
         assert lib is not None
-        assert gradient.dtype == torch.bfloat16
+        assert gradient.dtype == maps.dtype
         lib.norm_relu_backward(
             maps.data_ptr(),
             gradient.data_ptr(),
+            _pointer(out),
             rows,
             channels,
             saved.data_ptr(),
             work.data_ptr(),
             terms.data_ptr(),
             of_maps.data_ptr(),
+            _pointer(of_shortcut),
             of_weight.data_ptr(),
             of_bias.data_ptr(),
             threads,
         )
-        return of_maps, of_weight, of_bias, None
+        return of_maps, of_weight, of_bias, of_shortcut, None
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _threads(maps: Tensor) -> int:
@@ -145,12 +169,12 @@ def _threads(maps: Tensor) -> int:
 
 
 @functools.cache
-def library() -> Any:
-    """The pass in C, or None where it cannot be built, or where it would bring an OpenMP of its own: that
+def library(dtype: torch.dtype) -> Any:
+    """The pass in C for maps of that type, or None where it cannot be built, or where it would bring an OpenMP of its own: that
     one's threads would wait for work on the cores of torch's. gcc's is by its name the one torch brings."""
     before = _openmps()
     try:
-        lib = ctypes.CDLL(str(build(SOURCE, FLAGS, compilers=("gcc",))))
+        lib = ctypes.CDLL(str(build(SOURCE, (*FLAGS, *TYPES[dtype]), compilers=("gcc",))))
     except (OSError, subprocess.SubprocessError):
         return None
     if not before or _openmps() - before:
@@ -158,9 +182,9 @@ def library() -> Any:
     kinds: Any = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_double)
     pointer, number, real = kinds
     lib.norm_relu_forward.argtypes = (
-        [pointer, number, number, pointer, pointer, real, real] + [pointer] * 5 + [ctypes.c_int32]
+        [pointer, number, number, pointer, pointer, real, real] + [pointer] * 6 + [ctypes.c_int32]
     )
-    lib.norm_relu_backward.argtypes = [pointer, pointer, number, number] + [pointer] * 6 + [ctypes.c_int32]
+    lib.norm_relu_backward.argtypes = [pointer] * 3 + [number, number] + [pointer] * 7 + [ctypes.c_int32]
     lib.norm_relu_forward.restype = lib.norm_relu_backward.restype = None
     return lib
 

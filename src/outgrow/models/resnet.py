@@ -6,7 +6,6 @@ Reference: He, Zhang, Ren, Sun (2016), https://arxiv.org/abs/1512.03385, section
 variants are those of Tian, Krishnan, Isola (2020), https://arxiv.org/abs/1910.10699.
 """
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
         hidden = norm_relu(self.bn1, self.conv1(maps))
-        return F.relu(self.bn2(self.conv2(hidden)) + self.downsample(maps))
+        return norm_relu(self.bn2, self.conv2(hidden), self.downsample(maps))
 
 
 class ResNet(nn.Module):

@@ -6,7 +6,6 @@ Module names are those of the CRD protocol (``shortcut``, ``linear``), which dif
 Reference: He, Zhang, Ren, Sun (2016), https://arxiv.org/abs/1512.03385, table 1.
 """
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -35,7 +34,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
         hidden = norm_relu(self.bn1, self.conv1(maps))
-        return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(maps))
+        return norm_relu(self.bn2, self.conv2(hidden), self.shortcut(maps))
 
 
 class Bottleneck(nn.Module):
@@ -56,7 +55,7 @@ class Bottleneck(nn.Module):
     def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
         hidden = norm_relu(self.bn1, self.conv1(maps))
         hidden = norm_relu(self.bn2, self.conv2(hidden))
-        return F.relu(self.bn3(self.conv3(hidden)) + self.shortcut(maps))
+        return norm_relu(self.bn3, self.conv3(hidden), self.shortcut(maps))
 
 
 class StemResNet(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from outgrow.config import Config, build_config, merge
+from outgrow.precision import settle
 from outgrow.progress import Reporter
 from outgrow.report.record import metric_of, student_score
 from outgrow.report.table import NO_TEACHER, Records
@@ -42,7 +43,7 @@ def run_study(
         for name, method in methods.items():
             folder = Path(out) / name / f"seed{seed}" if out is not None else None
             layer = {"seed": seed, "out": None if folder is None else str(folder)}
-            config = build_config(merge(base, {"method": method}, layer))
+            config = settle(build_config(merge(base, {"method": method}, layer)))
             record = _finished(folder, config)
             if record is None:
                 if made is None and teacher is not None and config.method.preset != NO_TEACHER:
@@ -60,7 +61,10 @@ def _finished(folder: Path | None, config: Config) -> dict[str, Any] | None:
     if folder is None or not (folder / "record.json").is_file():
         return None
     record: dict[str, Any] = json.loads((folder / "record.json").read_text())
-    return record if record["config"] == config.model_dump(mode="json") else None
+    try:  # an older record has no word on the fields that came since
+        return record if build_config(record["config"]) == config else None
+    except ValueError:
+        return None
 
 
 class _Quiet(Reporter):
