@@ -11,6 +11,7 @@ from torch import nn
 import outgrow
 import outgrow.prepare
 from outgrow.config import build_config, merge
+from outgrow.data import lone_last
 from outgrow.models import create_model, load_weights, norm_relu, save_student
 from outgrow.run import distill
 from outgrow.trainer import NonFiniteLoss
@@ -359,3 +360,21 @@ def test_fused_norms_without_a_compiler_say_so(monkeypatch):
     monkeypatch.setattr("outgrow.trainer.library", lambda dtype: None)
     with pytest.warns(UserWarning, match="got a machine on which it cannot be built"):
         run(FAST, {"method": {"preset": "none"}})
+
+
+@pytest.mark.parametrize(
+    "rows, batches", [(96, [32, 32, 32]), (97, [32, 32, 32]), (98, [32, 32, 32, 2]), (20, [20])]
+)
+def test_no_row_is_left_out_but_a_lone_one(rows, batches):
+    config = build_config(merge(SMALL, {"data": {"train_rows": rows}}))
+    data = outgrow.prepare.open_run_data(config)
+    train, _ = outgrow.prepare.training_rows(config, data)
+    loader = outgrow.prepare.train_loader(config, config.train, train, [], torch.device("cpu"))
+    assert [len(batch.images) for batch in loader.epoch(0)] == batches
+
+
+@pytest.mark.parametrize(
+    "num, world_size, left_out", [(64, 2, False), (66, 2, True), (67, 2, True), (68, 2, False), (68, 4, True)]
+)
+def test_processes_have_equal_shares_of_the_last_batch(num, world_size, left_out):
+    assert lone_last(num, 64, world_size, least=2) == left_out

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from outgrow.checkpoint import fingerprint
 from outgrow.config import Config, TrainConfig
-from outgrow.data import Augment, FileSplit, ImageData, Loader, Split, make_loader, open_data
+from outgrow.data import Augment, FileSplit, ImageData, Loader, Split, lone_last, make_loader, open_data
 from outgrow.features import Taps
 from outgrow.knowledge import Rectifier
 from outgrow.metrics import evaluate
@@ -79,18 +79,20 @@ def train_loader(
     group = None if whole else process_group()
     wanted = [n.input_spec.size for n in networks if n is not None and n.input_spec.size is not None]
     size = config.data.size or (max(wanted, default=224) if isinstance(split, FileSplit) else None)
+    batch_size = min(train.batch_size, len(split))
+    world_size = 1 if group is None else dist.get_world_size(group)
     return make_loader(
         split,
-        batch_size=min(train.batch_size, len(split)),
+        batch_size=batch_size,
         device=device,
         seed=config.seed,
         augment=Augment(**config.data.augment.model_dump()),
         size=size,
         shuffle=True,
-        drop_last=True,
+        drop_last=lone_last(len(split), batch_size, world_size, least=2),
         num_workers=config.data.workers,
         rank=0 if group is None else dist.get_rank(group),
-        world_size=1 if group is None else dist.get_world_size(group),
+        world_size=world_size,
     )
 
 

@@ -7,6 +7,7 @@ for batch in loader.epoch(0):
 """
 
 from outgrow.data.loader import Batch, Loader, make_loader
+from outgrow.data.plan import lone_last
 from outgrow.data.source import open_data
 from outgrow.data.splits import ArraySplit, FileSplit, ImageData, Split
 from outgrow.data.transforms import Augment
@@ -19,6 +20,7 @@ __all__ = [
     "ImageData",
     "Loader",
     "Split",
+    "lone_last",
     "make_loader",
     "open_data",
 ]

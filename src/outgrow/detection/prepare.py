@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from outgrow.checkpoint import fingerprint
 from outgrow.config import Config, TrainConfig
+from outgrow.data import lone_last
 from outgrow.detection.boxes import Detections, Scenes
 from outgrow.detection.create import create_detector, is_detector, save_detector
 from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
@@ -95,18 +96,20 @@ def train_scenes(
             "set them to 0."
         )
     group = process_group()
+    batch_size = min(train.batch_size, len(split))
+    world_size = 1 if group is None else dist.get_world_size(group)
     return make_scene_loader(
         split,
-        batch_size=min(train.batch_size, len(split)),
+        batch_size=batch_size,
         device=device,
         seed=config.seed,
         shuffle=True,
-        drop_last=True,
+        drop_last=lone_last(len(split), batch_size, world_size, least=1),
         flip=augment.flip,
         resized_crop=augment.resized_crop,
         num_workers=config.data.workers,
         rank=0 if group is None else dist.get_rank(group),
-        world_size=1 if group is None else dist.get_world_size(group),
+        world_size=world_size,
     )
 
 
