@@ -89,6 +89,16 @@ def test_where_it_does_not_compile(net, monkeypatch):
     assert not compiled.takes(images())
 
 
+def test_graphs_are_asked_for_and_told_of_each_step(net, calls, monkeypatch):
+    steps = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: steps.append(1))
+    for graphs, mode, begun in ((False, None, 0), (True, "reduce-overhead", 3)):
+        compiled = Compiled(Taps(net), graphs=graphs)
+        for _ in range(3):
+            compiled(images())
+        assert (calls[-1]["mode"], len(steps)) == (mode, begun)
+
+
 TRACED = """if True:
     import copy, functools, sys, torch
     from outgrow import Taps

@@ -1,5 +1,7 @@
 """On a CUDA device: the same numbers as on the CPU, no host synchronisation, and the guard's flag."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -104,3 +106,33 @@ def test_a_detectors_step_is_the_cpus():
         result = objective(said[0], Balanced(rectify)(said[1], target), target, 0.3, said[0].logits.sum())
         found.append({name: value.cpu() for name, value in result.terms.items()})
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_compiled_students_steps_are_the_plain_ones():
+    """Through CUDA graphs: the same losses over steps, since nothing of the last step is read in the next."""
+    from outgrow.compiled import Compiled
+    from outgrow.models import create_model
+
+    torch.manual_seed(0)
+    plain = outgrow.Taps(create_model("cifar/resnet8", 10).cuda().train(), ["layer1"])
+    other = copy.deepcopy(plain)
+    found = []
+    for student in (plain, Compiled(other, graphs=True)):
+        torch.manual_seed(1)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.05, fused=True)
+        rectify, objective = outgrow.preset("paper")
+        losses = []
+        for _ in range(5):
+            images, teacher = torch.rand(16, 3, 32, 32).cuda(), torch.randn(16, 10).cuda()
+            label = torch.randint(10, (16,)).cuda()
+            said = student(images)
+            total = (
+                objective(said, rectify(teacher, label), label, 0.3).total
+                + said.features["layer1"].square().mean()
+            )
+            total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(total.detach())
+        found.append(torch.stack(losses).cpu())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
