@@ -11,7 +11,7 @@ from torch import nn
 import outgrow
 import outgrow.prepare
 from outgrow.config import build_config, merge
-from outgrow.data import lone_last
+from outgrow.data import drops_last
 from outgrow.models import create_model, load_weights, norm_relu, save_student
 from outgrow.run import distill
 from outgrow.trainer import NonFiniteLoss
@@ -377,4 +377,4 @@ def test_no_row_is_left_out_but_a_lone_one(rows, batches):
     "num, world_size, left_out", [(64, 2, False), (66, 2, True), (67, 2, True), (68, 2, False), (68, 4, True)]
 )
 def test_processes_have_equal_shares_of_the_last_batch(num, world_size, left_out):
-    assert lone_last(num, 64, world_size, least=2) == left_out
+    assert drops_last(num, 64, world_size, least=2) == left_out

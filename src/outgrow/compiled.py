@@ -43,7 +43,9 @@ class Compiled(nn.Module):
         if self._key is None:
             self._key = self._kind(images)
             return self._first(images)
-        return Outputs(*self._fast(images)) if self._fast and self.takes(images) else self.network(images)
+        if self._fast is None or not self.takes(images):
+            return self.network(images)
+        return Outputs(*self._fast(images))
 
     def takes(self, images: Float[Tensor, "batch ..."]) -> bool:
         """Whether it is compiled, for batches like ``images``."""

@@ -26,7 +26,7 @@ def settled(train: TrainConfig) -> TrainConfig:
     """``train`` with the precision that ``auto`` means here."""
     if train.precision != "auto":
         return train
-    chosen = "bf16" if computes_bfloat16(device_type(train)) else "fp32"
+    chosen = "bf16" if computes_bfloat16(_device_type(train)) else "fp32"
     return train.model_copy(update={"precision": chosen})
 
 
@@ -38,7 +38,7 @@ def settle(config: Config) -> Config:
 
 def say_if_emulated(train: TrainConfig) -> None:
     """A warning where the precision that was asked for is slower than none."""
-    if train.precision == "bf16" and device_type(train) == "cpu" and not computes_bfloat16("cpu"):
+    if train.precision == "bf16" and _device_type(train) == "cpu" and not computes_bfloat16("cpu"):
         warnings.warn(
             f"precision: bf16 needs a processor with {' or '.join(sorted(CPU_FLAGS))} to be fast, got one that "
             "emulates it, ten times slower than float32; use auto or fp32.",
@@ -46,7 +46,7 @@ def say_if_emulated(train: TrainConfig) -> None:
         )
 
 
-def device_type(train: TrainConfig) -> str:
+def _device_type(train: TrainConfig) -> str:
     """What ``train.device`` means here."""
     if train.device != "auto":
         return train.device

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from outgrow.checkpoint import fingerprint
 from outgrow.config import Config, TrainConfig
-from outgrow.data import Augment, FileSplit, ImageData, Loader, Split, lone_last, make_loader, open_data
+from outgrow.data import Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader, open_data
 from outgrow.features import Taps
 from outgrow.knowledge import Rectifier
 from outgrow.metrics import evaluate
@@ -89,7 +89,7 @@ def train_loader(
         augment=Augment(**config.data.augment.model_dump()),
         size=size,
         shuffle=True,
-        drop_last=lone_last(len(split), batch_size, world_size, least=2),
+        drop_last=drops_last(len(split), batch_size, world_size, least=2),
         num_workers=config.data.workers,
         rank=0 if group is None else dist.get_rank(group),
         world_size=world_size,

@@ -386,6 +386,22 @@ def test_a_pass_against_a_loop_over_rows(rule, weight, scales, run):
     assert run(asked, False).gradient is None
 
 
+@pytest.mark.parametrize(
+    "run", [walk, kd_whole.closed_form, pytest.param(kd_native.rows, marks=needs_compiler)]
+)
+def test_rows_that_hardly_count_are_as_exact_as_the_others(run):
+    """At the start of an easy-to-hard schedule: their scale must not be what is left of a difference."""
+    student, teacher, label = batch(40, 5, dtype=torch.float32)
+    weight = torch.ones(())
+    small, whole = (
+        run(rows_of(student.detach(), teacher, weight.expand(40), label, scales=(0.0, easy, hard)), True)
+        for easy, hard in ((1.0, 1e-6), (1.0, 1.0))
+    )
+    wrong = teacher.argmax(dim=1) != label
+    torch.testing.assert_close(1e6 * small.gradient[wrong], whole.gradient[wrong], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(small.gradient[~wrong], whole.gradient[~wrong])
+
+
 @pytest.mark.parametrize("normalize", ["rows", "subset"])
 @pytest.mark.parametrize("fast, dtype", [(True, torch.float64), ("compiled", torch.float32)])
 def test_weights_of_rows(normalize, fast, dtype):

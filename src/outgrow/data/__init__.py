@@ -7,7 +7,7 @@ for batch in loader.epoch(0):
 """
 
 from outgrow.data.loader import Batch, Loader, make_loader
-from outgrow.data.plan import lone_last
+from outgrow.data.plan import drops_last
 from outgrow.data.source import open_data
 from outgrow.data.splits import ArraySplit, FileSplit, ImageData, Split
 from outgrow.data.transforms import Augment
@@ -20,7 +20,7 @@ __all__ = [
     "ImageData",
     "Loader",
     "Split",
-    "lone_last",
+    "drops_last",
     "make_loader",
     "open_data",
 ]

@@ -50,11 +50,11 @@ class Loader(Protocol):
         """The batches of one epoch; any epoch may be asked for, in any order, again."""
 
 
-def lone_last(num: int, batch_size: int, world_size: int, *, least: int) -> bool:
+def drops_last(num: int, batch_size: int, world_size: int, *, least: int) -> bool:
     """Whether training leaves out an epoch's last, smaller batch: its processes would have unequal shares, or
     fewer than ``least`` rows each (a batch norm needs two).
 
-    >>> [lone_last(num, 32, 1, least=2) for num in (96, 97, 98)]
+    >>> [drops_last(num, 32, 1, least=2) for num in (96, 97, 98)]
     [False, True, False]
     """
     rest = num % batch_size

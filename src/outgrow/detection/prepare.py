@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from outgrow.checkpoint import fingerprint
 from outgrow.config import Config, TrainConfig
-from outgrow.data import lone_last
+from outgrow.data import drops_last
 from outgrow.detection.boxes import Detections, Scenes
 from outgrow.detection.create import create_detector, is_detector, save_detector
 from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
@@ -104,7 +104,7 @@ def train_scenes(
         device=device,
         seed=config.seed,
         shuffle=True,
-        drop_last=lone_last(len(split), batch_size, world_size, least=1),
+        drop_last=drops_last(len(split), batch_size, world_size, least=1),
         flip=augment.flip,
         resized_crop=augment.resized_crop,
         num_workers=config.data.workers,

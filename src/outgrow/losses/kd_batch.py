@@ -36,8 +36,12 @@ class Batch(NamedTuple):
 
     def kd_weight(self) -> Float[Tensor, " rows"]:
         """What multiplies ``T^2 KL`` of each row."""
-        _, easy, hard = self.scales
-        return self.weight * (self.wrong.to(self.weight.dtype) * (hard - easy) + easy)
+        # as tensors of that type: of two plain numbers torch would make float32, even for double
+        easy, hard = (
+            torch.as_tensor(scale, dtype=self.weight.dtype, device=self.weight.device)
+            for scale in (self.scales.easy, self.scales.hard)
+        )
+        return self.weight * torch.where(self.wrong, hard, easy)
 
 
 class Sums(NamedTuple):
