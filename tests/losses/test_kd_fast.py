@@ -402,6 +402,21 @@ def test_rows_that_hardly_count_are_as_exact_as_the_others(run):
     torch.testing.assert_close(small.gradient[~wrong], whole.gradient[~wrong])
 
 
+@pytest.mark.parametrize("rule", COMPACT)
+def test_a_row_without_a_label_is_not_there_on_a_device(rule):
+    """Nobody has looked at the labels there: such a row has weight zero, and no cross-entropy either."""
+    student, teacher, label = batch(6, 5, dtype=torch.float32)
+    weight = torch.ones(6)
+    others = kd_whole.closed_form(
+        rows_of(student[1:].detach(), teacher[1:], weight[1:], label[1:], rule), True
+    )
+    label[0], weight[0] = -100, 0.0
+    found = kd_whole.closed_form(rows_of(student.detach(), teacher, weight, label, rule), True)
+    torch.testing.assert_close(found[:3], others[:3])
+    assert found.gradient[0].abs().max() == 0
+    torch.testing.assert_close(found.gradient[1:], others.gradient)
+
+
 @pytest.mark.parametrize("normalize", ["rows", "subset"])
 @pytest.mark.parametrize("fast, dtype", [(True, torch.float64), ("compiled", torch.float32)])
 def test_weights_of_rows(normalize, fast, dtype):
