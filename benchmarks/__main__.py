@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import growth, objective, step_profile, students, throughput
-from outgrow.provenance import provenance
+from outgrow.training.provenance import provenance
 
 
 def main(arguments: list[str] | None = None) -> None:

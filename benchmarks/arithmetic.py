@@ -11,12 +11,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from outgrow.config import merge
-from outgrow.progress import make_reporter
-from outgrow.recipes import RECIPES
 from outgrow.report.record import student_score
 from outgrow.report.statistics import paired, summarize
-from outgrow.study.study import run_study
+from outgrow.run.recipes import RECIPES
+from outgrow.run.study import run_study
+from outgrow.training.config import merge
+from outgrow.training.progress import make_reporter
 
 ARMS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32", "channels_last": False},

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from outgrow.config import build_config, merge
 from outgrow.detection.create import create_detector
 from outgrow.detection.prepare import open_run_scenes, teacher_detector
-from outgrow.progress import make_reporter
-from outgrow.recipes import RECIPES
 from outgrow.report.table import tabulate
 from outgrow.report.text import text_table
-from outgrow.study.study import run_study
+from outgrow.run.recipes import RECIPES
+from outgrow.run.study import run_study
+from outgrow.training.config import build_config, merge
+from outgrow.training.progress import make_reporter
 
 METHODS = {
     "none": {"preset": "none"},

@@ -11,12 +11,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from outgrow.config import merge
-from outgrow.progress import make_reporter
-from outgrow.recipes import RECIPES
 from outgrow.report.table import tabulate
 from outgrow.report.text import text_table
-from outgrow.study.study import run_study
+from outgrow.run.recipes import RECIPES
+from outgrow.run.study import run_study
+from outgrow.training.config import merge
+from outgrow.training.progress import make_reporter
 
 ON_LOGITS: dict[str, dict[str, Any]] = {
     "none": {"preset": "none"},

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from torch import nn
 
-from outgrow.config import Config
+from outgrow.classification.prepare import open_run_data, other_rows, train_alone
 from outgrow.models import create_model, save_student
-from outgrow.prepare import open_run_data, other_rows, train_alone
-from outgrow.progress import make_reporter
-from outgrow.recipes import RECIPES
 from outgrow.report.table import tabulate
 from outgrow.report.text import text_table
-from outgrow.study.study import run_study
+from outgrow.run.recipes import RECIPES
+from outgrow.run.study import run_study
+from outgrow.training.config import Config
+from outgrow.training.progress import make_reporter
 
 METHODS = {
     "none": {"preset": "none"},

@@ -12,12 +12,12 @@ import argparse
 import shutil
 from pathlib import Path
 
-from outgrow.config import merge
-from outgrow.progress import make_reporter
-from outgrow.recipes import RECIPES
 from outgrow.report.table import tabulate
 from outgrow.report.text import text_table
-from outgrow.study.study import run_study
+from outgrow.run.recipes import RECIPES
+from outgrow.run.study import run_study
+from outgrow.training.config import merge
+from outgrow.training.progress import make_reporter
 
 KINDS = {
     "bird": (range(7, 25), range(80, 101), range(127, 147)),

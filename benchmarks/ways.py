@@ -25,15 +25,15 @@ from torch.utils.data import DataLoader, Dataset
 
 import outgrow
 from benchmarks.turns import Turn
-from outgrow.config import TrainConfig
 from outgrow.data import ArraySplit, Augment, Loader, make_loader, open_data
-from outgrow.frozen import fold_norms
-from outgrow.host_memory import kept_pages
+from outgrow.machine.host_memory import kept_pages
+from outgrow.machine.norm_relu import fused_norms
+from outgrow.machine.precision import computes_bfloat16
 from outgrow.models import Network, create_model
-from outgrow.models.norm_relu import fused_norms
-from outgrow.precision import computes_bfloat16
-from outgrow.teacher_cache import CachedTeacher, TeacherCache
-from outgrow.trainer import Trainer
+from outgrow.teacher.cache import CachedTeacher, TeacherCache
+from outgrow.teacher.inference import fold_norms
+from outgrow.training.config import TrainConfig
+from outgrow.training.trainer import Trainer
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}

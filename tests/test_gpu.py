@@ -61,8 +61,8 @@ def test_every_loss_runs_there(name):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_step_that_is_not_finite_is_skipped_on_the_device(optimizer):
     """The fused optimiser takes no step; the host hears of it within a few."""
-    from outgrow.config import TrainConfig
-    from outgrow.trainer import READ_EVERY, NonFiniteLoss, _Guard, make_optimizer
+    from outgrow.training.config import TrainConfig
+    from outgrow.training.trainer import READ_EVERY, NonFiniteLoss, _Guard, make_optimizer
 
     net = nn.Linear(3, 2).cuda()
     fused = make_optimizer(TrainConfig(optimizer=optimizer, lr=0.1), net, nn.Module())
@@ -110,8 +110,8 @@ def test_a_detectors_step_is_the_cpus():
 
 def test_a_compiled_students_steps_are_the_plain_ones():
     """Through CUDA graphs: the same losses over steps, since nothing of the last step is read in the next."""
-    from outgrow.compiled import Compiled
     from outgrow.models import create_model
+    from outgrow.models.compiled import Compiled
 
     torch.manual_seed(0)
     plain = outgrow.Taps(create_model("cifar/resnet8", 10).cuda().train(), ["layer1"])

@@ -11,14 +11,13 @@ result.total.backward()
 from typing import TYPE_CHECKING
 
 from outgrow.outputs import IGNORE, Knowledge, ObjectiveResult, Outputs, Target, flatten_rows
-from outgrow.features import PENULTIMATE, Taps
-from outgrow.teacher import Teacher
-from outgrow.correction import BiasCorrection, CorrectedTeacher
+from outgrow.models.taps import PENULTIMATE, Taps
+from outgrow.teacher import BiasCorrection, CorrectedTeacher, Teacher
 from outgrow.knowledge import Rectifier, corrected_logits, rectify
 from outgrow import losses
-from outgrow.schedule import Weights
+from outgrow.objective.schedule import Weights
 from outgrow.objective import Objective, Term
-from outgrow.presets import preset
+from outgrow.objective.presets import preset
 
 if TYPE_CHECKING:
     from outgrow.models import create_model

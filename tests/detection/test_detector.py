@@ -10,8 +10,8 @@ from torchvision.ops import box_iou
 
 from outgrow.detection.create import Shape, create_detector, parse_name, save_detector, spell_name
 from outgrow.detection.detector import Detector, FrozenDetector
-from outgrow.features import BOX, BOX_IOU, PENULTIMATE
 from outgrow.models import create_model, save_student
+from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
 from tests.detection.scenes import CLASSES, TINY, detector, scenes
 
 

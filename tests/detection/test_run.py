@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from outgrow.config import build_config, merge
+from outgrow.classification.prepare import method_of
 from outgrow.detection.create import create_detector, save_detector
 from outgrow.detection.prepare import frozen_teacher, open_run_scenes, set_up_detection, train_scenes
-from outgrow.evaluation import evaluate_model
 from outgrow.models import create_model, save_student
-from outgrow.prepare import method_of
-from outgrow.progress import Reporter
-from outgrow.recipes import RECIPES
 from outgrow.run import distill
+from outgrow.run.evaluation import evaluate_model
+from outgrow.run.recipes import RECIPES
+from outgrow.training.config import build_config, merge
+from outgrow.training.progress import Reporter
 
 SHAPE = "size=96&levels=3-5&rois=16&proposals=60&anchors=2"
 NAME = f"fasterrcnn:timm/mobilenetv1_025_128?{SHAPE}&channels=8&head=16"
@@ -208,7 +208,7 @@ def test_tiny_coco_with_all_its_classes(shared_data, tmp_path):
 
 def test_who_mixes_up_detectors_and_classifiers_is_told(cells):
     from outgrow.data import open_data
-    from outgrow.listing import listing
+    from outgrow.run.listing import listing
 
     with pytest.raises(ValueError, match="needs images with one label each, got boxes"):
         open_data(cells)

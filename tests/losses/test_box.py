@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from outgrow import PENULTIMATE, Objective, Outputs, Target, rectify
-from outgrow.features import BOX, BOX_IOU
 from outgrow.losses import DETECTOR_LOSSES, make_loss
 from outgrow.losses.box import box_loss
+from outgrow.models.taps import BOX, BOX_IOU
 
 
 def literal(student, teacher, own, other, label, beta):

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from outgrow.anatomy import replace_heads
 from outgrow.models import InputSpec, Network, create_model, feature_paths, head_of
 from outgrow.models.network import _check_images
+from outgrow.models.structure import replace_heads
 
 
 class Sees(nn.Module):

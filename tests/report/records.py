@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from outgrow.config import build_config
 from outgrow.data import ArraySplit
+from outgrow.training.config import build_config
 
 CLASSES = ["cat", "dog", "<script>alert('class')</script>"]
 

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from outgrow.progress import MEASURES
 from outgrow.report.record import (
     METRICS,
     best_score,
@@ -15,6 +14,7 @@ from outgrow.report.record import (
     student_score,
     teacher_score,
 )
+from outgrow.training.progress import MEASURES
 from tests.report.records import as_of_old, detector, record
 
 

@@ -19,7 +19,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import clip_boxes_to_image
 
 from outgrow.detection.boxes import Detections, Truth
-from outgrow.features import BOX, BOX_IOU, PENULTIMATE
+from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
 from outgrow.outputs import Outputs
 
 

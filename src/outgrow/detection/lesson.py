@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from outgrow.detection.boxes import BACKGROUND, Scenes, Truth
 from outgrow.detection.detector import Answer, Proposals
-from outgrow.lesson import Lesson
 from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
+from outgrow.training.lesson import Lesson
 
 MOST = 8.0
 """How much more a row of an object may count than it would unbalanced: with one object in a large batch

@@ -1,6 +1,6 @@
 """What a detection run needs: pictures, detectors, the teacher, a measure.
 
-The counterpart of :mod:`outgrow.prepare` and :mod:`outgrow.teaching`; the configuration is the same.
+The counterpart of :mod:`outgrow.classification.prepare` and :mod:`outgrow.classification.teaching`; the configuration is the same.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from outgrow.checkpoint import fingerprint
-from outgrow.config import Config, TrainConfig
+from outgrow.classification.prepare import fit, is_main, process_group
+from outgrow.classification.scores import num_parameters
 from outgrow.data import drops_last
 from outgrow.detection.boxes import Detections, Scenes
 from outgrow.detection.create import create_detector, is_detector, save_detector
@@ -22,16 +22,16 @@ from outgrow.detection.detector import Detector, FrozenDetector, Proposals
 from outgrow.detection.lesson import Detect
 from outgrow.detection.loader import SceneLoader, make_scene_loader
 from outgrow.detection.scores import CocoScores, coco_scores
-from outgrow.features import NOT_TAPS
 from outgrow.knowledge import Rectifier
 from outgrow.losses.adapters import MapLoss
 from outgrow.losses.crd import CRD
-from outgrow.metrics import num_parameters
+from outgrow.models.taps import NOT_TAPS
 from outgrow.objective import Objective
 from outgrow.outputs import Outputs
-from outgrow.prepare import fit, is_main, process_group
-from outgrow.progress import Reporter
-from outgrow.trainer import Trainer, make_accelerator
+from outgrow.training.checkpoint import fingerprint
+from outgrow.training.config import Config, TrainConfig
+from outgrow.training.progress import Reporter
+from outgrow.training.trainer import Trainer, make_accelerator
 
 EVAL_BATCH = 1
 """Pictures at a time in evaluation: beside a larger one a picture would be padded, which changes what is found."""

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from outgrow.config import Config
+from outgrow.classification.scores import num_parameters
 from outgrow.detection.data import DetectionData, DetectionSplit
 from outgrow.detection.detector import Detector
 from outgrow.detection.errors import best_threshold, class_errors, confident
 from outgrow.detection.prepare import Found
-from outgrow.metrics import num_parameters
-from outgrow.trainer import EpochRecord
+from outgrow.training.config import Config
+from outgrow.training.trainer import EpochRecord
 
 NUM_PICTURES = 8
 

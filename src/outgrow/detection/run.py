@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from outgrow.checkpoint import fingerprint
-from outgrow.config import Config, TrainConfig
+from outgrow.classification.prepare import fit, is_main, method_of, process_group
+from outgrow.classification.scores import num_parameters
 from outgrow.detection.create import create_detector, save_detector
 from outgrow.detection.data import open_coco
 from outgrow.detection.detector import Detector, FrozenDetector
@@ -39,11 +39,11 @@ from outgrow.detection.record import (
     student_facts,
 )
 from outgrow.detection.scores import check_installed
-from outgrow.metrics import num_parameters
-from outgrow.prepare import fit, is_main, method_of, process_group
-from outgrow.progress import Reporter
-from outgrow.provenance import provenance
-from outgrow.trainer import Trainer, make_accelerator
+from outgrow.training.checkpoint import fingerprint
+from outgrow.training.config import Config, TrainConfig
+from outgrow.training.progress import Reporter
+from outgrow.training.provenance import provenance
+from outgrow.training.trainer import Trainer, make_accelerator
 
 
 def distill_detector(

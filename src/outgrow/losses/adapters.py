@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from outgrow.features import NOT_TAPS, PENULTIMATE
 from outgrow.losses.base import BatchLoss, Fixture, ImageLoss
+from outgrow.models.taps import NOT_TAPS, PENULTIMATE
 from outgrow.outputs import Outputs, Target, lift
 
 Paths = str | Sequence[str] | None

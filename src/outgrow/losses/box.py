@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from outgrow.features import BOX, BOX_IOU
 from outgrow.losses.base import RowLoss, positive
+from outgrow.models.taps import BOX, BOX_IOU
 from outgrow.outputs import Outputs, Target, lift
 
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from outgrow.features import PENULTIMATE
 from outgrow.losses.base import BatchLoss, Fixture, positive
+from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import Outputs, Target, lift
 
 

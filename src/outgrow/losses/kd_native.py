@@ -1,6 +1,6 @@
 """The pass of :mod:`outgrow.losses.kd_fast` in C (``kd_native.c``).
 
-Built by :mod:`outgrow.native`; without a compiler the pass is :mod:`outgrow.losses.kd_walk`'s.
+Built by :mod:`outgrow.machine.native`; without a compiler the pass is :mod:`outgrow.losses.kd_walk`'s.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from outgrow.knowledge.lead import Lead
 from outgrow.knowledge.pair import Pair
 from outgrow.knowledge.swap import Swap
 from outgrow.losses.kd_batch import Batch, Sums
-from outgrow.native import build
+from outgrow.machine.native import build
 from outgrow.outputs import Rule
 
 SOURCE = Path(__file__).with_name("kd_native.c")

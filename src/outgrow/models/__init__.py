@@ -3,9 +3,9 @@
 Nothing of timm, torchvision or transformers is imported before a name asks for it.
 """
 
-from outgrow.anatomy import feature_paths, head_of
 from outgrow.models.create import create_model, list_models
 from outgrow.models.network import InputSpec, Network
+from outgrow.models.structure import feature_paths, head_of
 from outgrow.models.weights import LoadReport, load_weights, save_student
 
 __all__ = [

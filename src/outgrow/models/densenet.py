@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.machine.norm_relu import norm_relu
 from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
-from outgrow.models.norm_relu import norm_relu
 
 
 class DenseLayer(nn.Module):

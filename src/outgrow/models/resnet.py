@@ -9,8 +9,8 @@ variants are those of Tian, Krishnan, Isola (2020), https://arxiv.org/abs/1910.1
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.machine.norm_relu import norm_relu
 from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
-from outgrow.models.norm_relu import norm_relu
 
 
 class BasicBlock(nn.Module):

@@ -9,8 +9,8 @@ Reference: He, Zhang, Ren, Sun (2016), https://arxiv.org/abs/1512.03385, table 1
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.machine.norm_relu import norm_relu
 from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
-from outgrow.models.norm_relu import norm_relu
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

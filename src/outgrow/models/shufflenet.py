@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.machine.norm_relu import norm_relu
 from outgrow.models.layers import channel_shuffle, conv1x1, conv3x3, global_pool
-from outgrow.models.norm_relu import norm_relu
 
 STEM = 24
 

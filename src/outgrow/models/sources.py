@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from outgrow.anatomy import heads_of, num_outputs, replace_heads, soften_heads
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
+from outgrow.models.structure import heads_of, num_outputs, replace_heads, soften_heads
 from outgrow.models.timm_extra import TIMM_EXTRA
 
 CIFAR_SPEC = InputSpec(None, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))

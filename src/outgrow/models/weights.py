@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from outgrow.anatomy import bare_net, heads_of, replace_heads, soften_heads
 from outgrow.models.network import InputSpec, Network
+from outgrow.models.structure import bare_net, heads_of, replace_heads, soften_heads
 
 Role = Literal["teacher", "student", "exact"]
 

@@ -9,8 +9,8 @@ Reference: Zagoruyko, Komodakis (2016), https://arxiv.org/abs/1605.07146.
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.machine.norm_relu import norm_relu
 from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
-from outgrow.models.norm_relu import norm_relu
 
 
 class PreActivationBlock(nn.Module):

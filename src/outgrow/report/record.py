@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from outgrow.progress import MEASURES
+from outgrow.training.progress import MEASURES
 
 Run = Mapping[str, Any]
 """The record of a run."""

@@ -1,0 +1,1 @@
+"""What depends on the machine: code in C, host memory, the pass of batch norm and ReLU, precision."""

@@ -1,0 +1,456 @@
+"""The only place where losses, weights, rows and reduction meet.
+
+    total = w_task * task_weight * task
+          + sum over terms of weight * (w_easy * its part on right rows + w_hard * on wrong rows)
+
+with ``w_task, w_easy, w_hard`` from the schedule. A term on rows is a sum of row losses times row
+weights; a term on images or on the whole batch gets the same weights, so that all add up.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from outgrow import spec
+from outgrow.knowledge.rectifier import corrected_logits
+from outgrow.losses import Fixture, Loss, Standardize, kd_fast, make_loss
+from outgrow.losses.kd import KD
+from outgrow.losses.standardize import standardize_logits
+from outgrow.objective.schedule import Schedule, Weights, make_schedule
+from outgrow.outputs import (
+    Knowledge,
+    ObjectiveResult,
+    Outputs,
+    Rule,
+    Target,
+    as_outputs,
+    as_target,
+    lift,
+    with_logits,
+)
+
+Rows = Literal["all", "right", "wrong"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of an objective.
+
+    ``weight`` multiplies it. ``rows`` restricts it: ``"right"`` leaves wrong rows out, ``"wrong"`` is
+    for a second, explicit term on them alone. It is off before progress ``start`` and grows to full
+    weight over ``warmup`` (fractions of the training): the ramps that some methods bring along.
+    """
+
+    loss: nn.Module | str
+    weight: float = 1.0
+    rows: Rows = "all"
+    start: float = 0.0
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rows not in ("all", "right", "wrong"):
+            raise ValueError(f"Term: rows needs 'all', 'right' or 'wrong', got {self.rows!r}.")
+
+    def scale(self, progress: float) -> float:
+        if progress < self.start:
+            return 0.0
+        ramp = 1.0 if self.warmup <= 0 else min((progress - self.start) / self.warmup, 1.0)
+        return self.weight * ramp
+
+
+class _RowWeights(NamedTuple):
+    """What multiplies each row's loss, all divisions included; a sum over rows is the term."""
+
+    easy: Float[Tensor, " rows"]
+    hard: Float[Tensor, " rows"]
+
+    def scheduled(self, weights: Weights, rows: Rows) -> Float[Tensor, " rows"]:
+        if rows == "right":
+            return weights.easy * self.easy
+        if rows == "wrong":
+            return weights.hard * self.hard
+        return torch.add(weights.easy * self.easy, self.hard, alpha=weights.hard)
+
+
+class Objective(nn.Module):
+    """How far the student is from what it should believe, as one number to minimise.
+
+    ``loss`` is a name (``"kd"``, ``"dkd(beta=6)"``), a sum of names (``"kd + 0.8*crd"``), a module, a
+    :class:`Term`, or a sequence or mapping of these. ``normalize="rows"`` divides by the batch;
+    ``"subset"`` divides right rows by their own number and wrong rows by theirs (the paper's; a few
+    wrong rows then weigh as much as all right ones). ``process_group`` makes the divisors global, so
+    that N processes with uneven batches give the gradient of one.
+
+    One ``kd`` beside the cross-entropy goes through a single pass with its gradient in closed form
+    where that is possible (:mod:`outgrow.losses.kd_fast`: on a CPU or a CUDA device, equal within
+    rounding); ``fast=False`` keeps to the plain path, which can be differentiated twice.
+    On a CPU the pass is built in C on first use, where there is a compiler and logits are float32;
+    ``fast="eager"`` never builds anything. ``fast="compiled"`` says so where there is no compiler, and on a
+    CUDA device asks for ``torch.compile``.
+
+    Learnable parts of the losses (connectors, memories) are parameters of this module: give them to
+    the optimiser, after :meth:`setup` where a loss needs one.
+
+    Called as ``objective(student, knowledge, target, progress, task=None) -> ObjectiveResult``. The
+    task is cross-entropy; a scalar ``task`` of the caller's own replaces it and is weighed by
+    ``task_weight`` alone, unless ``schedule_task`` asks for the schedule too.
+
+    >>> from outgrow.knowledge import rectify
+    >>> target = torch.tensor([0, 0])
+    >>> knowledge = rectify(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), target)
+    >>> result = Objective("kd")(torch.zeros(2, 2), knowledge, target, 0.0)
+    >>> sorted(result.terms), result.stats["wrong_rate"]
+    (['kd', 'task'], tensor(0.5000))
+    """
+
+    def __init__(
+        self,
+        loss: str
+        | nn.Module
+        | Term
+        | Sequence[str | nn.Module | Term]
+        | Mapping[str, str | nn.Module | Term] = "kd",
+        *,
+        schedule: str | Schedule = "constant",
+        normalize: Literal["rows", "subset"] = "rows",
+        weight: float = 1.0,
+        task_weight: float = 1.0,
+        schedule_task: bool = False,
+        process_group: dist.ProcessGroup | None = None,
+        fast: kd_fast.Fast = True,
+    ) -> None:
+        super().__init__()
+        if normalize not in ("rows", "subset"):
+            raise ValueError(
+                f"Objective: normalize needs 'rows' or 'subset', got {normalize!r}; 'rows' is the default."
+            )
+        if fast not in (True, False, "eager", "compiled"):
+            raise ValueError(
+                f"Objective: fast needs True, False, 'eager' or 'compiled', got {fast!r}; True is the default."
+            )
+        self.terms = {
+            name: replace(term, weight=term.weight * weight) for name, term in _named_terms(loss).items()
+        }
+        # registered under their names so that parameters are found; a mapping cannot be nn.ModuleDict
+        # because "pop" or "keys" would be refused as names
+        for name, term in self.terms.items():
+            self.add_module(name, term.loss)  # type: ignore[arg-type]
+        self.schedule: Schedule = make_schedule(schedule) if isinstance(schedule, str) else schedule
+        self.normalize = normalize
+        self.task_weight = task_weight
+        self.schedule_task = schedule_task
+        self.process_group = process_group
+        self.fast = fast
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature that the losses declare; None where they declare none, or several."""
+        declared = self.temperatures
+        return declared.pop() if len(declared) == 1 else None
+
+    @property
+    def temperatures(self) -> set[float]:
+        """All temperatures that the losses declare."""
+        found = (getattr(term.loss, "temperature", None) for term in self.terms.values())
+        return {temperature for temperature in found if temperature is not None}
+
+    def inert_under(self, rule: Rule) -> dict[str, str]:
+        """The terms that a rule which rewrites logits does not reach, and why."""
+        if rule.effect != "rewrite":
+            return {}
+        reasons = {}
+        for name, term in self.terms.items():
+            declared = term.loss.inert if isinstance(term.loss, Loss) else {}
+            if "logits" not in getattr(term.loss, "reads", ("logits",)):
+                reasons[name] = "reads features alone"
+            elif reason := declared.get(rule.name, declared.get("all")):
+                reasons[name] = reason
+        return reasons
+
+    @property
+    def reads_features(self) -> bool:
+        return any("features" in getattr(term.loss, "reads", ()) for term in self.terms.values())
+
+    def setup(
+        self,
+        student: Outputs,
+        teacher: Outputs,
+        *,
+        num_samples: int,
+        label: Int[Tensor, " samples"] | None = None,
+    ) -> None:
+        """Build the learnable parts of the losses from the outputs of one dry run.
+
+        ``num_samples`` is the size of the training set and ``label`` its labels by index, for losses
+        that remember samples.
+        """
+        fixture = Fixture(student, teacher, num_samples, label)
+        for term in self.terms.values():
+            if isinstance(term.loss, Loss):
+                term.loss.setup(fixture)
+        self.to(student.logits.device)
+
+    def forward(
+        self,
+        student: Outputs | Tensor,
+        knowledge: Knowledge,
+        target: Target | Tensor,
+        progress: float,
+        task: Float[Tensor, ""] | None = None,
+    ) -> ObjectiveResult:
+        student, target = as_outputs(student, whose="student"), as_target(target)
+        self._check(student, knowledge, target, progress)
+        # a caller's autocast would round products and dot products of what has just been lifted
+        if torch.is_autocast_enabled(student.logits.device.type):
+            with torch.autocast(student.logits.device.type, enabled=False):
+                return self._result(student, knowledge, target, progress, task)
+        return self._result(student, knowledge, target, progress, task)
+
+    def _result(
+        self, student: Outputs, knowledge: Knowledge, target: Target, progress: float, task: Tensor | None
+    ) -> ObjectiveResult:
+        name = self._plain_kd() if self.fast and task is None else None
+        if name is not None and kd_fast.applies(student.logits, knowledge, target):
+            return self._fused(name, student.logits, knowledge, target, progress)
+        weights = self.schedule(progress)
+        count = self._global(target.valid.sum()).clamp_min(1)
+        row_weights = self._row_weights(knowledge, count)
+        stats = {"wrong_rate": knowledge.wrong.sum() / count}
+        task_scale = self.task_weight * (weights.task if task is None or self.schedule_task else 1.0)
+        safe = _safe(student, knowledge)
+        if task is None:
+            task = self._cross_entropy(student, target, knowledge.partial, count)
+        terms = {"task": task_scale * task}
+        for name, term in self.terms.items():
+            if isinstance(term.loss, Loss):
+                term.loss.at(progress)
+            value, parts = self._term(term, safe, knowledge, target, row_weights, weights)
+            terms[name] = term.scale(progress) * value
+            stats |= {f"{name}.{part}": number for part, number in parts.items()}
+        return ObjectiveResult(
+            total=torch.stack(list(terms.values())).sum(),
+            terms={name: value.detach() for name, value in terms.items()},
+            stats={name: value.detach() for name, value in stats.items()},
+        )
+
+    def _plain_kd(self) -> str | None:
+        """The name of the only term if it is ``kd`` on all rows: what the fast path knows."""
+        if len(self.terms) != 1:
+            return None
+        ((name, term),) = self.terms.items()
+        return name if type(term.loss) is KD and term.rows == "all" else None
+
+    def _fused(
+        self, name: str, logits: Tensor, knowledge: Knowledge, target: Target, progress: float
+    ) -> ObjectiveResult:
+        """Cross-entropy and one ``kd`` in a single pass; equal to the plain path."""
+        term, weights = self.terms[name], self.schedule(progress)
+        assert isinstance(term.loss, KD)
+        on_host = logits.device.type == "cpu"
+        count: Tensor | float
+        if on_host and self.process_group is None:
+            count = float(len(logits))  # every row has a label, or the fast path would not apply
+        else:
+            count = self._global(target.valid.sum()).clamp_min(1)
+        scale = term.scale(progress)
+        easy, hard = (1 / divisor for divisor in self._divisors(knowledge, count))
+        scales = kd_fast.Scales(
+            self.task_weight * weights.task / count, scale * weights.easy * easy, scale * weights.hard * hard
+        )
+        sums = kd_fast.fused(
+            logits, knowledge, temperature=term.loss.temperature, scales=scales, fast=self.fast
+        )
+        wrong = knowledge.wrong.sum()
+        numbers = {
+            "task": scales.task * sums.task,
+            name: scales.easy * sums.easy + scales.hard * sums.hard,
+            "wrong_rate": (wrong.item() if on_host else wrong) / count,
+            f"{name}.easy": easy * sums.easy,
+            f"{name}.hard": hard * sums.hard,
+        }
+        if on_host:  # one tensor for all: each costs as much
+            row = torch.tensor([*map(float, numbers.values())], dtype=kd_fast.compute_type(logits, knowledge))
+            stats = dict(zip(numbers, row.unbind(), strict=True))
+        else:
+            stats = {key: torch.as_tensor(value, device=logits.device) for key, value in numbers.items()}
+        terms = {key: stats.pop(key) for key in ("task", name)}
+        total = kd_fast.total(logits, sums.gradient, terms["task"], terms[name])
+        return ObjectiveResult(total, terms, stats)
+
+    def _term(
+        self,
+        term: Term,
+        student: Outputs,
+        knowledge: Knowledge,
+        target: Target,
+        row_weights: _RowWeights,
+        weights: Weights,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """A term's value under the schedule; for row losses also its parts, unscheduled."""
+        loss = term.loss
+        assert isinstance(loss, nn.Module)
+        transform = loss.transform if isinstance(loss, Loss) else None
+        teacher = with_logits(knowledge.teacher, corrected_logits(knowledge, transform))
+        if isinstance(loss, Standardize):
+            # its base reads what the rule has corrected; standardising once more would undo that
+            student, loss = with_logits(student, standardize_logits(student.logits)), loss.base
+        if knowledge.partial:
+            teacher = with_logits(teacher, _masked(teacher.logits, knowledge.weight))
+        weight = row_weights.scheduled(weights, term.rows)
+        axis = getattr(loss, "axis", "row")
+        if axis == "batch":
+            return loss(student, teacher, target, weight=weight * len(weight)), {}
+        value = loss(student, teacher, target)
+        if axis == "image":
+            share = _image_weights(weight * len(weight), target, len(value))
+            return (share * value).sum() / max(len(value), 1), {}
+        _check_row_values(value, weight, loss)
+        parts = {}
+        if term.rows != "wrong":
+            parts["easy"] = (row_weights.easy * value).sum()
+        if term.rows != "right":
+            parts["hard"] = (row_weights.hard * value).sum()
+        schedule = {"easy": weights.easy, "hard": weights.hard}
+        total = torch.stack([schedule[part] * number for part, number in parts.items()]).sum()
+        return total, parts
+
+    def _row_weights(self, knowledge: Knowledge, count: Tensor) -> _RowWeights:
+        hard = knowledge.weight * knowledge.wrong
+        per_easy, per_hard = self._divisors(knowledge, count)
+        return _RowWeights((knowledge.weight - hard) / per_easy, hard / per_hard)
+
+    def _divisors(self, knowledge: Knowledge, count: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
+        """What the sums over right and over wrong rows are divided by."""
+        if self.normalize == "rows":
+            return count, count
+        hard = knowledge.weight * knowledge.wrong
+        num_easy, num_hard = (knowledge.weight - hard).sum(), hard.sum()
+        if self.process_group is not None:
+            num_easy, num_hard = self._global(torch.stack((num_easy, num_hard))).unbind()
+        return _divisor(num_easy), _divisor(num_hard)
+
+    def _global(self, count: Tensor) -> Tensor:
+        """``count`` averaged over the processes: gradients are averaged over them too."""
+        if self.process_group is None:
+            return count
+        count = count.to(torch.float32)
+        dist.all_reduce(count, group=self.process_group)
+        return count / dist.get_world_size(self.process_group)
+
+    def _cross_entropy(
+        self, student: Outputs, target: Target, partial: bool, count: Tensor
+    ) -> Float[Tensor, ""]:
+        logits = lift(student.logits)
+        if partial:
+            logits = _masked(logits, target.valid)
+        if target.partner is None or target.mix is None:
+            return F.cross_entropy(logits, target.label, reduction="sum") / count
+        log_p = logits.log_softmax(dim=1)
+        own = F.nll_loss(log_p, target.label, reduction="none")
+        partner = F.nll_loss(log_p, target.partner, reduction="none")
+        blend = target.mix * own + (1 - target.mix) * partner
+        return (blend * target.valid).sum() / count
+
+    def _check(self, student: Outputs, knowledge: Knowledge, target: Target, progress: float) -> None:
+        if not 0 <= progress <= 1:
+            raise ValueError(
+                f"objective: needs progress in [0, 1], got {progress}; pass completed epochs over all epochs."
+            )
+        rows, known = len(student.logits), len(knowledge.wrong)
+        if not rows == known == len(target.label):
+            raise ValueError(
+                f"objective: needs one row for student, teacher and target, got {rows}, {known} and "
+                f"{len(target.label)}; pass all three for the same batch."
+            )
+        for name, term in self.terms.items():
+            reads_logits = "logits" in getattr(term.loss, "reads", ("logits",))
+            if reads_logits and student.num_classes != knowledge.teacher.num_classes:
+                raise ValueError(
+                    f"objective: the loss {name!r} needs teacher and student to share their classes, got "
+                    f"{knowledge.teacher.num_classes} and {student.num_classes}; map the teacher's classes by name, "
+                    "or use outgrow.CorrectedTeacher with a BiasCorrection to the student's classes."
+                )
+            own = getattr(term.loss, "temperature", None)
+            if None not in (own, knowledge.temperature) and own != knowledge.temperature:
+                raise ValueError(
+                    f"objective: the loss {name!r} reads the teacher at temperature {own}, got knowledge rectified at "
+                    f"{knowledge.temperature}; build both with outgrow.preset(..., temperature={own}), or pass "
+                    f"Rectifier(..., temperature={own})."
+                )
+
+
+def _divisor(total: Tensor) -> Tensor | float:
+    """``total``, or 1 where there is nothing to divide; a number where looking costs nothing."""
+    if total.device.type == "cpu":
+        return total.item() or 1.0
+    return torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _named_terms(loss: object) -> dict[str, Term]:
+    if isinstance(loss, Mapping):
+        return {name: _as_term(value) for name, value in loss.items()}
+    if isinstance(loss, str):
+        loss = [Term(make_loss(call._replace(weight=1.0)), call.weight) for call in spec.parse(loss)]
+    items = loss if isinstance(loss, Sequence) else [loss]
+    named: dict[str, Term] = {}
+    for item in items:
+        for term in _named_terms(item).values() if isinstance(item, str) else [_as_term(item)]:
+            base = type(term.loss).__name__.lower()
+            name = base
+            while name in named:
+                name = f"{base}_{sum(other.startswith(base) for other in named) + 1}"
+            named[name] = term
+    return named
+
+
+def _as_term(value: object) -> Term:
+    term = value if isinstance(value, Term) else Term(value)  # type: ignore[arg-type]
+    if isinstance(term.loss, str):
+        term = replace(term, loss=make_loss(term.loss))
+    if not isinstance(term.loss, nn.Module):
+        raise ValueError(
+            f"Objective: needs losses as names, modules or Terms, got {type(term.loss).__name__}; "
+            "wrap a function in a torch.nn.Module with forward(student, teacher, target)."
+        )
+    return term
+
+
+def _safe(student: Outputs, knowledge: Knowledge) -> Outputs:
+    """The student's logits, lifted, with zeros in the rows that count for nothing."""
+    logits = lift(student.logits)
+    return with_logits(student, _masked(logits, knowledge.weight) if knowledge.partial else logits)
+
+
+def _masked(logits: Tensor, weight: Tensor) -> Tensor:
+    """Zeros where the weight is zero, *before* the maths: an infinity masked afterwards still poisons."""
+    return torch.where((weight > 0)[:, None], logits, torch.zeros_like(logits))
+
+
+def _image_weights(row_weight: Tensor, target: Target, num_images: int) -> Tensor:
+    """Each image's weight: its row's, or the mean over its rows, and the plain mean where it has none."""
+    if target.image is None:
+        if len(row_weight) != num_images:
+            raise ValueError(
+                f"objective: needs to know which image each row belongs to, got {len(row_weight)} rows and "
+                f"{num_images} images; pass Target(..., image=...)."
+            )
+        return row_weight
+    zeros = row_weight.new_zeros(num_images)
+    total = zeros.index_add(0, target.image, row_weight)
+    count = zeros.index_add(0, target.image, torch.ones_like(row_weight))
+    mean = row_weight.mean() if len(row_weight) else row_weight.new_ones(())
+    return torch.where(count > 0, total / count.clamp_min(1), mean)
+
+
+def _check_row_values(value: Tensor, weight: Tensor, loss: nn.Module) -> None:
+    if value.shape != weight.shape:
+        raise ValueError(
+            f"{type(loss).__name__}: needs one value for each of {len(weight)} rows, got shape {tuple(value.shape)}; "
+            "return unreduced values, or declare axis = 'image' or 'batch'."
+        )

@@ -1,0 +1,271 @@
+"""The command: ``outgrow demo | distill | evaluate | list``. Only words here; the work is elsewhere."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from outgrow.training.config import Config
+
+app = typer.Typer(
+    help="Knowledge distillation in which the student may outgrow the teacher.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SRC",
+        help="digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, hf:NAME, or coco:IMAGES:ANNOTATIONS",
+    ),
+]
+Label = Annotated[str | None, typer.Option(help="label column, such as fine_label or coarse_label")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="change one field of the configuration"),
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the page and the records")] = Path("outgrow-demo"),
+    seeds: Annotated[int, typer.Option(min=2, help="students of each method")] = 3,
+) -> None:
+    """The main job on real handwritten digits: teacher, five kinds of students, a table and a page."""
+    from outgrow.run.demo import run_demo
+    from outgrow.training.progress import make_reporter
+
+    run_demo(out, seeds=seeds, reporter=make_reporter())
+
+
+@app.command()
+def distill(
+    data: Data = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="cifar/..., timm/..., torchvision/..., hf/..., py:FILE:CALLABLE, or fasterrcnn:BACKBONE",
+        ),
+    ] = None,
+    student: Annotated[str | None, typer.Option(metavar="MODEL", help="as --teacher")] = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder")] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="safetensors, or a torch file")
+    ] = None,
+    train_teacher: Annotated[bool, typer.Option("--train-teacher", help="train the teacher first")] = False,
+    student_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="start the student from these")
+    ] = None,
+    correct_teacher: Annotated[
+        Literal["auto", "always", "never"] | None, typer.Option(help="estimate and remove the teacher's bias")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="`outgrow list presets`")] = None,
+    loss: Annotated[str | None, typer.Option(help="such as kd, 'dkd(beta=6)' or 'kd + 0.8*crd'")] = None,
+    rule: Annotated[str | None, typer.Option(help="such as pair or 'lead(margin=0.3)'")] = None,
+    schedule: Annotated[str | None, typer.Option(help="such as linear or 'warmup(until=0.1)'")] = None,
+    recipe: Annotated[str | None, typer.Option(help="`outgrow list recipes`")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML; a run's own config.yaml reruns it")
+    ] = None,
+    sets: Sets = None,
+    label: Label = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last whole epoch in --out")
+    ] = False,
+) -> None:
+    """Distil a teacher into a student on your own data."""
+    from outgrow.run import distill as run
+    from outgrow.training.config import assignments, merge
+    from outgrow.training.progress import make_reporter
+
+    flags: dict[str, Any] = {
+        "data": {"source": data, "label": label},
+        "teacher": {
+            "name": teacher,
+            "weights": None if teacher_weights is None else str(teacher_weights),
+            "train": train_teacher or (False if teacher_weights else None),
+            "correct": correct_teacher,
+        },
+        "student": {"name": student, "weights": None if student_weights is None else str(student_weights)},
+        "method": {"preset": preset, "loss": loss, "rule": rule, "schedule": schedule},
+        "train": {"epochs": epochs},
+        "seed": seed,
+        "out": None if out is None else str(out),
+    }
+    flags = {
+        key: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        for key, value in flags.items()
+        if value is not None
+    }
+    resolved = resolve(recipe, config, loss, merge(flags, assignments(sets or [])))
+    if resolved.data.source == "digits" and recipe is None and config is None and data is None:
+        raise ValueError(
+            "distill: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
+        )
+    record = run(resolved, resume=resume, reporter=make_reporter())
+    if sys.stdout.isatty():
+        print_result(record)
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="as for distill")],
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="safetensors, or a torch file")] = None,
+    label: Label = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 100,
+    workers: Annotated[int, typer.Option(min=0)] = 2,
+) -> None:
+    """Score a model on the test images of a source."""
+    from outgrow.run.evaluation import evaluate_model
+    from outgrow.training.progress import make_reporter
+
+    assert data is not None
+    scores = evaluate_model(
+        data,
+        model,
+        weights=weights,
+        label=label,
+        batch_size=batch_size,
+        workers=workers,
+        reporter=make_reporter(),
+    )
+    if sys.stdout.isatty() and scores["metric"] == "ap":
+        print(
+            f"{scores['model']}: box AP {scores['ap']:.2f}, AP50 {scores['ap50']:.2f}, AP75 {scores['ap75']:.2f} on "
+            f"{scores['images']:,} images ({scores['parameters']:,} parameters)"
+        )
+    elif sys.stdout.isatty():
+        print(
+            f"{scores['model']}: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, nll {scores['nll']:.4f} "
+            f"on {scores['images']:,} images ({scores['parameters']:,} parameters)"
+        )
+
+
+@app.command()
+def cache(
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", help="the config.yaml of the runs that will read it")
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the cache; runs take it as --set teacher.cache=DIR")],
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="view-epochs to keep; all of the run's if not given")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Ask the teacher once about the views that many students will see, and keep its logits; with --set
+    teacher.cache_features=true the features that the losses read, too."""
+    from outgrow.run import fill_cache
+    from outgrow.training.config import assignments, merge
+    from outgrow.training.progress import make_reporter
+
+    reporter = make_reporter()
+    resolved = resolve(None, config, None, merge(assignments(sets or []), {"teacher": {"cache": str(out)}}))
+    filled = fill_cache(resolved, epochs=epochs or resolved.train.epochs, reporter=reporter)
+    reporter.event("result", **filled)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="holds METHOD/seedK/record.json")],
+    title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
+) -> None:
+    """Compare finished runs: METHOD/seedK folders become a table and a page."""
+    from outgrow.classification.prepare import open_run_data
+    from outgrow.report.page import write_page
+    from outgrow.report.table import read_records, tabulate
+    from outgrow.report.text import markdown_table, text_table
+    from outgrow.training.config import Config
+
+    records = read_records(folder)
+    table = tabulate(records)
+    config = Config.model_validate(next(iter(records.values()))[0]["config"])
+    (folder / "table.md").write_text(markdown_table(table))
+    write_page(
+        folder / "index.html",
+        title=title or folder.resolve().name,
+        records=records,
+        table=table,
+        about={},
+        # the pages of a detection study show no pictures of their own
+        test=None if config.data.source.startswith("coco:") else open_run_data(config).test,
+    )
+    print(text_table(table))
+    print(f"\n{folder / 'index.html'}, {folder / 'table.md'}")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        Literal["presets", "losses", "rules", "schedules", "models", "recipes", "features"],
+        typer.Argument(help="what to list"),
+    ],
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="for features: whose")] = None,
+) -> None:
+    """What there is: presets, losses, rules, schedules, models, recipes, or the features of a MODEL."""
+    from outgrow.run.listing import listing
+
+    for line in listing(what, model):
+        print(line)
+
+
+def resolve(recipe: str | None, config: Path | None, loss: str | None, flags: dict[str, Any]) -> "Config":
+    """Defaults, then the recipe, then the file, then what was typed."""
+    from outgrow.training.config import build_config, load_config
+
+    saved = load_config(config) if config else {}
+    name = recipe or saved.get("recipe") or "default"
+    layer = recipe_layer(name, loss)
+    taken, typed = layer.get("method", {}), flags.get("method", {})
+    if loss is not None and "loss" in taken and typed.get("loss") == loss:
+        # the recipe's constants stand in for the bare name, which would undo them
+        flags = {**flags, "method": {**taken, **typed, "loss": taken["loss"]}}
+    return build_config(layer, saved, {"recipe": name}, flags)
+
+
+def recipe_layer(name: str, loss: str | None) -> dict[str, Any]:
+    """A recipe's fields, with its constants for ``loss`` where that is a bare name it knows."""
+    from outgrow.run.recipes import RECIPES
+    from outgrow.spec import lookup
+    from outgrow.training.config import merge
+
+    recipe = lookup(RECIPES, name, kind="recipe")
+    constants = recipe.losses.get(loss or "", {})
+    return merge(recipe.layer, {"method": constants} if constants else {})
+
+
+def print_result(record: dict[str, Any]) -> None:
+    """The result of a run in three lines."""
+    from outgrow.report.record import best_score, metric_of, student_score, teacher_score
+
+    teacher, student, metric = record["teacher"], record["student"], metric_of(record)
+    taught = teacher_score(record)
+    if taught is not None:
+        print(f"teacher {teacher['name']}: {metric.value(taught)} ({teacher['parameters']:,} parameters)")
+    print(
+        f"student {student['name']}: {metric.value(student_score(record))} after the last epoch "
+        f"(best {best_score(record):.2f} %, epoch {student['epoch_best']}; {student['parameters']:,} parameters)"
+    )
+    if record["config"]["out"]:
+        print(
+            f"{record['config']['out']}: student.safetensors, index.html, record.json, config.yaml, curves.png"
+        )
+
+
+def main() -> None:
+    """The entry point: a user's error is a message, not a traceback."""
+    from outgrow.training.trainer import NonFiniteLoss
+
+    try:
+        app()
+    except (ValueError, NonFiniteLoss) as error:
+        print(f"outgrow: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,101 @@
+"""What ``outgrow list`` prints."""
+
+import inspect
+import re
+from collections.abc import Iterator
+
+
+def listing(what: str, model: str | None = None) -> Iterator[str]:
+    """Lines of name and one-line description."""
+    if what == "features":
+        yield from _features(model)
+        return
+    if what == "models":
+        from outgrow.models import list_models
+
+        for names in list_models().values():
+            yield from names
+        yield "hf/NAME                (an image classifier of the Hugging Face hub, or a local directory)"
+        yield "fasterrcnn:BACKBONE    (a detector on torchvision/NAME or timm/NAME, for --data coco:...)"
+        yield "py:FILE:CALLABLE       (your own file; CALLABLE(num_classes) returns a module)"
+        return
+    entries = list(_entries(what))
+    width = max(len(name) for name, _ in entries) + 2
+    for name, about in entries:
+        yield f"{name:<{width}}{about}"
+
+
+def _entries(what: str) -> Iterator[tuple[str, str]]:
+    if what == "presets":
+        from outgrow.objective.presets import PRESETS
+
+        yield from ((name, preset.about) for name, preset in PRESETS.items())
+    elif what == "recipes":
+        from outgrow.run.recipes import RECIPES
+
+        yield from ((name, recipe.about) for name, recipe in RECIPES.items())
+    elif what == "losses":
+        from outgrow.losses import DETECTOR_LOSSES, LOSSES
+
+        for name, loss in {**LOSSES, **DETECTOR_LOSSES}.items():
+            yield _signature(name, loss), _first_line(inspect.getmodule(loss))
+    elif what == "rules":
+        from outgrow.knowledge import RULES
+
+        for name, rule in RULES.items():
+            yield _signature(name, rule), _first_line(inspect.getmodule(rule))
+    elif what == "schedules":
+        from outgrow.objective import schedule
+
+        for name, make in schedule.SCHEDULES.items():
+            yield _signature(name, make), _first_line(getattr(schedule, name))
+
+
+def _signature(name: str, factory: object) -> str:
+    assert callable(factory)
+    parts = [f"{p.name}={p.default!r}" for p in inspect.signature(factory).parameters.values()]
+    return f"{name}({', '.join(parts)})" if parts else name
+
+
+def _first_line(thing: object) -> str:
+    return re.sub(r":\w+:`([^`]*)`", r"\1", (inspect.getdoc(thing) or "").splitlines()[0])
+
+
+def _features(model: str | None) -> Iterator[str]:
+    """What can be tapped in a model, with shapes from one dry run."""
+    import torch
+
+    from outgrow.models import create_model
+    from outgrow.models.structure import feature_paths
+    from outgrow.models.taps import PENULTIMATE, Taps
+
+    if model is None:
+        raise ValueError(
+            "list features: needs a model, got none; for example `outgrow list features cifar/resnet20`."
+        )
+    if model.startswith("fasterrcnn:"):
+        yield from _levels(model)
+        return
+    network = create_model(model)
+    size = network.input_spec.size or 32
+    paths = (*feature_paths(network), PENULTIMATE)
+    with torch.no_grad():
+        outputs = Taps(network.eval(), paths)(torch.zeros(1, 3, size, size))
+    yield f"{model} at {size}x{size}; default taps (any path of named_modules() can be tapped):"
+    for name, value in outputs.features.items():
+        yield f"  {name:<24}{' x '.join(str(n) for n in value.shape[1:])}"
+
+
+def _levels(model: str) -> Iterator[str]:
+    """The levels of a detector's pyramid."""
+    import torch
+
+    from outgrow.detection.create import create_detector
+
+    detector = create_detector(model, ("object",)).eval()
+    with torch.no_grad():
+        maps = detector.net.backbone(torch.zeros(1, 3, 256, 256))
+    yield f"{detector.name}, of a picture of 256x256 pixels:"
+    for key, value in maps.items():
+        yield f"  {detector.levels[key]:<24}{' x '.join(str(n) for n in value.shape[1:])}"
+    yield "  penultimate, box        one of each proposal"

@@ -1,0 +1,84 @@
+"""Recipes for a laptop and for one's own photographs."""
+
+from typing import Any
+
+from outgrow.run.recipes.base import Recipe
+
+
+def small_recipes() -> dict[str, Recipe]:
+    return {
+        "default": Recipe(
+            "30 epochs of SGD with a cosine; a tenth of the training set kept back for checks", DEFAULT
+        ),
+        "digits": Recipe("scikit-learn's 8x8 digits: a teacher from few rows, a student on others", DIGITS),
+        "cifar100-small": Recipe(
+            "CIFAR-100 on 2 CPU cores in ten minutes: ResNet-8 on 5,000 rows, a ResNet-20 teacher from the others",
+            CIFAR100_SMALL,
+        ),
+        "finetune": Recipe(
+            "a pretrained student on your own folder of photographs, ten epochs of AdamW", FINETUNE
+        ),
+    }
+
+
+_NO_FLIP = {"crop_padding": 1, "flip": False}  # a mirrored digit is another digit
+
+DEFAULT: dict[str, Any] = {"data": {"val_fraction": 0.1}}
+
+DIGITS: dict[str, Any] = {
+    "data": {"source": "digits", "val_fraction": 0.1, "augment": _NO_FLIP},
+    "teacher": {"name": "cifar/resnet20", "train": True, "rows": "disjoint"},
+    "student": {"name": "cifar/resnet8"},
+    "train": {"epochs": 20, "batch_size": 32, "lr": 0.05},
+    "teacher_train": {"epochs": 20, "batch_size": 32, "lr": 0.05, "eval_every": 20},
+}
+
+CIFAR100_SMALL: dict[str, Any] = {
+    "data": {"val_fraction": 0.1, "train_rows": 5000},
+    "teacher": {"name": "cifar/resnet20", "train": True, "rows": "disjoint"},
+    "student": {"name": "cifar/resnet8"},
+    "train": {
+        "epochs": 24,
+        "batch_size": 64,
+        "lr": 0.2,
+        "lr_schedule": "one_cycle",
+        "precision": "auto",
+        "channels_last": True,
+        "eval_every": 6,
+    },
+    "teacher_train": {
+        "epochs": 5,
+        "batch_size": 128,
+        "lr": 0.2,
+        "lr_schedule": "one_cycle",
+        "precision": "auto",
+        "channels_last": True,
+        "eval_every": 5,
+    },
+}
+
+FINETUNE: dict[str, Any] = {
+    "data": {"val_fraction": 0.1, "augment": {"crop_padding": 0, "resized_crop": (0.35, 1.0)}},
+    "student": {"pretrained": True},
+    "train": {
+        "epochs": 10,
+        "batch_size": 32,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.02,
+        "warmup": 0.1,
+        "clip": 1.0,
+        "channels_last": True,
+    },
+    "teacher_train": {
+        "epochs": 10,
+        "batch_size": 32,
+        "optimizer": "adamw",
+        "lr": 5e-4,
+        "weight_decay": 0.02,
+        "warmup": 0.1,
+        "clip": 1.0,
+        "channels_last": True,
+        "eval_every": 10,
+    },
+}

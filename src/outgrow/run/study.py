@@ -1,0 +1,74 @@
+"""Methods x seeds under equal conditions: the same data, views, epochs and teacher for each seed.
+
+    records = run_study(base, methods, seeds, out=...)     # out/<method>/seed<k>/record.json
+    table = tabulate(records)                              # outgrow.report.table
+
+A study that was interrupted goes on with what is missing.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from outgrow.machine.precision import settle
+from outgrow.report.record import metric_of, student_score
+from outgrow.report.table import NO_TEACHER, Records
+from outgrow.run import distill
+from outgrow.training.config import Config, build_config, merge
+from outgrow.training.progress import Reporter
+
+
+def run_study(
+    base: Mapping[str, Any],
+    methods: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    *,
+    out: str | Path | None = None,
+    teacher: Callable[[Config], nn.Module] | None = None,
+    reporter: Reporter | None = None,
+) -> Records:
+    """Run every method with every seed and return the records by method, in the order of seeds.
+
+    ``base`` and the methods' values are layers of configuration. ``teacher(config)`` makes the teacher of
+    a seed, once for all methods; without it each run makes its own from the configuration. With ``out``
+    finished runs are kept and not repeated.
+    """
+    report = reporter or Reporter()
+    records: Records = {name: [] for name in methods}
+    for seed in seeds:
+        made: nn.Module | None = None
+        for name, method in methods.items():
+            folder = Path(out) / name / f"seed{seed}" if out is not None else None
+            layer = {"seed": seed, "out": None if folder is None else str(folder)}
+            config = settle(build_config(merge(base, {"method": method}, layer)))
+            record = _finished(folder, config)
+            if record is None:
+                if made is None and teacher is not None and config.method.preset != NO_TEACHER:
+                    made = teacher(config)
+                report.note(f"{name}, seed {seed}")
+                record = distill(config, teacher=made, reporter=_Quiet(report))
+            records[name].append(record)
+            score, metric = student_score(record), metric_of(record).key
+            report.event("run", method=name, seed=seed, score=score, metric=metric)
+    return records
+
+
+def _finished(folder: Path | None, config: Config) -> dict[str, Any] | None:
+    """The record in ``folder`` if it is of this configuration."""
+    if folder is None or not (folder / "record.json").is_file():
+        return None
+    record: dict[str, Any] = json.loads((folder / "record.json").read_text())
+    try:  # an older record has no word on the fields that came since
+        return record if build_config(record["config"]) == config else None
+    except ValueError:
+        return None
+
+
+class _Quiet(Reporter):
+    """Only the bars of a run: a study's own lines say the rest."""
+
+    def __init__(self, inner: Reporter) -> None:
+        self.bar = inner.bar  # type: ignore[method-assign]

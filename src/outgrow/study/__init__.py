@@ -1,1 +1,0 @@
-"""Many runs: methods x seeds, tables, statistics."""

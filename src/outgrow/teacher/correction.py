@@ -1,0 +1,247 @@
+"""The bias of a teacher, estimated from all labels at once, out of fold.
+
+A rule for rows looks at one label and moves one row. What is systematic in a teacher's error (two
+classes confused, a shifted prior, another domain, other classes altogether) is shared by rows, and
+one map, fitted once, can take it out:
+
+    correction = BiasCorrection(num_classes).fit(outputs, target, index)
+    teacher = CorrectedTeacher(teacher, correction)        # teacher(images, index=...)
+
+Each row is corrected by a map that has not seen its label (folds by image), so that what is left
+looks as it would on new data. Right and wrong are decided afterwards, and every rule composes.
+"""
+
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from outgrow.outputs import Outputs, Target, as_outputs, as_target, with_logits
+from outgrow.teacher.correction_fit import (
+    Candidate,
+    Data,
+    Source,
+    centred,
+    choose,
+    fit_map,
+    inputs_of,
+    try_all,
+)
+from outgrow.teacher.teacher import BaseTeacher
+
+
+@dataclass(frozen=True)
+class CorrectionReport:
+    """What was tried, what was chosen, and why. ``raw`` is None where the classes differ."""
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    raw: Candidate | None
+    reason: str
+    num_images: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'correction':<22}{'ridge':>9}{'accuracy':>10}{'nll':>9}   (out of fold, {self.num_images} images)"
+        ]
+        for c in self.candidates:
+            ridge = "" if c.ridge is None else f"{c.ridge:g}"
+            mark = " <- chosen" if c == self.chosen else ""
+            lines.append(f"{c.name:<22}{ridge:>9}{100 * c.accuracy:>9.2f}%{c.nll:>9.4f}{mark}")
+        return "\n".join([*lines, self.reason])
+
+
+class BiasCorrection(nn.Module):
+    """One linear map from a teacher's outputs to corrected logits in the student's classes.
+
+    Tried are: the teacher as it is; a temperature alone; ``W z + b`` on centred logits, by logistic
+    regression with a ridge towards the (scaled) identity; and, where the outputs hold penultimate
+    features, a linear head on those with a ridge towards zero. Where the teacher's classes are not
+    the student's only maps are possible, with a ridge towards zero, one of the probabilities too. The out-of-fold likelihood
+    chooses; something more than the teacher as it is must beat it by two standard errors over images.
+
+    It tells the truth only on rows that the teacher was not trained on. Give ``fit`` a ``held_out``
+    part where that is in doubt: a teacher that is better on the fitted rows has memorised them, and
+    is left alone with a warning.
+
+    Once fitted, ``correction(outputs, index=index)`` gives each row the map of the folds without
+    it; rows that were not fitted, and all rows without ``index``, get the map of all rows.
+    """
+
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    fold_of: Tensor
+
+    def __init__(self, num_classes: int, folds: int = 5) -> None:
+        super().__init__()
+        if num_classes < 1 or folds < 2:
+            raise ValueError(
+                f"BiasCorrection: needs at least 1 class and 2 folds, got {num_classes} and {folds}; 5 folds are usual."
+            )
+        self.num_classes, self.folds = num_classes, folds
+        self.report: CorrectionReport | None = None
+        self.source: Source = "none"
+        for name in ("scale", "weight", "bias", "fold_of"):
+            self.register_buffer(name, torch.empty(0))
+
+    def fit(
+        self,
+        outputs: Outputs | Tensor,
+        target: Target | Tensor,
+        index: Int[Tensor, " rows"] | None = None,
+        *,
+        held_out: tuple[Outputs | Tensor, Target | Tensor] | None = None,
+    ) -> "BiasCorrection":
+        """Fit on the teacher's outputs for views of training images.
+
+        ``index`` (or ``target.index``) is the image of each row; several views of one image share it,
+        and a fold. Without it each row is an image of its own. ``held_out`` are outputs and labels of
+        images like these that the teacher was certainly not trained on.
+        """
+        outputs, target = as_outputs(outputs, whose="teacher"), as_target(target)
+        data = Data.build(outputs, target, index, self.num_classes, self.folds)
+        same_classes = outputs.num_classes == self.num_classes
+        memorised = _memorised(outputs, target, held_out) if same_classes else None
+        tried = list(try_all(data, outputs, same_classes, only_raw=memorised is not None))
+        chosen, reason = choose(tried, data)
+        if memorised is not None:
+            reason = memorised
+            warnings.warn(memorised, stacklevel=2)
+        self.source = chosen.candidate.source
+        self.report = CorrectionReport(
+            candidates=tuple(t.candidate for t in tried),
+            chosen=chosen.candidate,
+            raw=next((t.candidate for t in tried if t.candidate.source == "none"), None),
+            reason=reason,
+            num_images=data.num_images,
+        )
+        if chosen.candidate.source != "none":
+            whole = fit_map(
+                data, chosen.inputs, chosen.base, chosen.candidate.ridge, data.rows, chosen.maps[-1]
+            )
+            maps = [*chosen.maps, whole]
+            mean, deviation = chosen.inputs.mean, chosen.inputs.deviation
+            # the standardisation of the inputs goes into the map
+            weights = [m.weight / deviation[:, None] for m in maps]
+            biases = [m.bias - mean @ w for m, w in zip(maps, weights, strict=True)]
+            self.scale = torch.stack([m.scale for m in maps]).float()
+            self.weight = torch.stack(weights).float()
+            self.bias = torch.stack(biases).float()
+            self.fold_of = data.fold_table
+        return self
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the teacher is left as it is."""
+        return self.source == "none"
+
+    def forward(self, outputs: Outputs | Tensor, *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
+        outputs = as_outputs(outputs, whose="teacher")
+        if self.report is None:
+            raise ValueError(
+                "BiasCorrection: needs to be fitted, got none; call .fit(outputs, target, index) first."
+            )
+        if self.is_identity:
+            return outputs
+        inputs = inputs_of(outputs, self.source)
+        moves = outputs.num_classes == self.num_classes and self.source in ("scale", "logits")
+        base = centred(outputs.logits) if moves else None
+        result = self._mapped(self.folds, inputs, base)
+        if index is not None:
+            fold = self._fold(index)
+            for number in range(self.folds):
+                result = torch.where((fold == number)[:, None], self._mapped(number, inputs, base), result)
+        return with_logits(outputs, result)
+
+    def _mapped(self, number: int, inputs: Tensor, base: Tensor | None) -> Tensor:
+        moved = torch.addmm(self.bias[number], inputs, self.weight[number])
+        return moved if base is None else self.scale[number] * base + moved
+
+    def _fold(self, index: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+        known = (index >= 0) & (index < len(self.fold_of))
+        return torch.where(known, self.fold_of[index.clamp(0, len(self.fold_of) - 1)].long(), -1)
+
+    def save(self, path: str | Path) -> None:
+        """Write maps, folds and report to one safetensors file."""
+        from safetensors.torch import save_file
+
+        assert self.report is not None
+        meta = {
+            "num_classes": self.num_classes,
+            "folds": self.folds,
+            "source": self.source,
+            "report": asdict(self.report),
+        }
+        save_file(
+            {k: v.contiguous() for k, v in self.state_dict().items()}, path, {"outgrow": json.dumps(meta)}
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "BiasCorrection":
+        """Read what :meth:`save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads(file.metadata()["outgrow"])
+            loaded = cls(meta["num_classes"], meta["folds"])
+            for name in file.keys():  # noqa: SIM118  (not a dictionary)
+                setattr(loaded, name, file.get_tensor(name))
+        report = meta["report"]
+        loaded.source = meta["source"]
+        loaded.report = CorrectionReport(
+            candidates=tuple(Candidate(**c) for c in report["candidates"]),
+            chosen=Candidate(**report["chosen"]),
+            raw=Candidate(**report["raw"]) if report["raw"] else None,
+            reason=report["reason"],
+            num_images=report["num_images"],
+        )
+        return loaded
+
+
+class CorrectedTeacher(BaseTeacher):
+    """``teacher`` with its bias taken out: a teacher like any other, in the student's classes.
+
+    Training calls it with the samples' ``index``; without, every row gets the map of all rows.
+    """
+
+    def __init__(self, teacher: nn.Module, correction: BiasCorrection) -> None:
+        super().__init__()
+        self.teacher, self.correction = teacher, correction
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
+        return self.correction(self.teacher(images), index=index)
+
+
+def _memorised(
+    outputs: Outputs, target: Target, held_out: tuple[Outputs | Tensor, Target | Tensor] | None
+) -> str | None:
+    """Why the teacher must be left alone, if it is much better on the fitted rows than on others."""
+    if held_out is None:
+        return None
+    other, other_target = as_outputs(held_out[0], whose="teacher"), as_target(held_out[1])
+    fitted = _right(outputs, target)
+    held = _right(other, other_target)
+    gap = float(fitted.mean() - held.mean())
+    error = float((fitted.var() / len(fitted) + held.var() / len(held)).sqrt())
+    # 2 points: below that a correction is worth more than the optimism costs; 3 errors: not by chance
+    if gap <= max(0.02, 3 * error):
+        return None
+    return (
+        f"the teacher is right on {float(fitted.mean()):.1%} of the rows to fit but on {float(held.mean()):.1%} of held-out "
+        "rows: it has memorised the former, which say nothing about its bias, so it is left as it is; fit the correction "
+        "on rows that the teacher was not trained on, or use cross-fitted teachers."
+    )
+
+
+def _right(outputs: Outputs, target: Target) -> Float[Tensor, " rows"]:
+    top = outputs.logits.argmax(dim=1)
+    right = top == target.label
+    if target.partner is not None:
+        right = right | (top == target.partner)
+    return right[target.valid].float()

@@ -1,0 +1,319 @@
+"""The fit behind a correction: one linear map, by penalised logistic regression, chosen out of fold.
+
+Data         labels, folds by image, every image weighing the same
+try_all      each candidate with its out-of-fold likelihood, from strong ridges to weak ones
+choose       the simplest that nothing beats by two standard errors
+fit_map      the one optimisation problem
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from outgrow.models.taps import PENULTIMATE
+from outgrow.outputs import Outputs, Target, lift
+
+RIDGES = (3e4, 3e3, 300.0, 30.0, 3.0, 0.3)
+"""Strengths tried, strongest first, as pseudo-counts of images on standardised inputs. Ours."""
+
+
+Source = Literal["none", "scale", "logits", "probabilities", "features"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to correct, and how it does on rows whose labels it has not seen.
+
+    ``nll`` is the mean negative log-likelihood in nats per image, ``accuracy`` a share in [0, 1].
+    """
+
+    name: str
+    source: Source
+    ridge: float | None
+    nll: float
+    accuracy: float
+
+
+class LinearMap(NamedTuple):
+    """``scale * base + inputs @ weight + bias``, base being the teacher's centred logits."""
+
+    scale: Float[Tensor, ""]
+    weight: Float[Tensor, "inputs classes"]
+    bias: Float[Tensor, " classes"]
+
+
+class Inputs(NamedTuple):
+    """Standardised inputs of a map, and how they were standardised (from inputs alone: no labels)."""
+
+    values: Float[Tensor, "rows inputs"]
+    mean: Float[Tensor, " inputs"]
+    deviation: Float[Tensor, " inputs"]
+
+
+class Data(NamedTuple):
+    """The rows to fit: labels (two for mixed rows), folds by image, each image weighing the same."""
+
+    label: Int[Tensor, " rows"]
+    partner: Int[Tensor, " rows"]
+    mix: Float[Tensor, " rows"]
+    image: Int[Tensor, " rows"]
+    weight: Float[Tensor, " rows"]
+    fold: Int[Tensor, " rows"]
+    keep: Int[Tensor, " rows"]
+    fold_table: Tensor
+    folds: int
+    num_images: int
+    num_classes: int
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.ones_like(self.fold, dtype=torch.bool)
+
+    @classmethod
+    def build(
+        cls, outputs: Outputs, target: Target, index: Tensor | None, num_classes: int, folds: int
+    ) -> "Data":
+        if index is None:
+            index = (
+                target.index
+                if target.index is not None
+                else torch.arange(len(target.label), device=target.label.device)
+            )
+        if not len(outputs.logits) == len(target.label) == len(index):
+            raise ValueError(
+                f"BiasCorrection.fit: needs one label and one index a row, got {len(outputs.logits)} rows, "
+                f"{len(target.label)} labels and {len(index)} indices."
+            )
+        keep = target.valid.nonzero()[:, 0]
+        label, index = target.label[keep], index[keep]
+        if len(label) and (int(label.min()) < 0 or int(label.max()) >= num_classes):
+            raise ValueError(
+                f"BiasCorrection.fit: needs labels in 0..{num_classes - 1}, got up to {int(label.max())}; "
+                "num_classes is the number of the student's classes."
+            )
+        images, image = index.unique(return_inverse=True)
+        if len(images) < 2 * folds:
+            raise ValueError(
+                f"BiasCorrection.fit: needs at least {2 * folds} images for {folds} folds, got {len(images)}; "
+                "give it more labelled images, or fewer folds."
+            )
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(image.device)
+        fold_of_image = order % folds
+        table = torch.full((int(images.max()) + 1,), -1, dtype=torch.int16, device=image.device)
+        table[images] = fold_of_image.to(torch.int16)
+        views = torch.zeros(len(images), dtype=torch.float64, device=image.device).index_add_(
+            0, image, torch.ones(len(image), dtype=torch.float64, device=image.device)
+        )
+        mixed = target.partner is not None and target.mix is not None
+        return cls(
+            label=label,
+            partner=target.partner[keep] if mixed and target.partner is not None else label,
+            mix=target.mix[keep].double()
+            if mixed and target.mix is not None
+            else torch.ones_like(views[image]),
+            image=image,
+            weight=1 / views[image],
+            fold=fold_of_image[image],
+            keep=keep,
+            fold_table=table,
+            folds=folds,
+            num_images=len(images),
+            num_classes=num_classes,
+        )
+
+    def nll(self, logits: Tensor, rows: Tensor | slice = slice(None)) -> Float[Tensor, " rows"]:
+        log_p = logits.log_softmax(dim=1)
+        own = F.nll_loss(log_p, self.label[rows], reduction="none")
+        partner = F.nll_loss(log_p, self.partner[rows], reduction="none")
+        mix = self.mix[rows].to(log_p.dtype)
+        return mix * own + (1 - mix) * partner
+
+    def per_image(self, value: Tensor) -> Float[Tensor, " images"]:
+        zeros = torch.zeros(self.num_images, dtype=torch.float64, device=value.device)
+        return zeros.index_add_(0, self.image, self.weight * value.double())
+
+    def accuracy(self, logits: Tensor) -> float:
+        top = logits.argmax(dim=1)
+        right = (top == self.label) | ((top == self.partner) & (self.mix < 1))
+        return float(self.per_image(right).mean())
+
+
+class Tried(NamedTuple):
+    candidate: Candidate
+    nll: Float[Tensor, " images"]
+    maps: list[LinearMap]
+    inputs: Inputs
+    base: Tensor | None
+
+
+def try_all(data: Data, outputs: Outputs, same_classes: bool, *, only_raw: bool) -> "list[Tried]":
+    kept = Outputs(outputs.logits[data.keep], {k: v[data.keep] for k, v in outputs.features.items()})
+    base = centred(kept.logits).double() if same_classes else None
+    nothing = standardised(kept.logits.new_zeros(len(kept.logits), 0).double())
+    tried: list[Tried] = []
+    if base is not None:
+        raw = lift(kept.logits).double()
+        nll = data.per_image(data.nll(raw))
+        tried.append(
+            Tried(
+                Candidate("as it is", "none", None, float(nll.mean()), data.accuracy(raw)),
+                nll,
+                [],
+                nothing,
+                None,
+            )
+        )
+        if only_raw:
+            return tried
+        tried.append(_out_of_fold(data, "temperature alone", "scale", nothing, base, None, []))
+    sources: list[tuple[str, Source]] = [("map of the logits", "logits")]
+    if not same_classes:
+        # several of the teacher's classes make one of the student's: their probabilities add up
+        sources.append(("map of the probabilities", "probabilities"))
+    if PENULTIMATE in kept.features:
+        sources.append(("head on the features", "features"))
+    for name, source in sources:
+        inputs = standardised(inputs_of(kept, source).double())
+        best, worse = float("inf"), 0
+        maps: list[LinearMap] = []
+        for ridge in RIDGES:  # from strong to weak, each starting where the last one ended
+            attempt = _out_of_fold(
+                data, name, source, inputs, base if source == "logits" else None, ridge, maps
+            )
+            tried.append(attempt)
+            maps = attempt.maps
+            worse = 0 if attempt.candidate.nll < best else worse + 1
+            best = min(best, attempt.candidate.nll)
+            if worse == 2:
+                break
+    return tried
+
+
+def _out_of_fold(
+    data: Data,
+    name: str,
+    source: Source,
+    inputs: Inputs,
+    base: Tensor | None,
+    ridge: float | None,
+    start: list[LinearMap],
+) -> Tried:
+    logits = inputs.values.new_zeros(len(data.label), data.num_classes)
+    maps = []
+    for number in range(data.folds):
+        fitted = fit_map(data, inputs, base, ridge, data.fold != number, start[number] if start else None)
+        rows = data.fold == number
+        logits[rows] = apply_map(fitted, inputs.values[rows], None if base is None else base[rows])
+        maps.append(fitted)
+    nll = data.per_image(data.nll(logits))
+    return Tried(
+        Candidate(name, source, ridge, float(nll.mean()), data.accuracy(logits)), nll, maps, inputs, base
+    )
+
+
+def apply_map(fitted: LinearMap, inputs: Tensor, base: Tensor | None) -> Tensor:
+    moved = inputs @ fitted.weight + fitted.bias
+    return moved if base is None else fitted.scale * base + moved
+
+
+def fit_map(
+    data: Data,
+    inputs: Inputs,
+    base: Tensor | None,
+    ridge: float | None,
+    rows: Tensor,
+    start: LinearMap | None,
+) -> LinearMap:
+    """Penalised multinomial logistic regression; convex for a fixed scale, smooth in all."""
+    x = inputs.values[rows]
+    b = None if base is None else base[rows]
+    weight = data.weight[rows]
+    images = float(weight.sum())
+    if start is None:
+        start = LinearMap(
+            x.new_ones(()), x.new_zeros(x.shape[1], data.num_classes), x.new_zeros(data.num_classes)
+        )
+    # a temperature turns nothing upside down: the scale is a power of e; the floor keeps its logarithm finite
+    log_scale = start.scale.clamp_min(1e-6).log().requires_grad_(b is not None)
+    map_, bias = start.weight.clone(), start.bias.clone()
+    parameters = [log_scale] if b is not None else []
+    if ridge is not None:
+        parameters += [map_.requires_grad_(), bias.requires_grad_()]
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=100,
+        history_size=10,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-7,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (
+            weight * data.nll(apply_map(LinearMap(log_scale.exp(), map_, bias), x, b), rows)
+        ).sum() / images
+        if ridge is not None:
+            loss = loss + 0.5 * ridge / images * (map_.square().sum() + bias.square().sum())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return LinearMap(log_scale.detach().exp(), map_.detach(), bias.detach())
+
+
+def choose(tried: list[Tried], data: Data) -> tuple[Tried, str]:
+    """The simplest that nothing beats by two standard errors over images."""
+    best_map = min(
+        (t for t in tried if t.candidate.ridge is not None), key=lambda t: t.candidate.nll, default=None
+    )
+    ladder = [t for t in tried if t.candidate.source in ("none", "scale")]
+    if best_map is not None:
+        ladder.append(best_map)
+    chosen = ladder[0]
+    reason = (
+        "of the ways to the student's classes it has the best likelihood out of fold"
+        if len(ladder) == 1
+        else "nothing beats it by two standard errors"
+    )
+    for other in ladder[1:]:
+        gain = chosen.nll - other.nll
+        mean, error = float(gain.mean()), float(gain.std()) / data.num_images**0.5
+        if mean > 2 * error:
+            reason = (
+                f"{other.candidate.name} instead of {chosen.candidate.name}: out of fold it is better by "
+                f"{mean:.4f} nats an image (standard error {error:.4f})"
+            )
+            chosen = other
+    return chosen, f"{chosen.candidate.name} is used: {reason}."
+
+
+def centred(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
+    logits = lift(logits)
+    return logits - logits.mean(dim=1, keepdim=True)
+
+
+def inputs_of(outputs: Outputs, source: Source) -> Float[Tensor, "rows inputs"]:
+    if source == "logits":
+        return centred(outputs.logits)
+    if source == "features":
+        if PENULTIMATE not in outputs.features:
+            raise ValueError(
+                f"BiasCorrection: was fitted on features[{PENULTIMATE!r}], got {sorted(outputs.features) or 'none'}; "
+                f"build the teacher with Teacher(model, taps=[{PENULTIMATE!r}])."
+            )
+        return lift(outputs.features[PENULTIMATE]).flatten(1)
+    if source == "probabilities":
+        return lift(outputs.logits).softmax(dim=1)
+    return lift(outputs.logits)[:, :0]
+
+
+def standardised(values: Float[Tensor, "rows inputs"]) -> Inputs:
+    mean = values.mean(dim=0)
+    deviation = (values - mean).square().mean(dim=0).sqrt()
+    deviation = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
+    return Inputs((values - mean) / deviation, mean, deviation)

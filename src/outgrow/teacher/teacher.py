@@ -1,0 +1,79 @@
+"""The teacher: frozen, always in evaluation mode, without a gradient."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from outgrow.models.taps import Taps
+from outgrow.outputs import Outputs, with_logits
+
+
+class BaseTeacher(nn.Module):
+    """What every teacher is: called as ``teacher(images, *, index=None) -> Outputs``, without a gradient.
+
+    ``images`` are RGB in [0, 1]; ``index`` is each sample's number in the training set. A teacher that wraps
+    another one keeps it as ``self.teacher``.
+    """
+
+    def at(self, epoch: int | None) -> None:
+        """The images that follow are the views of ``epoch``; None ends it. Only a cache uses this."""
+        inner = getattr(self, "teacher", None)
+        if isinstance(inner, BaseTeacher):
+            inner.at(epoch)
+
+
+class Teacher(BaseTeacher):
+    """``model`` as a teacher, called as ``teacher(images) -> Outputs``.
+
+    Its parameters are frozen, its batch norms keep their statistics, and it stays in evaluation mode
+    whatever ``train()`` is called on, itself, a module that holds it, or ``model``. ``taps`` are module
+    paths of ``model`` whose activations go into the outputs. ``index`` (the samples' numbers in the
+    training set) is accepted and not looked at: teachers that are corrected out of fold need it.
+
+    >>> teacher = Teacher(nn.Linear(3, 2)).train()
+    >>> teacher.training, teacher(torch.zeros(1, 3)).logits.requires_grad
+    (False, False)
+    """
+
+    def __init__(self, model: nn.Module, *, taps: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.network = Taps(model.requires_grad_(False), taps)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
+        if any(module.training for module in self.network.modules()):
+            self.eval()
+        return self.network(images)
+
+
+class NoTeacher(BaseTeacher):
+    """A teacher that says nothing: every class level, every row right. With no terms in the objective
+    it is the student trained alone, through the same loop."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
+        return Outputs(images.new_zeros(len(images), self.num_classes))
+
+
+class SelectedClasses(BaseTeacher):
+    """``teacher`` with only some of its classes, in the order of ``columns``: the student's classes by name."""
+
+    columns: Tensor
+
+    def __init__(self, teacher: nn.Module, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.register_buffer("columns", torch.tensor(list(columns)))
+
+    def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
+        outputs = self.teacher(images, index=index)
+        return with_logits(outputs, outputs.logits[:, self.columns])

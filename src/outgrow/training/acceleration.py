@@ -1,0 +1,109 @@
+"""What makes a step fast on this machine: device and precision, memory layout, fused norms, torch.compile."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from outgrow.machine.host_memory import kept_pages
+from outgrow.machine.norm_relu import calls_it, fused_norms, library
+from outgrow.models.compiled import Compiled
+from outgrow.models.taps import Taps
+from outgrow.training.config import TrainConfig, settled
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate on the device and in the precision of ``config``. ``ValueError`` for a device that is not there."""
+    if config.device in ("cuda", "mps"):
+        available = (
+            torch.cuda.is_available() if config.device == "cuda" else torch.backends.mps.is_available()
+        )
+        if not available:
+            raise ValueError(
+                f"train.device: needs {config.device}, got a machine without it; use auto or cpu."
+            )
+    precision = settled(config).precision.replace("fp32", "no")
+    state = AcceleratorState._shared_state
+    if state and state.get("_mixed_precision") != precision:
+        # one process may train a teacher in one precision and a student in another; device and process
+        # group stay
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
+
+
+@contextmanager
+def fast_steps(config: TrainConfig, student: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, freed memory is kept and norms are fused, where ``config`` asks for it and it is possible."""
+    with ExitStack() as stack:
+        if config.keep_memory and device.type == "cpu":
+            stack.enter_context(kept_pages())
+        if config.fused_norms and _can_fuse(config, student, device):
+            stack.enter_context(fused_norms())
+        yield
+
+
+def place(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    student: nn.Module,
+    teacher: nn.Module,
+    objective: nn.Module,
+    *,
+    compiles: bool,
+) -> tuple[nn.Module, nn.Module]:
+    """Move all three to the device; return what the steps call as student and as objective.
+
+    That is the student behind ``torch.compile`` where ``compiles``, and both behind DDP where several
+    processes train. Evaluation and checkpoints use the modules themselves.
+    """
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    student.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+    teacher.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+    objective.to(accelerator.device)
+    trained = _compiled(config, student, accelerator.device) if compiles else student
+    if accelerator.num_processes == 1:
+        return trained, objective
+    learns = any(p.requires_grad for p in objective.parameters())
+    return accelerator.prepare_model(trained), accelerator.prepare_model(objective) if learns else objective
+
+
+def _compiled(config: TrainConfig, student: nn.Module, device: torch.device) -> nn.Module:
+    graphs = config.compile == "graphs"
+    if graphs and device.type != "cuda":
+        raise ValueError(
+            f"train.compile: needs a CUDA device for graphs, got {device.type}; use train.compile=true."
+        )
+    network = student if isinstance(student, Taps) else Taps(student)
+    return Compiled(network, graphs=graphs, on_failure=_warn_not_compiled)
+
+
+def _warn_not_compiled(reason: str) -> None:
+    warnings.warn(
+        f"train.compile: needs torch.compile to work here (a C++ compiler on a CPU, Triton on a GPU), got: {reason}; "
+        "trains without.",
+        stacklevel=4,
+    )
+
+
+def _can_fuse(config: TrainConfig, student: nn.Module, device: torch.device) -> bool:
+    """Whether batch norm and ReLU can share a pass here; a warning with the reason where they cannot."""
+    got = None
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(config.precision)
+    if device.type != "cpu" or dtype is None or not config.channels_last:
+        layout = "channels_last" if config.channels_last else "contiguous maps"
+        got = f"{device.type}, {config.precision}, {layout}"
+    elif not calls_it(student):
+        got = "a net that calls modules of its own (our cifar/ nets are made for it)"
+    elif library(dtype) is None:
+        got = "a machine on which it cannot be built (no gcc, or with an OpenMP that is not torch's)"
+    if got is not None:
+        warnings.warn(
+            f"train.fused_norms: needs a CPU, train.precision=bf16 or fp32, train.channels_last=true and gcc, got {got}; "
+            "trains with batch norm and ReLU one by one.",
+            stacklevel=5,
+        )
+    return got is None

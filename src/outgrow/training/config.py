@@ -1,0 +1,252 @@
+"""What a run is made of, typed. A recipe is a complete one; the command line changes a few fields.
+
+The resolved configuration is saved with every run (``config.yaml``) and reruns it.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from outgrow.machine.precision import resolve_precision
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class AugmentConfig(_Section):
+    """How training images are varied; see :class:`outgrow.data.Augment`."""
+
+    crop_padding: int = 4
+    padding: Literal["zero", "reflect"] = "zero"
+    flip: bool = True
+    cutout: int = 0
+    randaugment: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    resized_crop: tuple[float, float] | None = None
+
+
+class DataConfig(_Section):
+    """Where images and labels come from, and how training sees them."""
+
+    source: str = "digits"
+    label: str | None = None
+    """The label column, where a source has several (``fine_label`` or ``coarse_label``)."""
+    val_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the training set kept back: for checking a teacher, never for training. Without effect
+    where the source has validation images of its own."""
+    train_rows: int | None = Field(None, ge=1)
+    """Train on the first rows of a seeded shuffle alone; None for all."""
+    size: int | None = Field(None, ge=1)
+    """Side of the training views in pixels; None for the larger of what the two networks want."""
+    workers: int = Field(2, ge=0)
+    augment: AugmentConfig = AugmentConfig()
+
+
+class ModelConfig(_Section):
+    """A network by name, and where its weights come from."""
+
+    name: str = ""
+    weights: str | None = None
+    pretrained: bool = False
+    """Published weights through the model's own library."""
+    input_size: int | None = Field(None, ge=1)
+
+
+class TeacherConfig(ModelConfig):
+    """The teacher, how it came to be, and whether its bias is corrected."""
+
+    train: bool = False
+    """Train it first, with the ``teacher_train`` section, on the same training rows."""
+    rows: Literal["same", "disjoint"] = "same"
+    """What a teacher that is trained here sees: the student's rows, or only the others."""
+    correct: Literal["auto", "always", "never"] = "auto"
+    cache: str | None = None
+    """Folder for the teacher's logits by view: computed once, read by every later run that shares them."""
+    cache_features: bool = False
+    """Keep in it, too, the features that the losses read. They can be a thousand times the logits' size,
+    which is said before anything is written."""
+    correct_views: int = Field(1, ge=1)
+    """Passes over the training views that a correction is fitted on."""
+    fold: bool = True
+    """Fold its batch norms into the convolutions before them: the same logits up to float32's rounding."""
+    precision: Literal["as_student", "fp32", "bf16"] = "as_student"
+    """What it computes in; ``as_student`` is ``train.precision``."""
+    compile: bool = False
+    """Through torch.compile where there is a compiler: minutes at the start, for runs of hours."""
+
+
+class MethodConfig(_Section):
+    """What to believe and how far to be from it: a preset, and parts of one's own."""
+
+    preset: str = "outgrow"
+    loss: str | None = None
+    rule: str | None = None
+    schedule: str | None = None
+    temperature: float | None = Field(None, gt=0)
+    weight: float | None = None
+    task_weight: float | None = None
+    normalize: Literal["rows", "subset"] | None = None
+
+
+class TrainConfig(_Section):
+    """How a network is trained."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.05, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)
+    lr_schedule: Literal["step", "cosine", "one_cycle", "constant"] = "cosine"
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    """Where a step schedule multiplies the rate by ``lr_decay``, as fractions of the training."""
+    lr_decay: float = Field(0.1, gt=0, le=1)
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the training over which the rate rises linearly."""
+    clip: float | None = Field(None, gt=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """``auto`` is bfloat16 where the machine computes in it, else float32: :mod:`outgrow.machine.precision`."""
+    channels_last: bool = False
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    keep_memory: bool = True
+    """On a CPU under Linux, keep freed memory for the next step instead of giving it back; see
+    :mod:`outgrow.machine.host_memory`. Changes no number."""
+    fused_norms: bool = False
+    """On a CPU and in channels_last: batch norm, the sum of a residual block and ReLU of our own nets in one
+    pass in C, which rounds once where they round twice; see :mod:`outgrow.machine.norm_relu`."""
+    compile: bool | Literal["graphs"] = False
+    """The network through torch.compile where there is a compiler: a minute or more at its first step, for
+    runs of hours. ``graphs``: its kernels as CUDA graphs besides, for small nets that wait for launches."""
+    progress: Literal["epoch", "step"] = "epoch"
+    """What the objective's schedule advances by; the paper's is the epoch."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop each epoch after so many steps: for trying out, and said in the record."""
+    eval_every: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_kind_of_fusion(self) -> "TrainConfig":
+        if self.compile and self.fused_norms:
+            raise ValueError("needs compile or fused_norms, since a compiler does not see into the second")
+        return self
+
+    @field_validator("milestones")
+    @classmethod
+    def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < v < 1 for v in value) or list(value) != sorted(value):
+            raise ValueError("milestones need rising fractions of the training, such as (0.625, 0.75, 0.875)")
+        return value
+
+
+class Config(_Section):
+    """One distillation run."""
+
+    recipe: str = "default"
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    train: TrainConfig = TrainConfig()
+    teacher_train: TrainConfig = TrainConfig()
+    seed: int = Field(0, ge=0)
+    out: str | None = None
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def settled(train: TrainConfig) -> TrainConfig:
+    """``train`` with the precision that ``auto`` means on this machine."""
+    return train.model_copy(update={"precision": resolve_precision(train.precision, train.device)})
+
+
+def settle(config: Config) -> Config:
+    """``config`` as this machine runs it; record and ``config.yaml`` have it so."""
+    update = {"train": settled(config.train), "teacher_train": settled(config.teacher_train)}
+    return config.model_copy(update=update)
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, not yet validated: it may name a few fields only."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"--config: needs a YAML file, got {str(path)!r}, which is not there; a run's is OUT/config.yaml."
+        )
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config: needs YAML, got {path}: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"--config: needs a mapping of sections, got {type(content).__name__} in {path}.")
+    return content
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers over earlier ones, section by section."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+                result[key] = merge(result[key], value)
+            else:
+                result[key] = value
+    return result
+
+
+def assignments(items: Sequence[str]) -> dict[str, Any]:
+    """``["train.epochs=30"]`` as nested mappings; values are YAML.
+
+    >>> assignments(["train.epochs=30", "data.augment.flip=false"])
+    {'train': {'epochs': 30}, 'data': {'augment': {'flip': False}}}
+    """
+    result: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set: needs section.field=value, such as train.epochs=30, got {item!r}.")
+        nested: Any = yaml.safe_load(text)
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        result = merge(result, nested)
+    return result
+
+
+def build_config(*layers: Mapping[str, Any]) -> Config:
+    """The configuration that the layers make together; errors name the field and what is near."""
+    try:
+        return Config.model_validate(merge(*layers))
+    except ValidationError as error:
+        raise ValueError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where, _fields(Config), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_fields(Config)[:12])}, ..."
+            lines.append(f"configuration: there is no field {where}; {hint}")
+        else:
+            lines.append(
+                f"configuration: {where} {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
+            )
+    return "\n".join(lines)
+
+
+def _fields(section: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += _fields(kind, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names

@@ -1,0 +1,179 @@
+"""One loop that knows no method.
+
+Devices, mixed precision and processes are Accelerate's. Batches come from loaders whose views depend on
+seed, epoch and sample alone. What the student learns is the rectifier's and the objective's business.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from outgrow.machine.precision import warn_if_emulated
+from outgrow.objective import Objective
+from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
+from outgrow.teacher import BaseTeacher
+from outgrow.training.acceleration import fast_steps, make_accelerator, place
+from outgrow.training.checkpoint import load_checkpoint, save_checkpoint
+from outgrow.training.config import TrainConfig, settled
+from outgrow.training.guard import Guard
+from outgrow.training.lesson import Ask, Batches, Samples
+from outgrow.training.meter import EpochRecord, Meter
+from outgrow.training.optimizer import lr_factor, make_optimizer
+
+
+@dataclass
+class Trainer:
+    """Trains ``student`` with ``objective`` on what ``rectify`` makes of ``teacher``.
+
+    ``ask`` gets the answers of both networks for a batch: ``outgrow.classification.Classify`` for images.
+    ``evaluate(student)`` returns the run's metric (top-1, or box AP, in percent) after an epoch.
+    ``on_step(epoch, images done)`` and ``on_epoch(record)`` report. With ``checkpoint`` the state is saved
+    after every epoch under the identity ``run``.
+    """
+
+    student: nn.Module
+    teacher: BaseTeacher
+    rectify: Callable[[Outputs, Target], Knowledge]
+    objective: Objective
+    loader: Batches
+    config: TrainConfig
+    ask: Ask
+    evaluate: Callable[[nn.Module], float] | None = None
+    on_step: Callable[[int, int], None] | None = None
+    on_epoch: Callable[[EpochRecord], None] | None = None
+    checkpoint: Path | None = None
+    run: str = ""
+    accelerator: Accelerator | None = None
+
+    def fit(self, *, resume: bool = False) -> list[EpochRecord]:
+        """Train to the end and return the records of all epochs, those before a resumption too."""
+        self.config = settled(self.config)
+        warn_if_emulated(self.config.precision, self.config.device)
+        accelerator = self.accelerator or make_accelerator(self.config)
+        with fast_steps(self.config, self.student, accelerator.device):
+            return self._fit(accelerator, resume)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the student's steps go through torch.compile: asked for, and batches have one shape."""
+        return bool(self.config.compile) and self.ask.fixed_shape
+
+    def _fit(self, accelerator: Accelerator, resume: bool) -> list[EpochRecord]:
+        config = self.config
+        student, objective = place(
+            config, accelerator, self.student, self.teacher, self.objective, compiles=self.compiles
+        )
+        optimizer = make_optimizer(config, student, objective)
+        guard = Guard(optimizer, accelerator.device, scaled=accelerator.scaler is not None)
+        if accelerator.scaler is not None:  # float16: the optimiser must unscale, and skips what overflowed
+            optimizer = accelerator.prepare_optimizer(optimizer)
+        total_steps = config.epochs * self._steps()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(config, step / total_steps)
+        )
+        stateful: dict[str, Any] = {
+            "student": self.student,
+            "objective": self.objective,
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+        }
+        history = self._restore(stateful) if resume else []
+        for epoch in range(len(history), config.epochs):
+            start = time.perf_counter()
+            self.teacher.at(epoch)
+            student.train()
+            objective.train()
+            meter, done, lr = Meter(), 0, 0.0
+            for step, batch in enumerate(self._batches(epoch)):
+                progress = epoch / config.epochs
+                if config.progress == "step":
+                    progress = (epoch * self._steps() + step) / total_steps
+                result = self._step(accelerator, student, objective, batch, progress)
+                guard.before_step(result, batch, epoch, step)
+                accelerator.backward(result.total)
+                if config.clip is not None:
+                    accelerator.clip_grad_norm_(student.parameters(), config.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                lr = float(scheduler.get_last_lr()[0])  # of this step
+                scheduler.step()
+                meter.add(result, len(batch.images))
+                done += len(batch.images)
+                if self.on_step is not None:
+                    self.on_step(epoch, done)
+            guard.read()
+            self.teacher.at(None)
+            seconds = time.perf_counter() - start
+            history.append(self._record(epoch, meter, accelerator, done, seconds, lr))
+            if accelerator.is_main_process:
+                self._save(stateful, history)
+            if self.on_epoch is not None:
+                self.on_epoch(history[-1])
+        return history
+
+    def _step(
+        self,
+        accelerator: Accelerator,
+        student: nn.Module,
+        objective: nn.Module,
+        batch: Samples,
+        progress: float,
+    ) -> ObjectiveResult:
+        with accelerator.autocast():
+            lesson = self.ask(student, self.teacher, batch)
+        knowledge = self.rectify(lesson.teacher, lesson.target)
+        return objective(lesson.student, knowledge, lesson.target, progress, lesson.task)
+
+    def _steps(self) -> int:
+        return min(len(self.loader), self.config.max_steps or len(self.loader))
+
+    def _batches(self, epoch: int) -> Iterator[Any]:
+        batches = self.loader.epoch(epoch)
+        for _ in range(self._steps()):
+            yield next(batches)
+
+    def _restore(self, stateful: dict[str, Any]) -> list[EpochRecord]:
+        """Load the checkpoint into what has state; the epochs it has seen."""
+        if self.checkpoint is None:
+            return []
+        state = load_checkpoint(self.checkpoint, run=self.run)
+        for name, holder in stateful.items():
+            holder.load_state_dict(state[name])
+        return [EpochRecord(**record) for record in state["history"]]
+
+    def _save(self, stateful: dict[str, Any], history: list[EpochRecord]) -> None:
+        if self.checkpoint is not None:
+            state = {name: holder.state_dict() for name, holder in stateful.items()}
+            save_checkpoint(
+                self.checkpoint, {**state, "history": [asdict(r) for r in history], "run": self.run}
+            )
+
+    def _record(
+        self,
+        epoch: int,
+        meter: Meter,
+        accelerator: Accelerator,
+        images: int,
+        seconds: float,
+        lr: float,
+    ) -> EpochRecord:
+        loss, terms, stats = meter.read(accelerator)
+        last = epoch + 1 == self.config.epochs
+        due = self.evaluate is not None and ((epoch + 1) % self.config.eval_every == 0 or last)
+        return EpochRecord(
+            epoch=epoch + 1,
+            loss=loss,
+            terms=terms,
+            wrong_rate=stats.pop("wrong_rate", 0.0),
+            score=self.evaluate(self.student) if due and self.evaluate is not None else None,
+            lr=lr,
+            seconds=seconds,
+            images_per_second=images * accelerator.num_processes / seconds,
+            stats=stats,
+        )

@@ -1,0 +1,215 @@
+"""The command as its user types it."""
+
+import json
+
+import pytest
+import torch
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from outgrow import cli
+from outgrow.run.recipes import RECIPES
+from outgrow.run.recipes.cifar import PAIRS
+from outgrow.training.config import Config
+from tests.report.records import detector
+from tests.report.records import record as classifier
+
+runner = CliRunner()
+
+
+def test_the_options_are_these_and_no_more():
+    """A new flag is a decision: most things are `--set section.field=value`."""
+    command = get_command(cli.app)
+    options = {name: sorted(p.name for p in c.params) for name, c in command.commands.items()}
+    assert options == {
+        "demo": ["out", "seeds"],
+        "distill": sorted(
+            [
+                "data",
+                "teacher",
+                "student",
+                "out",
+                "teacher_weights",
+                "train_teacher",
+                "student_weights",
+                "correct_teacher",
+                "preset",
+                "loss",
+                "rule",
+                "schedule",
+                "recipe",
+                "config",
+                "sets",
+                "label",
+                "epochs",
+                "seed",
+                "resume",
+            ]
+        ),
+        "evaluate": ["batch_size", "data", "label", "model", "weights", "workers"],
+        "cache": ["config", "epochs", "out", "sets"],
+        "report": ["folder", "title"],
+        "list": ["model", "what"],
+    }
+
+
+@pytest.mark.parametrize(
+    "what, some",
+    [
+        ("presets", "paper"),
+        ("losses", "dkd(alpha=1.0, beta=8.0, temperature=4.0)"),
+        ("rules", "project(margin=0.0)"),
+        ("schedules", "warmup(until=0.1)"),
+        ("recipes", "cifar100/resnet32x4-resnet8x4"),
+        ("models", "cifar/resnet32x4"),
+    ],
+)
+def test_list(what, some):
+    result = runner.invoke(cli.app, ["list", what])
+    assert result.exit_code == 0
+    assert any(line.startswith(some) for line in result.stdout.splitlines())
+
+
+def test_lists_are_plain_text():
+    assert ":func:" not in runner.invoke(cli.app, ["list", "schedules"]).stdout
+
+
+def test_list_features():
+    result = runner.invoke(cli.app, ["list", "features", "cifar/resnet8"])
+    assert "layer3" in result.stdout
+    assert "penultimate" in result.stdout
+
+
+def test_distill_and_evaluate(tmp_path):
+    args = [
+        "distill",
+        "--data",
+        "digits",
+        "--teacher",
+        "cifar/resnet8",
+        "--student",
+        "cifar/resnet8",
+        "--train-teacher",
+    ]
+    args += ["--out", str(tmp_path), "--epochs", "1", "--preset", "paper", "--set", "teacher_train.epochs=1"]
+    args += ["--set", "data.train_rows=64", "--set", "data.workers=0"]
+    result = runner.invoke(cli.app, args, catch_exceptions=False)
+    assert result.exit_code == 0
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {"note", "epoch", "result"} <= {event["event"] for event in events}
+    judged = [event for event in events if event["event"] == "epoch"]
+    assert [(e["network"], e["metric"]) for e in judged] == [("teacher", "top1"), ("student", "top1")]
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["config"]["method"]["preset"] == "paper"
+    assert judged[-1]["score"] == record["student"]["top1"] == events[-1]["student"]
+    cache = [
+        "cache",
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--out",
+        str(tmp_path / "cache"),
+        "--epochs",
+        "2",
+    ]
+    weights = str(tmp_path / "teacher.safetensors")
+    cache += ["--set", f"teacher.weights={weights}", "--set", "teacher.train=false"]
+    filled = runner.invoke(cli.app, cache, catch_exceptions=False)
+    assert json.loads(filled.stdout.splitlines()[-1])["epochs"] == 2
+    cache += ["--set", "method.loss=rkd", "--set", "teacher.cache_features=true"]
+    more = runner.invoke(cli.app, cache, catch_exceptions=False)
+    assert any("logits (10) and features penultimate (64)" in line for line in more.stdout.splitlines())
+    assert len(list((tmp_path / "cache").rglob("epoch*-penultimate.npy"))) == 2
+    scored = runner.invoke(
+        cli.app,
+        [
+            "evaluate",
+            "--data",
+            "digits",
+            "--model",
+            "cifar/resnet8",
+            "--weights",
+            str(tmp_path / "student.safetensors"),
+        ],
+        catch_exceptions=False,
+    )
+    assert json.loads(scored.stdout.splitlines()[-1])["top1"] == pytest.approx(record["student"]["top1"])
+
+
+def test_report_compares_finished_runs(tmp_path):
+    from outgrow.run.demo import BASE
+    from outgrow.run.study import run_study
+
+    base = {
+        **BASE,
+        "data": {**BASE["data"], "train_rows": 64},
+        "train": {"epochs": 1},
+        "teacher_train": {"epochs": 1},
+    }
+    run_study(base, {"none": {"preset": "none"}, "kd": {"preset": "kd"}}, range(2), out=tmp_path)
+    result = runner.invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "over no teacher" in result.stdout
+    assert {"index.html", "table.md"} <= {p.name for p in tmp_path.iterdir()}
+    (tmp_path / "kd" / "seed1" / "record.json").unlink()
+    with pytest.raises(ValueError, match="the same seeds for every method"):
+        runner.invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
+
+
+def test_a_result_is_said_in_its_own_measure(capsys):
+    for run in (detector("kd", 0, 43.2), detector("none", 0, 43.2, teacher=None)):
+        cli.print_result(run)
+    assert capsys.readouterr().out.splitlines() == [
+        "teacher made/teacher: 40.00 % box AP (4,000 parameters)",
+        *2
+        * [
+            "student made/student: 43.20 % box AP after the last epoch (best 43.45 %, epoch 4; 1,000 parameters)"
+        ],
+    ]
+    cli.print_result(classifier("kd", 0, 93.0))
+    assert capsys.readouterr().out.splitlines() == [
+        "teacher made/teacher: 50.00 % (4,000 parameters)",
+        "student made/student: 93.00 % after the last epoch (best 93.25 %, epoch 4; 1,000 parameters)",
+    ]
+
+
+def test_errors_are_messages(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv", ["outgrow", "distill", "--data", "nowhere:x", "--teacher", "a", "--student", "b"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("outgrow: ")
+
+
+def test_every_recipe_is_a_whole_configuration():
+    from outgrow.models import create_model
+    from outgrow.training.config import build_config
+
+    assert len(RECIPES) >= 4 + 2 * len(PAIRS) + 2
+    for name in RECIPES:
+        config = build_config(cli.recipe_layer(name, None), {"recipe": name})
+        assert isinstance(config, Config)
+        for model in (config.teacher.name, config.student.name):
+            if model.startswith("cifar/"):
+                with torch.device("meta"):
+                    create_model(model, 100)
+
+
+def test_a_recipes_constants_are_taken_for_a_bare_name():
+    assert "beta=2.0" in cli.recipe_layer("cifar100/resnet56-resnet20", "dkd")["method"]["loss"]
+    assert cli.recipe_layer("cifar100/resnet56-resnet20", "dkd(beta=3)").get("method") is None
+
+
+def test_flags_win_over_recipe_and_file(tmp_path):
+    """Order: defaults, recipe, --config, flags, --set."""
+    from outgrow.training.config import assignments, build_config
+
+    file = {"train": {"epochs": 7, "lr": 0.3}}
+    config = build_config(
+        cli.recipe_layer("cifar100-small", None),
+        file,
+        {"train": {"epochs": 9}},
+        assignments(["train.lr=0.5"]),
+    )
+    assert (config.train.epochs, config.train.lr, config.train.batch_size) == (9, 0.5, 64)

@@ -1,0 +1,380 @@
+"""Whole runs on real digits: records, folders, resumption, and what users get wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import outgrow
+import outgrow.classification.prepare
+from outgrow.data import drops_last
+from outgrow.models import create_model, load_weights, norm_relu, save_student
+from outgrow.run import distill
+from outgrow.training.config import build_config, merge
+from outgrow.training.trainer import NonFiniteLoss
+
+SMALL = {
+    "data": {
+        "source": "digits",
+        "train_rows": 96,
+        "workers": 0,
+        "augment": {"crop_padding": 1, "flip": False},
+    },
+    "teacher": {"name": "cifar/resnet8", "train": True, "rows": "disjoint"},
+    "student": {"name": "cifar/resnet8"},
+    "train": {"epochs": 3, "batch_size": 32},
+    "teacher_train": {"epochs": 2, "batch_size": 32, "eval_every": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    """A teacher of the digits, trained a little, as a file."""
+    folder = tmp_path_factory.mktemp("teacher")
+    distill(build_config(merge(SMALL, {"out": str(folder), "train": {"epochs": 1}})))
+    return folder / "teacher.safetensors"
+
+
+def run(*layers, **options):
+    return distill(build_config(merge(SMALL, *layers)), **options)
+
+
+def with_file(path):
+    return {"teacher": {"train": False, "rows": "same", "weights": str(path)}}
+
+
+def test_a_run_folder_holds_what_it_promises(tmp_path):
+    record = run({"out": str(tmp_path), "method": {"preset": "paper"}})
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {
+        "config.yaml",
+        "record.json",
+        "student.safetensors",
+        "curves.png",
+        "index.html",
+        "teacher.safetensors",
+    } <= names
+    assert json.loads((tmp_path / "record.json").read_text()) == record
+    assert record["teacher"]["top1"] > 30
+    assert record["student"]["top1_best"] >= record["student"]["top1"] == record["epochs"][-1]["score"]
+    assert record["metric"] == "top1"
+    assert [e["epoch"] for e in record["epochs"]] == [1, 2, 3]
+    for epoch in record["epochs"]:
+        assert set(epoch["terms"]) == {"task", "kd"}
+        assert epoch["loss"] == pytest.approx(sum(epoch["terms"].values()), rel=1e-5)
+        assert 0 <= epoch["wrong_rate"] <= 1
+    assert record["epochs"][0]["terms"]["task"] > 0
+    assert {"versions", "commit", "command", "hardware", "seconds"} <= set(record)
+    compared = record["compared"]
+    assert (
+        sum(compared[k] for k in ("both_right", "only_teacher", "only_student", "neither"))
+        == record["data"]["test"]
+    )
+    student = create_model("cifar/resnet8", 10)
+    report = load_weights(student, tmp_path / "student.safetensors", role="exact")
+    assert report.metadata["classes"] == record["data"]["classes"]
+    assert student.classes == tuple(str(i) for i in range(10))
+
+
+def test_the_saved_configuration_reruns_the_run(tmp_path):
+    from outgrow.training.config import load_config
+
+    first = run({"out": str(tmp_path / "a"), "train": {"epochs": 1}})
+    again = distill(build_config(load_config(tmp_path / "a" / "config.yaml"), {"out": str(tmp_path / "b")}))
+    assert again["epochs"][0]["loss"] == first["epochs"][0]["loss"]
+    assert again["student"] == first["student"]
+
+
+@pytest.mark.parametrize(
+    "method", [{"preset": "paper"}, {"preset": "kd", "loss": "kd + 0.8*crd(dim=16, negatives=32)"}]
+)
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, teacher_file, method, monkeypatch):
+    import outgrow.training.trainer as trainer
+
+    layers = (with_file(teacher_file), {"method": method})
+    whole = run(*layers, {"out": str(tmp_path / "whole")})
+    save, calls = trainer.save_checkpoint, []
+
+    def interrupted(path, state):
+        save(path, state)
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "save_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(*layers, {"out": str(tmp_path / "broken")})
+    assert not (tmp_path / "broken" / "record.json").exists()
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    torch.rand(100)  # another process would be in another random state
+    resumed = run(*layers, {"out": str(tmp_path / "broken")}, resume=True)
+    drop = lambda record: [{k: v for k, v in e.items() if "second" not in k} for e in record["epochs"]]  # noqa: E731
+    assert drop(resumed) == drop(whole)
+    ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "broken"))
+    assert ours
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_resume_refuses_another_configuration(tmp_path, teacher_file):
+    run(with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
+    with pytest.raises(ValueError, match="the checkpoint of this configuration"):
+        run(with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 2}}, resume=True)
+    with pytest.raises(ValueError, match="needs a checkpoint, got none"):
+        run(with_file(teacher_file), {"out": str(tmp_path / "new")}, resume=True)
+
+
+def test_the_teachers_statistics_do_not_move(teacher_file):
+    teacher = create_model("cifar/resnet8", weights=teacher_file)
+    assert teacher.num_classes == 10
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    run({"train": {"epochs": 1}}, teacher=teacher.train())
+    after = teacher.state_dict()
+    assert len(before) > 10
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize(
+    "loss", ["dkd(beta=2)", "dist", "standardize", "kd + 0.1*fitnet", "crd(dim=16, negatives=32)"]
+)
+def test_losses_of_every_kind_train(teacher_file, loss):
+    record = run(
+        with_file(teacher_file),
+        {"method": {"preset": "kd", "loss": loss, "rule": "drop"}, "train": {"epochs": 1}},
+    )
+    assert record["epochs"][0]["terms"]
+    assert "none" not in record["config"]["method"]["preset"]
+
+
+def test_what_a_loss_learns_never_reaches_the_student_file(tmp_path, teacher_file):
+    from safetensors import safe_open
+
+    run(
+        with_file(teacher_file),
+        {"method": {"preset": "kd", "loss": "kd + fitnet"}, "out": str(tmp_path), "train": {"epochs": 1}},
+    )
+    with safe_open(tmp_path / "student.safetensors", "pt") as file:
+        assert set(file.keys()) == set(create_model("cifar/resnet8", 10).net.state_dict())
+
+
+def test_modules_of_ones_own():
+    net = lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))  # noqa: E731
+    record = run({"train": {"epochs": 1}}, teacher=net(), student=net())
+    assert record["student"]["parameters"] == 1930
+
+
+def test_mixed_samples_train(teacher_file):
+    augment = {"data": {"augment": {"mixup": 1.0}}}
+    record = run(with_file(teacher_file), augment, {"method": {"preset": "paper"}, "train": {"epochs": 1}})
+    assert record["epochs"][0]["loss"] > 0
+
+
+def test_the_student_alone():
+    record = run({"method": {"preset": "none"}, "train": {"epochs": 1}})
+    assert record["teacher"] == {}
+    assert set(record["epochs"][0]["terms"]) == {"task"}
+    assert record["compared"] is None
+
+
+class TestOtherClasses:
+    """A teacher that was made for something else."""
+
+    @pytest.fixture
+    def letters(self, tmp_path):
+        """A teacher of 14 classes, the digits among them under their names in another order."""
+        torch.manual_seed(0)
+        network = create_model("cifar/resnet8", 14)
+        network.classes = (*"abcd", *"9876543210")
+        save_student(network, tmp_path / "letters.safetensors")
+        return tmp_path / "letters.safetensors"
+
+    def test_are_selected_by_name(self, letters):
+        record = run(with_file(letters), {"method": {"preset": "kd"}, "train": {"epochs": 1}})
+        network = create_model("cifar/resnet8", weights=letters)
+        data = outgrow.classification.prepare.open_run_data(build_config(SMALL))
+        images = torch.stack([data.test.image(i) for i in range(len(data.test))]).float() / 255
+        with torch.no_grad():
+            top = network.eval()(images)[:, torch.arange(13, 3, -1)].argmax(dim=1)
+        assert record["teacher"]["top1"] == pytest.approx(
+            100 * (top == data.test.labels).float().mean().item()
+        )
+
+    def test_are_mapped_or_refused(self, tmp_path):
+        torch.manual_seed(0)
+        network = create_model("cifar/resnet8", 14)
+        save_student(network, tmp_path / "w.safetensors")
+        layer = with_file(tmp_path / "w.safetensors")
+        with pytest.raises(
+            ValueError, match=r"10 classes, got 14 others; either map them .* or train a teacher"
+        ):
+            run(layer, {"teacher": {"correct": "never"}})
+        record = run(layer, {"train": {"epochs": 1}})
+        assert record["correction"]["chosen"]["source"] in ("logits", "probabilities", "features")
+        assert record["teacher"]["top1"] > 15  # random features, mapped, beat chance
+        assert record["teacher"]["top1_corrected"] == record["teacher"]["top1"]
+
+
+class TestCorrection:
+    def test_a_memorised_teacher_is_left_alone(self):
+        long = {
+            "teacher": {"rows": "same"},
+            "teacher_train": {"epochs": 30, "eval_every": 30},
+            "train": {"epochs": 1},
+        }
+        record = run(long, {"data": {"train_rows": 64}})
+        assert not record["correction"]["used"]
+        assert "memorised" in record["correction"]["reason"]
+
+    def test_never_and_presets_that_do_not_ask(self, teacher_file):
+        assert (
+            run(with_file(teacher_file), {"method": {"preset": "kd"}, "train": {"epochs": 1}})["correction"]
+            is None
+        )
+        always = {"teacher": {"correct": "always"}, "method": {"preset": "kd"}, "train": {"epochs": 1}}
+        assert run(with_file(teacher_file), always)["correction"] is not None
+
+
+class TestErrors:
+    def test_no_teacher_weights(self):
+        with pytest.raises(
+            ValueError, match=r"--teacher cifar/resnet8: needs weights, got none; give --teacher-weights"
+        ):
+            run({"teacher": {"train": False}})
+
+    def test_no_models(self):
+        with pytest.raises(ValueError, match=r"--teacher: needs a model such as"):
+            run({"teacher": {"name": ""}})
+        with pytest.raises(ValueError, match=r"--student: needs a model such as"):
+            run({"student": {"name": ""}, "method": {"preset": "none"}})
+
+    def test_no_other_rows(self):
+        with pytest.raises(ValueError, match="needs rows that the student does not train on"):
+            run({"data": {"train_rows": None}})
+
+    def test_a_loss_that_is_not_finite_stops_before_the_step(self):
+        class Breaks(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.linear = nn.Linear(192, 10)
+                self.steps = 0
+
+            def forward(self, images):
+                self.steps += self.training
+                logits = self.linear(images.flatten(1))
+                if self.steps == 3:
+                    self.before = self.linear.weight.detach().clone()
+                return logits * float("nan") if self.steps >= 3 else logits
+
+        student = Breaks()
+        with pytest.raises(
+            NonFiniteLoss, match=r"got nan in epoch 1, step 3 \(task nan, kd nan\). Its samples: \["
+        ):
+            run(
+                {"method": {"preset": "kd"}},
+                teacher=nn.Sequential(nn.Flatten(), nn.Linear(192, 10)),
+                student=student,
+            )
+        assert torch.equal(student.linear.weight, student.before)
+
+    def test_configuration(self):
+        with pytest.raises(ValueError, match=r"there is no field train.epoch; did you mean train.epochs"):
+            build_config({"train": {"epoch": 3}})
+        with pytest.raises(ValueError, match=r"train.lr input should be greater than 0, got -1"):
+            build_config({"train": {"lr": -1}})
+
+
+@pytest.mark.slow
+def test_published_accuracies(shared_data: Path):
+    """The third-party CIFAR-100 nets at what their README states, on all 10,000 images."""
+    from outgrow.run.evaluation import evaluate_model
+
+    source = f"parquet:{shared_data / 'cifar100'}"
+    for name, file, stated in [
+        ("cifar/resnet56", "c100_resnet56_chenyaofo", 72.63),
+        ("cifar/densenet_bc_100_12", "c100_densenet_bc_100_12", 74.38),
+    ]:
+        scores = evaluate_model(source, name, weights=shared_data / "weights" / f"{file}.safetensors")
+        assert scores["top1"] == pytest.approx(stated, abs=0.05)
+
+
+def test_a_commit_is_ours_or_none(tmp_path, monkeypatch):
+    """A copy that is installed inside somebody's repository must not claim that repository's commit."""
+    import subprocess
+
+    from outgrow import provenance
+
+    copy = tmp_path / "site" / "provenance.py"
+    copy.parent.mkdir()
+    copy.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(copy))
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert provenance._commit() is None
+
+
+def test_one_process_may_train_in_several_precisions():
+    from outgrow.training.config import TrainConfig
+    from outgrow.training.trainer import make_accelerator
+
+    for precision, name in (("bf16", "bf16"), ("fp32", "no"), ("bf16", "bf16")):
+        assert make_accelerator(TrainConfig(precision=precision, device="cpu")).mixed_precision == name
+
+
+FAST = {
+    "train": {"precision": "fp32", "channels_last": True, "fused_norms": True, "epochs": 1, "device": "cpu"}
+}
+
+
+@pytest.mark.skipif(
+    norm_relu.library(torch.float32) is None, reason="the fused pass needs gcc and torch's OpenMP"
+)
+def test_fused_norms_are_taken_where_they_are_asked_for(monkeypatch):
+    taken, own = [], norm_relu._NormReLU.apply
+    monkeypatch.setattr(norm_relu._NormReLU, "apply", lambda *x: taken.append(1) or own(*x))
+    alone = {"method": {"preset": "none"}}
+    apart = run(FAST, alone, {"train": {"fused_norms": False}})
+    assert not taken
+    fused = run(FAST, alone)
+    # three steps of 32; of a ResNet-8's nine norms two stand in projections, without a ReLU
+    assert len(taken) == 3 * 7
+    assert fused["epochs"][0]["loss"] == pytest.approx(apart["epochs"][0]["loss"], rel=1e-4)
+
+
+def test_fused_norms_that_cannot_be_say_so():
+    with pytest.warns(UserWarning, match=r"train\.fused_norms: needs a CPU.*one by one"):
+        run(FAST, {"method": {"preset": "none"}}, {"train": {"channels_last": False}})
+
+
+def test_fused_norms_of_another_net_say_so():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    net.append(nn.Linear(4, 10))
+    layer = merge(SMALL, FAST, {"method": {"preset": "none"}})
+    with pytest.warns(UserWarning, match=r"got a net that calls modules of its own .* one by one"):
+        distill(build_config(layer), student=net)
+
+
+def test_fused_norms_without_a_compiler_say_so(monkeypatch):
+    monkeypatch.setattr("outgrow.training.trainer.library", lambda dtype: None)
+    with pytest.warns(UserWarning, match="got a machine on which it cannot be built"):
+        run(FAST, {"method": {"preset": "none"}})
+
+
+@pytest.mark.parametrize(
+    "rows, batches", [(96, [32, 32, 32]), (97, [32, 32, 32]), (98, [32, 32, 32, 2]), (20, [20])]
+)
+def test_no_row_is_left_out_but_a_lone_one(rows, batches):
+    config = build_config(merge(SMALL, {"data": {"train_rows": rows}}))
+    data = outgrow.classification.prepare.open_run_data(config)
+    train, _ = outgrow.classification.prepare.training_rows(config, data)
+    loader = outgrow.classification.prepare.train_loader(config, config.train, train, [], torch.device("cpu"))
+    assert [len(batch.images) for batch in loader.epoch(0)] == batches
+
+
+@pytest.mark.parametrize(
+    "num, world_size, left_out", [(64, 2, False), (66, 2, True), (67, 2, True), (68, 2, False), (68, 4, True)]
+)
+def test_processes_have_equal_shares_of_the_last_batch(num, world_size, left_out):
+    assert drops_last(num, 64, world_size, least=2) == left_out

@@ -1,0 +1,391 @@
+"""The cache gives back what the teacher said, or says why not."""
+
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import outgrow
+from outgrow import PENULTIMATE, Teacher
+from outgrow.knowledge import RULES, top_class
+from outgrow.losses import LOSSES
+from outgrow.models import create_model
+from outgrow.run import distill, fill_cache
+from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest, feature_half, to_half
+from outgrow.training.config import build_config, merge
+from outgrow.training.progress import Reporter
+from tests.test_run import SMALL
+
+
+def make(folder, features=None, **facts):
+    return TeacherCache(folder, {"teacher": "a", **facts}, num_indices=10, num_classes=4, features=features)
+
+
+class Notes(Reporter):
+    """Keeps what it is told, and asks ``look`` at each note."""
+
+    def __init__(self, look=lambda: None):
+        self.notes, self.seen, self.look = [], [], look
+
+    def note(self, text):
+        self.notes.append(text)
+        self.seen.append(self.look())
+
+
+class Counts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return images.flatten(1)[:, :4]
+
+
+def test_asked_once_a_view(tmp_path):
+    inner = Counts()
+    images, index = torch.randn(6, 4), torch.tensor([3, 1, 9, 0, 2, 5])
+    teacher = CachedTeacher(Teacher(inner), make(tmp_path))
+    teacher.at(0)
+    first = teacher(images, index=index).logits
+    teacher.at(None)
+    again = CachedTeacher(Teacher(inner), make(tmp_path))
+    again.at(0)
+    order = torch.tensor([2, 0, 5])  # another order and batch size
+    second = again(images[order], index=index[order]).logits
+    assert inner.calls == 1
+    torch.testing.assert_close(second, first[order], rtol=1e-3, atol=1e-3)
+    again(images[:1], index=torch.tensor([4]))  # a sample that the epoch had not seen
+    assert inner.calls == 2
+    again.at(1)
+    again(images, index=index)
+    again(images)
+    assert inner.calls == 4
+
+
+def test_an_unfinished_epoch_does_not_count(tmp_path):
+    cache = make(tmp_path)
+    teacher = CachedTeacher(Teacher(Counts()), cache)
+    teacher.at(0)
+    teacher(torch.randn(2, 4), index=torch.tensor([0, 1]))
+    assert cache.read(0) is None
+    teacher.at(None)
+    assert cache.read(0) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_right_wrong_and_top_survive_rounding(dtype):
+    """Near ties, exact ties, ties with several classes: half precision must not make a wrong row right."""
+    generator = torch.Generator().manual_seed(0)
+    base = (torch.randn(4000, 6, generator=generator) * 8).round()
+    logits = (base + 1e-4 * torch.randint(-1, 2, (4000, 6), generator=generator)).to(dtype)
+    label = torch.randint(6, (4000,), generator=generator)
+    half = to_half(logits)
+    before, after = outgrow.rectify(logits, label), outgrow.rectify(half, label)
+    plain = outgrow.rectify(logits.half(), label)
+    if dtype == torch.float32:
+        assert not torch.equal(before.wrong, plain.wrong)  # the trap is there
+    assert torch.equal(before.wrong, after.wrong)
+    assert torch.equal(top_class(logits, label), top_class(half, label))
+    torch.testing.assert_close(half.float(), logits.float(), rtol=1e-3, atol=1e-2)
+
+
+class TestRefusals:
+    def test_truncated(self, tmp_path):
+        cache = make(tmp_path)
+        held = cache.start(0)
+        cache.finish(0, held)
+        path = cache.path(0)
+        path.write_bytes(path.read_bytes()[:-8])
+        with pytest.raises(ValueError, match="cut short"):
+            cache.read(0)
+
+    def test_foreign_shape(self, tmp_path):
+        cache = make(tmp_path)
+        np.save(cache.path(0), np.zeros((3, 4), np.float16))
+        with pytest.raises(ValueError, match=r"shape \(10, 4\), got float16 of shape \(3, 4\)"):
+            cache.read(0)
+
+    def test_facts_that_differ(self, tmp_path):
+        cache = make(tmp_path)
+        (cache.folder / "facts.json").write_text('{"teacher": "b"}')
+        with pytest.raises(ValueError, match=r"differing: format, shape, teacher\); delete"):
+            make(tmp_path)
+
+    def test_an_empty_file(self, tmp_path):
+        cache = make(tmp_path)
+        cache.path(0).touch()
+        with pytest.raises(ValueError, match="cut short"):
+            cache.read(0)
+
+    def test_features_cut_short(self, tmp_path):
+        cache = make(tmp_path, {"a.b": (3, 2, 2)})
+        cache.finish(0, cache.start(0, "a.b"), "a.b")
+        path = cache.path(0, "a.b")
+        path.write_bytes(path.read_bytes()[:-8])
+        with pytest.raises(ValueError, match=r"needs a whole file, got .*epoch00000-a\.b\.npy cut short"):
+            CachedTeacher(Teacher(Counts()), cache).at(0)
+
+    def test_features_of_another_shape(self, tmp_path):
+        cache = make(tmp_path, {"a": (3, 2, 2)})
+        cache.finish(0, cache.start(0, "a"), "a")
+        other = make(tmp_path, {"a": (3, 4, 4)})
+        assert other.folder == cache.folder
+        with pytest.raises(ValueError, match=r"float16 a of shape \(10, 3, 4, 4\), got .* \(10, 3, 2, 2\)"):
+            CachedTeacher(Teacher(Counts()), other).at(0)
+
+    def test_features_that_do_not_fit(self):
+        with pytest.raises(ValueError, match="features within float16, got up to 1e\\+06 at 'layer1'"):
+            feature_half(torch.tensor([[1e6, 0.0]]), "layer1")
+
+    def test_a_disk_that_is_too_small(self, tmp_path, monkeypatch):
+        cache = make(tmp_path, {"a": (3, 2, 2)})
+        size = 2 * 10 * (4 + 12)
+        assert cache.bytes_per_epoch() == size
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * size))
+        cache.check_room(2)
+        with pytest.raises(
+            ValueError, match=r"needs .* for 3 epochs of logits \(4\) and features a .*, got .* free"
+        ):
+            cache.check_room(3)
+        cache.finish(0, cache.start(0, "a"), "a")  # what is there needs no room
+        assert cache.bytes_missing(3) == 3 * size - 2 * 10 * 12
+        cache.finish(0, cache.start(0))
+        cache.check_room(3)
+
+    def test_logits_that_do_not_fit(self):
+        with pytest.raises(ValueError, match="within float16, got up to 1e\\+06"):
+            to_half(torch.tensor([[1e6, 0.0]]))
+
+
+def test_other_facts_are_another_folder(tmp_path):
+    assert make(tmp_path, seed="1").folder != make(tmp_path, seed="2").folder
+    a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert digest(a) != digest(b)
+    b.load_state_dict(a.state_dict())
+    assert digest(a) == digest(b)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+
+
+@pytest.mark.parametrize("augment", [{}, {"mixup": 1.0}])
+def test_a_run_from_the_cache_is_the_online_run(tmp_path, teacher, augment):
+    layer = {"method": {"preset": "paper"}, "data": {"augment": augment}, "train": {"epochs": 2}}
+    online = distill(build_config(merge(SMALL, layer)), teacher=teacher)
+    cached = merge(SMALL, layer, {"teacher": {"cache": str(tmp_path)}})
+    first = distill(build_config(cached), teacher=teacher)
+    files = sorted(tmp_path.rglob("*.npy"))
+    assert len(files) == 2
+    stamps = [f.stat().st_mtime_ns for f in files]
+    second = distill(build_config(cached), teacher=teacher)
+    assert [f.stat().st_mtime_ns for f in files] == stamps
+    for a, b, c in zip(online["epochs"], first["epochs"], second["epochs"], strict=True):
+        assert b["loss"] == a["loss"]
+        assert c["loss"] == pytest.approx(a["loss"], rel=2e-3)  # float16
+        assert c["wrong_rate"] == pytest.approx(a["wrong_rate"], abs=1e-6)
+
+
+def test_filling_it_beforehand(tmp_path, teacher):
+    config = build_config(merge(SMALL, {"teacher": {"cache": str(tmp_path)}, "method": {"preset": "kd"}}))
+    filled = fill_cache(config, epochs=3, teacher=teacher)
+    assert filled["epochs"] == 3
+    assert len(list(tmp_path.rglob("epoch*.npy"))) == 3
+    assert filled["bytes"] == sum(f.stat().st_size for f in tmp_path.rglob("epoch*.npy")) - 3 * 128
+    record = distill(config, teacher=teacher)
+    assert record["epochs"]
+
+
+FEATURES = "kd + 10*fitnet + 50*at + rkd"
+
+
+@pytest.fixture(scope="module")
+def taught():
+    """A teacher of more layers than the student, trained a little on the digits."""
+    torch.manual_seed(0)
+    teacher = create_model("cifar/resnet14", 10)
+    layer = {"method": {"preset": "none"}, "train": {"epochs": 3}}
+    distill(build_config(merge(SMALL, layer)), student=teacher)
+    return teacher
+
+
+def with_cache(folder, **layers):
+    cached = {"teacher": {"cache": str(folder), "cache_features": True}}
+    base = {"method": {"preset": "kd", "loss": FEATURES}, "train": {"epochs": 2}}
+    return build_config(merge(SMALL, base, cached, layers))
+
+
+@pytest.fixture(scope="module")
+def filled(taught, tmp_path_factory):
+    """The first two epochs of the teacher's logits and features, and what was said of them."""
+    folder, notes = tmp_path_factory.mktemp("cache"), Notes()
+    return folder, fill_cache(with_cache(folder), epochs=2, teacher=taught, reporter=notes), notes
+
+
+def losses(record):
+    return [epoch["loss"] for epoch in record["epochs"]]
+
+
+@pytest.mark.parametrize("rule", sorted({rule().name for rule in RULES.values()}))
+def test_features_from_the_cache_give_the_online_losses(taught, filled, rule):
+    config = with_cache(filled[0], method={"rule": rule})
+    online = distill(build_config(config.model_dump(), {"teacher": {"cache": None}}), teacher=taught)
+    stamps = {f: f.stat().st_mtime_ns for f in filled[0].rglob("*.npy")}
+    assert len(stamps) > 4
+    cached = distill(config, teacher=taught)
+    assert stamps == {f: f.stat().st_mtime_ns for f in filled[0].rglob("*.npy")}
+    for ours, theirs in zip(cached["epochs"], online["epochs"], strict=True):
+        assert set(ours["terms"]) == {"task", "kd", "fitnet", "at", "rkd"}
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=5e-3)  # measured: 1.1e-3 in the second
+        assert ours["wrong_rate"] == pytest.approx(theirs["wrong_rate"], abs=1e-6)
+    first = zip(cached["epochs"][0]["terms"].items(), online["epochs"][0]["terms"].values(), strict=True)
+    for (name, ours), theirs in first:
+        assert ours == pytest.approx(theirs, rel=2e-3), name  # float16; measured: 1e-3
+    assert losses(cached) != losses(online)  # it was the cache that spoke
+
+
+def test_the_run_that_writes_features_is_the_online_run(taught, tmp_path):
+    config = with_cache(tmp_path)
+    online = distill(build_config(config.model_dump(), {"teacher": {"cache": None}}), teacher=taught)
+    assert losses(distill(config, teacher=taught)) == losses(online)
+
+
+def test_what_is_said_before_anything_is_written(taught, tmp_path):
+    notes = Notes(lambda: len(list(tmp_path.rglob("*.npy*"))))
+    told = fill_cache(with_cache(tmp_path), epochs=3, teacher=taught, reporter=notes)
+    said = [(text, files) for text, files in zip(notes.notes, notes.seen, strict=True) if "cache:" in text]
+    ((text, files),) = said
+    assert files == 0
+    assert re.search(
+        r"logits \(10\) and features .*layer\d \(\d+ x \d+ x \d+\), .*penultimate \(64\) in ", text
+    )
+    assert "for 3 epochs" in text
+    assert told["bytes"] == sum(f.stat().st_size - 128 for f in tmp_path.rglob("*.npy"))
+
+
+def test_only_what_the_losses_read_is_kept(taught, tmp_path):
+    """Relations of penultimate features take a hundredth of what maps take."""
+    fill_cache(with_cache(tmp_path, method={"loss": "rkd"}), epochs=1, teacher=taught)
+    assert {f.name for f in tmp_path.rglob("*.npy")} == {"epoch00000.npy", f"epoch00000-{PENULTIMATE}.npy"}
+    stamps = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.npy")}
+    fill_cache(with_cache(tmp_path, method={"loss": "rkd + fitnet"}), epochs=1, teacher=taught)  # other taps
+    assert all(f.stat().st_mtime_ns == stamp for f, stamp in stamps.items())
+    assert len(list(tmp_path.rglob("*.npy"))) == len(stamps) + 1
+    fill_cache(with_cache(tmp_path, method={"loss": "kd"}), epochs=1, teacher=taught)  # logits are shared
+    assert len(list(tmp_path.rglob("*.npy"))) == len(stamps) + 1
+
+
+ON_FEATURES = sorted(name for name, loss in LOSSES.items() if "features" in getattr(loss, "reads", ()))
+
+
+def test_there_are_losses_on_features():
+    assert len(ON_FEATURES) > 10
+    assert {"fitnet", "crd", "rkd", "reviewkd"} <= set(ON_FEATURES)
+
+
+@pytest.mark.parametrize("name", ON_FEATURES)
+def test_every_loss_on_features_finds_what_it_reads(taught, tmp_path, name):
+    """From a cached teacher, which says nothing but what is kept."""
+    few = {"crd": "(dim=16, negatives=32)", "reviewkd": "(mid_channels=16)"}
+    config = with_cache(
+        tmp_path, method={"loss": f"{name}{few.get(name, '')}"}, train={"epochs": 1, "max_steps": 1}
+    )
+    online = distill(build_config(config.model_dump(), {"teacher": {"cache": None}}), teacher=taught)
+    assert losses(distill(config, teacher=taught)) == losses(online)
+    assert losses(distill(config, teacher=taught)) == pytest.approx(losses(online), rel=5e-3)
+
+
+def test_an_interrupted_filling_goes_on(taught, tmp_path, monkeypatch):
+    """In the middle of the second epoch, and once more with the files of one tap lost."""
+    asked, ask = [], CachedTeacher.forward
+
+    def interrupted(self, images, *, index=None):
+        if self.epoch is not None:
+            asked.append(self.epoch)
+            if len(asked) == 5:
+                raise KeyboardInterrupt
+        return ask(self, images, index=index)
+
+    config = with_cache(tmp_path / "a")
+    monkeypatch.setattr(CachedTeacher, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fill_cache(config, epochs=3, teacher=taught)
+    assert asked == [0, 0, 0, 1, 1]
+    monkeypatch.setattr(CachedTeacher, "forward", ask)
+    whole = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.npy")}
+    assert whole
+    assert {f.name[:10] for f in whole} == {"epoch00000"}
+    notes = Notes()
+    fill_cache(config, epochs=3, teacher=taught, reporter=notes)
+    assert all(f.stat().st_mtime_ns == stamp for f, stamp in whole.items())
+    assert any("of which" in text for text in notes.notes)
+    assert not list(tmp_path.rglob("*.part"))
+    for lost in (tmp_path / "a").rglob("epoch00001-layer*.npy"):
+        lost.unlink()
+    fill_cache(config, epochs=3, teacher=taught)
+    fill_cache(with_cache(tmp_path / "b"), epochs=3, teacher=taught)
+    ours, theirs = ({f.name: np.load(f) for f in (tmp_path / name).rglob("*.npy")} for name in ("a", "b"))
+    assert len(ours) >= 9
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value)
+    assert not np.array_equal(theirs["epoch00000.npy"], theirs["epoch00001.npy"], equal_nan=True)
+
+
+def test_an_interrupted_run_goes_on(taught, tmp_path, monkeypatch):
+    """In the middle of its second epoch: the first one's file and checkpoint are there, the second's are not."""
+    config = with_cache(tmp_path / "cache", out=str(tmp_path / "run"))
+    online = distill(
+        build_config(config.model_dump(), {"teacher": {"cache": None}, "out": None}), teacher=taught
+    )
+    ask = CachedTeacher.forward
+
+    def interrupted(self, images, *, index=None):
+        said = ask(self, images, index=index)
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+        return said
+
+    monkeypatch.setattr(CachedTeacher, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distill(config, teacher=taught)
+    assert not list(tmp_path.rglob("epoch00001*.npy"))
+    monkeypatch.setattr(CachedTeacher, "forward", ask)
+    assert losses(distill(config, teacher=taught, resume=True)) == losses(online)
+    assert len(list(tmp_path.rglob("epoch00001*.npy"))) == len(list(tmp_path.rglob("epoch00000*.npy"))) > 3
+
+
+def test_a_run_refuses_features_cut_short(taught, tmp_path):
+    config = with_cache(tmp_path)
+    fill_cache(config, epochs=1, teacher=taught)
+    path = next(tmp_path.rglob(f"epoch00000-{PENULTIMATE}.npy"))
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match="cut short"):
+        distill(config, teacher=taught)
+
+
+def test_features_are_kept_only_when_asked_for(tmp_path, teacher):
+    config = build_config(
+        merge(SMALL, {"teacher": {"cache": str(tmp_path)}, "method": {"preset": "kd", "loss": "crd"}})
+    )
+    with pytest.raises(ValueError, match=r"reads features; set teacher\.cache_features=true"):
+        distill(config, teacher=teacher)
+    layer = {"teacher": {"cache_features": True}, "method": {"preset": "kd"}, "train": {"epochs": 1}}
+    notes = Notes()
+    distill(build_config(merge(SMALL, layer)), teacher=teacher, reporter=notes)
+    assert any("cache_features is ignored" in text for text in notes.notes)
+
+
+def test_a_run_that_the_disk_has_no_room_for(taught, tmp_path, monkeypatch):
+    notes = Notes()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match=r"teacher\.cache: needs .* for 2 epochs .* got 0\.0 MiB free"):
+        distill(with_cache(tmp_path), teacher=taught, reporter=notes)
+    assert any(text.startswith("cache: logits (10)") for text in notes.notes)  # said first
+    assert not list(tmp_path.rglob("*.npy*"))

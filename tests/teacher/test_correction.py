@@ -1,0 +1,194 @@
+"""The bias of a teacher: what is systematic is found, what is not is left alone."""
+
+import pytest
+import torch
+
+import outgrow
+from outgrow import PENULTIMATE, Outputs, Target
+from outgrow.teacher.correction import BiasCorrection, CorrectedTeacher
+
+
+def teacher_like(label, classes, *, strength=3.0, seed=0):
+    """Logits that are right most of the time."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = 1.2 * torch.randn(len(label), classes, generator=generator)
+    return noise + strength * torch.nn.functional.one_hot(label, classes)
+
+
+def labels(rows=600, classes=6, seed=0):
+    return torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(seed))
+
+
+def accuracy(logits, label):
+    return (logits.argmax(dim=1) == label).float().mean().item()
+
+
+def test_a_permuted_teacher_is_put_right():
+    label = labels()
+    logits = teacher_like(label, 6)
+    permuted = logits[:, torch.tensor([3, 0, 5, 1, 2, 4])]
+    correction = BiasCorrection(6).fit(permuted, label, torch.arange(600))
+    assert correction.source == "logits"
+    assert accuracy(permuted, label) < 0.2
+    mapped = correction(permuted, index=torch.arange(600)).logits
+    assert accuracy(mapped, label) > accuracy(logits, label) - 0.02
+    assert correction.report.chosen.accuracy == pytest.approx(accuracy(mapped, label), abs=1e-6)
+    fresh = labels(seed=9)
+    fresh_logits = teacher_like(fresh, 6, seed=9)[:, torch.tensor([3, 0, 5, 1, 2, 4])]
+    assert accuracy(correction(fresh_logits).logits, fresh) > 0.85
+
+
+def test_random_labels_stay_at_chance_out_of_fold():
+    logits, random = teacher_like(labels(), 6), labels(seed=5)
+    correction = BiasCorrection(6).fit(logits, random, torch.arange(600))
+    believed = correction(logits, index=torch.arange(600)).logits
+    assert accuracy(believed, random) < 1 / 6 + 3 * (1 / 6 * 5 / 6 / 600) ** 0.5
+    assert all(c.accuracy < 0.25 for c in correction.report.candidates)
+
+
+def test_no_row_sees_its_own_label():
+    """Changing one image's label changes no map that corrects it."""
+    label = labels(200)
+    logits = teacher_like(label, 6)[:, torch.tensor([3, 0, 5, 1, 2, 4])]
+    first = BiasCorrection(6).fit(logits, label, torch.arange(200))
+    changed = label.clone()
+    changed[17] = (label[17] + 1) % 6
+    second = BiasCorrection(6).fit(logits, changed, torch.arange(200))
+    assert first.report.chosen.ridge == second.report.chosen.ridge
+    row = torch.tensor([17])
+    torch.testing.assert_close(first(logits[row], index=row).logits, second(logits[row], index=row).logits)
+    assert not torch.allclose(first(logits[row]).logits, second(logits[row]).logits)
+
+
+def test_a_good_teacher_is_left_alone_bit_for_bit():
+    label = labels(400)
+    # logits that are exactly the log-posterior of this noise: calibrated and without bias
+    logits = teacher_like(label, 6, strength=1.2**2) * (1.2**2 / 1.2**2)
+    correction = BiasCorrection(6).fit(logits, label, torch.arange(400))
+    assert correction.is_identity
+    assert "as it is is used" in correction.report.reason
+    assert correction(logits).logits is logits
+
+
+def test_an_overconfident_teacher_gets_a_temperature():
+    label = labels(2000)
+    logits = 5 * teacher_like(label, 6, strength=1.44)
+    correction = BiasCorrection(6).fit(logits, label)
+    assert correction.source == "scale"
+    assert torch.equal(correction(logits).logits.argmax(1), logits.argmax(1))
+    assert correction.scale[-1].item() == pytest.approx(0.2, rel=0.1)
+
+
+def test_other_classes_are_mapped():
+    """50 classes of the teacher, 10 of the student's: five of the former make one of the latter."""
+    fine = labels(3000, 50)
+    logits, label = teacher_like(fine, 50, strength=4.0), fine % 10
+    correction = BiasCorrection(10).fit(logits, label, torch.arange(3000))
+    mapped = correction(logits, index=torch.arange(3000))
+    assert mapped.logits.shape == (3000, 10)
+    assert accuracy(mapped.logits, label) > 0.75
+    assert correction.report.raw is None
+    knowledge = outgrow.rectify(mapped, label, rule="pair")
+    assert knowledge.wrong.float().mean() < 0.25
+
+
+def test_features_are_used_where_they_say_more():
+    label = labels(1500)
+    logits = teacher_like(label // 3, 2, strength=3.0)
+    features = teacher_like(label, 6)
+    correction = BiasCorrection(6).fit(Outputs(logits, {PENULTIMATE: features}), label)
+    assert correction.source == "features"
+    mapped = correction(Outputs(logits, {PENULTIMATE: features}))
+    assert accuracy(mapped.logits, label) > 0.8
+    with pytest.raises(ValueError, match=r"was fitted on features\['penultimate'\], got none"):
+        correction(logits)
+
+
+def test_a_memorised_teacher_is_left_alone_with_a_warning():
+    label, other = labels(500), labels(500, seed=4)
+    seen = teacher_like(label, 6, strength=8.0)
+    unseen = teacher_like(other, 6, strength=1.0, seed=4)
+    with pytest.warns(UserWarning, match="it has memorised the former"):
+        correction = BiasCorrection(6).fit(seen, label, held_out=(unseen, other))
+    assert correction.is_identity
+    honest = teacher_like(other, 6, strength=8.0, seed=4)
+    BiasCorrection(6).fit(seen, label, held_out=(honest, other))  # no warning: warnings are errors here
+
+
+def test_views_of_an_image_share_its_fold_and_its_weight():
+    label = labels(100).repeat(3)
+    index = torch.arange(100).repeat(3)
+    logits = teacher_like(label, 6)[:, torch.tensor([1, 0, 2, 3, 4, 5])]
+    correction = BiasCorrection(6).fit(logits, label, index)
+    assert correction.report.num_images == 100
+    assert len(correction.fold_of) == 100
+    assert sorted(correction.fold_of.bincount().tolist()) == [20] * 5
+
+
+def test_ignored_and_unknown_rows():
+    label = labels(100)
+    logits = teacher_like(label, 6)[:, torch.tensor([1, 0, 2, 3, 4, 5])]
+    label[:10] = outgrow.IGNORE
+    correction = BiasCorrection(6).fit(logits, label, torch.arange(100))
+    everything = correction(logits).logits
+    unknown = torch.tensor([3, 5000, -1])  # ignored, beyond the table, negative
+    torch.testing.assert_close(correction(logits[:3], index=unknown).logits, everything[:3])
+
+
+def test_save_and_load(tmp_path):
+    label = labels()
+    logits = teacher_like(label, 6)[:, torch.tensor([3, 0, 5, 1, 2, 4])]
+    correction = BiasCorrection(6).fit(logits, label)
+    correction.save(tmp_path / "correction.safetensors")
+    loaded = BiasCorrection.load(tmp_path / "correction.safetensors")
+    index = torch.arange(600)
+    assert torch.equal(loaded(logits, index=index).logits, correction(logits, index=index).logits)
+    assert str(loaded.report) == str(correction.report)
+    assert "<- chosen" in str(loaded.report)
+
+
+def test_corrected_teacher_is_a_teacher():
+    label = labels()
+    logits = teacher_like(label, 6)
+    permuted = logits[:, torch.tensor([3, 0, 5, 1, 2, 4])]
+    correction = BiasCorrection(6).fit(permuted, label)
+    teacher = CorrectedTeacher(outgrow.Teacher(torch.nn.Identity()), correction)
+    index = torch.arange(600)
+    assert torch.equal(teacher(permuted, index=index).logits, correction(permuted, index=index).logits)
+    assert torch.equal(teacher(permuted).logits, correction(permuted).logits)
+
+
+class TestErrors:
+    def test_not_fitted(self):
+        with pytest.raises(ValueError, match="needs to be fitted"):
+            BiasCorrection(3)(torch.zeros(2, 3))
+
+    def test_too_few_images(self):
+        with pytest.raises(ValueError, match="at least 10 images for 5 folds, got 4"):
+            BiasCorrection(3).fit(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))
+
+    def test_labels_out_of_range(self):
+        with pytest.raises(ValueError, match=r"labels in 0..2, got up to 5"):
+            BiasCorrection(3).fit(torch.zeros(40, 3), torch.full((40,), 5))
+
+    def test_lengths(self):
+        with pytest.raises(ValueError, match="40 rows, 39 labels"):
+            BiasCorrection(3).fit(torch.zeros(40, 3), torch.zeros(39, dtype=torch.long))
+
+
+def test_mixed_labels_are_fitted_by_their_shares():
+    label = labels()
+    logits = teacher_like(label, 6)[:, torch.tensor([3, 0, 5, 1, 2, 4])]
+    whole = BiasCorrection(6).fit(logits, label)
+    mixed = BiasCorrection(6).fit(logits, Target(label.flip(0), partner=label, mix=torch.zeros(600)))
+    torch.testing.assert_close(mixed(logits).logits, whole(logits).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_temperature_turns_nothing_upside_down():
+    """Logits that speak against the label get a scale near zero, never a negative one."""
+    label = labels(600)
+    correction = BiasCorrection(6).fit(-teacher_like(label, 6), labels(600, seed=3))
+    assert not correction.is_identity
+    assert (correction.scale >= 0).all()
+    alone = next(c for c in correction.report.candidates if c.name == "temperature alone")
+    assert alone.nll == pytest.approx(float(torch.log(torch.tensor(6.0))), abs=0.03)
