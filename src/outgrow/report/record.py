@@ -1,21 +1,298 @@
-"""What a run was judged by, and where its record keeps it. Nothing else of a report knows the keys.
+"""The record of a run: one typed model, written in one place, and the words for what it was judged by.
 
-    record["metric"]          "top1", or "ap" for a detector
-    record["student"]         the measure under its own name, and its best: "ap", "ap_best"
-    record["teacher"]         the same, and "top1_corrected" where the teacher was corrected; {} without one
-    record["epochs"][i]       "score", whatever the measure; None where the epoch was not tested
+    record = read_record("runs/first/record.json")      # a RunRecord; older layouts are read too
+    record.student_score, record.teacher_score          # in the record's own metric, percent
+    record.as_dict()                                     # what record.json holds
 
-Records from before there was a choice have no "metric", and their epochs say "top1" for "score".
+Layout 2 has ``version``. Records without it are layout 1; the oldest of those have no ``metric``, and their
+epochs say ``top1`` for ``score``.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
+
+from outgrow.training.config import Config, known_fields
+from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import MEASURES
 
-Run = Mapping[str, Any]
-"""The record of a run."""
+VERSION = 2
+"""Of the layout that this version writes."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class NetworkRecord(_Part):
+    """A network and its numbers on the test images; percent, ``nll`` in nats. None where not measured."""
+
+    name: str
+    parameters: int
+    top1: float | None = None
+    top5: float | None = None
+    nll: float | None = None
+    ap: float | None = None
+    ap50: float | None = None
+    ap75: float | None = None
+    ap_small: float | None = None
+    ap_medium: float | None = None
+    ap_large: float | None = None
+    ar1: float | None = None
+    ar10: float | None = None
+    ar100: float | None = None
+    ar_small: float | None = None
+    ar_medium: float | None = None
+    ar_large: float | None = None
+
+    @property
+    def short_name(self) -> str:
+        """The name without the arguments behind the question mark: for headings.
+
+        >>> NetworkRecord(name="fasterrcnn:timm/mobilenetv2_100?size=320&levels=3-5", parameters=1).short_name
+        'fasterrcnn:timm/mobilenetv2_100'
+        """
+        return self.name.partition("?")[0]
+
+
+class StudentRecord(NetworkRecord):
+    """The student after its last epoch, and its score at the best one, which was picked on the test images."""
+
+    top1_best: float | None = None
+    ap_best: float | None = None
+    epoch_best: int
+
+
+class TeacherRecord(NetworkRecord):
+    """The teacher as it is. ``top1_corrected`` is its score after correction, where it was corrected;
+    ``wrong_rate`` the share of training views that it gets wrong before that."""
+
+    weights: str
+    classes: int
+    wrong_rate: float | None = None
+    top1_corrected: float | None = None
+    ap_corrected: float | None = None
+
+
+class CandidateRecord(_Part):
+    """A correction that was tried; ``nll`` and ``accuracy`` (0 to 1) are out of fold."""
+
+    name: str
+    source: str
+    ridge: float | None = None
+    nll: float
+    accuracy: float
+
+
+class CorrectionRecord(_Part):
+    """What a correction tried, what it chose and why. ``raw`` is None where the teacher has other classes."""
+
+    candidates: tuple[CandidateRecord, ...]
+    chosen: CandidateRecord
+    raw: CandidateRecord | None
+    reason: str
+    num_images: int
+    used: bool = True
+
+
+class ExampleRecord(_Part):
+    """A test image by position, its label, and what both networks made of it: numbers of classes."""
+
+    position: int
+    label: int
+    teacher: int
+    student: int
+
+
+class ComparedRecord(_Part):
+    """Test images by who is right, and the first ones that only the student gets right."""
+
+    both_right: int
+    only_teacher: int
+    only_student: int
+    neither: int
+    examples: tuple[ExampleRecord, ...] = ()
+
+
+class Both(_Part):
+    """Something about both networks; ``teacher`` is None without one."""
+
+    student: Any
+    teacher: Any = None
+
+
+class DetectionRecord(_Part):
+    """A detector's numbers on the test images: COCO's twelve in percent, errors by class, drawn pictures."""
+
+    numbers: Both | None = None
+    """``{"ap": 43.2, "ap50": ...}`` of each network."""
+    errors: Both | None = None
+    """``[{"class": "RBC", "objects": 819, "found": ...}]`` of each network."""
+    pictures: tuple[str, ...] = ()
+    """Files of images with boxes drawn, relative to the run folder."""
+
+
+class DataRecord(_Part):
+    """Where the images came from, and how many each split has."""
+
+    source: str
+    fingerprint: str
+    classes: tuple[str, ...] = ()
+    train: int
+    val: int
+    test: int
+
+
+class RunRecord(_Part):
+    """One finished run."""
+
+    version: int = 1
+    metric: str = "top1"
+    teacher: TeacherRecord | None = None
+    """None without a teacher; ``{}`` in the file."""
+    correction: CorrectionRecord | None = None
+    student: StudentRecord
+    epochs: tuple[EpochRecord, ...]
+    compared: ComparedRecord | None = None
+    detection: DetectionRecord | None = None
+    data: DataRecord
+    config: Config
+    versions: dict[str, str] = Field(default_factory=dict)
+    commit: str | None = None
+    command: str = ""
+    hardware: str = ""
+    started: str = ""
+    seconds: float = 0.0
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _no_teacher(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _oldest_epochs(cls, value: Any) -> Any:
+        """The oldest records say ``top1`` for ``score``."""
+        return [
+            {("score" if key == "top1" else key): number for key, number in epoch.items()}
+            if isinstance(epoch, Mapping)
+            else epoch
+            for epoch in value
+        ]
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _other_versions(cls, value: Any) -> Any:
+        """Fields that came since take their defaults; fields that are gone are left out."""
+        return known_fields(value) if isinstance(value, Mapping) else value
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str) -> str:
+        if value not in METRICS:
+            raise ValueError(
+                f"report: needs a run that was judged by one of {', '.join(METRICS)}, got {value!r}; "
+                "read the record with the version that wrote it."
+            )
+        return value
+
+    @field_serializer("teacher")
+    def _teacher_or_empty(self, value: TeacherRecord | None) -> dict[str, Any]:
+        return {} if value is None else value.model_dump(mode="json", exclude_unset=True)
+
+    @field_serializer("config")
+    def _whole_config(self, value: Config) -> dict[str, Any]:
+        return value.model_dump(mode="json")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as ``record.json`` has it: what was measured, and nothing that was not."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def measure(self) -> "Metric":
+        """What the run was judged by."""
+        return METRICS[self.metric]
+
+    @property
+    def student_score(self) -> float:
+        """The student's score after the last epoch."""
+        return _score(self.student, self.metric)
+
+    @property
+    def best_score(self) -> float:
+        """The student's score at its best epoch, which was picked on the test images."""
+        return _score(self.student, f"{self.metric}_best")
+
+    @property
+    def epoch_scores(self) -> list[tuple[int, float]]:
+        """The student's score by epoch, where it was tested."""
+        return [(epoch.epoch, epoch.score) for epoch in self.epochs if epoch.score is not None]
+
+    @property
+    def teacher_score(self) -> float | None:
+        """The teacher's score as it is; None without a teacher."""
+        return None if self.teacher is None else getattr(self.teacher, self.metric)
+
+    @property
+    def corrected_score(self) -> float | None:
+        """The teacher's score after correction of its bias; None where it was not corrected."""
+        return None if self.teacher is None else getattr(self.teacher, f"{self.metric}_corrected")
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the teacher has other classes, so that it has a score only after its map to the student's."""
+        return self.correction is not None and self.correction.raw is None
+
+
+def _score(network: NetworkRecord, key: str) -> float:
+    value = getattr(network, key)
+    if value is None:
+        raise ValueError(
+            f"report: needs {key} of the student, got a record without it; rerun with the record's config."
+        )
+    return float(value)
+
+
+def read_record(path: str | Path) -> RunRecord:
+    """The record in a file. ``ValueError`` with what is wrong where it is none, or of a later version."""
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"report: needs a run's record.json, got {path}, which cannot be read ({error}); rerun the run with its "
+            "config.yaml."
+        ) from None
+    return parse_record(content, where=str(path))
+
+
+def parse_record(content: Any, *, where: str = "record") -> RunRecord:
+    """``content`` (as read from JSON) as a record; ``where`` names it in errors."""
+    if isinstance(content, RunRecord):
+        return content
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"report: needs a mapping in {where}, got {type(content).__name__}; rerun the run with its config.yaml."
+        )
+    version = content.get("version", 1)
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(
+            f"report: needs a record of layout {VERSION} or older in {where}, got {version!r}; read it with the version "
+            "of outgrow that wrote it."
+        )
+    try:
+        return RunRecord.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(
+            f"report: needs a whole record in {where}, got {error.error_count()} faults, the first at {place} "
+            f"({first['msg']}); rerun the run with its config.yaml."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -26,9 +303,9 @@ class Column:
     name: str
     decimals: int
 
-    def text(self, network: Mapping[str, Any]) -> str:
-        """The number as a table shows it; nothing where there is none."""
-        value = network.get(self.key)
+    def text(self, network: NetworkRecord | None) -> str:
+        """The number as a table shows it; empty where there is none."""
+        value = None if network is None else getattr(network, self.key)
         return "" if value is None else f"{value:.{self.decimals}f}"
 
 
@@ -40,7 +317,7 @@ class Metric:
     ('test box AP (%)', '43.20 % box AP', '43.20 %')
     """
 
-    key: str
+    key: Literal["top1", "ap"]
     name: str
     """Within a sentence, and over a column."""
     unit: str
@@ -91,63 +368,12 @@ METRICS = {
 }
 
 
-def metric_of(record: Run) -> Metric:
-    """What the run was judged by. ``ValueError`` where this version does not know it."""
-    key = record.get("metric", "top1")
-    if key not in METRICS:
-        raise ValueError(
-            f"report: needs a run that was judged by one of {', '.join(METRICS)}, got {key!r}; "
-            "read the record with the version that wrote it."
-        )
-    return METRICS[key]
-
-
-def common_metric(records: Sequence[Run]) -> Metric:
-    """What all of these were judged by. ``ValueError`` where that is not one thing: nothing compares them."""
-    found = list(dict.fromkeys(metric_of(record).key for record in records))
+def common_metric(records: Sequence[RunRecord]) -> Metric:
+    """The metric of all records. ``ValueError`` where they have more than one: nothing compares them."""
+    found = list(dict.fromkeys(record.metric for record in records))
     if len(found) != 1:
         raise ValueError(
             f"report: needs runs that were judged by one measure, got {' and '.join(found) or 'no runs'}; "
             "give the runs of each measure a folder of their own."
         )
     return METRICS[found[0]]
-
-
-def student_score(record: Run) -> float:
-    """The student's, after the last epoch."""
-    return float(record["student"][metric_of(record).key])
-
-
-def best_score(record: Run) -> float:
-    """The student's at its best epoch, which was picked on the test images."""
-    return float(record["student"][f"{metric_of(record).key}_best"])
-
-
-def epoch_scores(record: Run) -> list[tuple[int, float]]:
-    """The student's by epoch, where it was tested."""
-    scores = [(e["epoch"], e["score"] if "score" in e else e["top1"]) for e in record["epochs"]]
-    return [(epoch, score) for epoch, score in scores if score is not None]
-
-
-def teacher_score(record: Run) -> float | None:
-    """The teacher's as it is; None without a teacher."""
-    return _optional(record["teacher"], metric_of(record).key)
-
-
-def corrected_score(record: Run) -> float | None:
-    """The teacher's after correction of its bias; None where it was not corrected."""
-    return _optional(record["teacher"], f"{metric_of(record).key}_corrected")
-
-
-def _optional(network: Mapping[str, Any], key: str) -> float | None:
-    value = network.get(key)
-    return None if value is None else float(value)
-
-
-def short_name(network: Mapping[str, Any]) -> str:
-    """A network's name for a heading: without the arguments behind the question mark.
-
-    >>> short_name({"name": "fasterrcnn:timm/mobilenetv2_100?size=320&levels=3-5"})
-    'fasterrcnn:timm/mobilenetv2_100'
-    """
-    return str(network["name"]).partition("?")[0]

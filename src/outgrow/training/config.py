@@ -218,6 +218,23 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def known_fields(values: Mapping[str, Any], section: type[BaseModel] = Config) -> dict[str, Any]:
+    """``values`` without the fields that ``section`` does not have: the configuration of another version.
+
+    >>> known_fields({"seed": 3, "gone": 1, "train": {"epochs": 2, "gone": 1}})
+    {'seed': 3, 'train': {'epochs': 2}}
+    """
+    known = {}
+    for name, value in values.items():
+        field = section.model_fields.get(name)
+        if field is None:
+            continue
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping)
+        known[name] = known_fields(value, kind) if nested else value  # type: ignore[arg-type]
+    return known
+
+
 def build_config(*layers: Mapping[str, Any]) -> Config:
     """The configuration that the layers make together; errors name the field and what is near."""
     try:
