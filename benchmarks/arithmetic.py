@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from outgrow.report.record import student_score
 from outgrow.report.statistics import paired, summarize
 from outgrow.run.recipes import RECIPES
 from outgrow.run.study import run_study
@@ -43,7 +42,7 @@ def main() -> None:
         records = run_study(
             layer, {arm: {"preset": "none"}}, args.seeds, out=args.out, reporter=make_reporter()
         )
-        scores[arm] = [student_score(record) for record in records[arm]]
+        scores[arm] = [record.student_score for record in records[arm]]
     for arm, values in scores.items():
         print(f"{arm:<12}{summarize(values)}; over {args.arms[0]} {paired(values, scores[args.arms[0]])}")
 

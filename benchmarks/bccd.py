@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 
 from outgrow.detection.create import create_detector
-from outgrow.detection.prepare import open_run_scenes, teacher_detector
+from outgrow.detection.teacher import make_teacher
 from outgrow.report.table import tabulate
 from outgrow.report.text import text_table
+from outgrow.run.distillation import start
 from outgrow.run.recipes import RECIPES
 from outgrow.run.study import run_study
+from outgrow.run.tasks import task_of
 from outgrow.training.config import build_config, merge
 from outgrow.training.progress import make_reporter
 
@@ -48,9 +50,8 @@ def main() -> None:
         weights = str(args.backbones / "in1k_tf_efficientnet_lite0.safetensors")
         config = build_config(merge(base, {"method": {"preset": "kd"}, "teacher": {"weights": weights}}))
         torch.manual_seed(config.seed)
-        data, train = open_run_scenes(config)
-        args.out.mkdir(parents=True, exist_ok=True)
-        teacher_detector(config, data, train, None, args.out, False, report)
+        context = start(config.model_copy(update={"out": str(args.out)}), reporter=report)
+        make_teacher(context, task_of(config.data.source).open_data(context), None)
     base = merge(base, {"teacher": {"train": False, "weights": str(file)}})
     assert create_detector(base["teacher"]["name"], weights=file).classes
     methods = {name: METHODS[name] for name in args.methods}

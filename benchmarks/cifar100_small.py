@@ -11,7 +11,8 @@ from pathlib import Path
 
 from torch import nn
 
-from outgrow.classification.prepare import open_run_data, other_rows, train_alone
+from outgrow.classification.data import open_run_data
+from outgrow.classification.student import train_alone
 from outgrow.models import create_model, save_student
 from outgrow.report.table import tabulate
 from outgrow.report.text import text_table
@@ -43,7 +44,8 @@ def main() -> None:
         if file.is_file():
             return create_model(config.teacher.name, data.num_classes, weights=file)
         network = create_model(config.teacher.name, data.num_classes)
-        train_alone(config, config.teacher_train, other_rows(config, data), data, network, reporter=report)
+        assert data.others is not None
+        train_alone(config, data.others, data, network, reporter=report)
         network.classes = data.classes
         save_student(network, file)
         return network

@@ -20,16 +20,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import outgrow
 from benchmarks.turns import Turn
+from outgrow.classification import Classify
 from outgrow.data import ArraySplit, Augment, Loader, make_loader, open_data
 from outgrow.machine.host_memory import kept_pages
 from outgrow.machine.norm_relu import fused_norms
 from outgrow.machine.precision import computes_bfloat16
 from outgrow.models import Network, create_model
+from outgrow.teacher import BaseTeacher
 from outgrow.teacher.cache import CachedTeacher, TeacherCache
 from outgrow.teacher.inference import fold_norms
 from outgrow.training.config import TrainConfig
@@ -167,7 +169,7 @@ def trainer_of(task: Task) -> Trainer:
     loader = loader_of(task)
     teacher = teacher.to(task.device).eval()
     folded, _ = fold_norms(teacher, next(loader.epoch(0)).images[:16])
-    frozen: nn.Module = outgrow.Teacher(folded)
+    frozen: BaseTeacher = outgrow.Teacher(folded)
     if task.cache is not None:
         facts = {"teacher": f"{task.teacher} of a benchmark"}
         cache = TeacherCache(
@@ -182,7 +184,9 @@ def trainer_of(task: Task) -> Trainer:
         fused_norms=task.device == "cpu" and task.way != "apart",
         device=task.device,  # type: ignore[arg-type]
     )
-    return Trainer(outgrow.Taps(student), frozen, rectify, objective, loader, config)
+    return Trainer(
+        outgrow.Taps(student), frozen, rectify, objective, loader, config, Classify(channels_last=True)
+    )
 
 
 def autocast(task: Task) -> torch.autocast:

@@ -17,45 +17,21 @@ SOURCE = ROOT / "src" / "outgrow"
 ORDER = [
     "outputs",
     "spec",
-    "native",
-    "anatomy",
-    "features",
-    "compiled",
+    "machine",
+    "data",
+    "models",
     "teacher",
-    "frozen",
-    "correction_fit",
-    "correction",
-    "teacher_cache",
     "knowledge",
     "losses",
-    "schedule",
     "objective",
-    "presets",
-    "data",
-    "lesson",
-    "models",
-    "config",
-    "checkpoint",
-    "metrics",
-    "host_memory",
-    "precision",
-    "trainer",
-    "progress",
-    "provenance",
+    "training",
     "report",
-    "prepare",
-    "teaching",
+    "classification",
     "detection",
     "run",
-    "evaluation",
-    "recipes",
-    "listing",
-    "study",
-    "demo",
-    "cli",
 ]
 # the version stands in the package itself
-ALLOWED_DOWN = {("provenance", "__init__")}
+ALLOWED_DOWN = {("training", "__init__")}
 
 
 def room(path: Path) -> str:
@@ -91,6 +67,26 @@ def test_imports_point_up():
             assert ORDER.index(other) <= ORDER.index(here), (
                 f"{path.relative_to(ROOT)} imports {other}, which stands below it"
             )
+
+
+def test_the_top_level_is_small():
+    names = [path.name for path in SOURCE.iterdir() if path.name != "__pycache__"]
+    assert len(names) <= 16, sorted(names)
+
+
+def test_tasks_do_not_know_each_other():
+    """A third task is a folder and a line: nothing but the registry names a task's room."""
+    tasks = {"classification", "detection"}
+    assert all((SOURCE / task / "task.py").is_file() for task in tasks)
+    for task in tasks:
+        for path in (SOURCE / task).rglob("*.py"):
+            assert not imports(path) & (tasks - {task}), path
+
+
+def test_tasks_are_built_alike():
+    for name in ("student", "teacher", "lesson", "scores", "evaluation", "task"):
+        assert (SOURCE / "classification" / f"{name}.py").is_file()
+        assert (SOURCE / "detection" / f"{name}.py").is_file()
 
 
 def test_the_map_in_the_readme_is_the_same_list():

@@ -62,11 +62,12 @@ def test_every_loss_runs_there(name):
 def test_a_step_that_is_not_finite_is_skipped_on_the_device(optimizer):
     """The fused optimiser takes no step; the host hears of it within a few."""
     from outgrow.training.config import TrainConfig
-    from outgrow.training.trainer import READ_EVERY, NonFiniteLoss, _Guard, make_optimizer
+    from outgrow.training.guard import READ_EVERY, Guard, NonFiniteLoss
+    from outgrow.training.optimizer import make_optimizer
 
     net = nn.Linear(3, 2).cuda()
     fused = make_optimizer(TrainConfig(optimizer=optimizer, lr=0.1), net, nn.Module())
-    guard = _Guard(fused, torch.device("cuda"), scaled=False)
+    guard = Guard(fused, torch.device("cuda"), scaled=False)
     before = net.weight.detach().clone()
     batch = type("Batch", (), {"target": outgrow.Target(torch.tensor([0]), index=torch.tensor([7]))})()
 

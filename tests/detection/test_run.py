@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from outgrow.classification.prepare import method_of
 from outgrow.detection.create import create_detector, save_detector
-from outgrow.detection.prepare import frozen_teacher, open_run_scenes, set_up_detection, train_scenes
+from outgrow.detection.detector import FrozenDetector
+from outgrow.detection.run_data import open_run_scenes, train_scenes
+from outgrow.detection.task import TASK
 from outgrow.models import create_model, save_student
 from outgrow.run import distill
+from outgrow.run.distillation import method_of
 from outgrow.run.evaluation import evaluate_model
 from outgrow.run.recipes import RECIPES
 from outgrow.training.config import build_config, merge
 from outgrow.training.progress import Reporter
+from outgrow.training.task import Parts, RunContext, Taught
 
 SHAPE = "size=96&levels=3-5&rois=16&proposals=60&anchors=2"
 NAME = f"fasterrcnn:timm/mobilenetv1_025_128?{SHAPE}&channels=8&head=16"
@@ -109,7 +112,7 @@ def test_the_file_evaluates_to_the_runs_number(run, small):
 
 
 def test_interrupted_and_resumed_is_the_same_run(run, small, weights, tmp_path):
-    from outgrow.detection import run as room
+    from outgrow.detection import evaluation as room
 
     config, record, _ = run
     config = config.model_copy(update={"out": str(tmp_path)})
@@ -123,13 +126,13 @@ def test_interrupted_and_resumed_is_the_same_run(run, small, weights, tmp_path):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    original = room.evaluate_detector
-    room.evaluate_detector = stop
+    original = room.coco_scores
+    room.coco_scores = stop
     try:
         with pytest.raises(KeyboardInterrupt):
             distill(config)
     finally:
-        room.evaluate_detector = original
+        room.coco_scores = original
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]
     assert len(kept) == 1
     again = distill(config, resume=True)
@@ -222,13 +225,15 @@ def test_who_mixes_up_detectors_and_classifiers_is_told(cells):
 def test_a_dry_run_moves_nothing_and_all_levels_are_compared(small, weights):
     """A student without weights has batch norms that learn: their statistics must not see the dry run."""
     config = layer(small, weights, None, loss="mgd + cwd + fitnet + fitnet(student='p3', teacher='p4')")
-    data, train = open_run_scenes(config)
+    data = open_run_scenes(config)
     student = create_detector(NAME, data.classes)
     before = {key: value.clone() for key, value in student.state_dict().items()}
-    _, objective = method_of(config)
-    loader = train_scenes(config, config.train, train, torch.device("cpu"))
-    frozen = frozen_teacher(data, create_detector(NAME, data.classes))
-    set_up_detection(objective, student, frozen, loader, torch.device("cpu"))
+    rectify, objective = method_of(config)
+    loader = train_scenes(config, config.train, data.train, torch.device("cpu"))
+    teacher = create_detector(NAME, data.classes)
+    taught = Taught(FrozenDetector(teacher, data.classes))
+    parts = Parts(data, student, teacher, taught, rectify, objective, loader)
+    TASK.set_up(RunContext(config, torch.device("cpu"), Reporter()), parts)
     assert all((value == before[key]).all() for key, value in student.state_dict().items())
     pairs = {name: [p.student_path for p in term.loss.pairs] for name, term in objective.terms.items()}
     every = ["p3", "p4", "p5", "p6"]

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from outgrow.machine.norm_relu import fused_norms, library, norm_relu
 from outgrow.machine import norm_relu as module
+from outgrow.machine.norm_relu import fused_norms, library, norm_relu
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.taps import Taps
 

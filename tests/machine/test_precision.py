@@ -4,14 +4,14 @@ import warnings
 
 import pytest
 
-from outgrow import precision
+from outgrow.machine import precision
 from outgrow.machine.native import processor_flags
-from outgrow.machine.precision import computes_bfloat16, settle, settled
+from outgrow.machine.precision import computes_bfloat16
 from outgrow.run import distill
 from outgrow.run.recipes import RECIPES
-from outgrow.training.config import TrainConfig, build_config, load_config, merge
-from outgrow.training.trainer import make_accelerator
-from tests.test_run import SMALL
+from outgrow.training.acceleration import make_accelerator
+from outgrow.training.config import TrainConfig, build_config, load_config, merge, settle, settled
+from tests.run.test_distill import SMALL
 
 
 def machine(monkeypatch, *flags):

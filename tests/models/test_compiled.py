@@ -15,7 +15,7 @@ from outgrow.models.taps import PENULTIMATE
 from outgrow.run import distill
 from outgrow.training.config import build_config, merge
 from outgrow.training.progress import Reporter
-from tests.test_run import SMALL
+from tests.run.test_distill import SMALL
 
 PATHS = ("1", PENULTIMATE)
 

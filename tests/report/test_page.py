@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from outgrow.report.page import write_page
-from outgrow.report.record import METRICS
 from outgrow.report.run_page import write_run_page
 from outgrow.report.table import Table, tabulate
+from outgrow.training.record import METRICS
 from tests.report.reading import Page
 from tests.report.records import as_of_old, correction, detectors, images, record, study
 

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from outgrow.report.record import (
+from outgrow.training.progress import MEASURES
+from outgrow.training.record import (
     METRICS,
     best_score,
     common_metric,
@@ -14,7 +15,6 @@ from outgrow.report.record import (
     student_score,
     teacher_score,
 )
-from outgrow.training.progress import MEASURES
 from tests.report.records import as_of_old, detector, record
 
 

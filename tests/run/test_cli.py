@@ -7,7 +7,7 @@ import torch
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from outgrow import cli
+from outgrow.run import cli
 from outgrow.run.recipes import RECIPES
 from outgrow.run.recipes.cifar import PAIRS
 from outgrow.training.config import Config

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import outgrow
-import outgrow.classification.prepare
+from outgrow.classification.data import open_run_data, train_loader
 from outgrow.data import drops_last
-from outgrow.models import create_model, load_weights, norm_relu, save_student
+from outgrow.machine import norm_relu
+from outgrow.models import create_model, load_weights, save_student
 from outgrow.run import distill
 from outgrow.training.config import build_config, merge
-from outgrow.training.trainer import NonFiniteLoss
+from outgrow.training.guard import NonFiniteLoss
 
 SMALL = {
     "data": {
@@ -193,7 +193,7 @@ class TestOtherClasses:
     def test_are_selected_by_name(self, letters):
         record = run(with_file(letters), {"method": {"preset": "kd"}, "train": {"epochs": 1}})
         network = create_model("cifar/resnet8", weights=letters)
-        data = outgrow.classification.prepare.open_run_data(build_config(SMALL))
+        data = open_run_data(build_config(SMALL))
         images = torch.stack([data.test.image(i) for i in range(len(data.test))]).float() / 255
         with torch.no_grad():
             top = network.eval()(images)[:, torch.arange(13, 3, -1)].argmax(dim=1)
@@ -303,7 +303,7 @@ def test_a_commit_is_ours_or_none(tmp_path, monkeypatch):
     """A copy that is installed inside somebody's repository must not claim that repository's commit."""
     import subprocess
 
-    from outgrow import provenance
+    from outgrow.training import provenance
 
     copy = tmp_path / "site" / "provenance.py"
     copy.parent.mkdir()
@@ -314,8 +314,8 @@ def test_a_commit_is_ours_or_none(tmp_path, monkeypatch):
 
 
 def test_one_process_may_train_in_several_precisions():
+    from outgrow.training.acceleration import make_accelerator
     from outgrow.training.config import TrainConfig
-    from outgrow.training.trainer import make_accelerator
 
     for precision, name in (("bf16", "bf16"), ("fp32", "no"), ("bf16", "bf16")):
         assert make_accelerator(TrainConfig(precision=precision, device="cpu")).mixed_precision == name
@@ -357,7 +357,7 @@ def test_fused_norms_of_another_net_say_so():
 
 
 def test_fused_norms_without_a_compiler_say_so(monkeypatch):
-    monkeypatch.setattr("outgrow.training.trainer.library", lambda dtype: None)
+    monkeypatch.setattr("outgrow.training.acceleration.library", lambda dtype: None)
     with pytest.warns(UserWarning, match="got a machine on which it cannot be built"):
         run(FAST, {"method": {"preset": "none"}})
 
@@ -367,9 +367,8 @@ def test_fused_norms_without_a_compiler_say_so(monkeypatch):
 )
 def test_no_row_is_left_out_but_a_lone_one(rows, batches):
     config = build_config(merge(SMALL, {"data": {"train_rows": rows}}))
-    data = outgrow.classification.prepare.open_run_data(config)
-    train, _ = outgrow.classification.prepare.training_rows(config, data)
-    loader = outgrow.classification.prepare.train_loader(config, config.train, train, [], torch.device("cpu"))
+    data = open_run_data(config)
+    loader = train_loader(config, config.train, data.train, [], torch.device("cpu"))
     assert [len(batch.images) for batch in loader.epoch(0)] == batches
 
 

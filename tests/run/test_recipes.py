@@ -109,7 +109,7 @@ def test_one_step(name, teacher):
 
 def test_the_command_takes_the_constants_of_a_bare_name(monkeypatch, tmp_path):
     import outgrow.run
-    from outgrow import cli
+    from outgrow.run import cli
 
     seen = []
     monkeypatch.setattr(outgrow.run, "distill", lambda config, **_: seen.append(config.method) or {})

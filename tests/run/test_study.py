@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from outgrow.study import study
 
+from outgrow.run import study
 from outgrow.run.study import run_study
 from outgrow.training.config import merge
 from tests.test_run import SMALL

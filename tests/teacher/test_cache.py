@@ -17,7 +17,7 @@ from outgrow.run import distill, fill_cache
 from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest, feature_half, to_half
 from outgrow.training.config import build_config, merge
 from outgrow.training.progress import Reporter
-from tests.test_run import SMALL
+from tests.run.test_distill import SMALL
 
 
 def make(folder, features=None, **facts):

@@ -16,7 +16,7 @@ from outgrow.teacher.cache import digest
 from outgrow.teacher.inference import CompiledTeacher, InPrecision, compiled, fold_norms
 from outgrow.training.config import build_config, merge
 from outgrow.training.progress import Reporter
-from tests.test_run import SMALL
+from tests.run.test_distill import SMALL
 
 
 def with_statistics(net, seed=0):

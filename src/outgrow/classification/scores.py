@@ -21,6 +21,11 @@ class Scores(NamedTuple):
     predicted: Int[Tensor, " n"]
     right: Bool[Tensor, " n"]
 
+    @property
+    def score(self) -> float:
+        """What a run is judged by."""
+        return self.top1
+
 
 @torch.no_grad()
 def evaluate(
@@ -66,8 +71,3 @@ def evaluate(
         predicted=guess.cpu(),
         right=right.cpu(),
     )
-
-
-def num_parameters(model: nn.Module) -> int:
-    """The number of learned parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())

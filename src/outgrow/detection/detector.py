@@ -21,6 +21,7 @@ from torchvision.ops import clip_boxes_to_image
 from outgrow.detection.boxes import Detections, Truth
 from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
 from outgrow.outputs import Outputs
+from outgrow.teacher import BaseTeacher
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,18 @@ def _level_names(net: FasterRCNN) -> dict[str, str]:
     return names
 
 
-class FrozenDetector(nn.Module):
+class NoDetector(BaseTeacher):
+    """A teacher that says nothing: every class level, for every proposal."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
+        return Outputs(torch.zeros(len(proposals.label), self.num_classes, device=proposals.label.device))
+
+
+class FrozenDetector(BaseTeacher):
     """``detector`` as a teacher: frozen, always in evaluation mode, without a gradient.
 
     ``classes`` are the student's; its own are found among them by name. ``ValueError`` where one is missing.

@@ -36,6 +36,8 @@ class Detect:
     Pyramid levels that only one of the two has are left out.
     """
 
+    fixed_shape = False
+
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Scenes) -> Lesson:
         answer: Answer = student(batch.images, batch.truth)
         said: Outputs = teacher(batch.images, answer.proposals)

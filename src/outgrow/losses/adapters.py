@@ -13,7 +13,7 @@ step.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -316,6 +316,13 @@ class MapLoss(ImageLoss):
         )
         self.build([pair.maps(fixture.student, fixture.teacher) for pair in self.pairs])
 
+    def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
+        return frozenset(pair.teacher_path for pair in self.pairs)
+
+    def prefer_taps(self, names: Sequence[str]) -> None:
+        if self.student_paths is self.teacher_paths is None:
+            self.student_paths = self.teacher_paths = names
+
     def build(self, stages: list[tuple[Tensor, Tensor]]) -> None:
         """Adapters for ``stages``, the pairs of maps of the dry run; most losses have none."""
 
@@ -348,6 +355,9 @@ class RelationLoss(BatchLoss):
         super().__init__()
         self.student_path = PENULTIMATE if student is None else student
         self.teacher_path = PENULTIMATE if teacher is None else teacher
+
+    def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
+        return frozenset({self.teacher_path})
 
     def setup(self, fixture: Fixture) -> None:
         own = self._vectors(fixture.student, self.student_path, "student")

@@ -8,7 +8,7 @@ All are called as ``loss(student, teacher, target)``: student first, unreduced a
 allows, temperature and T^2 inside. Schedules, weights and reduction live in the objective.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from jaxtyping import Float, Int
@@ -51,6 +51,21 @@ class Loss(nn.Module):
     inert: Mapping[str, str] = {}
     """Rules that rewrite the teacher's logits and change nothing here, each with the reason; ``"all"`` for
     every one. What reads no logits needs no entry."""
+
+    needs_index: bool = False
+    """Whether it remembers samples by their number in the training set."""
+
+    @property
+    def wrapped(self) -> "Loss":
+        """The loss that is called on transformed logits; itself where it wraps none."""
+        return self
+
+    def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
+        """Which of the teacher's ``features`` it reads, once it is set up; all where it cannot tell."""
+        return frozenset(features) if "features" in self.reads else frozenset()
+
+    def prefer_taps(self, names: Sequence[str]) -> None:
+        """Compare the features called ``names`` where nobody chose any. For losses on feature maps."""
 
     def setup(self, fixture: Fixture) -> None:
         """Build adapters and memories from one dry run. Most losses have none."""

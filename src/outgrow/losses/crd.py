@@ -1,5 +1,7 @@
 """Contrastive representation distillation: ``crd``."""
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -50,6 +52,7 @@ class CRD(BatchLoss):
 
     zero_at_match = False
     draws = True
+    needs_index = True
     reads = frozenset({"features"})
     memory_student: Tensor
     memory_teacher: Tensor
@@ -67,6 +70,9 @@ class CRD(BatchLoss):
         self.contrast_temperature = positive(temperature, what="crd: temperature")
         self.embed_student: nn.Module | None = None
         self.embed_teacher: nn.Module | None = None
+
+    def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
+        return frozenset({PENULTIMATE})
 
     def setup(self, fixture: Fixture) -> None:
         student = _penultimate(fixture.student, "student")

@@ -1,5 +1,7 @@
 """Logit standardisation: a transform that any logit loss can take."""
 
+from collections.abc import Collection, Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -56,7 +58,18 @@ class Standardize(Loss):
         self.zero_at_match = base.zero_at_match
         self.detaches = base.detaches
         self.reads = base.reads
+        self.needs_index = base.needs_index
         self.transform = standardize_logits
+
+    @property
+    def wrapped(self) -> Loss:
+        return self.base
+
+    def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
+        return self.base.teacher_taps(features)
+
+    def prefer_taps(self, names: Sequence[str]) -> None:
+        self.base.prefer_taps(names)
 
     def setup(self, fixture: Fixture) -> None:
         self.base.setup(fixture)

@@ -5,7 +5,7 @@ Nothing of timm, torchvision or transformers is imported before a name asks for 
 
 from outgrow.models.create import create_model, list_models
 from outgrow.models.network import InputSpec, Network
-from outgrow.models.structure import feature_paths, head_of
+from outgrow.models.structure import feature_paths, head_of, num_parameters
 from outgrow.models.weights import LoadReport, load_weights, save_student
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "head_of",
     "list_models",
     "load_weights",
+    "num_parameters",
     "save_student",
 ]

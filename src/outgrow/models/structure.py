@@ -51,6 +51,11 @@ def num_outputs(head: Head) -> int:
     return head.out_features if isinstance(head, nn.Linear) else head.out_channels
 
 
+def num_parameters(net: nn.Module) -> int:
+    """The number of learned parameters."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
 def replace_heads(net: nn.Module, num_classes: int) -> None:
     """Puts freshly initialised heads with ``num_classes`` outputs in place of those of ``net``.
 

@@ -7,7 +7,7 @@ with ``w_task, w_easy, w_hard`` from the schedule. A term on rows is a sum of ro
 weights; a term on images or on the whole batch gets the same weights, so that all add up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from outgrow import spec
 from outgrow.knowledge.rectifier import corrected_logits
-from outgrow.losses import Fixture, Loss, Standardize, kd_fast, make_loss
+from outgrow.losses import Fixture, Loss, kd_fast, make_loss
 from outgrow.losses.kd import KD
-from outgrow.losses.standardize import standardize_logits
 from outgrow.objective.schedule import Schedule, Weights, make_schedule
 from outgrow.outputs import (
     Knowledge,
@@ -177,6 +176,27 @@ class Objective(nn.Module):
     def reads_features(self) -> bool:
         return any("features" in getattr(term.loss, "reads", ()) for term in self.terms.values())
 
+    @property
+    def needs_index(self) -> list[str]:
+        """The terms that remember samples by their number in the training set."""
+        return [name for name, term in self.terms.items() if getattr(term.loss, "needs_index", False)]
+
+    def teacher_taps(self, features: Collection[str]) -> set[str]:
+        """Which of the teacher's ``features`` the losses read in each step, once they are set up."""
+        read: set[str] = set()
+        for term in self.terms.values():
+            if isinstance(term.loss, Loss):
+                read |= term.loss.teacher_taps(features)
+            elif "features" in getattr(term.loss, "reads", ()):
+                read |= set(features)  # a loss of the user's own may read any
+        return read
+
+    def prefer_taps(self, names: Sequence[str]) -> None:
+        """Losses on feature maps compare the features called ``names``, unless they were told others."""
+        for term in self.terms.values():
+            if isinstance(term.loss, Loss):
+                term.loss.prefer_taps(names)
+
     def setup(
         self,
         student: Outputs,
@@ -297,9 +317,9 @@ class Objective(nn.Module):
         assert isinstance(loss, nn.Module)
         transform = loss.transform if isinstance(loss, Loss) else None
         teacher = with_logits(knowledge.teacher, corrected_logits(knowledge, transform))
-        if isinstance(loss, Standardize):
-            # its base reads what the rule has corrected; standardising once more would undo that
-            student, loss = with_logits(student, standardize_logits(student.logits)), loss.base
+        if isinstance(loss, Loss) and transform is not None:
+            # the wrapped loss reads what the rule has corrected: transforming that again would undo it
+            student, loss = with_logits(student, transform(student.logits)), loss.wrapped
         if knowledge.partial:
             teacher = with_logits(teacher, _masked(teacher.logits, knowledge.weight))
         weight = row_weights.scheduled(weights, term.rows)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from outgrow.report.record import corrected_score, epoch_scores, metric_of, short_name, teacher_score
+from outgrow.training.record import corrected_score, epoch_scores, metric_of, short_name, teacher_score
 
 # as in the pages' style sheet: distinct for colour-blind readers
 COLOURS = ("#0b6e4f", "#0072b2", "#d55e00", "#a0528a", "#8a6d00", "#3a9bc8", "#6a4fb3", "#5f6b73")

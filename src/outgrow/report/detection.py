@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from outgrow.report.pictures import Picture, drawn_picture
-from outgrow.report.record import Run
+from outgrow.training.record import Run
 
 NUMBERS = {
     "ap": "AP, mean over IoU 0.50 to 0.95",

@@ -9,9 +9,9 @@ from typing import Any
 from outgrow.data import Split
 from outgrow.report import parts, words
 from outgrow.report.plots import Effect, Level, Series, dot_plots, line_plots, style
-from outgrow.report.record import Metric, Run, epoch_scores, short_name, student_score
 from outgrow.report.statistics import Difference, paired
 from outgrow.report.table import NO_TEACHER, Records, Row, Table
+from outgrow.training.record import Metric, Run, epoch_scores, short_name, student_score
 
 OWN = "outgrow"
 """The preset whose images are shown, where a study has it."""

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from outgrow.data import Split
 from outgrow.report.pictures import Picture, picture
-from outgrow.report.record import Run, corrected_score, teacher_score
+from outgrow.training.record import Run, corrected_score, teacher_score
 
 MINUS = "\u2212"
 

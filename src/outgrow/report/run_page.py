@@ -9,7 +9,7 @@ from outgrow.data import Split
 from outgrow.report import parts
 from outgrow.report.detection import detection
 from outgrow.report.plots import Level, Series, line_plots, style
-from outgrow.report.record import (
+from outgrow.training.record import (
     Column,
     Run,
     best_score,

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from outgrow.report.record import (
+from outgrow.report.statistics import Difference, Summary, paired, summarize
+from outgrow.training.record import (
     Metric,
     Run,
     best_score,
@@ -15,7 +16,6 @@ from outgrow.report.record import (
     student_score,
     teacher_score,
 )
-from outgrow.report.statistics import Difference, Summary, paired, summarize
 
 Records = dict[str, list[dict[str, Any]]]
 """Records of runs by method, in the order of seeds."""

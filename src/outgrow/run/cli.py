@@ -179,15 +179,14 @@ def report(
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
 ) -> None:
     """Compare finished runs: METHOD/seedK folders become a table and a page."""
-    from outgrow.classification.prepare import open_run_data
     from outgrow.report.page import write_page
     from outgrow.report.table import read_records, tabulate
     from outgrow.report.text import markdown_table, text_table
-    from outgrow.training.config import Config
+    from outgrow.run.tasks import task_of
 
     records = read_records(folder)
     table = tabulate(records)
-    config = Config.model_validate(next(iter(records.values()))[0]["config"])
+    config = next(iter(records.values()))[0].config
     (folder / "table.md").write_text(markdown_table(table))
     write_page(
         folder / "index.html",
@@ -195,8 +194,7 @@ def report(
         records=records,
         table=table,
         about={},
-        # the pages of a detection study show no pictures of their own
-        test=None if config.data.source.startswith("coco:") else open_run_data(config).test,
+        test=task_of(config.data.source).examples_from(config),
     )
     print(text_table(table))
     print(f"\n{folder / 'index.html'}, {folder / 'table.md'}")
@@ -242,27 +240,25 @@ def recipe_layer(name: str, loss: str | None) -> dict[str, Any]:
     return merge(recipe.layer, {"method": constants} if constants else {})
 
 
-def print_result(record: dict[str, Any]) -> None:
+def print_result(content: dict[str, Any]) -> None:
     """The result of a run in three lines."""
-    from outgrow.report.record import best_score, metric_of, student_score, teacher_score
+    from outgrow.training.record import parse_record
 
-    teacher, student, metric = record["teacher"], record["student"], metric_of(record)
-    taught = teacher_score(record)
-    if taught is not None:
-        print(f"teacher {teacher['name']}: {metric.value(taught)} ({teacher['parameters']:,} parameters)")
+    record = parse_record(content)
+    teacher, student, taught = record.teacher, record.student, record.teacher_score
+    if teacher is not None and taught is not None:
+        print(f"teacher {teacher.name}: {record.measure.value(taught)} ({teacher.parameters:,} parameters)")
     print(
-        f"student {student['name']}: {metric.value(student_score(record))} after the last epoch "
-        f"(best {best_score(record):.2f} %, epoch {student['epoch_best']}; {student['parameters']:,} parameters)"
+        f"student {student.name}: {record.measure.value(record.student_score)} after the last epoch "
+        f"(best {record.best_score:.2f} %, epoch {student.epoch_best}; {student.parameters:,} parameters)"
     )
-    if record["config"]["out"]:
-        print(
-            f"{record['config']['out']}: student.safetensors, index.html, record.json, config.yaml, curves.png"
-        )
+    if record.config.out:
+        print(f"{record.config.out}: student.safetensors, index.html, record.json, config.yaml, curves.png")
 
 
 def main() -> None:
     """The entry point: a user's error is a message, not a traceback."""
-    from outgrow.training.trainer import NonFiniteLoss
+    from outgrow.training.guard import NonFiniteLoss
 
     try:
         app()

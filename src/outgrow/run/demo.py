@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from outgrow.classification.prepare import open_run_data, other_rows, train_alone
+from outgrow.classification.data import open_run_data
+from outgrow.classification.student import train_alone
 from outgrow.data import ArraySplit
 from outgrow.models import create_model
 from outgrow.report.table import Table, tabulate
@@ -92,12 +93,12 @@ def run_demo(out: str | Path, *, seeds: int = 3, reporter: Reporter | None = Non
 def sloppy_teacher(config: Config) -> nn.Module:
     """A teacher trained on the rows that the students of this seed do not see, with sloppy labels."""
     data = open_run_data(config)
-    rows = other_rows(config, data)
+    rows = data.others
     assert isinstance(rows, ArraySplit)
     generator = torch.Generator().manual_seed(config.seed)
     sloppy = torch.rand(len(rows), generator=generator) < SLOPPY
     labels = torch.where(sloppy, (rows.labels + 1) % data.num_classes, rows.labels)
     torch.manual_seed(config.seed)
     network = create_model(config.teacher.name, data.num_classes)
-    train_alone(config, config.teacher_train, replace(rows, labels=labels), data, network)
+    train_alone(config, replace(rows, labels=labels), data, network)
     return network

@@ -1,49 +1,35 @@
-"""One run from a configuration to a record: the assembly line, in the order of the data flow.
+"""One run from a configuration to a record, in the order of the data flow.
 
-    data -> teacher -> its bias -> student -> objective -> trainer -> record
+    data -> student -> teacher -> what it teaches -> losses -> trainer -> record
 
-:mod:`outgrow.classification.prepare` and :mod:`outgrow.classification.teaching` hold the steps.
+:func:`assemble` puts the parts together, :func:`train` trains, :func:`distill` does both and writes the run
+folder. The steps themselves belong to the task: :mod:`outgrow.training.task`.
 """
 
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from outgrow.classification.prepare import (
-    eval_loader,
-    fit,
-    is_main,
-    method_of,
-    open_run_data,
-    process_group,
-    set_up,
-    student_network,
-    train_loader,
-    training_rows,
-)
-from outgrow.classification.scores import Scores, evaluate, num_parameters
-from outgrow.classification.teaching import TeacherFacts, cached_teacher, corrected_teacher, make_teacher
-from outgrow.data import ImageData, Split
-from outgrow.machine.precision import settle
-from outgrow.models import Network, save_student
-from outgrow.models.structure import feature_paths
-from outgrow.models.taps import PENULTIMATE, Taps
-from outgrow.objective import Objective
-from outgrow.teacher import NoTeacher
+from outgrow.knowledge import Rectifier
+from outgrow.objective import Objective, preset
+from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import CachedTeacher
+from outgrow.training.acceleration import make_accelerator
 from outgrow.training.checkpoint import fingerprint
-from outgrow.training.config import Config, build_config
+from outgrow.training.config import Config, build_config, settle
+from outgrow.training.fitting import fit
+from outgrow.training.meter import EpochRecord
+from outgrow.training.processes import is_main, process_group
 from outgrow.training.progress import Reporter
 from outgrow.training.provenance import provenance
-from outgrow.training.trainer import Trainer, make_accelerator
-
-NUM_EXAMPLES = 24
+from outgrow.training.record import VERSION, RunRecord
+from outgrow.training.task import Parts, RunContext, Task
+from outgrow.training.trainer import Trainer
 
 
 def distill(
@@ -57,113 +43,152 @@ def distill(
     """Distil a teacher into a student as ``config`` says and return the record of the run.
 
     ``config`` is a :class:`outgrow.training.config.Config` or a mapping of the fields that differ from the
-    defaults. ``teacher`` and ``student`` may be modules of one's own (RGB images in [0, 1] to logits) in
+    defaults. ``teacher`` and ``student`` may be modules of your own (RGB images in [0, 1] to logits) in
     place of the names in it; they are moved to the device and, the student, trained in place. With
     ``config.out`` the run folder is written: ``config.yaml``, ``record.json``, ``student.safetensors``,
-    ``curves.png``, and a checkpoint that ``resume`` goes on from.
+    ``index.html``, ``curves.png``, and a checkpoint that ``resume`` continues from.
 
-    ``ValueError`` for what does not fit together; :class:`outgrow.training.trainer.NonFiniteLoss` if training
+    ``ValueError`` for what does not fit together; :class:`outgrow.training.guard.NonFiniteLoss` if training
     diverges.
     """
-    config = settle(config if isinstance(config, Config) else build_config(config or {}))
-    if config.data.source.startswith("coco:"):
-        from outgrow.detection.run import distill_detector
-
-        return distill_detector(config, teacher=teacher, student=student, resume=resume, reporter=reporter)
-    accelerator = make_accelerator(config.train)
-    report = (reporter if is_main() else None) or Reporter()
     started = time.time()
-    torch.manual_seed(config.seed)
+    run = start(config, resume=resume, reporter=reporter)
+    task = task_of(run.config.data.source)
+    parts = assemble(run, task, teacher, student)
+    before = task.before_training(run, parts)
+    history, scores = train(run, task, parts)
+    record = RunRecord(
+        version=VERSION,
+        metric=task.metric,
+        teacher=parts.taught.record,
+        correction=parts.taught.correction,
+        student=task.student_record(parts.student, scores, history),
+        epochs=tuple(history),
+        **task.results(run, parts, scores, before),
+        data=task.data_record(run, parts.data),
+        config=run.config,
+        **provenance(run.device, started),
+    )
+    if run.out is not None and is_main():
+        write_folder(run.out, task, record, parts)
+    run.report.event(
+        "result",
+        teacher=record.teacher_score,
+        student=record.student_score,
+        metric=record.metric,
+        out=run.config.out,
+    )
+    return record.as_dict()
+
+
+def start(
+    config: Config | Mapping[str, Any] | None,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> RunContext:
+    """The conditions of a run: its resolved configuration, its device, and its folder with ``config.yaml``."""
+    config = settle(config if isinstance(config, Config) else build_config(config or {}))
+    device = make_accelerator(config.train).device
+    report = (reporter if is_main() else None) or Reporter()
     out = Path(config.out) if config.out else None
     if out is not None and is_main():
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(config.to_yaml())
+    return RunContext(config, device, report, out, resume)
 
-    data = open_run_data(config)
-    train, val = training_rows(config, data)
-    device = accelerator.device
-    teacher_net, teacher_facts = make_teacher(config, data, train, teacher, out, resume, report)
-    torch.manual_seed(config.seed)  # whatever the teacher drew, students of a seed start alike
-    student_net = student_network(config, data, student)
+
+def assemble(
+    run: RunContext,
+    task: Task,
+    teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
+    *,
+    whole: bool = False,
+    epochs: int | None = None,
+) -> Parts:
+    """All parts of a run before its first step.
+
+    The student is made before the teacher, whose training may take hours: what is wrong with the student is
+    said at once. ``whole``: every process sees all views; ``epochs``: how many a teacher cache will hold, by
+    default those of the run.
+    """
+    config = run.config
+    data = task.open_data(run)
     rectify, objective = method_of(config)
+    objective.process_group = process_group()
+    task.check(run, objective)
     for name, reason in objective.inert_under(rectify.rule).items():
-        report.note(
+        run.report.note(
             f"warning: the rule {rectify.rule.name!r} changes nothing for the loss {name!r}: {reason}"
         )
-    student_model = tapped(student_net, objective)
-    objective.process_group = process_group()
-    networks = [teacher_net, student_net]
-    loader = train_loader(config, config.train, train, networks, device)
-
-    frozen: nn.Module = NoTeacher(data.num_classes)
-    correction = None
-    if teacher_net is not None:
-        views = train_loader(config, config.train, train, networks, device, whole=True)
-        frozen, correction = corrected_teacher(
-            config, data, teacher_net, objective, views, val, device, teacher_facts, report
-        )
-    set_up(objective, student_model, frozen, loader, train, device)
-    if teacher_net is not None:
-        epochs = config.train.epochs
-        frozen = cached_teacher(
-            config, data, frozen, objective, loader, networks, epochs=epochs, report=report
-        )
-
-    test_loader = eval_loader(data.test, student_net, config.train, device, config.data.workers)
     torch.manual_seed(config.seed)
-    last: list[Scores] = []
+    pupil = task.make_student(run, data, objective, student)
+    drawn = torch.get_rng_state()
+    torch.manual_seed(config.seed)
+    network = task.make_teacher(run, data, teacher)
+    taught = task.freeze(run, data, network, pupil, objective)
+    loader = task.train_loader(run, data, [network, pupil], whole=whole)
+    parts = Parts(data, pupil, network, taught, rectify, objective, loader)
+    torch.set_rng_state(drawn)  # connectors are drawn after the student, whatever the teacher drew
+    task.set_up(run, parts)
+    taught.module = task.cache(run, parts, epochs=epochs or config.train.epochs)
+    torch.manual_seed(config.seed)
+    return parts
+
+
+def method_of(config: Config) -> tuple[Rectifier, Objective]:
+    """Rectifier and objective of a run: its preset, with parts of its own."""
+    method = config.method
+    return preset(
+        method.preset,
+        temperature=method.temperature,
+        loss=method.loss,
+        rule=method.rule,
+        schedule=method.schedule,
+        weight=method.weight,
+        task_weight=method.task_weight,
+        normalize=method.normalize,
+    )
+
+
+def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord], Any]:
+    """Train the student; all epochs, and the task's scores after the last one."""
+    evaluate = task.evaluator(run, parts)
+    last: list[Any] = []
 
     def score(model: nn.Module) -> float:
-        last[:] = [evaluate(model, test_loader)]
-        return last[0].top1
+        last[:] = [evaluate(model)]
+        return float(last[0].score)
 
+    torch.manual_seed(run.config.seed)
     trainer = Trainer(
-        student=student_model,
-        teacher=frozen,
-        rectify=rectify,
-        objective=objective,
-        loader=loader,
-        config=config.train,
+        student=parts.student,
+        teacher=parts.taught.module,
+        rectify=task.rectifier(parts.rectify),
+        objective=parts.objective,
+        loader=parts.loader,
+        config=run.config.train,
+        ask=task.ask(run.config),
         evaluate=score,
-        checkpoint=out / "checkpoint.pt" if out else None,
-        run=fingerprint(config),
+        checkpoint=run.out / "checkpoint.pt" if run.out else None,
+        run=fingerprint(run.config),
     )
-    report.note(
-        f"student {student_net.name} ({num_parameters(student_net):,} parameters), "
-        f"{len(train):,} images, {config.train.epochs} epochs"
-    )
-    history = fit(trainer, resume, report, "student")
-    scores = last[0] if last else evaluate(student_model, test_loader)  # resumed after the last epoch
-    best = max((r for r in history if r.score is not None), key=lambda r: r.score or 0.0)
-    record: dict[str, Any] = {
-        "metric": "top1",
-        "teacher": teacher_facts.values,
-        "correction": None
-        if correction is None
-        else {**asdict(correction.report), "used": not correction.is_identity}
-        if correction.report
-        else None,
-        "student": {
-            "name": student_net.name,
-            "parameters": num_parameters(student_net),
-            "top1": scores.top1,
-            "top5": scores.top5,
-            "nll": scores.nll,
-            "top1_best": best.score,
-            "epoch_best": best.epoch,
-        },
-        "epochs": [asdict(r) for r in history],
-        "compared": _compared(data.test, teacher_facts, scores),
-        "data": _data_facts(config, data, train, val),
-        "config": config.model_dump(mode="json"),
-        **provenance(device, started),
-    }
-    if out is not None and is_main():
-        _write(out, record, student_net, data.test)
-    report.event(
-        "result", teacher=record["teacher"].get("top1"), student=scores.top1, metric="top1", out=config.out
-    )
-    return record
+    run.report.note(f"student {task.describe(parts)}, {run.config.train.epochs} epochs")
+    history = fit(trainer, run.report, "student", metric=task.metric, resume=run.resume)
+    if not last:  # resumed after the last epoch
+        score(parts.student)
+    return history, last[0]
+
+
+def write_folder(out: Path, task: Task, record: RunRecord, parts: Parts) -> None:
+    """What a finished run leaves. The record is written last: a folder with a record is a finished run."""
+    from outgrow.report.curves import draw_curves
+
+    task.save_student(parts.student, out / "student.safetensors")
+    draw_curves(record, out / "curves.png")
+    task.write_page(out / "index.html", record, parts)
+    (out / "record.json").write_text(json.dumps(record.as_dict(), indent=1))
 
 
 def fill_cache(
@@ -174,91 +199,29 @@ def fill_cache(
     student: nn.Module | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Ask the teacher of ``config`` about the views of its first epochs and keep what it says.
+    """Compute the teacher's outputs on the views of the first ``epochs`` epochs and keep them.
 
-    Runs that share teacher, data, views and seed then read it. Its features are kept where
+    Runs that share teacher, data, views and seed then read them. Features are kept where
     ``config.teacher.cache_features`` asks for them and the losses read some. Epochs that are there stay as
-    they are, so an interrupted filling goes on where it was. ``student`` as for :func:`distill`: which of
+    they are, so an interrupted filling continues where it was. ``student`` as for :func:`distill`: which of
     the teacher's taps are compared depends on it. Returns ``folder``, ``epochs``, ``bytes``.
     """
     if config.teacher.cache is None:
         raise ValueError("cache: needs a folder, got none; give --out DIR, or --set teacher.cache=DIR.")
-    config, report = settle(config), reporter or Reporter()
-    torch.manual_seed(config.seed)
-    data = open_run_data(config)
-    train, val = training_rows(config, data)
-    accelerator = make_accelerator(config.train)
-    device = accelerator.device
-    network, facts = make_teacher(config, data, train, teacher, None, False, report)
-    if network is None:
+    run = start(config.model_copy(update={"out": None}), reporter=reporter)
+    parts = assemble(run, task_of(config.data.source), teacher, student, whole=True, epochs=epochs)
+    cached = parts.taught.module
+    if not isinstance(cached, CachedTeacher):
         raise ValueError("cache: needs a teacher, got none; give --teacher MODEL.")
-    _, objective = method_of(config)
-    student_net = student_network(config, data, student)
-    networks = [network, student_net]
-    loader = train_loader(config, config.train, train, networks, device, whole=True)
-    frozen, _ = corrected_teacher(config, data, network, objective, loader, val, device, facts, report)
-    set_up(objective, tapped(student_net, objective), frozen, loader, train, device)
-    cached = cached_teacher(config, data, frozen, objective, loader, networks, epochs=epochs, report=report)
-    assert isinstance(cached, CachedTeacher)
-    size = cached.cache.bytes_per_epoch()
-    with report.bar("teacher", epochs * loader.num_samples) as advance:
+    with run.report.bar("teacher", epochs * parts.loader.num_samples) as advance:
         done = 0
         for epoch in range(epochs):
             cached.at(epoch)
-            for batch in loader.epoch(epoch):
-                with accelerator.autocast():  # as the trainer asks
+            for batch in parts.loader.epoch(epoch):
+                with make_accelerator(run.config.train).autocast():  # as the trainer asks
                     cached(batch.images, index=batch.target.index)
                 done += len(batch.images)
                 advance(done)
         cached.at(None)
+    size = cached.cache.bytes_per_epoch()
     return {"folder": str(cached.cache.folder), "epochs": epochs, "bytes": epochs * size}
-
-
-def tapped(student: Network, objective: Objective) -> Taps:
-    """``student`` with the features in its outputs that losses may ask for, where one reads features."""
-    return Taps(student, (*feature_paths(student), PENULTIMATE) if objective.reads_features else ())
-
-
-def _compared(test: Split, facts: TeacherFacts, student: Scores) -> dict[str, Any] | None:
-    """Who is right where, and the first images that the teacher gets wrong and the student right."""
-    if facts.scores is None:
-        return None
-    t, s = facts.scores.right, student.right
-    only_student = (~t & s).nonzero()[:, 0]
-    return {
-        "both_right": int((t & s).sum()),
-        "only_teacher": int((t & ~s).sum()),
-        "only_student": len(only_student),
-        "neither": int((~t & ~s).sum()),
-        "examples": [
-            {
-                "position": i,
-                "label": int(test.labels[i]),
-                "teacher": int(facts.scores.predicted[i]),
-                "student": int(student.predicted[i]),
-            }
-            for i in only_student[:NUM_EXAMPLES].tolist()
-        ],
-    }
-
-
-def _data_facts(config: Config, data: ImageData, train: Split, val: Split | None) -> dict[str, Any]:
-    return {
-        "source": config.data.source,
-        "fingerprint": data.fingerprint,
-        "classes": list(data.classes),
-        "train": len(train),
-        "val": 0 if val is None else len(val),
-        "test": len(data.test),
-    }
-
-
-def _write(out: Path, record: dict[str, Any], student: Network, test: Split) -> None:
-    from outgrow.report.curves import draw_curves
-    from outgrow.report.run_page import write_run_page
-
-    save_student(student, out / "student.safetensors")
-    draw_curves(record, out / "curves.png")
-    write_run_page(out / "index.html", record, test)
-    # last: a folder with a record is a finished run
-    (out / "record.json").write_text(json.dumps(record, indent=1))

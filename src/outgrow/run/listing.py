@@ -73,7 +73,9 @@ def _features(model: str | None) -> Iterator[str]:
         raise ValueError(
             "list features: needs a model, got none; for example `outgrow list features cifar/resnet20`."
         )
-    if model.startswith("fasterrcnn:"):
+    from outgrow.detection.create import is_detector
+
+    if is_detector(model):
         yield from _levels(model)
         return
     network = create_model(model)

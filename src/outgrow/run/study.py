@@ -6,19 +6,17 @@
 A study that was interrupted goes on with what is missing.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from outgrow.machine.precision import settle
-from outgrow.report.record import metric_of, student_score
 from outgrow.report.table import NO_TEACHER, Records
-from outgrow.run import distill
-from outgrow.training.config import Config, build_config, merge
+from outgrow.run.distillation import distill
+from outgrow.training.config import Config, build_config, merge, settle
 from outgrow.training.progress import Reporter
+from outgrow.training.record import RunRecord, parse_record, read_record
 
 
 def run_study(
@@ -49,22 +47,18 @@ def run_study(
                 if made is None and teacher is not None and config.method.preset != NO_TEACHER:
                     made = teacher(config)
                 report.note(f"{name}, seed {seed}")
-                record = distill(config, teacher=made, reporter=_Quiet(report))
+                record = parse_record(distill(config, teacher=made, reporter=_Quiet(report)))
             records[name].append(record)
-            score, metric = student_score(record), metric_of(record).key
-            report.event("run", method=name, seed=seed, score=score, metric=metric)
+            report.event("run", method=name, seed=seed, score=record.student_score, metric=record.metric)
     return records
 
 
-def _finished(folder: Path | None, config: Config) -> dict[str, Any] | None:
-    """The record in ``folder`` if it is of this configuration."""
+def _finished(folder: Path | None, config: Config) -> RunRecord | None:
+    """The record in ``folder`` if it is of this configuration; fields that came since have their defaults."""
     if folder is None or not (folder / "record.json").is_file():
         return None
-    record: dict[str, Any] = json.loads((folder / "record.json").read_text())
-    try:  # an older record has no word on the fields that came since
-        return record if build_config(record["config"]) == config else None
-    except ValueError:
-        return None
+    record = read_record(folder / "record.json")
+    return record if record.config == config else None
 
 
 class _Quiet(Reporter):

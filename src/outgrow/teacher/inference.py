@@ -113,7 +113,7 @@ class CompiledTeacher(BaseTeacher):
         return fast(images) if fast.takes(images) else self.teacher(images, index=index)
 
 
-def compiled(teacher: Teacher, images: Float[Tensor, "batch ..."]) -> tuple[nn.Module, str]:
+def compiled(teacher: Teacher, images: Float[Tensor, "batch ..."]) -> tuple[BaseTeacher, str]:
     """``teacher`` through torch.compile, and a note; ``teacher`` itself where that does not work here.
 
     Called under the autocast and with ``images`` of the shape and layout of the training's batches. Without

@@ -1,5 +1,6 @@
 """What an epoch measured: sums on the device, read once an epoch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +27,7 @@ class EpochRecord:
     stats: dict[str, float] = field(default_factory=dict)
 
 
-def best_epoch(history: list[EpochRecord]) -> EpochRecord:
+def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord:
     """The evaluated epoch with the highest score; of equals the first."""
     return max((record for record in history if record.score is not None), key=lambda r: r.score or 0.0)
 

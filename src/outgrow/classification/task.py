@@ -1,0 +1,169 @@
+"""Images with one label each: what a run of this task is made of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from outgrow.classification.data import RunData, eval_loader, open_run_data, train_loader
+from outgrow.classification.evaluation import evaluate_classifier
+from outgrow.classification.lesson import Classify
+from outgrow.classification.scores import Scores, evaluate
+from outgrow.classification.student import student_network, tapped
+from outgrow.classification.teacher import cached_teacher, freeze_teacher, make_teacher
+from outgrow.data import Loader, Split
+from outgrow.knowledge import Rectifier
+from outgrow.models import Network, num_parameters, save_student
+from outgrow.models.taps import Taps
+from outgrow.objective import Objective
+from outgrow.outputs import Knowledge, Outputs, Target
+from outgrow.report.run_page import write_run_page
+from outgrow.teacher import BaseTeacher
+from outgrow.training.config import Config
+from outgrow.training.meter import EpochRecord, best_epoch
+from outgrow.training.record import ComparedRecord, DataRecord, ExampleRecord, RunRecord, StudentRecord
+from outgrow.training.task import Parts, RunContext, Taught
+
+NUM_EXAMPLES = 24
+"""Images in a record that the teacher gets wrong and the student right."""
+
+
+class Classification:
+    """See :class:`outgrow.training.task.Task`. A row is an image."""
+
+    metric = "top1"
+
+    def ask(self, config: Config) -> Classify:
+        return Classify(config.train.channels_last)
+
+    def rectifier(self, rectify: Rectifier) -> Callable[[Outputs, Target], Knowledge]:
+        return rectify
+
+    def open_data(self, run: RunContext) -> RunData:
+        return open_run_data(run.config)
+
+    def check(self, run: RunContext, objective: Objective) -> None:
+        pass
+
+    def make_student(
+        self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None
+    ) -> Taps:
+        return tapped(student_network(run.config, data, module), objective)
+
+    def make_teacher(self, run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
+        return make_teacher(run, data, module)
+
+    def freeze(
+        self,
+        run: RunContext,
+        data: RunData,
+        teacher: nn.Module | None,
+        student: nn.Module,
+        objective: Objective,
+    ) -> Taught:
+        return freeze_teacher(run, data, cast(Network | None, teacher), network_of(student), objective)
+
+    def train_loader(
+        self, run: RunContext, data: RunData, networks: Sequence[nn.Module | None], *, whole: bool = False
+    ) -> Loader:
+        nets = [None if network is None else network_of(network) for network in networks]
+        return train_loader(run.config, run.config.train, data.train, nets, run.device, whole=whole)
+
+    def set_up(self, run: RunContext, parts: Parts) -> None:
+        if not parts.objective.reads_features:
+            return
+        loader, train, teacher = parts.loader, parts.data.train, parts.taught.module.to(run.device)
+        batch = next(loader.epoch(0))
+        student = parts.student.to(run.device).eval()
+        with torch.no_grad():
+            student_out, teacher_out = student(batch.images), teacher(batch.images, index=batch.target.index)
+        label = torch.full((loader.num_indices,), 0, dtype=torch.long)
+        label[train.index] = train.labels
+        parts.objective.setup(student_out, teacher_out, num_samples=loader.num_indices, label=label)
+
+    def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
+        return cached_teacher(run, parts, network_of(parts.student), epochs=epochs)
+
+    def before_training(self, run: RunContext, parts: Parts) -> None:
+        return None
+
+    def evaluator(self, run: RunContext, parts: Parts) -> Callable[[nn.Module], Scores]:
+        config, network = run.config, network_of(parts.student)
+        test = eval_loader(parts.data.test, network, config.train, run.device, config.data.workers)
+        return lambda model: evaluate(model, test)
+
+    def student_record(
+        self, student: nn.Module, scores: Scores, history: Sequence[EpochRecord]
+    ) -> StudentRecord:
+        best = best_epoch(history)
+        network = network_of(student)
+        return StudentRecord(
+            name=network.name,
+            parameters=num_parameters(network),
+            top1=scores.top1,
+            top5=scores.top5,
+            nll=scores.nll,
+            top1_best=best.score,
+            epoch_best=best.epoch,
+        )
+
+    def data_record(self, run: RunContext, data: RunData) -> DataRecord:
+        return DataRecord(
+            source=run.config.data.source,
+            fingerprint=data.source.fingerprint,
+            classes=data.classes,
+            train=len(data.train),
+            val=0 if data.val is None else len(data.val),
+            test=len(data.test),
+        )
+
+    def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:
+        return {"compared": compare(parts.data, parts.taught.scores, scores)}
+
+    def describe(self, parts: Parts) -> str:
+        student = network_of(parts.student)
+        return f"{student.name} ({num_parameters(student):,} parameters), {len(parts.data.train):,} images"
+
+    def save_student(self, student: nn.Module, path: Path) -> None:
+        save_student(network_of(student), path)
+
+    def examples_from(self, config: Config) -> Split:
+        return open_run_data(config).test
+
+    def write_page(self, path: Path, record: RunRecord, parts: Parts) -> None:
+        write_run_page(path, record, parts.data.test)
+
+    def evaluate_model(self, source: str, name: str, **options: Any) -> dict[str, Any]:
+        return evaluate_classifier(source, name, **options)
+
+
+def network_of(model: nn.Module) -> Network:
+    """The network behind its taps."""
+    return cast(Network, model.model if isinstance(model, Taps) else model)
+
+
+def compare(data: RunData, teacher: Scores | None, student: Scores) -> ComparedRecord | None:
+    """Who is right where, and the first images that the teacher gets wrong and the student right."""
+    if teacher is None:
+        return None
+    only_student = (~teacher.right & student.right).nonzero()[:, 0]
+    return ComparedRecord(
+        both_right=int((teacher.right & student.right).sum()),
+        only_teacher=int((teacher.right & ~student.right).sum()),
+        only_student=len(only_student),
+        neither=int((~teacher.right & ~student.right).sum()),
+        examples=tuple(
+            ExampleRecord(
+                position=i,
+                label=int(data.test.labels[i]),
+                teacher=int(teacher.predicted[i]),
+                student=int(student.predicted[i]),
+            )
+            for i in only_student[:NUM_EXAMPLES].tolist()
+        ),
+    )
+
+
+TASK = Classification()

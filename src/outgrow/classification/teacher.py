@@ -1,0 +1,395 @@
+"""The teacher of a classification run, step by step.
+
+make_teacher        a network with weights, in whatever classes it has; trained first where asked for
+freeze_teacher      frozen, in the student's classes, its bias corrected where that is measured to help
+cached_teacher      the same behind the cache that the configuration names
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from outgrow.classification.data import RunData, eval_loader, train_loader
+from outgrow.classification.scores import Scores, evaluate
+from outgrow.classification.student import as_network, train_alone
+from outgrow.data import Loader
+from outgrow.models import Network, create_model, feature_paths, load_weights, num_parameters, save_student
+from outgrow.models.taps import PENULTIMATE
+from outgrow.objective import PRESETS, Objective
+from outgrow.outputs import Outputs, Target
+from outgrow.spec import lookup
+from outgrow.teacher import (
+    BaseTeacher,
+    BiasCorrection,
+    CorrectedTeacher,
+    NoTeacher,
+    SelectedClasses,
+    Teacher,
+)
+from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest, readable
+from outgrow.teacher.inference import InPrecision, compiled, fold_norms
+from outgrow.training.config import Config
+from outgrow.training.processes import is_main, process_group
+from outgrow.training.record import CorrectionRecord, TeacherRecord
+from outgrow.training.task import Parts, RunContext, Taught
+
+FEATURE_BYTES = 1 << 30
+"""Penultimate features are kept for a correction up to this size; beyond it the logits must do."""
+FOLD_IMAGES = 16
+"""Test images that a folded teacher is compared on; a wrong fold is wrong by far on any of them."""
+
+
+def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
+    """The teacher network in whatever classes it has; None for no teacher. ``ValueError`` for one without weights."""
+    config, options = run.config, run.config.teacher
+    if options.name in ("", "none") and module is None and config.method.preset != "none":
+        raise ValueError(
+            "--teacher: needs a model such as timm/resnet50 or cifar/resnet56, got none; "
+            "`--preset none` trains the student alone."
+        )
+    if config.method.preset == "none":
+        return None
+    network = as_network("teacher", module, data.num_classes)
+    if network is not None:
+        return network
+    if not options.train:
+        return _with_weights(config)
+    network = create_model(
+        options.name,
+        data.num_classes,
+        pretrained=options.pretrained and options.weights is None,
+        input_size=options.input_size,
+    )
+    if options.weights:
+        load_weights(network, options.weights, role="student")
+    _train(run, data, network)
+    return network
+
+
+def _with_weights(config: Config) -> Network:
+    """The teacher that the configuration names, with weights of a file or published ones."""
+    options = config.teacher
+    own = options.name.startswith(("hf/", "py:"))
+    if not (options.weights or options.pretrained or own):
+        raise ValueError(
+            f"--teacher {options.name}: needs weights, got none; give --teacher-weights FILE, or --train-teacher to "
+            "train it first, or --set teacher.pretrained=true for published ones."
+        )
+    return create_model(
+        options.name,
+        pretrained=options.pretrained and options.weights is None,
+        weights=options.weights,
+        input_size=options.input_size,
+    )
+
+
+def _train(run: RunContext, data: RunData, network: Network) -> None:
+    """Train the teacher alone, on the student's rows or on the others."""
+    rows = data.train
+    if run.config.teacher.rows == "disjoint":
+        if data.others is None:
+            raise ValueError(
+                "teacher.rows=disjoint: needs rows that the student does not train on, got none; "
+                "set data.train_rows to fewer than there are."
+            )
+        rows = data.others
+    run.report.note(f"teacher {network.name} ({num_parameters(network):,} parameters), {len(rows):,} images")
+    train_alone(run.config, rows, data, network, out=run.out, resume=run.resume, reporter=run.report)
+    if run.out is not None and is_main():
+        network.classes = data.classes
+        save_student(network, run.out / "teacher.safetensors")
+
+
+def freeze_teacher(
+    run: RunContext, data: RunData, network: Network | None, student: Network, objective: Objective
+) -> Taught:
+    """The teacher as the student sees it: frozen, in the student's classes, scored, corrected."""
+    if network is None:
+        return Taught(NoTeacher(data.num_classes))
+    config = run.config
+    wanted = config.teacher.correct == "always" or (
+        config.teacher.correct == "auto"
+        and lookup(PRESETS, config.method.preset, kind="preset").correct_teacher
+    )
+    columns = class_columns(network, data.classes)
+    foreign = columns is None
+    if foreign and config.teacher.correct == "never":
+        raise ValueError(_foreign(network, data))
+    views = train_loader(config, config.train, data.train, [network, student], run.device, whole=True)
+    test = eval_loader(data.test, network, config.train, run.device, config.data.workers)
+    teacher = _inference(
+        run, network.to(run.device), _taps(network, objective, wanted or foreign), test, views
+    )
+    facts = _facts(config, network)
+    scores = None
+    if columns is not None:
+        teacher = _selected(run, teacher, columns, network)
+        scores = _score(run, teacher, test, data, network)
+        facts |= _numbers(scores)
+    if not (wanted or foreign):
+        return Taught(teacher, TeacherRecord(**facts), scores=scores)
+    correction, fitted = _fit_correction(run, data, teacher, network, views, foreign=foreign)
+    facts |= fitted
+    corrected = CorrectedTeacher(teacher, correction)
+    if foreign or not correction.is_identity:
+        after = evaluate(corrected, test)
+        facts["top1_corrected"] = after.top1
+        run.report.note(f"teacher, corrected: top-1 {after.top1:.2f} % on the test images")
+        if foreign:
+            scores = after
+            facts |= _numbers(after)
+    assert correction.report is not None
+    report = CorrectionRecord(**asdict(correction.report), used=not correction.is_identity)
+    return Taught(corrected, TeacherRecord(**facts), report, scores)
+
+
+def _taps(network: Network, objective: Objective, fits: bool) -> tuple[str, ...]:
+    """What of the teacher's activations a run reads: the losses' choice, and the correction's."""
+    if objective.reads_features:
+        return (*feature_paths(network), PENULTIMATE)
+    return (PENULTIMATE,) if fits else ()
+
+
+def _facts(config: Config, network: Network) -> dict[str, Any]:
+    options = config.teacher
+    return {
+        "name": network.name,
+        "parameters": num_parameters(network),
+        "weights": options.weights
+        or ("trained here" if options.train else "published" if options.pretrained else "own"),
+        "classes": network.num_classes,
+    }
+
+
+def _numbers(scores: Scores) -> dict[str, float]:
+    return {"top1": scores.top1, "top5": scores.top5, "nll": scores.nll}
+
+
+def _inference(
+    run: RunContext, network: Network, taps: Sequence[str], test: Loader, views: Loader
+) -> BaseTeacher:
+    """The network as a teacher, as fast as the configuration allows. Notes say what was done and what not."""
+    config, options, report = run.config, run.config.teacher, run.report
+    net = cast(nn.Module, network)
+    if options.fold:
+        images = next(iter(test.epoch(0))).images[:FOLD_IMAGES]
+        net, note = fold_norms(network, images, taps=taps)
+        report.note(f"teacher: {note}")
+    frozen = Teacher(net, taps=taps)
+    teacher: BaseTeacher = frozen
+    precision = config.train.precision if options.precision == "as_student" else options.precision
+    if options.compile:
+        images = next(iter(views.epoch(0))).images
+        if config.train.channels_last:
+            frozen.to(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+        report.note("teacher: compiling, which can take minutes ...")
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        with torch.autocast(images.device.type, half, enabled=half is not None):
+            teacher, note = compiled(frozen, images)
+        report.note(f"teacher: {note}")
+    return teacher if options.precision == "as_student" else InPrecision(teacher, options.precision)
+
+
+def _selected(run: RunContext, teacher: BaseTeacher, columns: Sequence[int], network: Network) -> BaseTeacher:
+    """``teacher`` with the student's classes in the student's order."""
+    if list(columns) == list(range(network.num_classes)):
+        return teacher
+    run.report.note(
+        f"teacher: {len(columns)} of its {network.num_classes} classes are the student's, by name"
+    )
+    return SelectedClasses(teacher, columns).to(run.device)
+
+
+def _score(run: RunContext, teacher: BaseTeacher, test: Loader, data: RunData, network: Network) -> Scores:
+    with run.report.bar("teacher on the test images", len(data.test)) as advance:
+        scores = evaluate(teacher, test, progress=advance)
+    run.report.note(f"teacher {network.name}: top-1 {scores.top1:.2f} % on {len(data.test):,} test images")
+    return scores
+
+
+def _fit_correction(
+    run: RunContext,
+    data: RunData,
+    teacher: BaseTeacher,
+    network: Network,
+    views: Loader,
+    *,
+    foreign: bool,
+) -> tuple[BiasCorrection, dict[str, float]]:
+    """Fit a correction on the training views, say what was found and save it; and the share of wrong views."""
+    config, report = run.config, run.report
+    outputs, target = _outputs_on_views(run, teacher, views)
+    facts = {}
+    if not foreign:
+        facts["wrong_rate"] = 1 - float((outputs.logits.argmax(1) == target.label).float().mean())
+    held_out, source = None, ""
+    if not foreign and _may_have_seen(config):
+        held_out, source = _held_out(run, data, teacher, network)
+    report.note("teacher: looking for what is systematic in its errors, out of fold ...")
+    correction = BiasCorrection(data.num_classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report says the same, and where the rows came from
+        correction.fit(outputs, target, held_out=held_out if config.teacher.correct == "auto" else None)
+    assert correction.report is not None
+    if source and correction.report.reason.startswith("the teacher is right"):
+        report.note(f"teacher: held-out rows are the {source} images")
+    report.note(str(correction.report))
+    report.event("correction", **asdict(correction.report))
+    correction.to(run.device)
+    if run.out is not None and is_main():
+        correction.save(run.out / "correction.safetensors")
+    return correction, facts
+
+
+def _may_have_seen(config: Config) -> bool:
+    """Whether the teacher may have been trained on the training rows with these labels."""
+    return not (config.teacher.train and config.teacher.rows == "disjoint")
+
+
+def _outputs_on_views(run: RunContext, teacher: BaseTeacher, views: Loader) -> tuple[Outputs, Target]:
+    """The teacher's outputs on the training views of the first epochs."""
+    passes = run.config.teacher.correct_views
+    logits, features, labels, partners, mixes, indices = [], [], [], [], [], []
+    keep_features = True
+    with run.report.bar("teacher on the training views", passes * views.num_samples) as advance:
+        done = 0
+        for epoch in range(passes):
+            for batch in views.epoch(epoch):
+                outputs = teacher(batch.images)
+                logits.append(outputs.logits.float())
+                feature = outputs.features[PENULTIMATE].flatten(1)
+                keep_features &= feature.shape[1] * 4 * passes * views.num_samples <= FEATURE_BYTES
+                if keep_features:
+                    features.append(feature.float())
+                target = batch.target
+                labels.append(target.label)
+                indices.append(target.index if target.index is not None else target.label)
+                if target.partner is not None and target.mix is not None:
+                    partners.append(target.partner)
+                    mixes.append(target.mix)
+                done += len(target.label)
+                advance(done)
+    mixed = bool(partners)
+    target = Target(
+        torch.cat(labels),
+        index=torch.cat(indices),
+        partner=torch.cat(partners) if mixed else None,
+        mix=torch.cat(mixes) if mixed else None,
+    )
+    return Outputs(torch.cat(logits), {PENULTIMATE: torch.cat(features)} if keep_features else {}), target
+
+
+def _held_out(
+    run: RunContext, data: RunData, teacher: BaseTeacher, network: Network
+) -> tuple[tuple[Outputs, Target], str]:
+    """Rows that the teacher has certainly not been trained on, and their name.
+
+    These are the validation images that this run kept back from a teacher that it trained. Otherwise nobody
+    knows what a file of weights was trained on, so they are the test images: they check the teacher, and
+    choose nothing of the student.
+    """
+    config = run.config
+    trusted = data.val is not None and config.teacher.train
+    split, name = (data.val, "validation") if trusted and data.val is not None else (data.test, "test")
+    loader = eval_loader(split, network, config.train, run.device, config.data.workers)
+    logits, labels = [], []
+    for batch in loader.epoch(0):
+        logits.append(teacher(batch.images).logits)
+        labels.append(batch.target.label)
+    return (Outputs(torch.cat(logits)), Target(torch.cat(labels))), name
+
+
+def class_columns(network: Network, classes: Sequence[str]) -> list[int] | None:
+    """Where ``classes`` stand among the network's, by name; by order where the network's have no
+    names and are as many; None if they are not there."""
+    same_number = network.num_classes == len(classes)
+    if network.classes is None:
+        return list(range(len(classes))) if same_number else None
+    place = {name: i for i, name in enumerate(network.classes)}
+    if all(name in place for name in classes):
+        return [place[name] for name in classes]
+    # the same number under other names: the file's names are then another spelling
+    return list(range(len(classes))) if same_number else None
+
+
+def _foreign(network: Network, data: RunData) -> str:
+    return (
+        f"--teacher {network.name}: needs the data's {data.num_classes} classes, got {network.num_classes} others; either "
+        "map them from the teacher's outputs (--correct-teacher auto: no teacher training), or train a teacher for them "
+        "(--train-teacher, from these weights)."
+    )
+
+
+def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: int) -> BaseTeacher:
+    """The teacher behind the cache that the configuration names, if it names one.
+
+    The objective is set up, so that it is known which features it reads. What is kept of ``epochs`` epochs
+    and how much that is are noted before any of it is computed; ``ValueError`` where the disk is too small.
+    """
+    options, report, teacher = run.config.teacher, run.report, parts.taught.module
+    objective, loader, data = parts.objective, cast(Loader, parts.loader), cast(RunData, parts.data)
+    if options.cache is None:
+        if options.cache_features:
+            report.note("warning: teacher.cache_features is ignored without a folder, teacher.cache")
+        return teacher
+    if parts.teacher is None:
+        return teacher
+    if objective.reads_features and not options.cache_features:
+        raise ValueError(
+            "teacher.cache keeps logits, and this objective reads features; set teacher.cache_features=true to keep "
+            "those too, leave the cache out, or choose losses that read logits alone."
+        )
+    cache = TeacherCache(
+        options.cache,
+        _cache_facts(run, data, teacher, [cast(Network, parts.teacher), student]),
+        num_indices=loader.num_indices,
+        num_classes=data.num_classes,
+        features=_features_read(teacher, objective, loader),
+    )
+    # several processes would write one file: they read what one has written
+    write = process_group() is None
+    total, missing = epochs * cache.bytes_per_epoch(), cache.bytes_missing(epochs)
+    report.note(
+        f"cache: {cache.contents} in {cache.folder}: {readable(cache.bytes_per_epoch())} an epoch, {readable(total)} for "
+        f"{epochs} epochs, of which {readable(missing)} {'to be written' if write else 'not there'}"
+    )
+    if write:
+        cache.check_room(epochs)
+    return CachedTeacher(teacher, cache, write=write)
+
+
+def _cache_facts(
+    run: RunContext, data: RunData, teacher: BaseTeacher, networks: Sequence[Network]
+) -> dict[str, str]:
+    """What the cached numbers depend on."""
+    config, options = run.config, run.config.teacher
+    wanted = [network.input_spec for network in networks]
+    correction = teacher.correction.source if isinstance(teacher, CorrectedTeacher) else "none"
+    return {
+        "teacher": f"{wanted[0]} {digest(teacher)} {correction}",
+        "data": data.source.fingerprint,
+        "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in wanted]} "
+        f"seed {config.seed}",
+        "precision": config.train.precision if options.precision == "as_student" else options.precision,
+    }
+
+
+def _features_read(teacher: BaseTeacher, objective: Objective, loader: Loader) -> dict[str, tuple[int, ...]]:
+    """The teacher's taps that the losses of a run read in each step, and the shape of each for one image."""
+    if not objective.reads_features:
+        return {}
+    batch = next(loader.epoch(0))
+    features = teacher(batch.images, index=batch.target.index).features
+    read = objective.teacher_taps(features)
+    for name in read:
+        if len(features[name]) != len(batch.images):
+            raise ValueError(
+                f"teacher.cache_features: needs one feature an image, got {tuple(features[name].shape)} from {name!r} for "
+                f"{len(batch.images)} images; tap another module, or leave teacher.cache out."
+            )
+    return {name: tuple(value.shape[1:]) for name, value in features.items() if name in read}

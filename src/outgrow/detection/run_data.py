@@ -1,0 +1,87 @@
+"""The data of a detection run: its pictures with boxes, and its training views."""
+
+from dataclasses import dataclass
+
+import torch
+
+from outgrow.data import drops_last
+from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
+from outgrow.detection.loader import SceneLoader, make_scene_loader
+from outgrow.training.config import Config, TrainConfig
+from outgrow.training.processes import process_group, rank_and_size
+
+UNMOVED = ("cutout", "randaugment", "mixup", "cutmix")
+"""Augmentations under which boxes do not move along."""
+
+
+@dataclass(frozen=True)
+class RunScenes:
+    """A source and the pictures of it that a student trains on."""
+
+    source: DetectionData
+    train: DetectionSplit
+
+    @property
+    def val(self) -> DetectionSplit | None:
+        return self.source.val
+
+    @property
+    def test(self) -> DetectionSplit:
+        return self.source.test
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    @property
+    def num_classes(self) -> int:
+        """Without the background."""
+        return self.source.num_classes
+
+    @property
+    def shown(self) -> DetectionSplit:
+        """The split that is looked at before the end: the validation pictures where there are any."""
+        return self.val or self.test
+
+
+def open_run_scenes(config: Config) -> RunScenes:
+    """The data of a run. ``ValueError`` where there is nothing to train on."""
+    data = open_coco(config.data.source)
+    if data.train is None:
+        raise ValueError(
+            f"--data {config.data.source}: needs annotations to train on, got only some to evaluate; give the folder "
+            "that holds instances_train*.json and instances_val*.json."
+        )
+    wanted = config.data.train_rows
+    if wanted is None or wanted >= len(data.train):
+        return RunScenes(data, data.train)
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
+    return RunScenes(data, data.train.subset(order[:wanted]))
+
+
+def train_scenes(
+    config: Config, train: TrainConfig, split: DetectionSplit, device: torch.device
+) -> SceneLoader:
+    """The training views: this process's share of them."""
+    augment = config.data.augment
+    asked = [name for name in UNMOVED if getattr(augment, name)]
+    if asked:
+        raise ValueError(
+            f"data.augment: needs views in which boxes move along (flip, resized_crop), got {', '.join(asked)}; "
+            "set them to 0."
+        )
+    rank, world_size = rank_and_size(process_group())
+    batch_size = min(train.batch_size, len(split))
+    return make_scene_loader(
+        split,
+        batch_size=batch_size,
+        device=device,
+        seed=config.seed,
+        shuffle=True,
+        drop_last=drops_last(len(split), batch_size, world_size, least=1),
+        flip=augment.flip,
+        resized_crop=augment.resized_crop,
+        num_workers=config.data.workers,
+        rank=rank,
+        world_size=world_size,
+    )

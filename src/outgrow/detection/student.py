@@ -1,0 +1,86 @@
+"""The student of a detection run, and any detector trained without a teacher."""
+
+from pathlib import Path
+
+from torch import nn
+
+from outgrow.detection.create import create_detector, is_detector
+from outgrow.detection.detector import Detector, NoDetector
+from outgrow.detection.evaluation import evaluate_detector
+from outgrow.detection.lesson import Detect
+from outgrow.detection.run_data import RunScenes, train_scenes
+from outgrow.knowledge import Rectifier
+from outgrow.objective import Objective
+from outgrow.training.acceleration import make_accelerator
+from outgrow.training.checkpoint import fingerprint
+from outgrow.training.config import Config
+from outgrow.training.fitting import fit
+from outgrow.training.meter import EpochRecord
+from outgrow.training.progress import Reporter
+from outgrow.training.trainer import Trainer
+
+
+def student_detector(config: Config, data: RunScenes, module: nn.Module | None) -> Detector:
+    """The student, for the data's classes. ``ValueError`` for a name or module that is none."""
+    if module is None:
+        check_name("--student", config.student.name)
+        return create_detector(
+            config.student.name,
+            data.classes,
+            weights=config.student.weights,
+            pretrained=config.student.pretrained,
+            input_size=config.student.input_size,
+        )
+    if not isinstance(module, Detector) or module.classes != data.classes:
+        got = (
+            f"classes {', '.join(module.classes[:5])}"
+            if isinstance(module, Detector)
+            else type(module).__name__
+        )
+        raise ValueError(
+            f"student: needs an outgrow.detection.Detector for the classes {', '.join(data.classes[:5])}, got {got}; "
+            "build it with create_detector(name, data.classes)."
+        )
+    return module
+
+
+def check_name(option: str, name: str) -> None:
+    """``ValueError`` for a name that is no detector's."""
+    if not is_detector(name):
+        raise ValueError(
+            f"{option}: needs a detector such as fasterrcnn:torchvision/resnet18 or "
+            f"fasterrcnn:timm/mobilenetv2_100 for data in COCO's layout, got {name or 'none'!r}; "
+            "put fasterrcnn: before a backbone."
+        )
+
+
+def train_alone(
+    config: Config,
+    data: RunScenes,
+    detector: Detector,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> list[EpochRecord]:
+    """Train ``detector`` on the student's pictures as ``config.teacher_train`` says; scores are of the
+    validation pictures where there are any."""
+    device = make_accelerator(config.teacher_train).device
+    checkpoint = out / "teacher.pt" if out is not None else None
+    workers = config.data.workers
+    trainer = Trainer(
+        student=detector,
+        teacher=NoDetector(detector.num_classes),
+        rectify=Rectifier("identity"),
+        objective=Objective({}),
+        loader=train_scenes(config, config.teacher_train, data.train, device),
+        config=config.teacher_train,
+        ask=Detect(),
+        evaluate=lambda model: (
+            evaluate_detector(model, data.source, data.shown, device, workers=workers).score
+        ),
+        checkpoint=checkpoint,
+        run=fingerprint(config),
+    )
+    resume = resume and checkpoint is not None and checkpoint.is_file()
+    return fit(trainer, reporter or Reporter(), "teacher", metric="ap", resume=resume)

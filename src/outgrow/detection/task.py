@@ -1,0 +1,215 @@
+"""Pictures with boxes: what a run of this task is made of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from outgrow.detection.create import save_detector
+from outgrow.detection.detector import Detector
+from outgrow.detection.evaluation import Found, evaluate_detection, evaluate_detector
+from outgrow.detection.lesson import Balanced, Detect
+from outgrow.detection.loader import SceneLoader
+from outgrow.detection.page import page_sections
+from outgrow.detection.record import detection_record, draw, numbers_of
+from outgrow.detection.run_data import RunScenes, open_run_scenes, train_scenes
+from outgrow.detection.scores import check_installed
+from outgrow.detection.student import student_detector
+from outgrow.detection.teacher import freeze_teacher, make_teacher
+from outgrow.knowledge import Rectifier
+from outgrow.models import num_parameters
+from outgrow.models.taps import NOT_TAPS
+from outgrow.objective import Objective
+from outgrow.outputs import Knowledge, Outputs, Target
+from outgrow.report.run_page import write_run_page
+from outgrow.teacher import BaseTeacher
+from outgrow.training.config import Config
+from outgrow.training.meter import EpochRecord, best_epoch
+from outgrow.training.processes import is_main
+from outgrow.training.record import DataRecord, RunRecord, StudentRecord
+from outgrow.training.task import Parts, RunContext, Taught
+
+IGNORED = {
+    "teacher": ("fold", "precision", "compile", "cache_features", "correct_views"),
+    "data": ("label", "val_fraction", "size"),
+    "train": ("compile", "fused_norms"),
+    "teacher_train": ("compile", "fused_norms"),
+}
+"""Fields that only classifiers use."""
+
+
+class Detection:
+    """See :class:`outgrow.training.task.Task`. A row is a proposal."""
+
+    metric = "ap"
+
+    def ask(self, config: Config) -> Detect:
+        return Detect()
+
+    def rectifier(self, rectify: Rectifier) -> Callable[[Outputs, Target], Knowledge]:
+        return Balanced(rectify)
+
+    def open_data(self, run: RunContext) -> RunScenes:
+        check_installed()
+        return open_run_scenes(run.config)
+
+    def check(self, run: RunContext, objective: Objective) -> None:
+        _note_ignored(run)
+        _refuse(run.config, objective)
+
+    def make_student(
+        self, run: RunContext, data: RunScenes, objective: Objective, module: nn.Module | None
+    ) -> Detector:
+        return student_detector(run.config, data, module)
+
+    def make_teacher(self, run: RunContext, data: RunScenes, module: nn.Module | None) -> Detector | None:
+        return make_teacher(run, data, module)
+
+    def freeze(
+        self,
+        run: RunContext,
+        data: RunScenes,
+        teacher: nn.Module | None,
+        student: nn.Module,
+        objective: Objective,
+    ) -> Taught:
+        return freeze_teacher(run, data, cast(Detector | None, teacher))
+
+    def train_loader(
+        self, run: RunContext, data: RunScenes, networks: Sequence[nn.Module | None], *, whole: bool = False
+    ) -> SceneLoader:
+        return train_scenes(run.config, run.config.train, data.train, run.device)
+
+    def set_up(self, run: RunContext, parts: Parts) -> None:
+        """Connectors, from one dry run on a batch; nothing of the student moves.
+
+        Losses on maps compare all levels of the pyramid, unless they name some: the last one alone, the
+        choice for classifiers, would be a pooled copy of the one before.
+        """
+        objective, student = parts.objective, parts.student.to(run.device)
+        if not objective.reads_features:
+            return
+        scenes = next(iter(parts.loader.epoch(0)))
+        state = {key: value.clone() for key, value in student.state_dict().items()}
+        with torch.no_grad():  # in training mode, as only then a detector labels its proposals
+            lesson = Detect()(student.train(), parts.taught.module.to(run.device), scenes)
+        student.load_state_dict(state)
+        objective.prefer_taps([name for name in lesson.student.features if name not in NOT_TAPS])
+        objective.setup(lesson.student, lesson.teacher, num_samples=parts.loader.num_indices)
+
+    def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
+        return parts.taught.module  # a folder for it has been refused
+
+    def before_training(self, run: RunContext, parts: Parts) -> Found | None:
+        """What the untrained student finds, for the pictures of a run folder."""
+        return None if run.out is None else self._found(run, parts, parts.student, shown=True)
+
+    def evaluator(self, run: RunContext, parts: Parts) -> Callable[[nn.Module], Found]:
+        return lambda model: self._found(run, parts, model)
+
+    def _found(self, run: RunContext, parts: Parts, model: nn.Module, *, shown: bool = False) -> Found:
+        data = parts.data
+        split = data.shown if shown else data.test
+        return evaluate_detector(model, data.source, split, run.device, workers=run.config.data.workers)
+
+    def student_record(
+        self, student: nn.Module, scores: Found, history: Sequence[EpochRecord]
+    ) -> StudentRecord:
+        best, detector = best_epoch(history), cast(Detector, student)
+        return StudentRecord(
+            name=detector.name,
+            parameters=num_parameters(detector),
+            **numbers_of(scores.scores),
+            ap_best=best.score,
+            epoch_best=best.epoch,
+        )
+
+    def data_record(self, run: RunContext, data: RunScenes) -> DataRecord:
+        return DataRecord(
+            source=run.config.data.source,
+            fingerprint=data.source.fingerprint,
+            classes=data.classes,
+            train=len(data.train),
+            val=0 if data.val is None else len(data.val),
+            test=len(data.test),
+        )
+
+    def results(
+        self, run: RunContext, parts: Parts, scores: Found, before: Found | None
+    ) -> Mapping[str, Any]:
+        pictures: list[str] = []
+        if run.out is not None and before is not None and is_main():
+            pictures = draw(run.out, parts.data, self._columns(run, parts, scores, before))
+        return {
+            "compared": None,
+            "detection": detection_record(parts.data, scores, parts.taught.scores, pictures),
+        }
+
+    def _columns(self, run: RunContext, parts: Parts, after: Found, before: Found) -> dict[str, Found]:
+        """What is drawn side by side, all of the split that is shown."""
+        teacher = parts.taught.scores
+        if parts.data.shown is not parts.data.test:  # what was found there is known already
+            after = self._found(run, parts, parts.student, shown=True)
+            if teacher is not None:
+                teacher = self._found(run, parts, parts.taught.module, shown=True)
+        columns = {} if teacher is None else {"teacher": teacher}
+        return {**columns, "student before": before, "student after": after}
+
+    def describe(self, parts: Parts) -> str:
+        student = cast(Detector, parts.student)
+        return f"{student.name} ({num_parameters(student):,} parameters), {len(parts.data.train):,} pictures"
+
+    def save_student(self, student: nn.Module, path: Path) -> None:
+        save_detector(cast(Detector, student), path)
+
+    def examples_from(self, config: Config) -> None:
+        return None  # the pictures of a run lie in its own folder
+
+    def write_page(self, path: Path, record: RunRecord, parts: Parts) -> None:
+        write_run_page(path, record, None, sections=page_sections(record, path.parent))
+
+    def evaluate_model(self, source: str, name: str, **options: Any) -> dict[str, Any]:
+        return evaluate_detection(source, name, **options)
+
+
+def _note_ignored(run: RunContext) -> None:
+    """Fields that were set and mean nothing to a detector."""
+    default = Config()
+    fields = [
+        f"{section}.{name}"
+        for section, names in IGNORED.items()
+        for name in names
+        if getattr(getattr(run.config, section), name) != getattr(getattr(default, section), name)
+    ]
+    if fields:
+        run.report.note(f"warning: {', '.join(fields)} change nothing for a detector")
+
+
+def _refuse(config: Config, objective: Objective) -> None:
+    """``ValueError`` for what proposals, which differ from step to step, cannot have."""
+    options = config.teacher
+    for name in objective.needs_index:
+        raise ValueError(
+            f"{name}: needs rows that come back in every epoch, got a detector's proposals; take another loss."
+        )
+    if config.method.preset == "none":
+        return
+    if options.correct == "always":
+        raise ValueError(
+            "--correct-teacher always: needs rows that stay the same from epoch to epoch, got a detector's proposals; "
+            "the correction of bias is for classifiers: leave it out, rules work."
+        )
+    if options.cache is not None:
+        raise ValueError(
+            "teacher.cache: needs outputs that depend on the view alone, got a detector, which is asked about the "
+            "student's proposals; leave it out."
+        )
+    if options.train and options.rows == "disjoint":
+        raise ValueError(
+            "teacher.rows: needs same for a detector, got disjoint; train the teacher on its own annotations first."
+        )
+
+
+TASK = Detection()
