@@ -14,9 +14,8 @@ from outgrow.models.taps import PENULTIMATE, Taps
 from outgrow.objective import Objective
 from outgrow.teacher import NoTeacher
 from outgrow.training.acceleration import make_accelerator
-from outgrow.training.checkpoint import fingerprint
 from outgrow.training.config import Config
-from outgrow.training.fitting import fit
+from outgrow.training.fitting import fit, teacher_checkpoint
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
 from outgrow.training.trainer import Trainer
@@ -74,7 +73,7 @@ def train_alone(
     train = config.teacher_train
     device = make_accelerator(train).device
     test = eval_loader(data.test, network, train, device, config.data.workers)
-    checkpoint = out / "teacher.pt" if out is not None else None
+    checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)
     trainer = Trainer(
         student=Taps(network),
         teacher=NoTeacher(data.num_classes),
@@ -85,7 +84,5 @@ def train_alone(
         ask=Classify(train.channels_last),
         evaluate=lambda model: evaluate(model, test).top1,
         checkpoint=checkpoint,
-        run=fingerprint(config),
     )
-    resume = resume and checkpoint is not None and checkpoint.is_file()
     return fit(trainer, reporter or Reporter(), "teacher", metric="top1", resume=resume)

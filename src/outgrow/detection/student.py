@@ -12,9 +12,8 @@ from outgrow.detection.run_data import RunScenes, train_scenes
 from outgrow.knowledge import Rectifier
 from outgrow.objective import Objective
 from outgrow.training.acceleration import make_accelerator
-from outgrow.training.checkpoint import fingerprint
 from outgrow.training.config import Config
-from outgrow.training.fitting import fit
+from outgrow.training.fitting import fit, teacher_checkpoint
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
 from outgrow.training.trainer import Trainer
@@ -66,7 +65,7 @@ def train_alone(
     """Train ``detector`` on the student's pictures as ``config.teacher_train`` says; scores are of the
     validation pictures where there are any."""
     device = make_accelerator(config.teacher_train).device
-    checkpoint = out / "teacher.pt" if out is not None else None
+    checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)
     workers = config.data.workers
     trainer = Trainer(
         student=detector,
@@ -80,7 +79,5 @@ def train_alone(
             evaluate_detector(model, data.source, data.shown, device, workers=workers).score
         ),
         checkpoint=checkpoint,
-        run=fingerprint(config),
     )
-    resume = resume and checkpoint is not None and checkpoint.is_file()
     return fit(trainer, reporter or Reporter(), "teacher", metric="ap", resume=resume)

@@ -6,7 +6,6 @@
 folder. The steps themselves belong to the task: :mod:`outgrow.training.task`.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +15,14 @@ import torch
 from torch import nn
 
 from outgrow.knowledge import Rectifier
+from outgrow.machine.files import sealed, write_atomically
 from outgrow.objective import Objective, preset
 from outgrow.run.tasks import task_of
-from outgrow.teacher.cache import CachedTeacher
+from outgrow.teacher.cache import CachedTeacher, digest
 from outgrow.training.acceleration import make_accelerator
-from outgrow.training.checkpoint import fingerprint
 from outgrow.training.config import Config, build_config, settle
-from outgrow.training.fitting import fit
+from outgrow.training.fitting import fit, machine_facts, student_checkpoint
+from outgrow.training.folder import open_folder, write_config
 from outgrow.training.meter import EpochRecord
 from outgrow.training.processes import is_main, process_group
 from outgrow.training.progress import Reporter
@@ -38,6 +38,7 @@ def distill(
     teacher: nn.Module | None = None,
     student: nn.Module | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Distil a teacher into a student as ``config`` says and return the record of the run.
@@ -46,13 +47,14 @@ def distill(
     defaults. ``teacher`` and ``student`` may be modules of your own (RGB images in [0, 1] to logits) in
     place of the names in it; they are moved to the device and, the student, trained in place. With
     ``config.out`` the run folder is written: ``config.yaml``, ``record.json``, ``student.safetensors``,
-    ``index.html``, ``curves.png``, and a checkpoint that ``resume`` continues from.
+    ``index.html``, ``curves.png``, and a checkpoint that ``resume`` continues from. A folder that holds a run is
+    refused without ``resume`` or ``overwrite``.
 
     ``ValueError`` for what does not fit together; :class:`outgrow.training.guard.NonFiniteLoss` if training
     diverges.
     """
     started = time.time()
-    run = start(config, resume=resume, reporter=reporter)
+    run = start(config, resume=resume, overwrite=overwrite, reporter=reporter)
     task = task_of(run.config.data.source)
     parts = assemble(run, task, teacher, student)
     before = task.before_training(run, parts)
@@ -85,16 +87,18 @@ def start(
     config: Config | Mapping[str, Any] | None,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> RunContext:
-    """The conditions of a run: its resolved configuration, its device, and its folder with ``config.yaml``."""
+    """The conditions of a run: its resolved configuration, its device, and its folder."""
     config = settle(config if isinstance(config, Config) else build_config(config or {}))
     device = make_accelerator(config.train).device
     report = (reporter if is_main() else None) or Reporter()
     out = Path(config.out) if config.out else None
+    if config.out == "" or (resume and out is None):
+        raise ValueError(f"--out: needs the folder of a run, got {config.out!r}; name one.")
     if out is not None and is_main():
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(config.to_yaml())
+        open_folder(out, config, resume=resume, overwrite=overwrite)
     return RunContext(config, device, report, out, resume)
 
 
@@ -171,14 +175,23 @@ def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord],
         config=run.config.train,
         ask=task.ask(run.config),
         evaluate=score,
-        checkpoint=run.out / "checkpoint.pt" if run.out else None,
-        run=fingerprint(run.config),
+        checkpoint=None
+        if run.out is None
+        else student_checkpoint(run.out, run.config, _facts(task, run, parts), run.report),
     )
     run.report.note(f"student {task.describe(parts)}, {run.config.train.epochs} epochs")
     history = fit(trainer, run.report, "student", metric=task.metric, resume=run.resume)
     if not last:  # resumed after the last epoch
         score(parts.student)
     return history, last[0]
+
+
+def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
+    """What the student's training depends on besides its configuration."""
+    data = task.data_record(run, parts.data)
+    taught = parts.taught.module
+    teacher = "none" if parts.teacher is None else digest(getattr(taught, "uncached", taught))
+    return {**machine_facts(data.fingerprint), "classes": ", ".join(data.classes), "teacher": teacher}
 
 
 def write_folder(out: Path, task: Task, record: RunRecord, parts: Parts) -> None:
@@ -188,7 +201,8 @@ def write_folder(out: Path, task: Task, record: RunRecord, parts: Parts) -> None
     task.save_student(parts.student, out / "student.safetensors")
     draw_curves(record, out / "curves.png")
     task.write_page(out / "index.html", record, parts)
-    (out / "record.json").write_text(json.dumps(record.as_dict(), indent=1))
+    write_config(out, record.config)
+    write_atomically(out / "record.json", sealed(record.as_dict()))
 
 
 def fill_cache(

@@ -143,12 +143,17 @@ class CachedTeacher(BaseTeacher):
     ``index``, the teacher itself answers. Its features are those that the cache keeps, and no others.
     """
 
-    def __init__(self, teacher: nn.Module, cache: TeacherCache, *, write: bool = True) -> None:
+    def __init__(self, teacher: BaseTeacher, cache: TeacherCache, *, write: bool = True) -> None:
         super().__init__()
         self.teacher, self.cache, self.write = teacher, cache, write
         self.epoch: int | None = None
         self.held: dict[str, np.memmap] = {}
         self.parts: dict[str, np.memmap] = {}
+
+    @property
+    def uncached(self) -> BaseTeacher:
+        """The teacher whose outputs are kept."""
+        return self.teacher
 
     def at(self, epoch: int | None) -> None:
         """From now on views are those of ``epoch``; None ends the last one."""
@@ -177,11 +182,16 @@ class CachedTeacher(BaseTeacher):
                 said = {name: value.to(images.device).float() for name, value in rows.items()}
                 return Outputs(said.pop(LOGITS), said)
         outputs: Outputs = self.teacher(images, index=index)
-        said = {name: outputs.features[name] if name else outputs.logits for name in self.cache.shapes}
+        values = {name: outputs.features[name] if name else outputs.logits for name in self.cache.shapes}
+        halves = {
+            name: to_half(value) if name == LOGITS else feature_half(value, name)
+            for name, value in values.items()
+        }
         for name, part in self.parts.items():
-            value = said[name]
-            part[at] = (to_half(value) if name == LOGITS else feature_half(value, name)).cpu().numpy()
-        return Outputs(said.pop(LOGITS), said)
+            part[at] = halves[name].cpu().numpy()
+        # what a later pass reads, and a resumed one: the first pass must not see more digits
+        rounded = {name: half.float() for name, half in halves.items()}
+        return Outputs(rounded.pop(LOGITS), rounded)
 
 
 def feature_half(feature: Float[Tensor, "rows *shape"], name: str) -> Float16[Tensor, "rows *shape"]:

@@ -1,60 +1,178 @@
-"""An interrupted run goes on where its last epoch ended. The teacher is never in here."""
+"""An interrupted training continues where its last checkpoint was written.
+
+A checkpoint carries a checksum and the identity of its run. It is written beside the one before, which is
+kept and used where the newer one is damaged.
+"""
 
 import hashlib
-import os
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
-from outgrow.training.config import Config
+from outgrow.machine.files import digest, write_atomically
+from outgrow.training.config import Config, known_fields
 
-FORMAT = 1
+MAGIC = b"outgrow checkpoint 2\n"
+
+MAY_CHANGE = frozenset(
+    {
+        "out",
+        "recipe",
+        "data.workers",
+        "train.epochs",
+        "train.eval_every",
+        "train.checkpoint_steps",
+        *(
+            f"{section}.{name}"
+            for section in ("train", "teacher_train")
+            for name in ("device", "keep_memory")
+        ),
+        "teacher_train.eval_every",
+        "teacher_train.checkpoint_steps",
+    }
+)
+"""Fields that a resumed run may have otherwise: they change no number of the epochs that are done."""
+NOTED = ("version", "threads", "processes")
+"""Facts that may differ, with a line: the numbers may then round otherwise."""
 
 
-def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` (state dicts, numbers, strings) and the random state, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        torch.save({"format": FORMAT, "random": random, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint must agree with to be continued: the configuration, and facts by name.
 
-
-def load_checkpoint(path: str | Path, *, run: str) -> dict[str, Any]:
-    """What :func:`save_checkpoint` wrote, after restoring the random state.
-
-    ``run`` identifies the configuration; a checkpoint of another is refused.
+    ``sections`` are the parts of the configuration that matter (a teacher does not depend on the student).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"--resume: needs a checkpoint, got none at {path}; start the run without --resume.")
+
+    config: Config
+    facts: Mapping[str, str] = field(default_factory=dict)
+    sections: tuple[str, ...] = ("data", "teacher", "student", "method", "train", "teacher_train", "seed")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file of one training, and the one before it."""
+
+    path: Path
+    identity: Identity
+    note: Callable[[str], None] = lambda text: None
+
+    @property
+    def previous(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}.previous{self.path.suffix}")
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write ``state`` (state dicts, numbers, strings) and the random state, whole or not at all."""
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        buffer = io.BytesIO()
+        identity = {
+            "config": self.identity.config.model_dump(mode="json"),
+            "facts": dict(self.identity.facts),
+        }
+        torch.save({"random": random, "identity": identity, **state}, buffer)
+        payload = buffer.getvalue()
+        content = MAGIC + digest([payload]) + payload
+
+        def write(part: Path) -> None:
+            part.write_bytes(content)
+            if self.path.is_file():
+                self.path.replace(self.previous)
+
+        write_atomically(self.path, write)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last state that is whole, with the random state restored; None where none was written yet.
+
+        ``ValueError`` where all are damaged, or where the run is another: with each difference.
+        """
+        there = [path for path in (self.path, self.previous) if path.is_file()]
+        for path in there:
+            state = _read(path)
+            if state is None:
+                self.note(f"checkpoint: {path} is damaged" + self._instead(path, there))
+                continue
+            self._check(state.get("identity", {}), path)
+            torch.set_rng_state(state["random"]["cpu"])
+            if "cuda" in state["random"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state(state["random"]["cuda"])
+            return state
+        if there:
+            raise ValueError(
+                f"--resume: needs a whole checkpoint, got {' and '.join(map(str, there))}, which cannot be read; delete "
+                "what is damaged to start again from the first epoch, or give another --out."
+            )
+        return None
+
+    def _instead(self, path: Path, there: list[Path]) -> str:
+        last = path == there[-1]
+        return "" if last else f"; continuing from the one before it, {self.previous.name}"
+
+    def _check(self, stored: Mapping[str, Any], path: Path) -> None:
+        saved = Config.model_validate(known_fields(stored.get("config", {})))
+        differences = differing_fields(saved, self.identity.config, self.identity.sections)
+        facts = stored.get("facts", {})
+        for name, value in self.identity.facts.items():
+            if name not in facts or facts[name] == value:
+                continue
+            if name in NOTED:
+                self.note(
+                    f"checkpoint: {name} was {facts[name]} and is {value}; numbers may round otherwise than in one go"
+                )
+            else:
+                differences.append(f"{name} (was {facts[name]}, is {value})")
+        if differences:
+            raise ValueError(
+                f"--resume: needs the run that {path} belongs to, got another in {', '.join(differences)}; set "
+                "these as they were (OUT/config.yaml), or give another --out."
+            )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint; None where it is damaged or no checkpoint of ours."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"--resume: needs a whole checkpoint, got one at {path} that cannot be read ({type(error).__name__}); "
-            "delete it and start again."
-        ) from error
-    if state.get("format") != FORMAT or state.get("run") != run:
-        raise ValueError(
-            f"--resume: needs the checkpoint of this configuration, got another one at {path}; "
-            "rerun with OUT/config.yaml as it was, or choose another --out."
-        )
-    torch.set_rng_state(state["random"]["cpu"])
-    if "cuda" in state["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["random"]["cuda"])
-    return state
+        content = path.read_bytes()
+        start = len(MAGIC) + hashlib.sha256().digest_size
+        stated, payload = content[len(MAGIC) : start], content[start:]
+        if not content.startswith(MAGIC) or stated != digest([payload]):
+            return None
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception:  # whatever torch makes of it
+        return None
+    return state if isinstance(state, dict) else None
+
+
+def differing_fields(saved: Config, now: Config, sections: tuple[str, ...]) -> list[str]:
+    """The fields of ``sections`` that differ and may not, as ``train.lr (was 0.1, is 0.05)``."""
+    found = []
+    for name in sections:
+        here, there = getattr(now, name), getattr(saved, name)
+        found += _differences(name, there, here)
+    return found
+
+
+def _differences(name: str, saved: Any, now: Any) -> list[str]:
+    if isinstance(now, BaseModel) and isinstance(saved, BaseModel):
+        return [
+            line
+            for field_name in type(now).model_fields
+            for line in _differences(
+                f"{name}.{field_name}", getattr(saved, field_name), getattr(now, field_name)
+            )
+        ]
+    if saved == now or name in MAY_CHANGE:
+        return []
+    if name == "teacher.cache" and saved is not None and now is not None:
+        return []  # another place; with or without one the teacher's outputs round otherwise
+    return [f"{name} (was {saved}, is {now})"]
 
 
 def fingerprint(config: Config) -> str:
-    """The identity of a run: its configuration without where it is written."""
+    """The identity of a configuration, without where it is written."""
     text = config.model_copy(update={"out": None}).model_dump_json()
     return hashlib.sha256(text.encode()).hexdigest()[:16]

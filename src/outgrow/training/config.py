@@ -129,6 +129,9 @@ class TrainConfig(_Section):
     max_steps: int | None = Field(None, ge=1)
     """Stop each epoch after so many steps: for trying out, and said in the record."""
     eval_every: int = Field(1, ge=1)
+    """Epochs between evaluations on the test images; the last one is always evaluated."""
+    checkpoint_steps: int = Field(1000, ge=1)
+    """Steps between checkpoints inside an epoch: what a kill can cost. One is written after every epoch, too."""
 
     @model_validator(mode="after")
     def _one_kind_of_fusion(self) -> "TrainConfig":

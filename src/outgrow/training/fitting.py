@@ -1,10 +1,43 @@
-"""A trainer run to its end, with progress told to a reporter."""
+"""A trainer run to its end, with its progress reported and its state kept."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
+import torch
+import torch.distributed as dist
+
+from outgrow import __version__
+from outgrow.training.checkpoint import Checkpoint, Identity
+from outgrow.training.config import Config
 from outgrow.training.meter import EpochRecord
+from outgrow.training.processes import process_group
 from outgrow.training.progress import Reporter
 from outgrow.training.trainer import Trainer
+
+
+def teacher_checkpoint(
+    out: Path, config: Config, data_fingerprint: str, report: Reporter | None = None
+) -> Checkpoint:
+    """Where the training of a run's teacher is kept. It does not depend on the student or the method."""
+    identity = Identity(config, machine_facts(data_fingerprint), ("data", "teacher", "teacher_train", "seed"))
+    return Checkpoint(out / "teacher.pt", identity, (report or Reporter()).note)
+
+
+def student_checkpoint(out: Path, config: Config, facts: Mapping[str, str], report: Reporter) -> Checkpoint:
+    """Where the training of a run's student is kept; ``facts`` are those of the data and of the teacher."""
+    return Checkpoint(out / "checkpoint.pt", Identity(config, facts), report.note)
+
+
+def machine_facts(data_fingerprint: str) -> dict[str, str]:
+    """What a training depends on besides its configuration."""
+    group = process_group()
+    return {
+        "data": data_fingerprint,
+        "version": __version__,
+        "threads": str(torch.get_num_threads()),
+        "processes": str(1 if group is None else dist.get_world_size(group)),
+    }
 
 
 def fit(

@@ -1,7 +1,8 @@
 """What an epoch measured: sums on the device, read once an epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,9 +36,16 @@ def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord:
 class Meter:
     """Sums of loss, terms and statistics over the rows of an epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> None:
         self.sums: dict[tuple[str, str], Tensor] = {}
         self.rows = 0
+        if state:
+            self.rows = state["rows"]
+            self.sums = {(kind, name): value.to(device) for kind, name, value in state["sums"]}
+
+    def state(self) -> dict[str, Any]:
+        """What :class:`Meter` continues from, for a checkpoint."""
+        return {"rows": self.rows, "sums": [(kind, name, v.clone()) for (kind, name), v in self.sums.items()]}
 
     def add(self, result: ObjectiveResult, rows: int) -> None:
         """Count one step of ``rows`` rows. Nothing is read from the device."""

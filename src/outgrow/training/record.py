@@ -8,7 +8,6 @@ Layout 2 has ``version``. Records without it are layout 1; the oldest of those h
 epochs say ``top1`` for ``score``.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
+from outgrow.machine.files import unsealed
 from outgrow.training.config import Config, known_fields
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import MEASURES
@@ -261,12 +261,16 @@ def read_record(path: str | Path) -> RunRecord:
     """The record in a file. ``ValueError`` with what is wrong where it is none, or of a later version."""
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
         raise ValueError(
             f"report: needs a run's record.json, got {path}, which cannot be read ({error}); rerun the run with its "
             "config.yaml."
         ) from None
+    try:
+        content = unsealed(text, where=str(path))
+    except ValueError as error:
+        raise ValueError(f"report: {error}") from None
     return parse_record(content, where=str(path))
 
 

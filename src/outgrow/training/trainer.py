@@ -6,8 +6,7 @@ seed, epoch and sample alone. What the student learns is the rectifier's and the
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,12 +18,23 @@ from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
 from outgrow.teacher import BaseTeacher
 from outgrow.training.acceleration import fast_steps, make_accelerator, place
-from outgrow.training.checkpoint import load_checkpoint, save_checkpoint
+from outgrow.training.checkpoint import Checkpoint
 from outgrow.training.config import TrainConfig, settled
 from outgrow.training.guard import Guard
 from outgrow.training.lesson import Ask, Batches, Samples
 from outgrow.training.meter import EpochRecord, Meter
 from outgrow.training.optimizer import lr_factor, make_optimizer
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Where a training is: the epochs that are done, and of the one under way the steps, images and seconds."""
+
+    history: list[EpochRecord] = field(default_factory=list)
+    step: int = 0
+    done: int = 0
+    seconds: float = 0.0
+    meter: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -34,7 +44,7 @@ class Trainer:
     ``ask`` gets the answers of both networks for a batch: ``outgrow.classification.Classify`` for images.
     ``evaluate(student)`` returns the run's metric (top-1, or box AP, in percent) after an epoch.
     ``on_step(epoch, images done)`` and ``on_epoch(record)`` report. With ``checkpoint`` the state is saved
-    after every epoch under the identity ``run``.
+    after every epoch, and inside one every ``config.checkpoint_steps`` steps.
     """
 
     student: nn.Module
@@ -47,8 +57,7 @@ class Trainer:
     evaluate: Callable[[nn.Module], float] | None = None
     on_step: Callable[[int, int], None] | None = None
     on_epoch: Callable[[EpochRecord], None] | None = None
-    checkpoint: Path | None = None
-    run: str = ""
+    checkpoint: Checkpoint | None = None
     accelerator: Accelerator | None = None
 
     def fit(self, *, resume: bool = False) -> list[EpochRecord]:
@@ -83,14 +92,17 @@ class Trainer:
             "optimizer": optimizer,
             "scheduler": scheduler,
         }
-        history = self._restore(stateful) if resume else []
+        if accelerator.scaler is not None:
+            stateful["scaler"] = accelerator.scaler
+        state = self._restore(stateful) if resume else _Progress()
+        history = state.history
         for epoch in range(len(history), config.epochs):
-            start = time.perf_counter()
+            start = time.perf_counter() - state.seconds
             self.teacher.at(epoch)
             student.train()
             objective.train()
-            meter, done, lr = Meter(), 0, 0.0
-            for step, batch in enumerate(self._batches(epoch)):
+            meter, done, lr = Meter(state.meter, accelerator.device), state.done, 0.0
+            for step, batch in enumerate(self._batches(epoch, state.step), start=state.step):
                 progress = epoch / config.epochs
                 if config.progress == "step":
                     progress = (epoch * self._steps() + step) / total_steps
@@ -107,12 +119,17 @@ class Trainer:
                 done += len(batch.images)
                 if self.on_step is not None:
                     self.on_step(epoch, done)
+                if (step + 1) % config.checkpoint_steps == 0 and step + 1 < self._steps():
+                    guard.read()
+                    spent = time.perf_counter() - start
+                    now = _Progress(history, step + 1, done, spent, meter.state())
+                    self._save(accelerator, stateful, now)
+            state = _Progress(history)
             guard.read()
             self.teacher.at(None)
             seconds = time.perf_counter() - start
             history.append(self._record(epoch, meter, accelerator, done, seconds, lr))
-            if accelerator.is_main_process:
-                self._save(stateful, history)
+            self._save(accelerator, stateful, state)
             if self.on_epoch is not None:
                 self.on_epoch(history[-1])
         return history
@@ -133,26 +150,32 @@ class Trainer:
     def _steps(self) -> int:
         return min(len(self.loader), self.config.max_steps or len(self.loader))
 
-    def _batches(self, epoch: int) -> Iterator[Any]:
+    def _batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """The batches of an epoch from step ``start`` on."""
         batches = self.loader.epoch(epoch)
-        for _ in range(self._steps()):
-            yield next(batches)
+        for step in range(self._steps()):
+            batch = next(batches)
+            if step >= start:
+                yield batch
 
-    def _restore(self, stateful: dict[str, Any]) -> list[EpochRecord]:
-        """Load the checkpoint into what has state; the epochs it has seen."""
-        if self.checkpoint is None:
-            return []
-        state = load_checkpoint(self.checkpoint, run=self.run)
+    def _restore(self, stateful: dict[str, Any]) -> _Progress:
+        """Load the checkpoint into what has state. Where none was written yet, training starts."""
+        state = None if self.checkpoint is None else self.checkpoint.load()
+        if state is None:
+            return _Progress()
         for name, holder in stateful.items():
             holder.load_state_dict(state[name])
-        return [EpochRecord(**record) for record in state["history"]]
+        progress = _Progress(**state["progress"])
+        return replace(progress, history=[EpochRecord(**record) for record in state["history"]])
 
-    def _save(self, stateful: dict[str, Any], history: list[EpochRecord]) -> None:
-        if self.checkpoint is not None:
-            state = {name: holder.state_dict() for name, holder in stateful.items()}
-            save_checkpoint(
-                self.checkpoint, {**state, "history": [asdict(r) for r in history], "run": self.run}
-            )
+    def _save(self, accelerator: Accelerator, stateful: dict[str, Any], progress: _Progress) -> None:
+        if self.checkpoint is None or not accelerator.is_main_process:
+            return
+        state = {name: holder.state_dict() for name, holder in stateful.items()}
+        where = {**asdict(replace(progress, history=[])), "meter": progress.meter}
+        self.checkpoint.save(
+            {**state, "history": [asdict(record) for record in progress.history], "progress": where}
+        )
 
     def _record(
         self,

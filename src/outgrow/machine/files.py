@@ -1,0 +1,166 @@
+"""Files that are whole or not there, and that show damage.
+
+write_atomically    temporary file, fsync, rename; the umask's mode
+sealed, unsealed    JSON with a checksum of itself
+tensors_checksum    of a state dict and its metadata
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHECKSUM = "checksum"
+"""The key of a file's own checksum."""
+
+
+class NotWritten(OSError):
+    """A file could not be written: a full disk, a read-only folder. What stood there before is still there."""
+
+
+def write_atomically(path: str | Path, content: bytes | str | Callable[[Path], None]) -> None:
+    """Write ``content`` to ``path``: whole, or not at all.
+
+    A function gets the path of a temporary file beside ``path`` and writes that. :class:`NotWritten` says why
+    nothing was written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if callable(content):
+            content(part)
+        else:
+            part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.chmod(part, 0o666 & ~_umask())
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise NotWritten(
+            error.errno,
+            f"needs to write {path}, got {error.strerror or error}; free some room or make the folder writable",
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, *, what: str, room: int = 0) -> None:
+    """``ValueError`` where ``folder`` cannot be made, cannot be written, or has less than ``room`` bytes free.
+
+    ``what`` is the option that named it.
+    """
+    import shutil
+
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{what}: needs a folder, got the file {folder}; name another.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / ".outgrow-test", b"test")
+        (folder / ".outgrow-test").unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"{what}: needs a folder that can be written, got {folder} ({reason}); name another or change its rights."
+        ) from None
+    free = shutil.disk_usage(folder).free
+    if free < room:
+        raise ValueError(
+            f"{what}: needs about {room / 2**20:,.0f} MiB, got {free / 2**20:,.0f} MiB free at {folder}; free some room "
+            "or name a folder on another disk."
+        )
+
+
+def finite(content: Any) -> Any:
+    """``content`` for JSON, with None for numbers that are not finite: JSON has none.
+
+    >>> finite({"nll": float("nan"), "top1": 50.0})
+    {'nll': None, 'top1': 50.0}
+    """
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {str(key): finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return content
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """``content`` as JSON with a checksum of itself."""
+    body = {key: value for key, value in finite(content).items() if key != CHECKSUM}
+    return json.dumps({**body, CHECKSUM: _json_checksum(body)}, indent=1, allow_nan=False) + "\n"
+
+
+def unsealed(text: str, *, where: str) -> dict[str, Any]:
+    """What :func:`sealed` wrote, without its checksum. JSON without one is taken as it is: older versions wrote none.
+
+    ``ValueError`` for text that is no JSON object, or that was changed since it was written.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"needs JSON, got {where}, which cannot be read ({error}); restore the file."
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"needs a JSON object, got {type(content).__name__} in {where}; restore the file.")
+    stated = content.pop(CHECKSUM, None)
+    if stated is not None and stated != _json_checksum(content):
+        raise ValueError(
+            f"needs the file as it was written, got {where}, which was changed or damaged since (its checksum differs); "
+            f"restore it, or remove its {CHECKSUM!r} if the change is yours."
+        )
+    return content
+
+
+def _json_checksum(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def tensors_checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Of names, types, shapes and bytes of all tensors, and of ``metadata`` but its own checksum."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    body = {key: value for key, value in metadata.items() if key != CHECKSUM}
+    total.update(json.dumps(body, sort_keys=True).encode())
+    return total.hexdigest()[:32]
+
+
+def digest(parts: Iterable[bytes]) -> bytes:
+    """SHA-256 of ``parts`` in order."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.digest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself on disk, where the system can do that."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
