@@ -10,7 +10,7 @@ https://arxiv.org/abs/1805.09501, table 6. Left out: equalise. Shifts are in sha
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -60,16 +60,16 @@ def randaugment(
     magnitude: float,
 ) -> Float32[Tensor, "n 3 height width"]:
     """Each image after two operations drawn for it, at ``magnitude`` (0 to 10), in steps of 1 / 255."""
-    kinds = [partial(kind, sign=sign) for kind in operations(magnitude).values() for sign in (1, -1)]
+    kinds = list(operations(magnitude).values())
     streams = [Stream.RANDAUGMENT + k for k in range(2 * NUM_OPERATIONS)]
     random = bits(seed, epoch, index.cpu(), streams)  # groups are cut on the host
     pixels = (images * 255).round_().to(torch.uint8)
     for operation, sign in zip(random[::2], random[1::2], strict=True):
-        drawn = 2 * as_integers(operation, high=len(kinds) // 2) + (as_uniform(sign) < 0.5).to(torch.int64)
+        drawn = 2 * as_integers(operation, high=len(kinds)) + (as_uniform(sign) < 0.5).to(torch.int64)
         order = drawn.argsort().to(pixels.device)
-        groups = pixels[order].split(drawn.bincount(minlength=len(kinds)).tolist())
+        groups = pixels[order].split(drawn.bincount(minlength=2 * len(kinds)).tolist())
         pixels[order] = torch.cat(
-            [kind(group) if len(group) else group for kind, group in zip(kinds, groups, strict=True)]
+            [kinds[k // 2](group, 1 - 2 * (k % 2)) if len(group) else group for k, group in enumerate(groups)]
         )
     return to_float(pixels)
 
