@@ -47,8 +47,6 @@ class LoadReport:
     """The file's name, after prefixes, to the network's, where they differ."""
     missing: tuple[str, ...]
     """What the network has and the file has not, or not in this shape."""
-    unexpected: tuple[str, ...]
-    """What the file has and the network has not; the file's names."""
     head: Literal["loaded", "rebuilt", "new"]
     """``rebuilt`` to the file's number of classes (teacher), or left ``new`` (student)."""
     num_classes: int | None
@@ -71,8 +69,6 @@ class LoadReport:
             lines.append(f"  head {fate}; the file has {self.num_classes or 'no'} classes")
         if self.missing:
             lines.append(f"  missing {len(self.missing)}: {_few(self.missing)}")
-        if self.unexpected:
-            lines.append(f"  unexpected {len(self.unexpected)}: {_few(self.unexpected)}")
         if facts := ", ".join(key for key in self.metadata if key != "format"):
             lines.append(f"  the file also says: {facts}")
         return "\n".join(lines)
@@ -146,7 +142,6 @@ def load_weights(network: Network, path: str | Path, *, role: Role) -> LoadRepor
         loaded=tuple(loaded),
         renamed={old: new for old, new in renamed.items() if new in loaded},
         missing=tuple(sorted(left)),
-        unexpected=(),
         head=head,
         num_classes=file_classes,
         metadata=metadata,
