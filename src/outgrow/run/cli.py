@@ -35,12 +35,15 @@ Sets = Annotated[
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the page and the records")] = Path("outgrow-demo"),
     seeds: Annotated[int, typer.Option(min=2, help="students of each method")] = 3,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace runs of other versions in --out")
+    ] = False,
 ) -> None:
     """The main job on real handwritten digits: teacher, five kinds of students, a table and a page."""
     from outgrow.run.demo import run_demo
     from outgrow.training.progress import make_reporter
 
-    run_demo(out, seeds=seeds, reporter=make_reporter())
+    run_demo(out, seeds=seeds, overwrite=overwrite, reporter=make_reporter())
 
 
 @app.command()
