@@ -36,7 +36,7 @@ def draw_curves(record: Run, path: str | Path) -> None:
     with new_figure(sum(widths), HEIGHT) as figure:
         left = 60.0
         for (lines, levels, ceiling, texts), width in zip(plots, widths, strict=True):
-            axis = add_axis(figure, left, left + WIDTH, 40, HEIGHT - 46)
+            axis = add_axis(figure, left, left + WIDTH, 40.0, HEIGHT - 46)
             draw_lines(axis, lines, levels, ceiling=ceiling)
             axis.set(xlabel="epoch", **texts)
             left += width

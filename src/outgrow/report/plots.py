@@ -80,16 +80,18 @@ STYLE = {
     "ytick.major.size": 0,
     "ytick.major.pad": 8,
 }
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no page may have."""
 _SETTINGS = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line and, over several seeds, the band around it: ``(x, low, high)``. ``colour`` is of the palette."""
+    """A line and, over several seeds, the band around it: ``(epoch, low, high)``. ``colour`` is of the palette."""
 
     label: str
-    points: Sequence[tuple[float, float]]
-    band: Sequence[tuple[float, float, float]] = ()
+    points: Sequence[tuple[int, float]]
+    band: Sequence[tuple[int, float, float]] = ()
     colour: str = "s0"
     lead: bool = False
     """The line that is looked for first: it is thicker."""
@@ -155,12 +157,13 @@ def line_plot(
         return None
     ends = [f"{one.label} {significant(one.points[-1][1])}" for one in series]
     ends += [f"{level.label} {level.value:.2f} across" for level in levels]
+    named: list[Series | Level] = [*series, *levels]
     said = f"Line plot by epoch. At the end: {', '.join(ends)}."
 
     def drawn(kind: str, width: float, height: float) -> Markup:
         with new_figure(width, height) as figure:
-            beside = names_width([*series, *levels]) if kind == "wide" else 10.0
-            axis = add_axis(figure, 46, width - beside, 14, height - 42)
+            beside = names_width(named) if kind == "wide" else 10.0
+            axis = add_axis(figure, 46.0, width - beside, 14.0, height - 42)
             draw_lines(axis, series, levels, ceiling=ceiling, names=kind == "wide")
             axis.set_xlabel("epoch", labelpad=4)
             return inline_svg(figure, kind, f"{name}-{kind}", title, said)
@@ -168,7 +171,7 @@ def line_plot(
     return Plot(
         drawn("wide", WIDE, 380.0),
         drawn("narrow", NARROW, 300.0),
-        [(one.label, one.colour) for one in [*series, *levels]],
+        [(one.label, one.colour) for one in named],
     )
 
 
@@ -256,7 +259,7 @@ def _dot_plot(kind: str, effects: Sequence[Effect], name: str, title: str, said:
     height = 8 + row * len(effects) + 46
     with new_figure(width, height) as figure:
         left, right = (names_width(effects), width - 160.0) if wide else (12.0, width - 12.0)
-        axis = add_axis(figure, left, right, 8, height - 46)
+        axis = add_axis(figure, left, right, 8.0, height - 46)
         axis.set_ylim(row * len(effects), 0)
         axis.set_xlim(*_dot_range(effects))
         axis.xaxis.set_major_locator(round_ticks())
@@ -361,19 +364,19 @@ def inline_svg(figure: Any, kind: str, name: str, title: str, said: str) -> Mark
     file = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=metadata)
-    root = ElementTree.fromstring(file.getvalue())
+    root = ElementTree.fromstring(_NO_XML.sub(" ", file.getvalue()))
     root.remove(root[0])  # rules for every element: in a page they would be for the page's, too
     svg = {"class": f"plot {kind}", "viewBox": root.attrib["viewBox"], "role": "img"}
     svg |= {"aria-labelledby": f"{name}-title", "aria-describedby": f"{name}-said"}
     svg |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
     root.attrib = svg
-    for element in root.iter():
+    for element in list(root.iter()):
         _settle(element, name)
     for tag, text in (("desc", said), ("title", title)):
         element = ElementTree.Element(tag, id=f"{name}-{tag.replace('desc', 'said')}")
         element.text = text
         root.insert(0, element)
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
+    return Markup(_NO_XML.sub(" ", ElementTree.tostring(root, encoding="unicode")))
 
 
 def _settle(element: ElementTree.Element, name: str) -> None:
