@@ -9,9 +9,8 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
+from outgrow.report.palette import LIGHT, PALETTE
 from outgrow.report.plots import (
-    LIGHT,
-    PALETTE,
     Effect,
     Level,
     Series,

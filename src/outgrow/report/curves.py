@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from outgrow.report.plots import COLOURS as COLOURS
+from outgrow.report.palette import COLOURS as COLOURS
+from outgrow.report.palette import colour
 from outgrow.report.plots import (
     Level,
     Series,
     add_axis,
-    colour,
     draw_lines,
     names_width,
     new_figure,
