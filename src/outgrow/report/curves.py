@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from outgrow.report.plots import COLOURS as COLOURS
+from outgrow.report.palette import COLOURS as COLOURS
+from outgrow.report.palette import colour
 from outgrow.report.plots import (
     Level,
     Series,
     add_axis,
-    colour,
     draw_lines,
     names_width,
     new_figure,
@@ -36,7 +36,7 @@ def draw_curves(record: Run, path: str | Path) -> None:
     with new_figure(sum(widths), HEIGHT) as figure:
         left = 60.0
         for (lines, levels, ceiling, texts), width in zip(plots, widths, strict=True):
-            axis = add_axis(figure, left, left + WIDTH, 40, HEIGHT - 46)
+            axis = add_axis(figure, left, left + WIDTH, 40.0, HEIGHT - 46)
             draw_lines(axis, lines, levels, ceiling=ceiling)
             axis.set(xlabel="epoch", **texts)
             left += width
@@ -45,7 +45,7 @@ def draw_curves(record: Run, path: str | Path) -> None:
 
 def score_lines(record: RunRecord) -> list[Series]:
     """The student's score by epoch."""
-    scores = record.epoch_scores
+    scores = [(float(epoch), score) for epoch, score in record.epoch_scores]
     return [Series("student", scores, lead=True)] if scores else []
 
 

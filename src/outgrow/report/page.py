@@ -8,7 +8,8 @@ from typing import Any
 
 from outgrow.data import Split
 from outgrow.report import parts, words
-from outgrow.report.plots import Effect, Plot, Series, colour, dot_plot, line_plot, short, teacher_levels
+from outgrow.report.palette import colour
+from outgrow.report.plots import Effect, Plot, Series, dot_plot, line_plot, short, teacher_levels
 from outgrow.report.statistics import Difference, paired, summarize
 from outgrow.report.table import NO_TEACHER, AnyRecords, Records, Row, Table, parse_records
 from outgrow.training.record import Metric, RunRecord

@@ -15,8 +15,8 @@ from markupsafe import Markup, escape
 from torch import Tensor
 
 from outgrow.data import Split
+from outgrow.report.palette import PALETTE
 from outgrow.report.pictures import Picture, picture
-from outgrow.report.plots import PALETTE
 from outgrow.training.config import TrainConfig
 from outgrow.training.record import DataRecord, RunRecord, TeacherRecord
 

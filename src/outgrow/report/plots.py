@@ -4,46 +4,23 @@
     dot_plot(effects, name=..., title=...)            # differences by seed, for a page
     draw_lines(axis, series, levels)                  # the same lines on an axis of a picture
 
-A page shows a plot as inline SVG: text stays text, and a colour is a variable of the style sheet, so that light
-and dark apply. There is a wide and a narrow version, so that text is as large on a phone as on a desk. Lengths
-are in points of matplotlib, which are the SVG's user units: about a pixel each.
+A page has a wide and a narrow version of a plot, so that text is as large on a phone as on a desk. Lengths are in
+points, which are the SVG's units: about a pixel each.
 """
 
-import io
-import json
 import math
-import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-PALETTE = {
-    "paper": ("#ffffff", "#15181a"),
-    "ink": ("#1b1e21", "#e6e8ea"),
-    "soft": ("#5c646b", "#a3abb2"),
-    "rule": ("#d9dde0", "#363c41"),
-    "s0": ("#0b7a57", "#4fd39f"),
-    "s1": ("#0072b2", "#5fb4ee"),
-    "s2": ("#c85a00", "#f29b4c"),
-    "s3": ("#a0528a", "#dd97ca"),
-    "s4": ("#8a6d00", "#d9bd4a"),
-    "s5": ("#3a93c4", "#8fd0f2"),
-    "s6": ("#6a4fb3", "#b3a1f2"),
-    "s7": ("#b0303a", "#ff8d95"),
-    "alone": ("#5f666c", "#aeb5bb"),
-    "teacher": ("#4a4f54", "#c3c8cc"),
-    "corrected": ("#b34700", "#ffa06b"),
-}
-"""Colours by name, light and dark; ``s0`` to ``s7`` are distinct for colour-blind readers."""
-LIGHT = {name: light for name, (light, _) in PALETTE.items()}
-COLOURS = tuple(LIGHT[f"s{number}"] for number in range(8))
-_NAMES = {light: name for name, light in LIGHT.items()}
+from outgrow.report.palette import LIGHT
+from outgrow.report.svg import inline_svg, titled
+
 LINES = ("-", "--", ":", "-.")
 """For lines whose colour comes again."""
 LEVEL_DASHES = {"teacher": (0, (5, 3.5)), "corrected": (0, (1, 2))}
@@ -85,11 +62,11 @@ _SETTINGS = threading.Lock()
 
 @dataclass(frozen=True)
 class Series:
-    """A line and, over several seeds, the band around it: ``(x, low, high)``. ``colour`` is of the palette."""
+    """A line and, over several seeds, the band around it: ``(epoch, low, high)``. ``colour`` is of the palette."""
 
     label: str
-    points: Sequence[tuple[float, float]]
-    band: Sequence[tuple[float, float, float]] = ()
+    points: Sequence[tuple[int, float]]
+    band: Sequence[tuple[int, float, float]] = ()
     colour: str = "s0"
     lead: bool = False
     """The line that is looked for first: it is thicker."""
@@ -123,12 +100,7 @@ class Plot:
 
     wide: Markup
     narrow: Markup
-    legend: Sequence[tuple[str, str]] = field(default=())
-
-
-def colour(number: int) -> str:
-    """The colour of the series ``number``."""
-    return f"s{number % len(COLOURS)}"
+    legend: Sequence[tuple[str, str]] = ()
 
 
 def teacher_levels(own: float | None, corrected: float | None) -> list[Level]:
@@ -155,12 +127,13 @@ def line_plot(
         return None
     ends = [f"{one.label} {significant(one.points[-1][1])}" for one in series]
     ends += [f"{level.label} {level.value:.2f} across" for level in levels]
+    named: list[Series | Level] = [*series, *levels]
     said = f"Line plot by epoch. At the end: {', '.join(ends)}."
 
     def drawn(kind: str, width: float, height: float) -> Markup:
         with new_figure(width, height) as figure:
-            beside = names_width([*series, *levels]) if kind == "wide" else 10.0
-            axis = add_axis(figure, 46, width - beside, 14, height - 42)
+            beside = names_width(named) if kind == "wide" else 10.0
+            axis = add_axis(figure, 46.0, width - beside, 14.0, height - 42)
             draw_lines(axis, series, levels, ceiling=ceiling, names=kind == "wide")
             axis.set_xlabel("epoch", labelpad=4)
             return inline_svg(figure, kind, f"{name}-{kind}", title, said)
@@ -168,7 +141,7 @@ def line_plot(
     return Plot(
         drawn("wide", WIDE, 380.0),
         drawn("narrow", NARROW, 300.0),
-        [(one.label, one.colour) for one in [*series, *levels]],
+        [(one.label, one.colour) for one in named],
     )
 
 
@@ -252,11 +225,11 @@ def dot_plot(effects: Sequence[Effect], *, name: str, title: str, x_label: str) 
 def _dot_plot(kind: str, effects: Sequence[Effect], name: str, title: str, said: str, x_label: str) -> Markup:
     # beside the plot where there is room for names and numbers, above each line where there is not
     wide = kind == "wide"
-    width, row, dots = (WIDE, 38.0, 11.0) if wide else (NARROW, 56.0, 11.0)
+    width, row = (WIDE, 38.0) if wide else (NARROW, 56.0)
     height = 8 + row * len(effects) + 46
     with new_figure(width, height) as figure:
         left, right = (names_width(effects), width - 160.0) if wide else (12.0, width - 12.0)
-        axis = add_axis(figure, left, right, 8, height - 46)
+        axis = add_axis(figure, left, right, 8.0, height - 46)
         axis.set_ylim(row * len(effects), 0)
         axis.set_xlim(*_dot_range(effects))
         axis.xaxis.set_major_locator(round_ticks())
@@ -273,7 +246,7 @@ def _dot_plot(kind: str, effects: Sequence[Effect], name: str, title: str, said:
             axis.plot(e.mean, y, "D", color=shade, ms=7, mew=0)
             axis.plot(
                 e.values,
-                [y + dots] * len(e.values),
+                [y + 11] * len(e.values),
                 "o",
                 mfc=LIGHT["paper"],
                 mec=shade,
@@ -306,7 +279,6 @@ def _dot_range(effects: Sequence[Effect]) -> tuple[float, float]:
 def new_figure(width: float, height: float) -> Iterator[Any]:
     """A figure of that many points, drawn and saved within, in our style alone: no one else's settings apply."""
     from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # matplotlib's settings are the process's: one thread at a time, and everything is put back
@@ -314,7 +286,6 @@ def new_figure(width: float, height: float) -> Iterator[Any]:
         # a letter that matplotlib's font lacks is one that a browser's has
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(width / 72, height / 72))  # not pyplot's, whose figures are a notebook's
-        FigureCanvasAgg(figure)
         yield figure
 
 
@@ -348,78 +319,15 @@ def short(name: str) -> str:
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "\u2026"
 
 
-def titled(titles: Iterable[str]) -> str:
-    """What a pointer over each mark of a line says, in the place where :func:`inline_svg` finds it."""
-    return json.dumps(list(titles))
-
-
-def inline_svg(figure: Any, kind: str, name: str, title: str, said: str) -> Markup:
-    """A figure as an SVG element of a page, the same bytes each time.
-
-    Its ids begin with ``name``, so that no two plots of a page share one.
-    """
-    file = io.StringIO()
-    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(file, format="svg", transparent=True, metadata=metadata)
-    root = ElementTree.fromstring(file.getvalue())
-    root.remove(root[0])  # rules for every element: in a page they would be for the page's, too
-    svg = {"class": f"plot {kind}", "viewBox": root.attrib["viewBox"], "role": "img"}
-    svg |= {"aria-labelledby": f"{name}-title", "aria-describedby": f"{name}-said"}
-    svg |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
-    root.attrib = svg
-    for element in root.iter():
-        _settle(element, name)
-    for tag, text in (("desc", said), ("title", title)):
-        element = ElementTree.Element(tag, id=f"{name}-{tag.replace('desc', 'said')}")
-        element.text = text
-        root.insert(0, element)
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _settle(element: ElementTree.Element, name: str) -> None:
-    """One element as it stands in a page: no names of XML, ids of its own, the page's font and colours."""
-    old = element.attrib
-    element.tag = element.tag.rpartition("}")[2]
-    element.attrib = new = {}
-    element.tail = None
-    if element.tag != "text":
-        element.text = None
-    for key, value in old.items():
-        key = key.rpartition("}")[2]
-        if key == "id":
-            if element.tag == "g":  # nothing refers to a group
-                if value.startswith("["):
-                    _title_marks(element, json.loads(value))
-                continue
-            value = f"{name}-{value}"
-        elif key in ("href", "clip-path"):
-            value = value.replace("#", f"#{name}-")
-        elif key == "style":
-            value = re.sub("font-family: [^;]*; ", "", value)
-            value = re.sub("#[0-9a-f]{6}", lambda found: f"var(--{_NAMES[found[0]]})", value)
-        elif key in ("d", "x", "y", "width", "height"):
-            value = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}", value)
-            value = " ".join(value.split())
-        elif key == "transform" and value.startswith("rotate(-0 "):
-            continue
-        new[key] = value
-
-
-def _title_marks(line: ElementTree.Element, titles: Sequence[str]) -> None:
-    marks = [element for element in line.iter() if element.tag.endswith("use")]
-    for mark, title in zip(marks, titles, strict=bool(titles)):
-        ElementTree.SubElement(mark, "title").text = title
-
-
 def spread(places: Sequence[float], gap: float, top: float) -> list[float]:
     """Rising places between 0 and ``top``, at least ``gap`` apart, moved as little as that needs.
 
-    >>> spread([10, 50, 51, 52], 16, 100)
-    [10, 50, 66, 82]
+    >>> spread([10.0, 50.0, 51.0, 52.0], 16.0, 100.0)
+    [10.0, 50.0, 66.0, 82.0]
     """
     placed: list[float] = []
     for place in places:
-        placed.append(max(place, placed[-1] + gap) if placed else max(place, 0))
+        placed.append(max(place, placed[-1] + gap) if placed else max(place, 0.0))
     for i in range(len(placed) - 1, -1, -1):
         if placed[i] <= top:
             break
