@@ -63,7 +63,7 @@ def _settle(element: ElementTree.Element, name: str) -> None:
         elif key in ("href", "clip-path"):
             value = value.replace("#", f"#{name}-")
         elif key == "style":
-            value = re.sub("font-family: [^;]*; ", "", value)
+            value = re.sub("'DejaVu Sans'[^;]*", "var(--font)", value)
             value = re.sub("#[0-9a-f]{6}", lambda found: f"var(--{_NAMES[found[0]]})", value)
         elif key in ("d", "x", "y", "width", "height"):
             value = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}", value)
