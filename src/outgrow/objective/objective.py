@@ -7,6 +7,7 @@ with ``w_task, w_easy, w_hard`` from the schedule. A term on rows is a sum of ro
 weights; a term on images or on the whole batch gets the same weights, so that all add up.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -399,12 +400,14 @@ def _named_terms(loss: object) -> dict[str, Term]:
         loss = [Term(make_loss(call._replace(weight=1.0)), call.weight) for call in spec.parse(loss)]
     items = loss if isinstance(loss, Sequence) else [loss]
     named: dict[str, Term] = {}
+    count: Counter[str] = Counter()
     for item in items:
         for term in _named_terms(item).values() if isinstance(item, str) else [_as_term(item)]:
             base = type(term.loss).__name__.lower()
-            name = base
-            while name in named:
-                name = f"{base}_{sum(other.startswith(base) for other in named) + 1}"
+            name = ""
+            while not name or name in named:  # a class may be called KD_2
+                count[base] += 1
+                name = base if count[base] == 1 else f"{base}_{count[base]}"
             named[name] = term
     return named
 
