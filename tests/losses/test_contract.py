@@ -155,19 +155,31 @@ def test_rows_do_not_look_at_each_other(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_permuting_rows(name):
+def test_permuting_rows(name, monkeypatch):
+    """What a loss draws for a row (negatives, a mask) goes with the row, wherever it stands."""
     goal = contract.target(6)
     student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    value = contract.call(contract.loss(name), student, teacher, goal)
+    built, fresh = contract.loss(name), contract.loss(name)
+    own, drawn = torch.rand, []
+
+    def record(*shape, **options):
+        drawn.append(own(*shape, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "rand", record)
+    value = contract.call(built, student, teacher, goal)
+    assert bool(drawn) == built.draws
+    assert all(len(numbers) == 6 for numbers in drawn)
+    again = iter(drawn)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: next(again)[order])
     moved = contract.call(
-        contract.loss(name),
+        fresh,
         contract.take(student, order),
         contract.take(teacher, order),
         Target(goal.label[order], goal.index[order]),
     )
-    if LOSSES[name]().draws:  # other negatives, or another mask, for a row in another place
-        return
+    assert next(again, None) is None
     torch.testing.assert_close(moved, value[order] if value.dim() else value)
 
 

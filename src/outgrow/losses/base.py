@@ -9,7 +9,8 @@ allows, temperature and T^2 inside. Schedules, weights and reduction live in the
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -19,13 +20,48 @@ from outgrow.outputs import Outputs, Target, as_outputs, as_target
 Axis = Literal["row", "image", "batch"]
 
 
-class Fixture(NamedTuple):
-    """What a loss may look at before the first step: one dry run and the training labels."""
+@dataclass(frozen=True)
+class Fixture:
+    """What a loss may look at before the first step: one dry run, and which samples training will show.
+
+    ``num_samples`` is how many numbers samples may have (:attr:`Target.index` lies below it). ``index`` are
+    the numbers of the training samples, None for all of them; ``label`` are the labels of exactly those, in
+    the same order.
+    """
 
     student: Outputs
     teacher: Outputs
     num_samples: int
-    label: Int[Tensor, " samples"] | None = None
+    label: Int[Tensor, " labels"] | None = None
+    index: Int[Tensor, " samples"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.index is not None:
+            self._check_index(self.index)
+        if self.label is not None and len(self.label) != self.num_shown:
+            raise ValueError(
+                f"setup: needs one label for each of {self.num_shown} training samples, got {len(self.label)}; "
+                "give the labels in the order of index, or of all samples where there is no index."
+            )
+
+    @property
+    def num_shown(self) -> int:
+        """How many samples training will show."""
+        return self.num_samples if self.index is None else len(self.index)
+
+    def _check_index(self, index: Tensor) -> None:
+        low, high = map(int, index.aminmax()) if len(index) else (-1, -1)
+        if low < 0 or high >= self.num_samples:
+            raise ValueError(
+                f"setup: needs numbers of training samples in 0..{self.num_samples - 1}, got "
+                f"{f'{low} to {high}' if len(index) else 'none'}; num_samples is how many numbers there are, not how "
+                "many samples are shown."
+            )
+        if (distinct := len(index.unique())) < len(index):
+            raise ValueError(
+                f"setup: needs each training sample once, got {len(index)} numbers of {distinct} samples; "
+                "take repetitions out, and their labels."
+            )
 
 
 class Loss(nn.Module):

@@ -184,14 +184,16 @@ class Objective(nn.Module):
         teacher: Outputs,
         *,
         num_samples: int,
-        label: Int[Tensor, " samples"] | None = None,
+        label: Int[Tensor, " labels"] | None = None,
+        index: Int[Tensor, " samples"] | None = None,
     ) -> None:
         """Build the learnable parts of the losses from the outputs of one dry run.
 
-        ``num_samples`` is the size of the training set and ``label`` its labels by index, for losses
-        that remember samples.
+        For losses that remember samples: ``num_samples`` is how many numbers samples may have, ``index``
+        the numbers of those that training will show (None: all), and ``label`` the labels of exactly those,
+        in the same order.
         """
-        fixture = Fixture(student, teacher, num_samples, label)
+        fixture = Fixture(student, teacher, num_samples, label, index)
         for term in self.terms.values():
             if isinstance(term.loss, Loss):
                 term.loss.setup(fixture)
