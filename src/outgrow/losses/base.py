@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -82,6 +83,8 @@ class Loss(nn.Module):
     reads: frozenset[Literal["logits", "features"]] = frozenset({"logits"})
     draws: bool = False
     """Whether random numbers are drawn in training, so that a row's place in the batch has an effect."""
+    needs_label: bool = False
+    """Whether it says nothing of a row without a label: a row loss is then 0 there, with a zero gradient."""
     batch_statistics: bool = False
     """Whether statistics of the batch enter each image's value, in eval mode too."""
     inert: Mapping[str, str] = {}
@@ -104,7 +107,9 @@ class RowLoss(Loss):
     def forward(
         self, student: Outputs | Tensor, teacher: Outputs | Tensor, target: Target | Tensor
     ) -> Float[Tensor, " rows"]:
-        return self.rows(*_nouns(student, teacher, target))
+        student, teacher, target = _nouns(student, teacher, target)
+        value = self.rows(student, teacher, target)
+        return torch.where(target.valid, value, torch.zeros_like(value)) if self.needs_label else value
 
     def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
         raise NotImplementedError

@@ -44,7 +44,7 @@ class CRD(BatchLoss):
     Both networks' penultimate features are embedded (linear, unit length) and compared with memories of
     the training samples, found by :attr:`Target.index`. Memories, draws and M are those of the samples that
     :meth:`setup` was told of (``index``). Negatives are drawn among samples of other classes where it was
-    given the labels, otherwise among all; so they are for a row without a label. The constant Z is the mean
+    given the labels, otherwise among all, and among all for a row without a label. The constant Z is the mean
     score of the first batch times the number of samples, and detached. ``temperature`` divides the
     cosines; it is no softening of logits, so the loss declares no temperature and reads no logits:
     rules that correct logits are inert for it, ``drop`` is not.

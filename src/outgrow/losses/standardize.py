@@ -74,6 +74,7 @@ class Standardize(Loss):
         self.temperature = base.temperature
         self.zero_at_match = base.zero_at_match
         self.detaches = base.detaches
+        self.needs_label = base.needs_label
         self.reads = base.reads
         self.transform = standardize_logits
 

@@ -25,6 +25,7 @@ from outgrow.losses.kd import KD
 from outgrow.losses.standardize import standardize_logits
 from outgrow.objective.schedule import Schedule, Weights, make_schedule
 from outgrow.outputs import (
+    IGNORE,
     Knowledge,
     ObjectiveResult,
     Outputs,
@@ -79,6 +80,14 @@ class _RowWeights(NamedTuple):
         return torch.add(weights.easy * self.easy, self.hard, alpha=weights.hard)
 
 
+class _Count(NamedTuple):
+    """How many rows have a label (the task's divisor), how many take part, and the share without a label."""
+
+    labelled: Tensor
+    rows: Tensor
+    unlabelled: Tensor
+
+
 class Objective(nn.Module):
     """How far the student is from what it should believe, as one number to minimise.
 
@@ -99,7 +108,7 @@ class Objective(nn.Module):
     the optimiser, after :meth:`setup` where a loss needs one.
 
     Called as ``objective(student, knowledge, target, progress, task=None) -> ObjectiveResult``. The
-    task is cross-entropy; a scalar ``task`` of the caller's own replaces it and is weighed by
+    task is cross-entropy over the rows that have a label; a scalar ``task`` of the caller's own replaces it and is weighed by
     ``task_weight`` alone, unless ``schedule_task`` asks for the schedule too.
 
     >>> from outgrow.knowledge import rectify
@@ -222,13 +231,13 @@ class Objective(nn.Module):
         if name is not None and kd_fast.applies(student.logits, knowledge, target):
             return self._fused(name, student.logits, knowledge, target, progress)
         weights = self.schedule(progress)
-        count = self._global(target.valid.sum()).clamp_min(1)
-        row_weights = self._row_weights(knowledge, count)
-        stats = {"wrong_rate": knowledge.wrong.sum() / count}
+        count = self._count(target)
+        row_weights = self._row_weights(knowledge, count.rows)
+        stats = {"wrong_rate": knowledge.wrong.sum() / count.labelled, "unlabelled": count.unlabelled}
         task_scale = self.task_weight * (weights.task if task is None or self.schedule_task else 1.0)
         safe = _safe(student, knowledge)
         if task is None:
-            task = self._cross_entropy(student, target, knowledge.partial, count)
+            task = self._cross_entropy(student, target, knowledge.partial, count.labelled)
         terms = {"task": task_scale * task}
         for name, term in self.terms.items():
             if isinstance(term.loss, Loss):
@@ -255,17 +264,26 @@ class Objective(nn.Module):
         """Cross-entropy and one ``kd`` in a single pass; equal to the plain path."""
         term, weights = self.terms[name], self.schedule(progress)
         assert isinstance(term.loss, KD)
-        on_host = logits.device.type == "cpu"
-        count: Tensor | float
+        on_host = _on_host(logits)
+        labelled: Tensor | float
+        rows: Tensor | float
+        unlabelled: Tensor | float
         if on_host and self.process_group is None:
-            count = float(len(logits))  # every row has a label, or the fast path would not apply
+            # every row has a label, or the fast path would not apply
+            labelled, rows, unlabelled = float(len(logits)), float(len(logits)), 0.0
         else:
-            count = self._global(target.valid.sum()).clamp_min(1)
+            labelled, rows, unlabelled = self._count(target)
         scale = term.scale(progress)
-        easy, hard = (1 / divisor for divisor in self._divisors(knowledge, count))
+        easy, hard = (1 / divisor for divisor in self._divisors(knowledge, rows))
         scales = kd_fast.Scales(
-            self.task_weight * weights.task / count, scale * weights.easy * easy, scale * weights.hard * hard
+            self.task_weight * weights.task / labelled,
+            scale * weights.easy * easy,
+            scale * weights.hard * hard,
         )
+        if not on_host:
+            # the pass knows of rows out of the task by one number; out of the rest they are by their weight
+            label = torch.where(target.valid, target.label, IGNORE)
+            knowledge = replace(knowledge, target=replace(knowledge.target, label=label))
         sums = kd_fast.fused(
             logits, knowledge, temperature=term.loss.temperature, scales=scales, fast=self.fast
         )
@@ -273,7 +291,8 @@ class Objective(nn.Module):
         numbers = {
             "task": scales.task * sums.task,
             name: scales.easy * sums.easy + scales.hard * sums.hard,
-            "wrong_rate": (wrong.item() if on_host else wrong) / count,
+            "wrong_rate": (wrong.item() if on_host else wrong) / labelled,
+            "unlabelled": unlabelled,
             f"{name}.easy": easy * sums.easy,
             f"{name}.hard": hard * sums.hard,
         }
@@ -323,6 +342,12 @@ class Objective(nn.Module):
         total = torch.stack([schedule[part] * number for part, number in parts.items()]).sum()
         return total, parts
 
+    def _count(self, target: Target) -> "_Count":
+        """How many rows there are, over all processes their mean; at least 1, to divide by."""
+        both = self._global(torch.stack((target.valid, target.takes_part)).sum(dim=1))
+        labelled, rows = both.clamp_min(1).unbind()
+        return _Count(labelled, rows, (both[1] - both[0]) / rows)
+
     def _row_weights(self, knowledge: Knowledge, count: Tensor) -> _RowWeights:
         hard = knowledge.weight * knowledge.wrong
         per_easy, per_hard = self._divisors(knowledge, count)
@@ -353,7 +378,8 @@ class Objective(nn.Module):
         if partial:
             logits = _masked(logits, target.valid)
         if target.partner is None or target.mix is None:
-            return F.cross_entropy(logits, target.label, reduction="sum") / count
+            label = torch.where(target.valid, target.label, IGNORE)
+            return F.cross_entropy(logits, label, reduction="sum", ignore_index=IGNORE) / count
         log_p = logits.log_softmax(dim=1)
         own = F.nll_loss(log_p, target.label, reduction="none")
         partner = F.nll_loss(log_p, target.partner, reduction="none")
@@ -386,6 +412,11 @@ class Objective(nn.Module):
                     f"{knowledge.temperature}; build both with outgrow.preset(..., temperature={own}), or pass "
                     f"Rectifier(..., temperature={own})."
                 )
+
+
+def _on_host(logits: Tensor) -> bool:
+    """Whether looking at values costs nothing."""
+    return logits.device.type == "cpu"
 
 
 def _divisor(total: Tensor) -> Tensor | float:
