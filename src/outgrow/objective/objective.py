@@ -108,8 +108,8 @@ class Objective(nn.Module):
     the optimiser, after :meth:`setup` where a loss needs one.
 
     Called as ``objective(student, knowledge, target, progress, task=None) -> ObjectiveResult``. The
-    task is cross-entropy over the rows that have a label; a scalar ``task`` of the caller's own replaces it and is weighed by
-    ``task_weight`` alone, unless ``schedule_task`` asks for the schedule too.
+    task is cross-entropy over the rows that have a label; a scalar ``task`` of the caller's own replaces it
+    and is weighed by ``task_weight`` alone, unless ``schedule_task`` asks for the schedule too.
 
     >>> from outgrow.knowledge import rectify
     >>> target = torch.tensor([0, 0])
