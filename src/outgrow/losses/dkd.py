@@ -54,9 +54,13 @@ def _binary_and_rest(soft: Tensor, label: Tensor, is_label: Tensor) -> tuple[Ten
 
 
 class DKD(RowLoss):
-    """:func:`dkd_loss` with its constants fixed. Needs at least two classes."""
+    """:func:`dkd_loss` with its constants fixed. Needs at least two classes.
+
+    A row without a label has nothing to take out of its classes: the value is 0, with a zero gradient.
+    """
 
     softens = True
+    needs_label = True
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()

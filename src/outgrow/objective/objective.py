@@ -7,6 +7,7 @@ with ``w_task, w_easy, w_hard`` from the schedule. A term on rows is a sum of ro
 weights; a term on images or on the whole batch gets the same weights, so that all add up.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -23,6 +24,7 @@ from outgrow.losses import Fixture, Loss, kd_fast, make_loss
 from outgrow.losses.kd import KD
 from outgrow.objective.schedule import Schedule, Weights, make_schedule
 from outgrow.outputs import (
+    IGNORE,
     Knowledge,
     ObjectiveResult,
     Outputs,
@@ -77,6 +79,14 @@ class _RowWeights(NamedTuple):
         return torch.add(weights.easy * self.easy, self.hard, alpha=weights.hard)
 
 
+class _Count(NamedTuple):
+    """How many rows have a label (the task's divisor), how many take part, and the share without a label."""
+
+    labelled: Tensor
+    rows: Tensor
+    unlabelled: Tensor
+
+
 class Objective(nn.Module):
     """How far the student is from what it should believe, as one number to minimise.
 
@@ -97,8 +107,8 @@ class Objective(nn.Module):
     the optimiser, after :meth:`setup` where a loss needs one.
 
     Called as ``objective(student, knowledge, target, progress, task=None) -> ObjectiveResult``. The
-    task is cross-entropy; a scalar ``task`` of the caller's own replaces it and is weighed by
-    ``task_weight`` alone, unless ``schedule_task`` asks for the schedule too.
+    task is cross-entropy over the rows that have a label; a scalar ``task`` of the caller's own replaces it
+    and is weighed by ``task_weight`` alone, unless ``schedule_task`` asks for the schedule too.
 
     >>> from outgrow.knowledge import rectify
     >>> target = torch.tensor([0, 0])
@@ -203,14 +213,16 @@ class Objective(nn.Module):
         teacher: Outputs,
         *,
         num_samples: int,
-        label: Int[Tensor, " samples"] | None = None,
+        label: Int[Tensor, " labels"] | None = None,
+        index: Int[Tensor, " samples"] | None = None,
     ) -> None:
         """Build the learnable parts of the losses from the outputs of one dry run.
 
-        ``num_samples`` is the size of the training set and ``label`` its labels by index, for losses
-        that remember samples.
+        For losses that remember samples: ``num_samples`` is how many numbers samples may have, ``index``
+        the numbers of those that training will show (None: all), and ``label`` the labels of exactly those,
+        in the same order.
         """
-        fixture = Fixture(student, teacher, num_samples, label)
+        fixture = Fixture(student, teacher, num_samples, label, index)
         for term in self.terms.values():
             if isinstance(term.loss, Loss):
                 term.loss.setup(fixture)
@@ -239,13 +251,13 @@ class Objective(nn.Module):
         if name is not None and kd_fast.applies(student.logits, knowledge, target):
             return self._fused(name, student.logits, knowledge, target, progress)
         weights = self.schedule(progress)
-        count = self._global(target.valid.sum()).clamp_min(1)
-        row_weights = self._row_weights(knowledge, count)
-        stats = {"wrong_rate": knowledge.wrong.sum() / count}
+        count = self._count(target)
+        row_weights = self._row_weights(knowledge, count.rows)
+        stats = {"wrong_rate": knowledge.wrong.sum() / count.labelled, "unlabelled": count.unlabelled}
         task_scale = self.task_weight * (weights.task if task is None or self.schedule_task else 1.0)
         safe = _safe(student, knowledge)
         if task is None:
-            task = self._cross_entropy(student, target, knowledge.partial, count)
+            task = self._cross_entropy(student, target, knowledge.partial, count.labelled)
         terms = {"task": task_scale * task}
         for name, term in self.terms.items():
             if isinstance(term.loss, Loss):
@@ -272,17 +284,26 @@ class Objective(nn.Module):
         """Cross-entropy and one ``kd`` in a single pass; equal to the plain path."""
         term, weights = self.terms[name], self.schedule(progress)
         assert isinstance(term.loss, KD)
-        on_host = logits.device.type == "cpu"
-        count: Tensor | float
+        on_host = _on_host(logits)
+        labelled: Tensor | float
+        rows: Tensor | float
+        unlabelled: Tensor | float
         if on_host and self.process_group is None:
-            count = float(len(logits))  # every row has a label, or the fast path would not apply
+            # every row has a label, or the fast path would not apply
+            labelled, rows, unlabelled = float(len(logits)), float(len(logits)), 0.0
         else:
-            count = self._global(target.valid.sum()).clamp_min(1)
+            labelled, rows, unlabelled = self._count(target)
         scale = term.scale(progress)
-        easy, hard = (1 / divisor for divisor in self._divisors(knowledge, count))
+        easy, hard = (1 / divisor for divisor in self._divisors(knowledge, rows))
         scales = kd_fast.Scales(
-            self.task_weight * weights.task / count, scale * weights.easy * easy, scale * weights.hard * hard
+            self.task_weight * weights.task / labelled,
+            scale * weights.easy * easy,
+            scale * weights.hard * hard,
         )
+        if not on_host:
+            # the pass knows of rows out of the task by one number; out of the rest they are by their weight
+            label = torch.where(target.valid, target.label, IGNORE)
+            knowledge = replace(knowledge, target=replace(knowledge.target, label=label))
         sums = kd_fast.fused(
             logits, knowledge, temperature=term.loss.temperature, scales=scales, fast=self.fast
         )
@@ -290,7 +311,8 @@ class Objective(nn.Module):
         numbers = {
             "task": scales.task * sums.task,
             name: scales.easy * sums.easy + scales.hard * sums.hard,
-            "wrong_rate": (wrong.item() if on_host else wrong) / count,
+            "wrong_rate": (wrong.item() if on_host else wrong) / labelled,
+            "unlabelled": unlabelled,
             f"{name}.easy": easy * sums.easy,
             f"{name}.hard": hard * sums.hard,
         }
@@ -340,6 +362,12 @@ class Objective(nn.Module):
         total = torch.stack([schedule[part] * number for part, number in parts.items()]).sum()
         return total, parts
 
+    def _count(self, target: Target) -> "_Count":
+        """How many rows there are, over all processes their mean; at least 1, to divide by."""
+        both = self._global(torch.stack((target.valid, target.takes_part)).sum(dim=1))
+        labelled, rows = both.clamp_min(1).unbind()
+        return _Count(labelled, rows, (both[1] - both[0]) / rows)
+
     def _row_weights(self, knowledge: Knowledge, count: Tensor) -> _RowWeights:
         hard = knowledge.weight * knowledge.wrong
         per_easy, per_hard = self._divisors(knowledge, count)
@@ -370,7 +398,8 @@ class Objective(nn.Module):
         if partial:
             logits = _masked(logits, target.valid)
         if target.partner is None or target.mix is None:
-            return F.cross_entropy(logits, target.label, reduction="sum") / count
+            label = torch.where(target.valid, target.label, IGNORE)
+            return F.cross_entropy(logits, label, reduction="sum", ignore_index=IGNORE) / count
         log_p = logits.log_softmax(dim=1)
         own = F.nll_loss(log_p, target.label, reduction="none")
         partner = F.nll_loss(log_p, target.partner, reduction="none")
@@ -405,6 +434,11 @@ class Objective(nn.Module):
                 )
 
 
+def _on_host(logits: Tensor) -> bool:
+    """Whether looking at values costs nothing."""
+    return logits.device.type == "cpu"
+
+
 def _divisor(total: Tensor) -> Tensor | float:
     """``total``, or 1 where there is nothing to divide; a number where looking costs nothing."""
     if total.device.type == "cpu":
@@ -419,12 +453,14 @@ def _named_terms(loss: object) -> dict[str, Term]:
         loss = [Term(make_loss(call._replace(weight=1.0)), call.weight) for call in spec.parse(loss)]
     items = loss if isinstance(loss, Sequence) else [loss]
     named: dict[str, Term] = {}
+    count: Counter[str] = Counter()
     for item in items:
         for term in _named_terms(item).values() if isinstance(item, str) else [_as_term(item)]:
             base = type(term.loss).__name__.lower()
-            name = base
-            while name in named:
-                name = f"{base}_{sum(other.startswith(base) for other in named) + 1}"
+            name = ""
+            while not name or name in named:  # a class may be called KD_2
+                count[base] += 1
+                name = base if count[base] == 1 else f"{base}_{count[base]}"
             named[name] = term
     return named
 

@@ -101,6 +101,7 @@ def _at_temperature(loss: str, temperature: float | None) -> str:
     calls = []
     for call in _calls(loss):
         loss_type = spec.lookup({**LOSSES, **DETECTOR_LOSSES}, call.name, kind="loss")
+        call = spec.bind(loss_type, call, kind="loss")
         if getattr(loss_type, "softens", False):
             call = call._replace(arguments={**call.arguments, "temperature": temperature})
         calls.append(call)
