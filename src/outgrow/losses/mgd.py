@@ -12,12 +12,12 @@ def mgd_loss(
     generated: Float[Tensor, "images channels height width"],
     teacher: Float[Tensor, "images channels height width"],
 ) -> Float[Tensor, " images"]:
-    r"""Squared error of a generated map, summed over its elements, one value an image.
+    r"""Squared error of a generated map, summed over its elements, one value per image.
 
     .. math:: \sum_{c,h,w} \big(t_{chw} - G(m \odot r(s))_{chw}\big)^2
 
-    The mask :math:`m`, the connector :math:`r` and the generator :math:`G` belong to :class:`MGD`. It is a
-    sum, so it grows with the map: weights are small. Zero where the generator gives the teacher's map.
+    The mask :math:`m`, the connector :math:`r` and the generator :math:`G` belong to :class:`MGD`. The sum
+    grows with the size of the map, so use a small loss weight. Zero where the generated map is the teacher's.
 
     Reference: Yang et al. (ECCV 2022), https://arxiv.org/abs/2205.01529, equation 4.
 
@@ -28,15 +28,15 @@ def mgd_loss(
 
 
 class MGD(MapLoss):
-    """:func:`mgd_loss` of the teacher's map and one that two convolutions make from a masked student's,
-    summed over pairs of stages; without paths, of the last taps.
+    """:func:`mgd_loss`, where two convolutions generate the teacher's map from the masked student's.
 
-    Of each image a share ``mask_ratio`` is set to zero on average: whole channels where rows are images,
-    positions where they are not (``Target.image``), as the authors do for classification and for
-    detection. Like dropout, masking is off in eval mode.
+    Summed over pairs of stages; without paths, on the last tap of each network. On average a share
+    ``mask_ratio`` of the student's map is set to zero: whole channels if rows are images, positions if they
+    are not (``Target.image``). These are the authors' masks for classification and for detection. Like
+    dropout, masking is off in eval mode.
     """
 
-    zero_at_match = False  # a generator stands between
+    zero_at_match = False  # it compares a generated map
     draws = True
     default = "last"
     parts = "its generator"

@@ -12,14 +12,14 @@ def pkd_loss(
     student: Float[Tensor, "images channels height width"],
     teacher: Float[Tensor, "images channels height width"],
 ) -> Float[Tensor, " images"]:
-    r"""Half the mean squared difference of standardised maps, one value an image.
+    r"""Half the mean squared difference of standardised maps, one value per image.
 
     .. math:: \tfrac{1}{2CHW} \sum_{c,h,w} (\hat s_{chw} - \hat t_{chw})^2
 
-    Each channel gets mean zero and variance one over all images and positions of the batch, so the mean
-    over the images is one minus Pearson's correlation, averaged over channels: magnitudes do not count.
-    Zero where every channel of the student is the teacher's times a positive number plus a constant. A
-    channel that does not vary becomes zeros, with a zero gradient.
+    Each channel is scaled to mean zero and variance one over all images and positions of the batch. The mean
+    over the images is then one minus Pearson's correlation, averaged over channels. Zero where every student
+    channel is the teacher's times a positive number, plus a constant. A channel that does not vary becomes
+    zeros, with a zero gradient.
 
     Reference: Cao et al. (NeurIPS 2022), https://arxiv.org/abs/2207.02039, section 3.2.
 
@@ -33,8 +33,8 @@ def pkd_loss(
 def _standardized(value: Tensor) -> Tensor:
     centred = value - value.mean(dim=(0, 2, 3), keepdim=True)
     variance = centred.square().mean(dim=(0, 2, 3), keepdim=True)
-    # A deviation of a few roundings is none, nor is one whose square has lost its digits. Made safe before
-    # the root.
+    # A deviation within rounding error counts as zero, and so does one whose square underflows. The value is
+    # replaced before the square root, so that no gradient is NaN.
     precision = torch.finfo(value.dtype)
     tolerance = (8 * precision.eps) ** 2 * value.detach().square().mean(dim=(0, 2, 3), keepdim=True)
     varies = variance > tolerance.clamp_min(precision.tiny / precision.eps)
@@ -45,7 +45,8 @@ def _standardized(value: Tensor) -> Tensor:
 class PKD(MapLoss):
     """:func:`pkd_loss` summed over pairs of stages.
 
-    A 1x1 convolution on the student where channels differ, bilinear interpolation where sizes do.
+    Where channels differ, the student gets a 1x1 convolution. Where sizes differ, its map is resized
+    bilinearly.
     """
 
     batch_statistics = True
