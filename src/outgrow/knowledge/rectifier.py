@@ -37,9 +37,10 @@ class Rectifier:
     right nor wrong: they are never rewritten and never dropped.
 
     Called as ``rectify(teacher, target) -> Knowledge``. It is the one place where knowledge leaves
-    the graph of whatever computed it. On the CPU, labels out of range and logits that are not
-    finite raise ``ValueError``; on other devices, where looking would stall every step, labels are
-    checked when data are loaded and a non-finite row makes the loss non-finite.
+    the graph of whatever computed it. On the CPU, labels out of range and rows with a NaN,
+    an infinite logit or none that is finite raise ``ValueError``; on other devices, where looking would
+    stall every step, labels are checked when data are loaded and such a row makes the loss non-finite.
+    A logit of minus infinity beside finite ones rules its class out.
 
     >>> knowledge = Rectifier("swap")(torch.tensor([[1.0, 5.0]]), torch.tensor([0]))
     >>> knowledge.wrong, corrected_logits(knowledge)
@@ -182,7 +183,7 @@ def _check_values(largest: Tensor, target: Target, num_classes: int) -> bool:
     if not math.isfinite(largest.sum().item()) and not largest.isfinite().all():
         row = int((~largest.isfinite()).nonzero()[0])
         raise ValueError(
-            f"teacher: needs finite logits, got a largest logit of {float(largest[row])} in row {row}; "
+            f"teacher: needs finite logits (or minus infinity for a class that it rules out), got a largest logit of {float(largest[row])} in row {row}; "
             "run the teacher in a wider precision or look at its input."
         )
     return all_valid
