@@ -91,6 +91,8 @@ class Loss(nn.Module):
     """Rules that rewrite the teacher's logits and change nothing here, each with the reason; ``"all"`` for
     every one. What reads no logits needs no entry."""
 
+    closed_form: bool = False
+    """Whether ``outgrow.losses.kd_fast`` computes it, with its gradient, in one pass."""
     needs_index: bool = False
     """Whether it remembers samples by their number in the training set."""
 

@@ -52,6 +52,11 @@ class KD(RowLoss):
         super().__init__()
         self.temperature: float = positive(temperature, what="kd: temperature")
 
+    @property
+    def closed_form(self) -> bool:  # type: ignore[override]
+        """Of this class alone: a subclass may compute something else."""
+        return type(self) is KD
+
     def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
         return kd_loss(student.logits, teacher.logits, temperature=self.temperature)
 
