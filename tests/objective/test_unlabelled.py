@@ -144,7 +144,8 @@ def test_the_pass_of_a_device_that_cannot_look(rule, normalize, share, monkeypat
             if fast:
                 patch.setattr(module, "_on_host", lambda logits: False)
                 patch.setattr(kd_fast, "applies", lambda *_: True)
-                patch.setattr(kd_fast, "way", lambda *_, **__: "whole")
+                patch.setattr(kd_fast.dispatch, "on_host", kd_fast.dispatch.on_device)
+                patch.setattr(kd_fast.eager, "_may_look", lambda label: False)
             result = objective(student, knowledge, target, 0.3)
         results.append((result, torch.autograd.grad(result.total, student)[0]))
     (fast, own), (plain, theirs) = results

@@ -35,10 +35,11 @@ class Rectifier:
     right rows too; rules that only bring the label into the lead change few of those. Rows without a label
     (:data:`outgrow.UNLABELLED`) are neither right nor wrong. They are never rewritten or dropped.
 
-    Called as ``rectify(teacher, target) -> Knowledge``. The teacher's logits are detached here. On the CPU,
-    labels out of range and non-finite logits raise ``ValueError``. On other devices that check would need a
-    sync at every step. There labels are checked when data are loaded, and a non-finite row makes the loss
-    non-finite.
+    Called as ``rectify(teacher, target) -> Knowledge``. The teacher's logits are detached here. A logit of
+    minus infinity beside finite ones rules its class out. On the CPU, ``ValueError`` is raised for labels out
+    of range and for rows with a NaN, with an infinite logit or without a finite one. On other devices that
+    check would need a sync at every step. There labels are checked when data are loaded, and such a row
+    makes the loss non-finite.
 
     >>> knowledge = Rectifier("swap")(torch.tensor([[1.0, 5.0]]), torch.tensor([0]))
     >>> knowledge.wrong, corrected_logits(knowledge)
@@ -178,7 +179,7 @@ def _check_values(largest: Tensor, target: Target, num_classes: int) -> bool:
     if not math.isfinite(largest.sum().item()) and not largest.isfinite().all():
         row = int((~largest.isfinite()).nonzero()[0])
         raise ValueError(
-            f"teacher: needs finite logits, got a largest logit of {float(largest[row])} in row {row}; "
+            f"teacher: needs finite logits (or minus infinity for a class that it rules out), got a largest logit of {float(largest[row])} in row {row}; "
             "run the teacher in float32 or check its input."
         )
     return all_valid

@@ -13,7 +13,7 @@ from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import Outputs, Target, lift
 
 UNKNOWN = -1
-"""The class of a sample without a label, and the place of one without a memory."""
+"""The class of a sample without a label, and the slot of a sample without a memory."""
 
 
 def crd_loss(
@@ -22,12 +22,11 @@ def crd_loss(
     *,
     num_samples: int,
 ) -> Float[Tensor, " rows"]:
-    r"""Noise-contrastive estimation: tell a sample's own memory from K others, one value a row.
+    r"""Noise-contrastive estimation: distinguish a sample's own memory from K others, one value per row.
 
     .. math:: -\log \frac{u}{u + K/M} - \sum_k \log \frac{K/M}{v_k + K/M}
 
-    with :math:`u, v_k` the normalised scores :math:`e^{\cos / \tau} / Z` and M samples. It is never
-    zero.
+    with :math:`u, v_k` the normalised scores :math:`e^{\cos / \tau} / Z` and M samples. Never zero.
 
     Reference: Tian, Krishnan, Isola (ICLR 2020), https://arxiv.org/abs/1910.10699, equations 17 to 19.
 
@@ -40,20 +39,19 @@ def crd_loss(
 
 
 class CRD(BatchLoss):
-    """:func:`crd_loss` from student to the teacher's memory and back, with both memories.
+    """:func:`crd_loss` of the student with the teacher's memory, plus that of the teacher with the student's.
 
-    Both networks' penultimate features are embedded (linear, unit length) and compared with memories of
-    the training samples, found by :attr:`Target.index`. Memories, draws and M are those of the samples that
-    :meth:`setup` was told of (``index``). Negatives are drawn among samples of other classes where it was
-    given the labels, otherwise among all, and among all for a row without a label. The constant Z is the mean
-    score of the first batch times the number of samples, and detached. ``temperature`` divides the
-    cosines; it is no softening of logits, so the loss declares no temperature and reads no logits:
-    rules that correct logits are inert for it, ``drop`` is not.
+    Both networks' penultimate features are embedded (linear, unit length). They are compared with memories of
+    the training samples, found by :attr:`Target.index`. The samples are those given to :meth:`setup`
+    (``index``): they have memories, negatives are drawn from them, and M is their number. If :meth:`setup` got
+    labels, the negatives of a row are samples of other classes. Without labels, and for a row without one,
+    they are drawn from all. The constant Z is the mean score of the first batch times the number of samples,
+    detached.
 
-    A sample that :meth:`setup` was not told of is refused on a CPU; on other devices, where looking would
-    stall every step, its value is NaN.
-
-    A row's weight scales its own value; rows of weight zero do not enter the memories.
+    ``temperature`` divides the cosines. The loss reads no logits and declares no temperature. So rules that
+    correct logits do not change it, but ``drop`` does. A sample that was not given to :meth:`setup` raises
+    ``ValueError`` on a CPU. On other devices that check would need a sync at every step, and the value is NaN
+    instead. A row's weight scales its own value. Rows of weight zero do not enter the memories.
 
     Reference: Tian, Krishnan, Isola (ICLR 2020), https://arxiv.org/abs/1910.10699.
     """
@@ -94,13 +92,13 @@ class CRD(BatchLoss):
             self.register_buffer(name, F.normalize(torch.rand(count, self.dim) * 2 - 1, dim=1))
         for name in ("z_student", "z_teacher"):
             self.register_buffer(name, torch.tensor(-1.0))  # not estimated yet
-        # where each sample's memory is; UNKNOWN for numbers that training will not show
+        # the slot of each sample's memory; UNKNOWN for numbers outside the training set
         slot = None
         if fixture.index is not None:
             slot = torch.full((fixture.num_samples,), UNKNOWN)
             slot[fixture.index.cpu()] = torch.arange(count)
         self.register_buffer("slot", slot)
-        # samples by class, those without a label first: the others of a class are all but one block
+        # samples sorted by class, those without a label first, so that each class is one block to skip
         known = label[label >= 0].bincount(minlength=1)
         self.register_buffer("by_class", label.clamp(min=UNKNOWN).argsort(stable=True))
         self.register_buffer("class_size", known)
@@ -137,7 +135,7 @@ class CRD(BatchLoss):
     def _slots(
         self, index: Int[Tensor, " rows"], weight: Float[Tensor, " rows"]
     ) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
-        """Where each row's memory is, and whether there is one; 0 where there is none."""
+        """The slot of each row's memory, and whether it has one; slot 0 if it has none."""
         numbers = len(self.memory_student if self.slot is None else self.slot)
         known = (index >= 0) & (index < numbers)
         slot = index.clamp(0, numbers - 1)
@@ -155,7 +153,7 @@ class CRD(BatchLoss):
 
     @torch.no_grad()
     def _draw(self, slot: Int[Tensor, " rows"], label: Int[Tensor, " rows"]) -> Int[Tensor, "rows samples"]:
-        """Where each row's own memory is, then those of its negatives."""
+        """The slots of each row: that of its own memory, then those of its negatives."""
         num, classes = len(self.by_class), len(self.class_size)
         of_a_class = (label >= 0) & (label < classes) & (classes > 1)
         label = label.clamp(0, classes - 1)
@@ -169,7 +167,7 @@ class CRD(BatchLoss):
         return torch.cat([slot[:, None], self.by_class[position.clamp(max=num - 1)]], dim=1)
 
     def _side(self, anchor: Tensor, memory: Tensor, drawn: Tensor, z: Tensor) -> Float[Tensor, " rows"]:
-        # The memories change in place after this, so what the graph keeps is the gathered copy.
+        # the memories change in place later, so the graph keeps a gathered copy
         cosine = torch.bmm(memory[drawn].to(anchor.dtype), anchor[:, :, None])[:, :, 0]
         score = (cosine / self.contrast_temperature).exp()
         with torch.no_grad():
@@ -185,7 +183,7 @@ class CRD(BatchLoss):
         old = memory[slot]
         new = F.normalize(self.momentum * old + (1 - self.momentum) * value.to(memory.dtype), dim=1)
         new = torch.where(counts[:, None], new, old)
-        # a row that does not count repeats the first that does: its place may be another's
+        # a row that does not count repeats the first row that does, as its own slot may be another row's
         first = counts.long().argmax(dim=0, keepdim=True)
         memory[torch.where(counts, slot, slot[first])] = torch.where(counts[:, None], new, new[first])
 

@@ -7,9 +7,8 @@ with ``w_task, w_easy, w_hard`` from the schedule. A term on rows is a sum of ro
 weights; a term on images or on the whole batch gets the same weights, so that all add up.
 """
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,11 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from outgrow import spec
 from outgrow.knowledge.rectifier import corrected_logits
-from outgrow.losses import Fixture, Loss, kd_fast, make_loss
-from outgrow.losses.kd import KD
+from outgrow.losses import Fixture, Loss, kd_fast
 from outgrow.objective.schedule import Schedule, Weights, make_schedule
+from outgrow.objective.terms import Rows, Term, named_terms
 from outgrow.outputs import (
     IGNORE,
     Knowledge,
@@ -35,34 +33,6 @@ from outgrow.outputs import (
     lift,
     with_logits,
 )
-
-Rows = Literal["all", "right", "wrong"]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One loss of an objective.
-
-    ``weight`` multiplies it. ``rows`` restricts it: ``"right"`` leaves wrong rows out, ``"wrong"`` is
-    for a second, explicit term on them alone. It is off before progress ``start`` and grows to full
-    weight over ``warmup`` (fractions of the training): the ramps that some methods bring along.
-    """
-
-    loss: nn.Module | str
-    weight: float = 1.0
-    rows: Rows = "all"
-    start: float = 0.0
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rows not in ("all", "right", "wrong"):
-            raise ValueError(f"Term: rows needs 'all', 'right' or 'wrong', got {self.rows!r}.")
-
-    def scale(self, progress: float) -> float:
-        if progress < self.start:
-            return 0.0
-        ramp = 1.0 if self.warmup <= 0 else min((progress - self.start) / self.warmup, 1.0)
-        return self.weight * ramp
 
 
 class _RowWeights(NamedTuple):
@@ -144,7 +114,7 @@ class Objective(nn.Module):
                 f"Objective: fast needs True, False, 'eager' or 'compiled', got {fast!r}; True is the default."
             )
         self.terms = {
-            name: replace(term, weight=term.weight * weight) for name, term in _named_terms(loss).items()
+            name: replace(term, weight=term.weight * weight) for name, term in named_terms(loss).items()
         }
         # registered under their names so that parameters are found; a mapping cannot be nn.ModuleDict
         # because "pop" or "keys" would be refused as names
@@ -276,14 +246,14 @@ class Objective(nn.Module):
         if len(self.terms) != 1:
             return None
         ((name, term),) = self.terms.items()
-        return name if type(term.loss) is KD and term.rows == "all" else None
+        return name if getattr(term.loss, "closed_form", False) and term.rows == "all" else None
 
     def _fused(
         self, name: str, logits: Tensor, knowledge: Knowledge, target: Target, progress: float
     ) -> ObjectiveResult:
         """Cross-entropy and one ``kd`` in a single pass; equal to the plain path."""
         term, weights = self.terms[name], self.schedule(progress)
-        assert isinstance(term.loss, KD)
+        temperature = getattr(term.loss, "temperature")  # noqa: B009  (kd's alone)
         on_host = _on_host(logits)
         labelled: Tensor | float
         rows: Tensor | float
@@ -304,9 +274,7 @@ class Objective(nn.Module):
             # the pass knows of rows out of the task by one number; out of the rest they are by their weight
             label = torch.where(target.valid, target.label, IGNORE)
             knowledge = replace(knowledge, target=replace(knowledge.target, label=label))
-        sums = kd_fast.fused(
-            logits, knowledge, temperature=term.loss.temperature, scales=scales, fast=self.fast
-        )
+        sums = kd_fast.fused(logits, knowledge, temperature=temperature, scales=scales, fast=self.fast)
         wrong = knowledge.wrong.sum()
         numbers = {
             "task": scales.task * sums.task,
@@ -444,37 +412,6 @@ def _divisor(total: Tensor) -> Tensor | float:
     if total.device.type == "cpu":
         return total.item() or 1.0
     return torch.where(total > 0, total, torch.ones_like(total))
-
-
-def _named_terms(loss: object) -> dict[str, Term]:
-    if isinstance(loss, Mapping):
-        return {name: _as_term(value) for name, value in loss.items()}
-    if isinstance(loss, str):
-        loss = [Term(make_loss(call._replace(weight=1.0)), call.weight) for call in spec.parse(loss)]
-    items = loss if isinstance(loss, Sequence) else [loss]
-    named: dict[str, Term] = {}
-    count: Counter[str] = Counter()
-    for item in items:
-        for term in _named_terms(item).values() if isinstance(item, str) else [_as_term(item)]:
-            base = type(term.loss).__name__.lower()
-            name = ""
-            while not name or name in named:  # a class may be called KD_2
-                count[base] += 1
-                name = base if count[base] == 1 else f"{base}_{count[base]}"
-            named[name] = term
-    return named
-
-
-def _as_term(value: object) -> Term:
-    term = value if isinstance(value, Term) else Term(value)  # type: ignore[arg-type]
-    if isinstance(term.loss, str):
-        term = replace(term, loss=make_loss(term.loss))
-    if not isinstance(term.loss, nn.Module):
-        raise ValueError(
-            f"Objective: needs losses as names, modules or Terms, got {type(term.loss).__name__}; "
-            "wrap a function in a torch.nn.Module with forward(student, teacher, target)."
-        )
-    return term
 
 
 def _safe(student: Outputs, knowledge: Knowledge) -> Outputs:

@@ -6,7 +6,8 @@ from typing import Literal
 from outgrow import spec
 from outgrow.knowledge.rectifier import Rectifier
 from outgrow.losses import DETECTOR_LOSSES, LOSSES, make_loss
-from outgrow.objective.objective import Objective, Term
+from outgrow.objective.objective import Objective
+from outgrow.objective.terms import Term
 from outgrow.outputs import Rule
 
 
