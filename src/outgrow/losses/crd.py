@@ -44,8 +44,8 @@ class CRD(BatchLoss):
     Both networks' penultimate features are embedded (linear, unit length). They are compared with memories of
     the training samples, found by :attr:`Target.index`. The samples are those given to :meth:`setup`
     (``index``): they have memories, negatives are drawn from them, and M is their number. If :meth:`setup` got
-    labels, the negatives of a row are samples of other classes. Without labels, and for a row without one,
-    they are drawn from all. The constant Z is the mean score of the first batch times the number of samples,
+    labels, the negatives of a row are samples of other classes. Otherwise, and for a row without a label, they
+    are drawn from all. The constant Z is the mean score of the first batch times the number of samples,
     detached.
 
     ``temperature`` divides the cosines. The loss reads no logits and declares no temperature. So rules that

@@ -1,4 +1,4 @@
-"""The curves of one run: for its page, and as a picture for its folder."""
+"""The curves of one run, for its page and as a PNG in its folder."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from outgrow.report.plots import (
 from outgrow.training.record import Run, RunRecord, parse_record
 
 HEIGHT, WIDTH = 400.0, 420.0
-"""Points of the picture, and of each of its plots without the names beside it."""
+"""Height of the picture, and width of each plot without the names beside it, in points."""
 
 
 def draw_curves(record: Run, path: str | Path) -> None:
-    """Write a PNG: the score of student and teacher, and the terms of the loss, by epoch."""
+    """Write a PNG with the scores of student and teacher, and the terms of the loss, by epoch."""
     record = parse_record(record)
     plots: list[tuple[list[Series], list[Level], float | None, dict[str, str]]] = [
         (

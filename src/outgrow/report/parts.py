@@ -1,4 +1,4 @@
-"""What the pages of a study and of a run share: the template engine, and the parts made from records."""
+"""Shared parts of the pages of studies and runs: the template engine, images, conditions."""
 
 import math
 import re
@@ -25,17 +25,17 @@ MINUS = "\u2212"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a run's page that its task hands in.
+    """A section of a run's page that its task adds.
 
-    ``template`` is PACKAGE/FILE, of a package with a folder ``templates``, for example
-    ``"outgrow.detection/detection.html"``; ``context`` is all that the template sees. It may import ``parts.html``.
+    ``template`` is PACKAGE/FILE, for a package with a folder ``templates``, for example
+    ``"outgrow.detection/detection.html"``. It is rendered with ``context`` alone and may import ``parts.html``.
     """
 
     template: str
     context: Mapping[str, Any]
 
     def html(self) -> Markup:
-        """The section, filled in."""
+        """The rendered section."""
         package = self.template.partition("/")[0]
         return Markup(_environment(package).get_template(self.template).render(self.context))
 
@@ -48,7 +48,7 @@ def write_template(path: str | Path, template: str, context: Mapping[str, Any]) 
 
 @cache
 def _environment(package: str | None = None) -> Environment:
-    """The templates of this package and, with their package before their name, those of another."""
+    """The templates of this package by name, and those of ``package`` as ``package/name``."""
     own = PackageLoader("outgrow.report")
     others = {} if package is None else {package: PackageLoader(package)}
     environment = Environment(
@@ -69,7 +69,7 @@ def _environment(package: str | None = None) -> Environment:
 
 
 def signed(value: float) -> str:
-    """Two decimals with a sign, and a true minus.
+    """Two decimals with a sign; negative numbers get U+2212.
 
     >>> signed(1.741)
     '+1.74'
@@ -79,7 +79,7 @@ def signed(value: float) -> str:
 
 
 def count(value: int | float) -> str:
-    """A number of things; a mean of them keeps one decimal.
+    """A count with thousands separators; one decimal if it is not whole.
 
     >>> count(12345), count(2 / 3)
     ('12,345', '0.7')
@@ -88,14 +88,14 @@ def count(value: int | float) -> str:
 
 
 def tone(difference: Any) -> str:
-    """A CSS class for a difference: whether its interval lies above zero, below it, or around it."""
+    """The CSS class of a difference: its interval is above zero, below zero, or has zero in it."""
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "unclear"
 
 
 def prose(text: str) -> Markup:
-    """Text as it stands in a docstring: escaped, then its ``*emphasis*`` and double backticks marked up.
+    """HTML of a docstring's text: escaped, with ``*emphasis*`` and double backticks marked up.
 
     >>> prose("a *b* <c>")
     Markup('a <em>b</em> &lt;c&gt;')
@@ -107,7 +107,7 @@ def prose(text: str) -> Markup:
 
 @dataclass(frozen=True)
 class Example:
-    """An image, and the names of what it is, what the teacher saw, and what the student saw."""
+    """An image with the names of its label, of the teacher's top class and of the student's."""
 
     picture: Picture
     position: int
@@ -125,7 +125,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class PicturesPart:
-    """Images of a run that only its student gets right, and who is right on how many: means over the runs."""
+    """Images that only the student of a run gets right, and counts of who is right, as means over the runs."""
 
     method: str
     seed: int
@@ -133,11 +133,11 @@ class PicturesPart:
     examples: tuple[Example, ...]
     total: int
     cells: Mapping[str, Cell] | None
-    """None where a run had no teacher to compare with."""
+    """None if a run had no teacher."""
 
 
 def pictures(runs: Sequence[RunRecord], method: str, test: Split | None) -> PicturesPart | None:
-    """The images are those of the first run; None where it compared nothing."""
+    """The images of the first run, and counts over all; None if the first run has no comparison."""
     first = runs[0]
     if first.compared is None:
         return None
@@ -151,7 +151,7 @@ def examples(run: RunRecord, test: Split | None) -> tuple[Example, ...]:
     shown = () if run.compared is None else run.compared.examples
     if shown and test is None:
         raise ValueError(
-            "page: needs the test images that its record points into, got none; give test=data.test."
+            "page: needs the test images that its record refers to, got none; give test=data.test."
         )
     return tuple(
         Example(
@@ -176,7 +176,7 @@ def _image(test: Split, position: int) -> UInt8[Tensor, "3 height width"]:
 
 
 def who_is_right(runs: Sequence[RunRecord]) -> dict[str, Cell] | None:
-    """The two by two of teacher and student: means over the runs; None where a run has no teacher."""
+    """The 2 x 2 table of teacher and student, right or wrong: means over the runs. None if a run has no teacher."""
     compared = [run.compared for run in runs if run.compared is not None]
     if len(compared) < len(runs):
         return None
@@ -192,7 +192,7 @@ Condition = tuple[str, tuple[str, ...]]
 
 
 def conditions(runs: Sequence[RunRecord]) -> list[Condition]:
-    """How the numbers came to be: name and values, more than one where the runs differ."""
+    """The conditions of the runs: name and values, several values if the runs differ."""
     found: list[Condition] = []
 
     def add(name: str, values: Iterable[Any]) -> None:

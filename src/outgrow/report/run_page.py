@@ -1,4 +1,4 @@
-"""One self-contained HTML page for one run of ``outgrow distill``."""
+"""A self-contained HTML page for one run of ``outgrow distill``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ def write_run_page(
 ) -> None:
     """Write the page of a run.
 
-    ``test`` has the images that the record's comparison points into, None where it has none; ``sections`` are
-    what the run's task shows besides, in their order.
+    ``test`` are the test images that the record's comparison refers to, None if it has none. ``sections`` are
+    further sections from the run's task, in order.
     """
     record = parse_record(record)
     measure, teacher, levels = record.measure, record.teacher, score_levels(record)
@@ -53,7 +53,7 @@ _IN_WORDS = {"teacher": "the teacher", "teacher, corrected": "the teacher after 
 
 
 def headline(record: RunRecord) -> str:
-    """One sentence with the measured result; one run is never called more than that."""
+    """One sentence with the measured result. It draws no conclusion from one run."""
     teacher, measure, own = record.teacher, record.measure, record.teacher_score
     reached = f"{record.student.short_name} reaches {measure.value(record.student_score)}"
     if teacher is None:
@@ -65,7 +65,7 @@ def headline(record: RunRecord) -> str:
 
 @dataclass(frozen=True)
 class _Result:
-    """A line of the table of results; ``beside`` are the cells of the columns next to the score."""
+    """A line of the table of results; ``beside`` are the cells of the further columns."""
 
     name: str
     note: str
@@ -76,13 +76,13 @@ class _Result:
 
 
 def _columns(record: RunRecord) -> list[Column]:
-    """The further columns for which one of the networks has a number."""
+    """The further columns for which at least one network has a number."""
     networks = (record.student, record.teacher)
     return [column for column in record.measure.beside if any(column.text(one) for one in networks)]
 
 
 def _results(record: RunRecord) -> list[_Result]:
-    """The student, at its last and at its best epoch, and the teacher, as it is and corrected."""
+    """Lines for the student (last and best epoch) and the teacher (as it is and corrected)."""
     columns = _columns(record)
     empty = ("",) * len(columns)
 
