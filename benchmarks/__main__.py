@@ -4,13 +4,13 @@
                          [--only objective throughput students growth profile] [--out runs/benchmarks]
 
     objective   (a) rectified KD against plain KD
-    throughput  (b, d) images a second and peak memory of every way of training, torchdistill among them
+    throughput  (b, d) images per second and peak memory of the ways of training, including torchdistill
     students    (c) ten students of one teacher, with and without the cache
     growth      (e) with classes, batch and image size
-    profile     what a step's time goes to
+    profile     time of a step by kind of operation
 
-Without ``--data`` images are random. ``OUT/NAME.json`` holds each measurement with hardware, versions and
-commit. Nothing else should run beside it.
+Without ``--data`` images are random. ``OUT/NAME.json`` has each measurement with hardware, versions and
+commit. Run nothing else at the same time.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""(c) The same losses in torchdistill: value and gradient on fixed inputs, and why where they differ.
+"""(c) The same losses in torchdistill: value and gradient on fixed inputs, and the reasons for differences.
 
-Needs the extra ``peers``. In float64, 16 rows, 10 classes; the columns are ours, theirs, theirs / ours, and the
-largest difference of the gradients in the student over the largest entry of ours.
+Needs the extra ``peers``. Float64, 16 rows, 10 classes. The columns are ours, theirs, theirs / ours, and the
+largest difference of the student's gradients divided by the largest entry of ours.
 """
 
 import warnings

@@ -1,8 +1,8 @@
-"""What the time of a training step goes to: shares of the host's (or the GPU's) own time by kind of work.
+"""Time of a training step by kind of operation, as shares of the self time of the CPU (or the GPU).
 
     python -m benchmarks.step_profile [--data parquet:PATH --label fine_label] [--threads 2]
 
-Through the trainer itself, the teacher's logits from a cache (filled while it warms up) or asked for anew.
+It runs the trainer, with the teacher's logits from a cache (filled during warm-up) or computed in each step.
 """
 
 import dataclasses
