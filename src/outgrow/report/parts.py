@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from torch import Tensor
 
 from outgrow.data import Split
+from outgrow.machine.files import write_atomically
 from outgrow.report.palette import PALETTE
 from outgrow.report.pictures import Picture, picture
 from outgrow.training.config import TrainConfig
@@ -43,7 +44,7 @@ class Section:
 def write_template(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
     """Render a template of this package to a file."""
     page = _environment().get_template(template).render(context, palette=PALETTE)
-    Path(path).write_text(page, encoding="utf-8")
+    write_atomically(path, page)
 
 
 @cache

@@ -368,7 +368,7 @@ def read_record(path: str | Path) -> RunRecord:
             "config.yaml."
         ) from None
     try:
-        content = unsealed(text, where=str(path))
+        content = unsealed(text, where=str(path), optional=lambda found: found.get("version", 1) == 1)
     except ValueError as error:
         raise ValueError(f"report: {error}") from None
     return parse_record(content, where=str(path))
