@@ -1,16 +1,13 @@
+"""Sizes and places by the rules, pixels against Pillow's."""
+
+import math
+
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from outgrow.data.geometry import (
-    RESAMPLING,
-    centre_batch,
-    centre_geometry,
-    centre_picture,
-    crop_batch,
-    crop_picture,
-    resized_crop_box,
-)
+from outgrow.data.geometry import INTERPOLATIONS, centre_view, crop_batch, crop_picture, resized_crop_box
 from outgrow.data.splits import to_tensor
 
 from .helpers import picture
@@ -20,44 +17,44 @@ SIZES = [(40, 40), (31, 77), (90, 33), (64, 65)]
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize(("size", "crop_pct"), [(24, 1.0), (24, 0.875), (32, 0.7)])
-@pytest.mark.parametrize("interpolation", RESAMPLING)
-def test_evaluation_view_is_torchvisions(
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_evaluation_view_is_pillows(
     height: int, width: int, size: int, crop_pct: float, interpolation: str
 ) -> None:
-    from torchvision.transforms import v2
-
     image = picture(1, height=height, width=width)
-    theirs = v2.Compose(
-        [
-            v2.Resize(int(size / crop_pct), interpolation=v2.InterpolationMode(interpolation)),
-            v2.CenterCrop(size),
-        ]
-    )(image)
-    ours = centre_picture(image, size=size, crop_pct=crop_pct, interpolation=interpolation)
-    assert torch.equal(ours, to_tensor(theirs))
-    batched = centre_batch(
-        to_tensor(image).unsqueeze(0) / 255, size=size, crop_pct=crop_pct, interpolation=interpolation
+    short = math.floor(size / crop_pct)
+    high, wide = int(short * height / min(height, width)), int(short * width / min(height, width))
+    top, left = round((high - size) / 2), round((wide - size) / 2)
+    expected = to_tensor(
+        image.resize((wide, high), Image.Resampling[interpolation.upper()]).crop(
+            (left, top, left + size, top + size)
+        )
     )
-    torch.testing.assert_close(batched[0], ours / 255, atol=2 / 255, rtol=0)
+    options = {"size": size, "crop_pct": crop_pct, "interpolation": interpolation}
+    assert torch.equal(to_tensor(centre_view(image, **options)), expected)
+    batched = centre_view(to_tensor(image).unsqueeze(0) / 255, **options)
+    torch.testing.assert_close(batched[0].clamp(0, 1), expected / 255, atol=2 / 255, rtol=0)
 
 
 def test_short_side_is_rounded_down() -> None:
-    assert centre_geometry(500, 375, size=224, crop_pct=0.875) == (341, 256, 58, 16)
-    assert centre_geometry(240, 240, size=240, crop_pct=0.882)[:2] == (272, 272)
+    image = picture(2, height=240, width=240)
+    view = centre_view(image, size=240, crop_pct=0.882, interpolation="bicubic")  # 240 / 0.882 is 272.1
+    expected = image.resize((272, 272), Image.Resampling.BICUBIC).crop((16, 16, 256, 256))
+    assert torch.equal(to_tensor(view), to_tensor(expected))
 
 
-@pytest.mark.parametrize("interpolation", RESAMPLING)
-def test_resized_crop_is_torchvisions(interpolation: str) -> None:
-    from torchvision.transforms import v2
-    from torchvision.transforms.v2 import functional
-
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_resized_crop_is_pillows(interpolation: str) -> None:
     image = picture(2, height=50, width=70)
     for index in range(10):
         box = resized_crop_box(50, 70, scale=(0.08, 1.0), seed=0, epoch=0, index=index)
-        theirs = functional.resized_crop(
-            image, *box, [24, 24], interpolation=v2.InterpolationMode(interpolation)
+        top, left, height, width = box
+        expected = image.crop((left, top, left + width, top + height)).resize(
+            (24, 24), Image.Resampling[interpolation.upper()]
         )
-        assert torch.equal(crop_picture(image, box, size=24, interpolation=interpolation), to_tensor(theirs))
+        assert torch.equal(
+            crop_picture(image, box, size=24, interpolation=interpolation), to_tensor(expected)
+        )
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

@@ -141,15 +141,6 @@ def test_evaluation_shows_every_sample_once(arrays: ArraySplit, batch_size: int,
     assert len(by_index([batch for batches in ranks for batch in batches])) == NUM
 
 
-def test_index_offset_numbers_and_draws(arrays: ArraySplit) -> None:
-    plain = make_loader(arrays, batch_size=16, augment=Augment(), shuffle=False)
-    moved = make_loader(arrays, batch_size=16, augment=Augment(), shuffle=False, index_offset=1000)
-    assert moved.num_indices == 1060
-    first, second = epoch(plain)[0], epoch(moved)[0]
-    assert torch.equal(first.target.index + 1000, second.target.index)
-    assert not torch.equal(first.images, second.images)
-
-
 @pytest.mark.parametrize(
     "options",
     [

@@ -5,16 +5,20 @@ import torch
 
 from outgrow.data.randomness import (
     Stream,
+    as_uniform,
     bits,
     bits_at,
     epoch_order,
     integer_at,
     integers,
-    uniform,
     uniform_at,
 )
 
 COUNTERS = list(itertools.product((0, 1, 2**63 + 5, -7), (0, 3, 299), (0, 1, 49_999, 2**40), (0, 2, 221)))
+
+
+def uniform(seed: int, epoch: int, index: torch.Tensor, stream: int) -> torch.Tensor:
+    return as_uniform(bits(seed, epoch, index, [stream]))[0]
 
 
 @pytest.mark.parametrize(("seed", "epoch", "index", "stream"), COUNTERS)

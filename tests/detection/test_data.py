@@ -54,7 +54,6 @@ def test_a_split_is_what_the_file_says(tmp_path: Path) -> None:
     assert second.label.tolist() == [1]
     assert second.crowd.shape == third.crowd.shape == third.boxes.shape == (0, 4)
     assert [truth.index for truth in (first, second, third)] == [0, 1, 2]
-    assert split.dropped == 3
     pixels = split.image(1)
     assert pixels.shape == (3, 60, 50)
     assert pixels.dtype == torch.uint8
@@ -67,10 +66,10 @@ def test_a_subset_keeps_the_numbers(tmp_path: Path) -> None:
     assert (len(part), part.num_indices, part.image_ids, part.name(0)) == (1, 1, [11], "11.png")
     assert part.truth(0).boxes.tolist() == split.truth(0).boxes.tolist()
     last = split.subset(torch.tensor([1, 2]))
-    assert (last.truth(0).index, last.num_indices, last.dropped) == (1, 3, 1)
+    assert (last.truth(0).index, last.num_indices) == (1, 3)
     assert torch.equal(last.image(0), split.image(1))
     nothing = split.subset(torch.tensor([], dtype=torch.int64))
-    assert (len(nothing), nothing.num_indices, nothing.image_ids, nothing.dropped) == (0, 0, [], 0)
+    assert (len(nothing), nothing.num_indices, nothing.image_ids) == (0, 0, [])
 
 
 def test_annotations_are_the_files_own(tmp_path: Path) -> None:
@@ -308,7 +307,7 @@ def test_a_piece_of_coco(shared_data: Path) -> None:
     assert (len(found["images"]), len(found["annotations"])) == (50, 382)
     truth = [split.truth(k) for k in range(50)]
     assert sum(len(t.crowd) for t in truth) == 5
-    assert sum(len(t.boxes) for t in truth) == 377 - split.dropped
+    assert sum(len(t.boxes) for t in truth) == 377
     first = found["annotations"][0]
     assert first["image_id"] == split.image_ids[0]
     left, top, width, height = first["bbox"]

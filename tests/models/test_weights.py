@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from outgrow.models import InputSpec, Network, create_model, head_of, load_weights, save_student
-from outgrow.models.weights import _canonical, _unwrap
+from outgrow.models.weights import _canonical
 
 State = dict[str, Tensor]
 
@@ -205,7 +205,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"needs a state dict, .* got epoch, loss in .*; save model.state_dict"
     ):
-        _unwrap({"epoch": 3, "loss": {"kd": 0.5}}, tmp_path)
+        torch.save({"epoch": 3, "loss": {"kd": 0.5}}, tmp_path / "log.pt")
+        load_weights(net(), tmp_path / "log.pt", role="exact")
 
 
 def test_the_deployed_file_says_all_that_is_needed(tmp_path: Path) -> None:

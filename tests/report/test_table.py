@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from outgrow.report.table import tabulate
+from outgrow.report.table import read_records, tabulate
 from outgrow.report.text import markdown_table, text_table
+from outgrow.training.record import RunRecord, parse_record
 from tests.report.records import as_of_old, detector, detectors, record, study
 
 CLASSIFIERS = """\
@@ -50,3 +51,46 @@ def test_as_json():
 def test_measures_are_not_mixed():
     with pytest.raises(ValueError, match="needs runs that were judged by one measure, got top1 and ap; give"):
         tabulate({"kd": [record("kd", 0, 90.0)], "none": [detector("none", 0, 40.0)]})
+
+
+def write_runs(folder, records):
+    for name, runs in records.items():
+        for seed, run in enumerate(runs):
+            (folder / name / f"seed{seed}").mkdir(parents=True)
+            (folder / name / f"seed{seed}" / "record.json").write_text(json.dumps(run))
+
+
+def test_runs_are_read_by_method_and_seed(tmp_path):
+    write_runs(tmp_path, study())
+    records = read_records(tmp_path)
+    assert {name: [run.seed for run in runs] for name, runs in records.items()} == {
+        "kd": [0, 1, 2],
+        "none": [0, 1, 2],
+        "outgrow": [0, 1, 2],
+    }
+    assert all(isinstance(run, RunRecord) for runs in records.values() for run in runs)
+    assert text_table(tabulate({name: records[name] for name in study()})) == CLASSIFIERS
+
+
+def test_typed_records_make_the_same_table():
+    typed = {name: [parse_record(run) for run in runs] for name, runs in study().items()}
+    assert tabulate(typed) == tabulate(study())
+
+
+def test_runs_that_cannot_be_paired_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"needs finished runs as METHOD/seedK/record.json, got none under .*; give"
+    ):
+        read_records(tmp_path)
+    write_runs(tmp_path, study())
+    (tmp_path / "kd" / "seed2" / "record.json").write_text(json.dumps(record("kd", 1, 80.0)))
+    with pytest.raises(
+        ValueError, match=r"needs one run of each seed, got seed 1 again in .*seed2.*; move one"
+    ):
+        read_records(tmp_path)
+    (tmp_path / "kd" / "seed2" / "record.json").unlink()
+    with pytest.raises(ValueError, match=r"needs the same seeds for every method, got .*; run the missing"):
+        read_records(tmp_path)
+    (tmp_path / "kd" / "seed0" / "record.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"needs a whole record in .*record.json, got .* faults"):
+        read_records(tmp_path)

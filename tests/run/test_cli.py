@@ -22,7 +22,7 @@ def test_the_options_are_these_and_no_more():
     command = get_command(cli.app)
     options = {name: sorted(p.name for p in c.params) for name, c in command.commands.items()}
     assert options == {
-        "demo": ["out", "seeds"],
+        "demo": ["out", "overwrite", "seeds"],
         "distill": sorted(
             [
                 "data",
@@ -44,6 +44,7 @@ def test_the_options_are_these_and_no_more():
                 "epochs",
                 "seed",
                 "resume",
+                "overwrite",
             ]
         ),
         "evaluate": ["batch_size", "data", "label", "model", "weights", "workers"],

@@ -1,6 +1,7 @@
 """Whole runs on real digits: records, folders, resumption, and what users get wrong."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ from torch import nn
 from outgrow.classification.data import open_run_data, train_loader
 from outgrow.data import drops_last
 from outgrow.machine import norm_relu
+from outgrow.machine.files import unsealed
 from outgrow.models import create_model, load_weights, save_student
 from outgrow.run import distill
-from outgrow.training.config import build_config, merge
+from outgrow.training.checkpoint import Checkpoint
+from outgrow.training.config import build_config, load_config, merge
 from outgrow.training.guard import NonFiniteLoss
+from outgrow.training.progress import Reporter
 
 SMALL = {
     "data": {
@@ -57,7 +61,7 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
         "index.html",
         "teacher.safetensors",
     } <= names
-    assert json.loads((tmp_path / "record.json").read_text()) == record
+    assert unsealed((tmp_path / "record.json").read_text(), where="record.json") == record
     assert record["teacher"]["top1"] > 30
     assert record["student"]["top1_best"] >= record["student"]["top1"] == record["epochs"][-1]["score"]
     assert record["metric"] == "top1"
@@ -80,50 +84,188 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
 
 
 def test_the_saved_configuration_reruns_the_run(tmp_path):
-    from outgrow.training.config import load_config
-
     first = run({"out": str(tmp_path / "a"), "train": {"epochs": 1}})
     again = distill(build_config(load_config(tmp_path / "a" / "config.yaml"), {"out": str(tmp_path / "b")}))
     assert again["epochs"][0]["loss"] == first["epochs"][0]["loss"]
     assert again["student"] == first["student"]
 
 
+@contextmanager
+def interrupted_after(monkeypatch, number):
+    """Ctrl-C just after checkpoint ``number``."""
+    save, calls = Checkpoint.save, []
+
+    def interrupted(self, state):
+        save(self, state)
+        calls.append(self.path)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+@pytest.mark.parametrize("steps", [1000, 1])
 @pytest.mark.parametrize(
     "method", [{"preset": "paper"}, {"preset": "kd", "loss": "kd + 0.8*crd(dim=16, negatives=32)"}]
 )
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, teacher_file, method, monkeypatch):
-    import outgrow.training.trainer as trainer
-
-    layers = (with_file(teacher_file), {"method": method})
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, teacher_file, method, steps, monkeypatch):
+    layers = (with_file(teacher_file), {"method": method}, {"train": {"checkpoint_steps": steps}})
     whole = run(*layers, {"out": str(tmp_path / "whole")})
-    save, calls = trainer.save_checkpoint, []
-
-    def interrupted(path, state):
-        save(path, state)
-        calls.append(path)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer, "save_checkpoint", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(monkeypatch, 2):
         run(*layers, {"out": str(tmp_path / "broken")})
     assert not (tmp_path / "broken" / "record.json").exists()
-    monkeypatch.setattr(trainer, "save_checkpoint", save)
     torch.rand(100)  # another process would be in another random state
     resumed = run(*layers, {"out": str(tmp_path / "broken")}, resume=True)
-    drop = lambda record: [{k: v for k, v in e.items() if "second" not in k} for e in record["epochs"]]  # noqa: E731
-    assert drop(resumed) == drop(whole)
+    assert drop_times(resumed) == drop_times(whole)
     ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "broken"))
     assert ours
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_resume_refuses_another_configuration(tmp_path, teacher_file):
-    run(with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
-    with pytest.raises(ValueError, match="the checkpoint of this configuration"):
-        run(with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 2}}, resume=True)
-    with pytest.raises(ValueError, match="needs a checkpoint, got none"):
-        run(with_file(teacher_file), {"out": str(tmp_path / "new")}, resume=True)
+    layers = (with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
+    run(*layers)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        ValueError, match=r"got another in train.lr \(was 0.05, is 0.01\); rerun with --config"
+    ):
+        run(*layers, {"train": {"lr": 0.01}}, resume=True)
+    with pytest.raises(
+        ValueError, match=r"got another in method.rule \(was None, is swap\), seed \(was 0, is 1\)"
+    ):
+        run(*layers, {"method": {"rule": "swap"}, "seed": 1}, resume=True)
+    with pytest.raises(ValueError, match="--out: needs the folder of a run, got None"):
+        distill(build_config(merge(SMALL, with_file(teacher_file))), resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_holds_one_run(tmp_path, teacher_file):
+    layers = (with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
+    first = run(*layers)
+    with pytest.raises(ValueError, match=r"needs a folder without a run, got a finished run .* --overwrite"):
+        run(*layers, {"seed": 1})
+    assert json.loads((tmp_path / "record.json").read_text())["config"]["seed"] == 0
+    (tmp_path / "record.json").unlink()
+    with pytest.raises(ValueError, match=r"got a run that was begun \(config.yaml\)"):
+        run(*layers, {"seed": 1})
+    (tmp_path / "notes.txt").write_text("mine")
+    second = run(*layers, {"seed": 1}, overwrite=True)
+    assert second["student"] != first["student"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match="needs one of them, got both"):
+        run(*layers, {"seed": 1}, overwrite=True, resume=True)
+
+
+def test_a_failed_overwrite_leaves_no_record_of_the_run_before(tmp_path, teacher_file):
+    layers = (with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
+    run(*layers)
+    with pytest.raises(NonFiniteLoss):
+        run(*layers, {"train": {"lr": 1e30, "epochs": 3}, "seed": 1}, overwrite=True)
+    assert not (tmp_path / "record.json").exists()
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+def test_more_epochs(tmp_path, teacher_file):
+    layers = (with_file(teacher_file), {"out": str(tmp_path)})
+    first = run(*layers, {"train": {"epochs": 1}})
+    more = run(*layers, {"train": {"epochs": 3}}, resume=True)
+    assert more["epochs"][0] == first["epochs"][0]
+    assert [epoch["epoch"] for epoch in more["epochs"]] == [1, 2, 3]
+    assert load_config(tmp_path / "config.yaml")["train"]["epochs"] == 3
+    with pytest.raises(ValueError, match=r"train.epochs \(was 3, is 2: more is possible\)"):
+        run(*layers, {"train": {"epochs": 2}}, resume=True)
+
+
+def test_a_kill_while_the_teacher_trains_loses_nothing(tmp_path, monkeypatch):
+    whole = run({"out": str(tmp_path / "whole")})
+    with interrupted_after(monkeypatch, 1):  # of the teacher's two epochs
+        run({"out": str(tmp_path / "broken")})
+    assert drop_times(run({"out": str(tmp_path / "broken")}, resume=True)) == drop_times(whole)
+    with interrupted_after(monkeypatch, 3):  # the first of the student's
+        run({"out": str(tmp_path / "later")})
+    assert drop_times(run({"out": str(tmp_path / "later")}, resume=True)) == drop_times(whole)
+
+
+def test_a_kill_before_the_first_checkpoint(tmp_path, teacher_file):
+    """Nothing but config.yaml is there: the run starts, and resume is no error."""
+    layers = (with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
+    whole = run(*layers)
+    for name in ("record.json", "checkpoint.pt", "student.safetensors"):
+        (tmp_path / name).unlink()
+    assert drop_times(run(*layers, resume=True)) == drop_times(whole)
+
+
+def test_a_killed_run_with_a_teacher_cache(tmp_path, teacher_file, monkeypatch):
+    """What was read before the kill from the network is read after it from the cache: the same numbers."""
+    layers = (with_file(teacher_file), {"train": {"checkpoint_steps": 1}})
+    whole = run(*layers, {"out": str(tmp_path / "a"), "teacher": {"cache": str(tmp_path / "first")}})
+    broken = {"out": str(tmp_path / "b"), "teacher": {"cache": str(tmp_path / "second")}}
+    with interrupted_after(monkeypatch, 5):
+        run(*layers, broken)
+    assert drop_times(run(*layers, broken, resume=True)) == drop_times(whole)
+
+
+def drop_times(record):
+    """The student's numbers of a record and its epochs, without what a clock says."""
+    return record["student"], [{k: v for k, v in e.items() if "second" not in k} for e in record["epochs"]]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "replaced"])
+def test_a_damaged_checkpoint_is_seen(tmp_path, teacher_file, monkeypatch, damage):
+    notes = Notes()
+    layers = (with_file(teacher_file), {"out": str(tmp_path)})
+    whole = run(with_file(teacher_file))
+    with interrupted_after(monkeypatch, 2):
+        run(*layers)
+    file = tmp_path / "checkpoint.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    new = {
+        "truncated": content[:1000],
+        "emptied": b"",
+        "flipped": content,
+        "replaced": b"PK\x03\x04 something else",
+    }
+    file.write_bytes(new[damage])
+    resumed = run(*layers, resume=True, reporter=notes)
+    assert any(f"{file} is damaged; continuing from the one before it" in text for text in notes.texts)
+    assert drop_times(resumed) == drop_times(whole)
+
+
+def test_when_all_checkpoints_are_damaged(tmp_path, teacher_file, monkeypatch):
+    layers = (with_file(teacher_file), {"out": str(tmp_path)})
+    with interrupted_after(monkeypatch, 2):
+        run(*layers)
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"needs a whole checkpoint, got .* delete what is damaged"):
+        run(*layers, resume=True)
+
+
+def test_resume_under_other_threads_says_so(tmp_path, teacher_file, monkeypatch):
+    notes = Notes()
+    with interrupted_after(monkeypatch, 1):
+        run(with_file(teacher_file), {"out": str(tmp_path)})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        run(with_file(teacher_file), {"out": str(tmp_path)}, resume=True, reporter=notes)
+    finally:
+        torch.set_num_threads(threads)
+    assert any(f"checkpoint: threads was {threads} and is {threads + 1}" in text for text in notes.texts)
+
+
+class Notes(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.texts = []
+
+    def note(self, text):
+        self.texts.append(text)
 
 
 def test_the_teachers_statistics_do_not_move(teacher_file):

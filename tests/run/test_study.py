@@ -7,7 +7,7 @@ import pytest
 from outgrow.run import study
 from outgrow.run.study import run_study
 from outgrow.training.config import merge
-from tests.test_run import SMALL
+from tests.run.test_distill import SMALL, interrupted_after
 
 BASE = merge(SMALL, {"train": {"epochs": 1, "precision": "auto"}})
 METHODS = {"none": {"preset": "none"}}
@@ -23,16 +23,27 @@ def distilled(monkeypatch):
 
 def test_finished_runs_are_kept(tmp_path, distilled):
     first = run_study(BASE, METHODS, [0], out=tmp_path)
-    assert run_study(BASE, METHODS, [0], out=tmp_path) == json.loads(json.dumps(first))
+    assert run_study(BASE, METHODS, [0], out=tmp_path) == first
     assert len(distilled) == 1
-    run_study(merge(BASE, {"train": {"lr": 0.01}}), METHODS, [0], out=tmp_path)
-    assert len(distilled) == 2
+    with pytest.raises(ValueError, match=r"got a finished run .* --overwrite"):
+        run_study(merge(BASE, {"train": {"lr": 0.01}}), METHODS, [0], out=tmp_path)
+    run_study(merge(BASE, {"train": {"lr": 0.01}}), METHODS, [0], out=tmp_path, overwrite=True)
+    assert len(distilled) == 3
+
+
+def test_a_run_that_was_begun_continues(tmp_path, monkeypatch):
+    whole = run_study(BASE, METHODS, [0], out=tmp_path / "whole")
+    with interrupted_after(monkeypatch, 1):
+        run_study(BASE, METHODS, [0], out=tmp_path / "broken")
+    resumed = run_study(BASE, METHODS, [0], out=tmp_path / "broken")
+    assert resumed["none"][0].student == whole["none"][0].student
 
 
 def test_a_record_from_before_a_field_was_there(tmp_path, distilled):
     run_study(BASE, METHODS, [0], out=tmp_path)
     file = tmp_path / "none" / "seed0" / "record.json"
     record = json.loads(file.read_text())
+    del record["checksum"]
     del record["config"]["train"]["compile"]
     file.write_text(json.dumps(record))
     run_study(BASE, METHODS, [0], out=tmp_path)
@@ -40,4 +51,12 @@ def test_a_record_from_before_a_field_was_there(tmp_path, distilled):
     record["config"]["train"]["since_removed"] = 1
     file.write_text(json.dumps(record))
     run_study(BASE, METHODS, [0], out=tmp_path)
-    assert len(distilled) == 2
+    assert len(distilled) == 1
+
+
+def test_a_damaged_record_is_not_taken(tmp_path):
+    run_study(BASE, METHODS, [0], out=tmp_path)
+    file = tmp_path / "none" / "seed0" / "record.json"
+    file.write_text(file.read_text().replace('"top1": ', '"top1": 1', 1))
+    with pytest.raises(ValueError, match="changed or damaged since"):
+        run_study(BASE, METHODS, [0], out=tmp_path)

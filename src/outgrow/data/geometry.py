@@ -1,24 +1,28 @@
 """From images of any size to one size: resized crops for training, centre crops for evaluation.
 
-For decoded images Pillow does the resizing (anti-aliased), one image at a time, in the workers; for
-batches in memory torch does, on their device. Both cut at the same places.
+torchvision resizes and cuts: pictures with Pillow, one at a time, in the workers; batches in memory with
+torch, on their device. It is imported on use, as it takes a second. The draws of crops are our own, and so
+is what takes a box of its own for each image of a batch: torchvision would go image by image.
 """
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, Int64, UInt8
-from PIL import Image
+from PIL.Image import Image
 from torch import Tensor
 
 from outgrow.data.randomness import Stream, integer_at, uniform_at
 from outgrow.data.splits import to_tensor
 
+Images = TypeVar("Images", Tensor, Image)
+
 RATIO = (3 / 4, 4 / 3)
 """Width over height of a resized crop, as in all of torchvision's and timm's recipes."""
 _ATTEMPTS = 10
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def resized_crop_box(
@@ -50,33 +54,24 @@ def resized_crop_box(
     return (height - high) // 2, (width - wide) // 2, high, wide
 
 
-def centre_geometry(height: int, width: int, *, size: int, crop_pct: float) -> tuple[int, int, int, int]:
-    """Evaluation: height and width to resize to (short side ``floor(size / crop_pct)``), then top and
-    left of the centre crop of ``size``."""
+def centre_view(images: Images, *, size: int, crop_pct: float, interpolation: str) -> Images:
+    """The evaluation view of a picture, or of each of a batch: the short side resized to
+    ``floor(size / crop_pct)``, anti-aliased, and the centre cut out. A batch's bicubic may overshoot."""
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
     short = math.floor(size / crop_pct)
-    if height <= width:
-        high, wide = short, int(short * width / height)
-    else:
-        high, wide = int(short * height / width), short
-    return high, wide, round((high - size) / 2), round((wide - size) / 2)
+    resized = functional.resize(images, [short], InterpolationMode(interpolation))
+    return functional.center_crop(resized, [size])
 
 
 def crop_picture(
-    picture: Image.Image, box: tuple[int, int, int, int], *, size: int, interpolation: str
+    picture: Image, box: tuple[int, int, int, int], *, size: int, interpolation: str
 ) -> UInt8[Tensor, "3 size size"]:
     """The box (top, left, height, width) of an image, resized to ``size``."""
-    top, left, height, width = box
-    cropped = picture.crop((left, top, left + width, top + height))
-    return to_tensor(cropped.resize((size, size), RESAMPLING[interpolation]))
+    from torchvision.transforms.v2 import InterpolationMode, functional
 
-
-def centre_picture(
-    picture: Image.Image, *, size: int, crop_pct: float, interpolation: str
-) -> UInt8[Tensor, "3 size size"]:
-    """The evaluation view of an image."""
-    high, wide, top, left = centre_geometry(picture.height, picture.width, size=size, crop_pct=crop_pct)
-    resized = picture.resize((wide, high), RESAMPLING[interpolation])
-    return to_tensor(resized.crop((left, top, left + size, top + size)))
+    mode = InterpolationMode(interpolation)
+    return to_tensor(functional.resized_crop(picture, *box, [size, size], mode))
 
 
 def crop_batch(
@@ -95,15 +90,3 @@ def crop_batch(
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp_(
         0, 1
     )
-
-
-def centre_batch(
-    images: Float32[Tensor, "n 3 height width"], *, size: int, crop_pct: float, interpolation: str
-) -> Float32[Tensor, "n 3 size size"]:
-    """The evaluation view of each image; the images themselves where that has their size."""
-    height, width = images.shape[2:]
-    high, wide, top, left = centre_geometry(height, width, size=size, crop_pct=crop_pct)
-    if (high, wide) != (height, width):
-        images = F.interpolate(images, (high, wide), mode=interpolation, antialias=True, align_corners=False)
-        images = images.clamp_(0, 1)  # bicubic overshoots
-    return images[..., top : top + size, left : left + size]

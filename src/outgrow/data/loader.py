@@ -11,7 +11,7 @@ decide when and where it is made.
 import torch
 
 from outgrow.data.file_loader import FileLoader
-from outgrow.data.geometry import RESAMPLING
+from outgrow.data.geometry import INTERPOLATIONS
 from outgrow.data.plan import Batch, Loader, Plan, Views
 from outgrow.data.splits import ArraySplit, FileSplit, Split
 from outgrow.data.tensor_loader import TensorLoader
@@ -35,7 +35,6 @@ def make_loader(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    index_offset: int = 0,
 ) -> Loader:
     """The loader that suits ``split``.
 
@@ -46,14 +45,13 @@ def make_loader(
     ``size``: side of the views in pixels; the short side is resized to ``floor(size / crop_pct)``
     (``interpolation``: "bilinear" or "bicubic") and the centre cut out, or ``augment.resized_crop``
     is taken. Without it images keep their size, which must then be one for all.
-    ``index_offset`` is added to every index, also where randomness is drawn from it: for several
-    sets numbered as one. ``num_workers`` matters for encoded images only.
+    ``num_workers`` matters for encoded images only.
 
     Raises ValueError for options that contradict each other or the split.
     """
-    if interpolation not in RESAMPLING or not 0 < crop_pct <= 1 or (size is not None and size < 1):
+    if interpolation not in INTERPOLATIONS or not 0 < crop_pct <= 1 or (size is not None and size < 1):
         raise ValueError(
-            f"make_loader: needs size >= 1, crop_pct in (0, 1] and interpolation {' or '.join(RESAMPLING)}, got "
+            f"make_loader: needs size >= 1, crop_pct in (0, 1] and interpolation {' or '.join(INTERPOLATIONS)}, got "
             f"size={size}, crop_pct={crop_pct}, interpolation={interpolation!r}; take them from the model's configuration."
         )
     if not isinstance(split, ArraySplit | FileSplit):
@@ -72,5 +70,5 @@ def make_loader(
     )
     views = Views(augment or NO_AUGMENT, seed, size, crop_pct, interpolation)
     if isinstance(split, ArraySplit):
-        return TensorLoader(split, plan, views, torch.device(device), index_offset)
-    return FileLoader(split, plan, views, torch.device(device), index_offset, num_workers)
+        return TensorLoader(split, plan, views, torch.device(device))
+    return FileLoader(split, plan, views, torch.device(device), num_workers)

@@ -1,15 +1,18 @@
-"""What both loaders share: batches, who sees which samples, and the steps that make a view."""
+"""What the loaders share: who sees which samples, the steps that make a view, batches, and workers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Int64, Real
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from outgrow.data.randaugment import randaugment
 from outgrow.data.randomness import epoch_order
+from outgrow.data.splits import Split
 from outgrow.data.transforms import Augment, crop_flip, cutout, mix_views, partners
 from outgrow.outputs import Target
 
@@ -137,15 +140,83 @@ class Views:
             images = cutout(images, index, seed=self.seed, epoch=epoch, side=a.cutout)
         return images
 
-    def partners(self, index: Int64[Tensor, " n"], epoch: int, num: int) -> Int64[Tensor, " n"] | None:
-        return partners(index, seed=self.seed, epoch=epoch, num=num) if self.augment.mixes else None
+    def shown(
+        self, index: Int64[Tensor, " all"], positions: Int64[Tensor, " n"], epoch: int
+    ) -> Int64[Tensor, " shown"]:
+        """``positions``, then those of their partners where samples are mixed; ``index`` is the split's."""
+        if not self.augment.mixes:
+            return positions
+        chosen = partners(index[positions], seed=self.seed, epoch=epoch, num=len(index))
+        return torch.cat([positions, chosen])
 
-    def batch(self, images: Tensor, others: Tensor | None, target: Target, epoch: int) -> Batch:
-        if others is None:
-            return Batch(images, target)
-        a = self.augment
-        assert target.index is not None
+
+class ImageLoader:
+    """What both loaders share: their length, whose views a batch takes, and the batch made of them."""
+
+    def __init__(self, split: Split, plan: Plan, views: Views, device: torch.device) -> None:
+        self._plan, self._views, self._device = plan, views, device
+        self._index, self._labels = split.index, split.labels
+        self._shown = partial(views.shown, split.index)
+
+    @property
+    def num_samples(self) -> int:
+        return self._plan.num
+
+    @property
+    def num_indices(self) -> int:
+        return int(self._index.max()) + 1 if len(self._index) else 0
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def _batch(
+        self,
+        views: Float32[Tensor, "shown 3 height width"],
+        shown: Int64[Tensor, " shown"],
+        index: Int64[Tensor, " shown"],
+        epoch: int,
+    ) -> Batch:
+        """The batch of the samples at ``shown``, numbered ``index``, mixed with their partners."""
+        label, a = self._labels[shown].to(self._device), self._views.augment
+        if not a.mixes:
+            return Batch(views, Target(label, index))
+        (own, others), (index, _), (label, partner) = (x.chunk(2) for x in (views, index, label))
         images, mix = mix_views(
-            images, others, target.index, seed=self.seed, epoch=epoch, mixup=a.mixup, cutmix=a.cutmix
+            own, others, index, seed=self._views.seed, epoch=epoch, mixup=a.mixup, cutmix=a.cutmix
         )
-        return Batch(images, Target(target.label, index=target.index, partner=target.partner, mix=mix))
+        return Batch(images, Target(label, index=index, partner=partner, mix=mix))
+
+
+class KeyedBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, position): workers outlive an epoch, so the epoch travels with the key."""
+
+    def __init__(self, plan: Plan, shown: Callable[[Tensor, int], Tensor] | None = None) -> None:
+        self.plan, self.shown, self.epoch = plan, shown, 0
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for positions in self.plan.batches(self.epoch):
+            shown = positions if self.shown is None else self.shown(positions, self.epoch)
+            yield [(self.epoch, position) for position in shown.tolist()]
+
+
+def decoding(
+    images: Dataset[Tensor],
+    batches: KeyedBatches,
+    join: Callable[[Any], Tensor],
+    *,
+    num_workers: int,
+    device: torch.device,
+) -> "DataLoader[Tensor]":
+    """``images`` by their keys, read by ``num_workers`` processes (0: by this one), a batch put together by ``join``."""
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        collate_fn=join,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # DataLoader draws a seed each epoch: not from the user's generator
+    )

@@ -54,15 +54,6 @@ def bits(
     return _mix(torch.stack([sample ^ int(stream) for stream in streams]))
 
 
-def uniform(seed: int, epoch: int, index: Int64[Tensor, " n"], stream: int) -> Float32[Tensor, " n"]:
-    """A number in [0, 1) for each sample.
-
-    >>> uniform(0, 0, torch.arange(3), Stream.FLIP)
-    tensor([0.4123, 0.6162, 0.4721])
-    """
-    return as_uniform(bits(seed, epoch, index, [stream]))[0]
-
-
 def integers(
     seed: int, epoch: int, index: Int64[Tensor, " n"], stream: int, *, high: int
 ) -> Int64[Tensor, " n"]:
@@ -87,10 +78,12 @@ def bits_at(seed: int, epoch: int, index: int, stream: int) -> int:
 
 
 def uniform_at(seed: int, epoch: int, index: int, stream: int) -> float:
-    """:func:`uniform` of one sample in plain Python.
+    """A number in [0, 1) for one sample, in plain Python: :func:`as_uniform` of its :func:`bits`.
 
-    >>> uniform_at(0, 0, 1, Stream.FLIP) == uniform(0, 0, torch.tensor([1]), Stream.FLIP).item()
-    True
+    >>> [round(uniform_at(0, 0, index, Stream.FLIP), 4) for index in range(3)]
+    [0.4123, 0.6162, 0.4721]
+    >>> as_uniform(bits(0, 0, torch.arange(3), [Stream.FLIP]))
+    tensor([[0.4123, 0.6162, 0.4721]])
     """
     return (bits_at(seed, epoch, index, stream) >> 40) * _UNIT
 

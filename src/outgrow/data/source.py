@@ -11,6 +11,7 @@ hf:NAME              a data set of the Hugging Face hub, or a local folder of on
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,19 +129,10 @@ def _parquet(where: str, label: str | None, cache_dir: Path) -> Found:
     return open_parquet(Path(where).expanduser(), label=label, cache_dir=cache_dir)
 
 
-def _cifar10(where: str, label: str | None, cache_dir: Path) -> Found:
-    from torchvision.datasets import CIFAR10
+def _cifar(kind_name: str, where: str, label: str | None, cache_dir: Path) -> Found:
+    from torchvision import datasets
 
-    return _cifar(CIFAR10, Path(where).expanduser())
-
-
-def _cifar100(where: str, label: str | None, cache_dir: Path) -> Found:
-    from torchvision.datasets import CIFAR100
-
-    return _cifar(CIFAR100, Path(where).expanduser())
-
-
-def _cifar(kind: Any, root: Path) -> Found:
+    kind, root = getattr(datasets, kind_name), Path(where).expanduser()
     splits: dict[str, Split] = {}
     for name, train in (("train", True), ("test", False)):
         try:
@@ -264,8 +256,8 @@ _OPENERS: dict[str, Callable[[str, str | None, Path], Found]] = {
     "digits": _digits,
     "folder": _folder,
     "parquet": _parquet,
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
+    "cifar10": partial(_cifar, "CIFAR10"),
+    "cifar100": partial(_cifar, "CIFAR100"),
     "imagenet": _imagenet,
     "hf": _hub,
 }

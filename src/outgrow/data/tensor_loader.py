@@ -1,103 +1,72 @@
 """Batches of decoded images: bytes that stay on the device, and views made there, many at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from outgrow.data.geometry import centre_batch, crop_batch, resized_crop_box
-from outgrow.data.plan import Batch, Plan, Views
+from outgrow.data.geometry import centre_view, crop_batch, resized_crop_box
+from outgrow.data.plan import Batch, ImageLoader, Plan, Views
 from outgrow.data.splits import ArraySplit
 from outgrow.data.transforms import to_float
 from outgrow.outputs import Target
 
 _GROUP = 1024
-"""Images handled at once on an accelerator, where launching kernels is what costs."""
+"""Views made at once on an accelerator, where launching kernels is what costs."""
 _GROUP_CPU = 256
 """On a CPU: enough to spread the cost of dispatch, few enough to stay in the cache."""
 
 
-class TensorLoader:
+class TensorLoader(ImageLoader):
     """Batches of decoded images.
 
     The bytes are kept on the device, or, where they would take more than half of a GPU's free
     memory, in the host's memory (or its memory map), from which batches are sent.
     """
 
-    def __init__(
-        self, split: ArraySplit, plan: Plan, views: Views, device: torch.device, index_offset: int
-    ) -> None:
-        self._plan, self._views, self._device = plan, views, device
-        self._index = split.index + index_offset
-        self._rows = split.index
-        self._labels = split.labels.to(device)
+    def __init__(self, split: ArraySplit, plan: Plan, views: Views, device: torch.device) -> None:
+        super().__init__(split, plan, views, device)
         self._images = split.images.to(device) if _fits(split.images, device) else split.images
 
-    @property
-    def num_samples(self) -> int:
-        return self._plan.num
-
-    @property
-    def num_indices(self) -> int:
-        return int(self._index.max()) + 1 if len(self._index) else 0
-
-    def __len__(self) -> int:
-        return len(self._plan)
-
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        batches = self._plan.batches(epoch)
-        group = max(1, (_GROUP_CPU if self._device.type == "cpu" else _GROUP) // self._plan.batch_size)
-        for first in range(0, len(batches), group):
-            yield from self._group(batches[first : first + group], epoch)
-
-    def _group(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         # A view does not know its neighbours, so several batches are made at once and cut apart.
-        positions = torch.cat(list(batches))
-        index = self._index[positions]
-        partner = self._views.partners(index, epoch, self._plan.num)
-        views = self._make(positions, epoch)
-        others = None if partner is None else self._make(partner, epoch)
-        index, positions = index.to(self._device), positions.to(self._device)
-        partner = None if partner is None else partner.to(self._device)
-        first = 0
-        for batch in batches:
-            part = slice(first, first + len(batch))
-            first += len(batch)
-            if partner is None or others is None:
-                yield self._views.batch(
-                    views[part], None, Target(self._labels[positions[part]], index[part]), epoch
-                )
-                continue
-            # the share is not known before the mix; 1 stands in for it
-            target = Target(
-                self._labels[positions[part]],
-                index=index[part],
-                partner=self._labels[partner[part]],
-                mix=torch.ones(len(batch), device=self._device),
-            )
-            yield self._views.batch(views[part], others[part], target, epoch)
+        batches = self._plan.batches(epoch)
+        views = _GROUP_CPU if self._device.type == "cpu" else _GROUP
+        group = max(1, views // (self._plan.batch_size * (2 if self._views.augment.mixes else 1)))
+        for first in range(0, len(batches), group):
+            positions = batches[first : first + group]
+            shown = self._shown(torch.cat(positions), epoch)
+            index = self._index[shown].to(self._device)
+            made = self._batch(self._make(shown, index, epoch), shown, index, epoch)
+            target = made.target
+            columns = (made.images, target.label, target.index, target.partner, target.mix)
+            sizes = [len(batch) for batch in positions]
+            for images, label, number, partner, mix in zip(
+                *([None] * len(sizes) if column is None else column.split(sizes) for column in columns),
+                strict=True,
+            ):
+                yield Batch(images, Target(label, index=number, partner=partner, mix=mix))
 
-    def _make(self, positions: Tensor, epoch: int) -> Tensor:
-        v = self._views
-        rows = self._rows[positions].to(self._images.device)
-        images = self._images.index_select(0, rows).to(self._device, non_blocking=True)
-        counter = self._index[positions]
-        index = counter.to(self._device)
-        if v.augment.resized_crop is not None:
+    def _make(self, shown: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """The views of the samples at ``shown``, whose numbers are ``index``, on the device."""
+        v, scale = self._views, self._views.augment.resized_crop
+        counter = self._index[shown]
+        images = self._images.index_select(0, counter.to(self._images.device))
+        images = images.to(self._device, non_blocking=True)
+        if scale is not None:
             height, width = images.shape[2:]
-            boxes = [
-                resized_crop_box(
-                    height, width, scale=v.augment.resized_crop, seed=v.seed, epoch=epoch, index=number
-                )
-                for number in counter.tolist()
-            ]
-            cropped = crop_batch(
-                to_float(images), torch.tensor(boxes).to(self._device), size=v.size or height
+            boxes = torch.tensor(
+                [
+                    resized_crop_box(height, width, scale=scale, seed=v.seed, epoch=epoch, index=number)
+                    for number in counter.tolist()
+                ]
             )
-            return v.finish(v.crop_flip(cropped, index, epoch), index, epoch)
+            pixels = crop_batch(to_float(images), boxes.to(self._device), size=v.size or height)
+            return v.finish(v.crop_flip(pixels, index, epoch), index, epoch)
         pixels = to_float(v.crop_flip(images, index, epoch))
         if v.size is not None:
-            pixels = centre_batch(pixels, size=v.size, crop_pct=v.crop_pct, interpolation=v.interpolation)
+            pixels = centre_view(pixels, size=v.size, crop_pct=v.crop_pct, interpolation=v.interpolation)
+            pixels = pixels.clamp_(0, 1)  # bicubic overshoots
         return v.finish(pixels, index, epoch)
 
 

@@ -61,11 +61,6 @@ class DetectionSplit:
         """
         return self.file.as_coco(self.index.tolist())
 
-    @property
-    def dropped(self) -> int:
-        """Boxes that no ``truth`` has: under one pixel wide or high inside their picture."""
-        return sum(int((~self.file.usable[self.file.rows(number)]).sum()) for number in self.index.tolist())
-
     def subset(self, positions: Int64[Tensor, " m"]) -> "DetectionSplit":
         """The pictures at ``positions`` of this split, in that order; nothing is copied."""
         return DetectionSplit(self.file, self.folder, self.index[positions])

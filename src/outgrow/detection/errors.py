@@ -21,7 +21,7 @@ which a table per class needs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -69,39 +69,10 @@ class ClassErrors:
     def missed(self) -> Int64[Tensor, " classes"]:
         return self.missed_altogether + self.missed_confused + self.missed_badly_placed
 
-    @property
-    def total(self) -> dict[str, int]:
-        """Each count over all classes."""
-        return {name: int(self.count(name).sum()) for name in COLUMNS}
-
-    @property
-    def mean(self) -> dict[str, float]:
-        """Each count per 100 objects of its class, as the mean over the classes that have objects.
-
-        ``objects`` is the mean number of them. Zeros without any object.
-        """
-        there = self.objects > 0
-        if not there.any():
-            return dict.fromkeys(COLUMNS, 0.0)
-        objects = self.objects[there].double()
-        shares = {
-            name: float((100 * self.count(name)[there].double() / objects).mean()) for name in COLUMNS[1:]
-        }
-        return {"objects": float(objects.mean()), **shares}
-
     def count(self, name: str) -> Int64[Tensor, " classes"]:
-        """The counts of one column."""
+        """The counts of one kind."""
         counts: Tensor = getattr(self, name)
         return counts
-
-
-COLUMNS = (
-    "objects",
-    "found",
-    "missed",
-    *(f.name for f in fields(ClassErrors) if f.name not in ("objects", "found", "threshold", "f1")),
-)
-"""The columns of the table, after the class's name."""
 
 
 def class_errors(
@@ -140,22 +111,6 @@ def class_errors(
         threshold=threshold,
         f1=f1(right, wrong, int(reasons.sum())),
     )
-
-
-def error_rows(errors: ClassErrors, classes: Sequence[str]) -> list[tuple[str | int, ...]]:
-    """A table: its head, a row per class with its counts (see ``COLUMNS``), and a row of sums.
-
-    ``classes[label - 1]`` is the name of a class.
-    """
-    if len(classes) != len(errors.objects):
-        raise ValueError(
-            f"error_rows: needs a name for each of {len(errors.objects)} classes, got {len(classes)}; "
-            "pass the classes in the order of their labels."
-        )
-    columns = [errors.count(name).tolist() for name in COLUMNS]
-    head = ("class", *(name.replace("_", " ") for name in COLUMNS))
-    rows = [(name, *counts) for name, *counts in zip(classes, *columns, strict=True)]
-    return [head, *rows, ("all", *errors.total.values())]
 
 
 def best_threshold(truth: Sequence[Truth], found: Sequence[Detections]) -> float:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from outgrow.data.plan import Plan
+from outgrow.data.plan import KeyedBatches, Plan, decoding
 from outgrow.detection.boxes import Scenes
 from outgrow.detection.data import DetectionSplit
 from outgrow.detection.views import SceneViews, View
@@ -64,15 +64,10 @@ class SceneLoader:
     ) -> None:
         self._split, self._plan, self._device = split, plan, device
         self._views = views
-        self._sampler = _KeyedBatches(plan)
-        self._loader: DataLoader[Tensor] = DataLoader(
-            _Decoded(split, views, keep=num_workers == 0 and decoded_bytes(split) <= MEMORY),
-            batch_sampler=self._sampler,
-            collate_fn=_end_to_end,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # DataLoader draws a seed each epoch: not from the user's generator
+        self._keys = KeyedBatches(plan)
+        keep = num_workers == 0 and decoded_bytes(split) <= MEMORY
+        self._loader = decoding(
+            _Decoded(split, views, keep=keep), self._keys, _end_to_end, num_workers=num_workers, device=device
         )
 
     @property
@@ -91,7 +86,7 @@ class SceneLoader:
 
     def epoch(self, epoch: int) -> Iterator[Scenes]:
         """The batches of one epoch; any epoch may be asked for, in any order, again."""
-        self._sampler.epoch = epoch
+        self._keys.epoch = epoch
         for positions, pixels in zip(self._plan.batches(epoch), self._loader, strict=True):
             # Truth takes no decoding: made here, it need not travel from a worker
             shown = [(at, view_at(self._split, self._views, epoch, at)) for at in positions.tolist()]
@@ -115,20 +110,6 @@ def view_at(split: DetectionSplit, views: SceneViews, epoch: int, position: int)
 def decoded_bytes(split: DetectionSplit) -> int:
     """Memory that all pictures of a split take, decoded."""
     return 3 * int(split.file.sizes[split.index].prod(1).sum())
-
-
-class _KeyedBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position): workers outlive an epoch, so the epoch travels with the key."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.epoch = plan, 0
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for positions in self.plan.batches(self.epoch):
-            yield [(self.epoch, position) for position in positions.tolist()]
 
 
 class _Decoded(Dataset[Tensor]):

@@ -7,7 +7,7 @@ draw                pictures of both, beside the truth
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from outgrow.detection.boxes import Detections
 from outgrow.detection.errors import best_threshold, class_errors, confident
@@ -18,6 +18,7 @@ from outgrow.training.record import Both, DetectionRecord
 NUM_PICTURES = 8
 
 
+@runtime_checkable
 class Finding(Protocol):
     """What a detector found in a split; see :class:`outgrow.detection.evaluation.Found`."""
 

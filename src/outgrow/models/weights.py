@@ -55,8 +55,6 @@ class LoadReport:
     """The file's name, after prefixes, to the network's, where they differ."""
     missing: tuple[str, ...]
     """What the network has and the file has not, or not in this shape."""
-    unexpected: tuple[str, ...]
-    """What the file has and the network has not; the file's names."""
     head: Head
     """``rebuilt`` to the file's number of classes (teacher); of a student left ``new``, ``reordered`` into the
     order of its classes, or ``partial``: the rows of the classes that both have."""
@@ -83,8 +81,6 @@ class LoadReport:
             lines.append(f"  head {fate}; the file has {self.num_classes or 'no'} classes")
         if self.missing:
             lines.append(f"  missing {len(self.missing)}: {_few(self.missing)}")
-        if self.unexpected:
-            lines.append(f"  unexpected {len(self.unexpected)}: {_few(self.unexpected)}")
         if facts := ", ".join(key for key in self.metadata if key != "format"):
             lines.append(f"  the file also says: {facts}")
         return "\n".join(lines)
@@ -175,7 +171,6 @@ def load_file(
         loaded=tuple(loaded),
         renamed={old: new for old, new in fit.renamed.items() if new in loaded},
         missing=tuple(sorted(left)),
-        unexpected=(),
         head=head,
         num_classes=file_classes,
         metadata=file.metadata,

@@ -1,74 +1,66 @@
-"""The curves of one run, as a picture for its folder."""
+"""The curves of one run: for its page, and as a picture for its folder."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from outgrow.training.record import corrected_score, epoch_scores, metric_of, short_name, teacher_score
+from outgrow.report.palette import COLOURS as COLOURS
+from outgrow.report.palette import colour
+from outgrow.report.plots import (
+    Level,
+    Series,
+    add_axis,
+    draw_lines,
+    names_width,
+    new_figure,
+    teacher_levels,
+)
+from outgrow.training.record import Run, RunRecord, parse_record
 
-# as in the pages' style sheet: distinct for colour-blind readers
-COLOURS = ("#0b6e4f", "#0072b2", "#d55e00", "#a0528a", "#8a6d00", "#3a9bc8", "#6a4fb3", "#5f6b73")
-STUDENT, TEACHER, CORRECTED = COLOURS[0], "#6b6b6b", "#b34700"
+HEIGHT, WIDTH = 400.0, 420.0
+"""Points of the picture, and of each of its plots without the names beside it."""
 
 
-def draw_curves(record: Mapping[str, Any], path: str | Path) -> None:
+def draw_curves(record: Run, path: str | Path) -> None:
     """Write a PNG: the score of student and teacher, and the terms of the loss, by epoch."""
-    # a figure of its own: nothing of pyplot's global state, which is a notebook's or another thread's
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharex=True)
-    _scores(left, record)
-    _terms(right, record["epochs"])
-    for axis in (left, right):
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#000000", alpha=0.08, lw=0.8)
-        axis.set_axisbelow(True)
-        axis.set_xlabel("epoch")
-        if axis.get_legend_handles_labels()[0]:
-            many = len(axis.lines) > 8
-            axis.legend(frameon=False, ncols=2 if many else 1, fontsize="small" if many else None)
-    epochs = [e["epoch"] for e in record["epochs"]]
-    if len(epochs) == 1:  # a range of one epoch to either side, not of hundredths of one
-        left.set_xlim(epochs[0] - 1, epochs[0] + 1)
-    figure.savefig(path, dpi=130)
+    record = parse_record(record)
+    plots: list[tuple[list[Series], list[Level], float | None, dict[str, str]]] = [
+        (
+            score_lines(record),
+            score_levels(record),
+            100.0,
+            {"ylabel": record.measure.label, "title": f"student {record.student.short_name}"},
+        ),
+        (term_lines(record), [], None, {"ylabel": "weighted training loss", "title": "terms of the loss"}),
+    ]
+    plots = [plot for plot in plots if plot[0]]
+    widths = [60 + WIDTH + names_width([*lines, *levels]) for lines, levels, _, _ in plots]
+    with new_figure(sum(widths), HEIGHT) as figure:
+        left = 60.0
+        for (lines, levels, ceiling, texts), width in zip(plots, widths, strict=True):
+            axis = add_axis(figure, left, left + WIDTH, 40.0, HEIGHT - 46)
+            draw_lines(axis, lines, levels, ceiling=ceiling)
+            axis.set(xlabel="epoch", **texts)
+            left += width
+        figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def _scores(axis: Any, record: Mapping[str, Any]) -> None:
-    tested = epoch_scores(record)
-    axis.plot(
-        [epoch for epoch, _ in tested],
-        [score for _, score in tested],
-        marker="o",
-        ms=3,
-        color=STUDENT,
-        label="student",
-    )
-    teacher, corrected = teacher_score(record), corrected_score(record)
-    if teacher is not None:
-        axis.axhline(teacher, color=TEACHER, ls="--", lw=1.2, label="teacher")
-    if corrected is not None and corrected != teacher:
-        axis.axhline(corrected, color=CORRECTED, ls=":", lw=1.6, label="teacher, corrected")
-    axis.margins(y=0.08)
-    axis.set(ylabel=metric_of(record).label, title=f"student {short_name(record['student'])}")
+def score_lines(record: RunRecord) -> list[Series]:
+    """The student's score by epoch."""
+    scores = [(float(epoch), score) for epoch, score in record.epoch_scores]
+    return [Series("student", scores, lead=True)] if scores else []
 
 
-def _terms(axis: Any, epochs: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for e in epochs for name in e["terms"]))
-    for number, name in enumerate(names):
-        known = [e for e in epochs if name in e["terms"]]
-        axis.plot(
-            [e["epoch"] for e in known],
-            [e["terms"][name] for e in known],
-            marker="o" if len(known) == 1 else None,
-            ms=4,
-            color=COLOURS[number % len(COLOURS)],
-            ls=("-", "--", ":", "-.")[number // len(COLOURS) % 4],
-            label=name,
+def score_levels(record: RunRecord) -> list[Level]:
+    return teacher_levels(record.teacher_score, record.corrected_score)
+
+
+def term_lines(record: RunRecord) -> list[Series]:
+    """The weighted terms of the loss by epoch."""
+    names = dict.fromkeys(name for epoch in record.epochs for name in epoch.terms)
+    return [
+        Series(
+            name,
+            [(epoch.epoch, epoch.terms[name]) for epoch in record.epochs if name in epoch.terms],
+            colour=colour(number),
         )
-    if all(value >= 0 for e in epochs for value in e["terms"].values()):
-        axis.set_ylim(bottom=0)
-    axis.set(ylabel="weighted training loss", title="terms of the loss")
+        for number, name in enumerate(names)
+    ]

@@ -8,10 +8,11 @@ from typing import Any
 
 from outgrow.data import Split
 from outgrow.report import parts, words
-from outgrow.report.plots import Effect, Level, Series, dot_plots, line_plots, style
-from outgrow.report.statistics import Difference, paired
-from outgrow.report.table import NO_TEACHER, Records, Row, Table
-from outgrow.training.record import Metric, Run, epoch_scores, short_name, student_score
+from outgrow.report.palette import colour
+from outgrow.report.plots import Effect, Plot, Series, dot_plot, line_plot, short, teacher_levels
+from outgrow.report.statistics import Difference, paired, summarize
+from outgrow.report.table import NO_TEACHER, AnyRecords, Records, Row, Table, parse_records
+from outgrow.training.record import Metric, RunRecord
 
 OWN = "outgrow"
 """The preset whose images are shown, where a study has it."""
@@ -21,7 +22,7 @@ def write_page(
     path: str | Path,
     *,
     title: str,
-    records: Records,
+    records: AnyRecords,
     table: Table,
     about: Mapping[str, str],
     test: Split | None,
@@ -32,21 +33,22 @@ def write_page(
     ``about`` maps methods to what readers call them; ``test`` has the images that the records' comparisons
     point into, None where none has any; ``notes`` are paragraphs on how the teacher came to be imperfect.
     """
-    if not table.rows or not all(records.get(row.method) for row in table.rows):
+    parsed = parse_records(records)
+    if not table.rows or not all(row.method in parsed for row in table.rows):
         raise ValueError(
             f"write_page: needs at least one finished run of each method, got {[row.method for row in table.rows]} "
-            f"in the table and {[name for name, runs in records.items() if runs]} in the records; "
-            "make the table with tabulate(records)."
+            f"in the table and {list(parsed)} in the records; make the table with tabulate(records)."
         )
     names = {row.method: about.get(row.method, row.method) for row in table.rows}
-    styles = _styles(table)
-    over_kd = _over(records, words.KD)
+    colours = _colours(table)
+    over_kd = _over(parsed, words.KD)
     best = words.best_row(table)
-    shown = _shown(records, best.method)
-    runs = [run for row in table.rows for run in records[row.method]]
-    mapped = any(parts.is_mapped(run) for run in runs)
+    shown = _shown(parsed, best.method)
+    runs = [run for name in names for run in parsed[name]]
+    mapped = any(run.is_mapped for run in runs)
     context = {
         "title": title,
+        "table": table,
         "metric": table.metric,
         "headline": words.headline(table, about),
         "lede": words.lede(table, about, over_kd),
@@ -60,23 +62,18 @@ def write_page(
             "mapped": mapped,
             "several": best.score.n > 1,
         },
-        "num_methods": len(table.rows),
-        "teacher": table.teacher,
-        "corrected": table.corrected,
-        "teacher_parameters": table.teacher_parameters,
-        "teacher_wrong_rate": table.teacher_wrong_rate,
-        "teacher_name": next((short_name(run["teacher"]) for run in runs if run["teacher"]), ""),
+        "teacher_name": next((run.teacher.short_name for run in runs if run.teacher is not None), ""),
         "notes": notes,
-        "curves": line_plots(_series(records, names, styles), _levels(table), ceiling=100.0),
-        "curve_table": _curve_table(records, names),
-        "effects": _effects(records, names, styles, table.metric),
-        "pictures": _pictures(records, shown, names, test),
-        "corrections": _corrections(records),
-        "methods": [(names[name], _method(records[name][0])) for name in names],
-        "conditions": parts.conditions(runs),
-        "legend": [(names[row.method], styles[row.method]) for row in table.rows]
-        + [(level.label, level.style) for level in _levels(table)],
-        "config": parts.config_text(records[shown or best.method][0]),
+        "curves": _curves(parsed, names, colours, table),
+        "curve_table": _curve_table(parsed, names),
+        "effects": _effects(parsed, names, colours, table.metric),
+        "pictures": _pictures(parsed, shown, names, test),
+        "corrections": _corrections(parsed),
+        "conditions": [
+            *parts.conditions(runs),
+            *((names[name], (parsed[name][0].method_text,)) for name in names),
+        ],
+        "config": parsed[shown or best.method][0].config.to_yaml(),
         "config_of": names[shown or best.method],
     }
     parts.write_template(path, "study.html", context)
@@ -109,16 +106,19 @@ def _line(row: Row, names: Mapping[str, str], over_kd: Mapping[str, Difference],
     )
 
 
-def _styles(table: Table) -> dict[str, str]:
+def _colours(table: Table) -> dict[str, str]:
     """A colour for each method: grey without a teacher, the first for our own or else the best."""
     lead = next((row.method for row in table.rows if row.method == OWN), words.best_row(table).method)
     others = [row.method for row in table.rows if row.method not in (lead, NO_TEACHER)]
-    styles = {name: style(number) for number, name in enumerate(others, start=1)}
-    return {row.method: styles.get(row.method, "s0 lead") for row in table.rows} | {NO_TEACHER: "alone"}
+    return {
+        lead: colour(0),
+        NO_TEACHER: "alone",
+        **{name: colour(number) for number, name in enumerate(others, start=1)},
+    }
 
 
-def _scores(runs: Sequence[Run]) -> list[float]:
-    return [student_score(run) for run in runs]
+def _scores(runs: Sequence[RunRecord]) -> list[float]:
+    return [run.student_score for run in runs]
 
 
 def _over(records: Records, null: str) -> dict[str, Difference]:
@@ -127,107 +127,88 @@ def _over(records: Records, null: str) -> dict[str, Difference]:
     return {
         name: paired(_scores(runs), _scores(others))
         for name, runs in records.items()
-        if name != null and _seeds(runs) == _seeds(others)
+        if name != null and [run.seed for run in runs] == [run.seed for run in others]
     }
 
 
-def _seeds(runs: Sequence[Run]) -> list[int]:
-    return [run["config"]["seed"] for run in runs]
-
-
-def _series(records: Records, names: Mapping[str, str], styles: Mapping[str, str]) -> list[Series]:
+def _curves(
+    records: Records, names: Mapping[str, str], colours: Mapping[str, str], table: Table
+) -> Plot | None:
     """Mean over seeds of the score by epoch, with a band of one deviation to either side."""
-    series = []
+    lines = []
     for name, label in names.items():
-        epochs = _tested(records[name])
-        points = tuple((float(epoch), statistics.fmean(values)) for epoch, values in epochs.items())
-        band = tuple(
-            (float(epoch), max(0.0, mean - deviation), min(100.0, mean + deviation))
-            for epoch, values in epochs.items()
-            if len(values) > 1
-            for mean, deviation in [(statistics.fmean(values), statistics.stdev(values))]
-        )
-        series.append(Series(label, points, band, styles[name]))
-    return series
+        epochs = {epoch: summarize(values) for epoch, values in _tested(records[name]).items()}
+        points = [(epoch, one.mean) for epoch, one in epochs.items()]
+        band = [
+            (epoch, max(0.0, one.mean - one.deviation), min(100.0, one.mean + one.deviation))
+            for epoch, one in epochs.items()
+            if one.n > 1
+        ]
+        if points:
+            lines.append(Series(label, points, band, colours[name], lead=colours[name] == colour(0)))
+    levels = teacher_levels(
+        None if table.teacher is None else table.teacher.mean,
+        None if table.corrected is None else table.corrected.mean,
+    )
+    return line_plot(lines, levels, name="curves", title=f"{table.metric.title} by epoch", ceiling=100.0)
 
 
-def _tested(runs: Sequence[Run]) -> dict[int, list[float]]:
+def _tested(runs: Sequence[RunRecord]) -> dict[int, list[float]]:
     """The score of every seed, by the epochs at which all were tested."""
-    tested = [dict(epoch_scores(run)) for run in runs]
+    tested = [dict(run.epoch_scores) for run in runs]
     common = [epoch for epoch in tested[0] if all(epoch in one for one in tested)]
     return {epoch: [one[epoch] for one in tested] for epoch in common}
 
 
 def _curve_table(records: Records, names: Mapping[str, str]) -> list[tuple[int, list[float | None]]]:
     """The plotted means, by epoch and method."""
-    tested = {name: _tested(records[name]) for name in names}
-    epochs = sorted({epoch for one in tested.values() for epoch in one})
+    tested = [_tested(records[name]) for name in names]
     return [
-        (epoch, [statistics.fmean(tested[name][epoch]) if epoch in tested[name] else None for name in names])
-        for epoch in epochs
+        (epoch, [statistics.fmean(one[epoch]) if epoch in one else None for one in tested])
+        for epoch in sorted(set().union(*tested))
     ]
 
 
-def _levels(table: Table) -> list[Level]:
-    levels = [Level("teacher", table.teacher.mean, "teacher")] if table.teacher is not None else []
-    if table.corrected is not None:
-        levels.append(Level("teacher, corrected", table.corrected.mean, "corrected"))
-    return levels
-
-
 def _effects(
-    records: Records, names: Mapping[str, str], styles: Mapping[str, str], metric: Metric
+    records: Records, names: Mapping[str, str], colours: Mapping[str, str], metric: Metric
 ) -> dict[str, Any] | None:
     """Differences by seed to the student without a teacher, or to plain KD where a study lacks it."""
     null = next((name for name in (NO_TEACHER, words.KD) if name in names), None)
     if null is None:
         return None
-    effects = []
-    for name, difference in _over(records, null).items():
-        if name not in names:
-            continue
-        values = tuple(a - b for a, b in zip(_scores(records[name]), _scores(records[null]), strict=True))
-        text = words.interval(difference)
-        effects.append(
-            Effect(names[name], values, difference.mean, difference.low, difference.high, text, styles[name])
+    effects = [
+        Effect(
+            names[name],
+            [a - b for a, b in zip(_scores(records[name]), _scores(records[null]), strict=True)],
+            difference.mean,
+            difference.low,
+            difference.high,
+            words.interval(difference),
+            colours[name],
         )
-    plots = dot_plots(effects, x_label=f"points of {metric.name} over {names[null]}")
-    return None if plots is None else {"plots": plots, "null": names[null], "effects": effects}
+        for name, difference in _over(records, null).items()
+        if name in names
+    ]
+    title = f"Difference to {names[null]}, seed by seed"
+    x_label = f"points of {metric.name} over {short(names[null])}"
+    plot = dot_plot(effects, name="differences", title=title, x_label=x_label)
+    return None if plot is None else {"plot": plot, "null": names[null], "title": title}
 
 
 def _shown(records: Records, best: str) -> str | None:
     """The method whose images are shown: our preset, else the best, else any that has a teacher."""
-    compared = [name for name, runs in records.items() if runs and runs[0]["compared"]]
-    own = [name for name in compared if records[name][0]["config"]["method"]["preset"] == OWN]
+    compared = [name for name, runs in records.items() if runs[0].compared is not None]
+    own = [name for name in compared if records[name][0].preset == OWN]
     return next((name for name in (*own, best, *compared) if name in compared), None)
 
 
 def _pictures(
     records: Records, shown: str | None, names: Mapping[str, str], test: Split | None
-) -> dict[str, Any] | None:
-    if shown is None:
-        return None
-    first = records[shown][0]
-    return {
-        "method": names.get(shown, shown),
-        "seed": first["config"]["seed"],
-        "num_runs": len(records[shown]),
-        "examples": parts.examples(first, test),
-        "total": first["compared"]["only_student"],
-        "cells": parts.who_is_right(records[shown]),
-    }
+) -> parts.PicturesPart | None:
+    return None if shown is None else parts.pictures(records[shown], names.get(shown, shown), test)
 
 
-def _corrections(records: Records) -> list[parts.CorrectionPart]:
-    """The reports of one method, seed by seed: methods of a seed share their teacher."""
-    found = [
-        [part for run in runs if (part := parts.correction(run)) is not None] for runs in records.values()
-    ]
+def _corrections(records: Records) -> list[RunRecord]:
+    """The runs of one method that looked for a correction: methods of a seed share their teacher."""
+    found = [[run for run in runs if run.correction is not None] for runs in records.values()]
     return max(found, key=len, default=[])
-
-
-def _method(run: Run) -> str:
-    """What was chosen of a method: the preset, and what differs from it."""
-    return ", ".join(
-        f"{name} {value}" for name, value in run["config"]["method"].items() if value is not None
-    )

@@ -9,26 +9,50 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jaxtyping import UInt8
+from jinja2 import ChoiceLoader, Environment, PackageLoader, PrefixLoader, StrictUndefined
 from markupsafe import Markup, escape
+from torch import Tensor
 
 from outgrow.data import Split
+from outgrow.report.palette import PALETTE
 from outgrow.report.pictures import Picture, picture
-from outgrow.training.record import Run, corrected_score, teacher_score
+from outgrow.training.config import TrainConfig
+from outgrow.training.record import DataRecord, RunRecord, TeacherRecord
 
 MINUS = "\u2212"
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of a run's page that its task hands in.
+
+    ``template`` is PACKAGE/FILE, of a package with a folder ``templates``, for example
+    ``"outgrow.detection/detection.html"``; ``context`` is all that the template sees. It may import ``parts.html``.
+    """
+
+    template: str
+    context: Mapping[str, Any]
+
+    def html(self) -> Markup:
+        """The section, filled in."""
+        package = self.template.partition("/")[0]
+        return Markup(_environment(package).get_template(self.template).render(self.context))
+
+
 def write_template(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
     """Render a template of this package to a file."""
-    page = _environment().get_template(template).render(context)
+    page = _environment().get_template(template).render(context, palette=PALETTE)
     Path(path).write_text(page, encoding="utf-8")
 
 
 @cache
-def _environment() -> Environment:
+def _environment(package: str | None = None) -> Environment:
+    """The templates of this package and, with their package before their name, those of another."""
+    own = PackageLoader("outgrow.report")
+    others = {} if package is None else {package: PackageLoader(package)}
     environment = Environment(
-        loader=PackageLoader("outgrow.report"),
+        loader=ChoiceLoader([own, PrefixLoader(others)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -92,32 +116,6 @@ class Example:
     student: str
 
 
-def examples(run: Run, test: Split | None) -> tuple[Example, ...]:
-    """The images of a run's comparison."""
-    classes, shown = run["data"]["classes"], (run["compared"] or {}).get("examples", ())
-    if not shown:
-        return ()
-    if test is None:
-        raise ValueError(
-            "page: needs the test images that its record points into, got none; give test=data.test."
-        )
-    return tuple(
-        Example(
-            picture(test.image(e["position"])),
-            e["position"],
-            str(classes[e["label"]]),
-            str(classes[e["teacher"]]),
-            str(classes[e["student"]]),
-        )
-        for e in shown
-    )
-
-
-def is_mapped(run: Run) -> bool:
-    """Whether the teacher has other classes, so that it is scored only after its map to the student's."""
-    return run["correction"] is not None and run["correction"]["raw"] is None
-
-
 @dataclass(frozen=True)
 class Cell:
     number: float
@@ -125,43 +123,75 @@ class Cell:
     """Of all test images, in percent."""
 
 
-def who_is_right(runs: Sequence[Run]) -> dict[str, Cell] | None:
-    """The two by two of teacher and student: means over the runs; None where a run has no teacher."""
-    compared = [run["compared"] for run in runs]
-    if not compared or not all(compared):
+@dataclass(frozen=True)
+class PicturesPart:
+    """Images of a run that only its student gets right, and who is right on how many: means over the runs."""
+
+    method: str
+    seed: int
+    num_runs: int
+    examples: tuple[Example, ...]
+    total: int
+    cells: Mapping[str, Cell] | None
+    """None where a run had no teacher to compare with."""
+
+
+def pictures(runs: Sequence[RunRecord], method: str, test: Split | None) -> PicturesPart | None:
+    """The images are those of the first run; None where it compared nothing."""
+    first = runs[0]
+    if first.compared is None:
         return None
-    keys = ("both_right", "only_teacher", "only_student", "neither")
-    means = {key: statistics.fmean(c[key] for c in compared) for key in keys}
+    return PicturesPart(
+        method, first.seed, len(runs), examples(first, test), first.compared.only_student, who_is_right(runs)
+    )
+
+
+def examples(run: RunRecord, test: Split | None) -> tuple[Example, ...]:
+    """The images of a run's comparison."""
+    shown = () if run.compared is None else run.compared.examples
+    if shown and test is None:
+        raise ValueError(
+            "page: needs the test images that its record points into, got none; give test=data.test."
+        )
+    return tuple(
+        Example(
+            picture(_image(test, one.position)),
+            one.position,
+            run.class_name(one.label),
+            run.class_name(one.teacher),
+            run.class_name(one.student),
+        )
+        for one in shown
+        if test is not None
+    )
+
+
+def _image(test: Split, position: int) -> UInt8[Tensor, "3 height width"]:
+    if not 0 <= position < len(test):
+        raise ValueError(
+            f"page: needs a test image at position {position}, got {len(test)} test images; "
+            "give the data that the run was tested on."
+        )
+    return test.image(position)
+
+
+def who_is_right(runs: Sequence[RunRecord]) -> dict[str, Cell] | None:
+    """The two by two of teacher and student: means over the runs; None where a run has no teacher."""
+    compared = [run.compared for run in runs if run.compared is not None]
+    if len(compared) < len(runs):
+        return None
+    means = {
+        key: statistics.fmean(getattr(one, key) for one in compared)
+        for key in ("both_right", "only_teacher", "only_student", "neither")
+    }
     total = sum(means.values()) or 1.0
     return {key: Cell(mean, 100 * mean / total) for key, mean in means.items()}
-
-
-@dataclass(frozen=True)
-class CorrectionPart:
-    """What a correction tried, chose and why. ``mark`` is the number of the chosen candidate."""
-
-    report: Mapping[str, Any]
-    mark: int | None
-    raw: float | None
-    corrected: float | None
-    seed: int
-
-
-def correction(run: Run) -> CorrectionPart | None:
-    """None where nothing was looked for."""
-    report = run["correction"]
-    if report is None:
-        return None
-    candidates = list(report["candidates"])
-    mark = candidates.index(report["chosen"]) if report["chosen"] in candidates else None
-    raw = None if report["raw"] is None else teacher_score(run)
-    return CorrectionPart(report, mark, raw, corrected_score(run), run["config"]["seed"])
 
 
 Condition = tuple[str, tuple[str, ...]]
 
 
-def conditions(runs: Sequence[Run]) -> list[Condition]:
+def conditions(runs: Sequence[RunRecord]) -> list[Condition]:
     """How the numbers came to be: name and values, more than one where the runs differ."""
     found: list[Condition] = []
 
@@ -170,37 +200,37 @@ def conditions(runs: Sequence[Run]) -> list[Condition]:
         if texts:
             found.append((name, texts))
 
-    configs = [run["config"] for run in runs]
-    seeds = sorted({c["seed"] for c in configs})
+    trains = [run.config.train for run in runs]
+    seeds = sorted({run.seed for run in runs})
     add("seeds" if len(seeds) > 1 else "seed", [", ".join(map(str, seeds))])
-    add("data", (run["data"]["source"] for run in runs))
-    add("rows", (_rows(run["data"]) for run in runs))
-    add("epochs", (c["train"]["epochs"] for c in configs))
-    add("optimiser", (_optimiser(c["train"]) for c in configs))
-    add("augmentation", (_augmentation(c["data"]["augment"]) for c in configs))
-    add("precision", (c["train"]["precision"] for c in configs))
-    add("student", (run["student"]["name"] for run in runs))
-    add("teacher", (_teacher(run["teacher"]) for run in runs))
-    add("hardware", (run["hardware"] for run in runs))
-    add("versions", (", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in runs))
-    add("commit", (_commit(run["commit"]) for run in runs))
-    add("command", (run["command"] for run in runs))
-    started = sorted(run["started"] for run in runs)
+    add("data", (run.data.source for run in runs))
+    add("rows", (_rows(run.data) for run in runs))
+    add("epochs", (train.epochs for train in trains))
+    add("optimiser", (_optimiser(train) for train in trains))
+    add("augmentation", (_augmentation(run.config.data.augment.model_dump(mode="json")) for run in runs))
+    add("precision", (train.precision for train in trains))
+    add("student", (run.student.name for run in runs))
+    add("teacher", (_teacher(run.teacher) for run in runs))
+    add("hardware", (run.hardware for run in runs))
+    add("versions", (", ".join(f"{k} {v}" for k, v in run.versions.items()) for run in runs))
+    add("commit", (_commit(run.commit) for run in runs))
+    add("command", (run.command for run in runs))
+    started = sorted(run.started for run in runs)
     add("started", [started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}"])
-    add("time", [_duration(sum(run["seconds"] for run in runs), len(runs))])
-    add("data fingerprint", (run["data"]["fingerprint"] for run in runs))
+    add("time", [_duration(sum(run.seconds for run in runs), len(runs))])
+    add("data fingerprint", (run.data.fingerprint for run in runs))
     return found
 
 
-def _rows(data: Mapping[str, Any]) -> str:
-    val = f"{data['val']:,} for validation, " if data["val"] else ""
-    return f"{data['train']:,} for training, {val}{data['test']:,} for testing"
+def _rows(data: DataRecord) -> str:
+    val = f"{data.val:,} for validation, " if data.val else ""
+    return f"{data.train:,} for training, {val}{data.test:,} for testing"
 
 
-def _optimiser(train: Mapping[str, Any]) -> str:
+def _optimiser(train: TrainConfig) -> str:
     return (
-        f"{train['optimizer']}, learning rate {train['lr']:g} ({train['lr_schedule']}), "
-        f"weight decay {train['weight_decay']:g}, batch {train['batch_size']}"
+        f"{train.optimizer}, learning rate {train.lr:g} ({train.lr_schedule}), "
+        f"weight decay {train.weight_decay:g}, batch {train.batch_size}"
     )
 
 
@@ -213,8 +243,8 @@ def _augmentation(augment: Mapping[str, Any]) -> str:
     return ", ".join(used) or "none"
 
 
-def _teacher(teacher: Mapping[str, Any]) -> str | None:
-    return f"{teacher['name']}, weights: {teacher['weights']}" if teacher else None
+def _teacher(teacher: TeacherRecord | None) -> str | None:
+    return f"{teacher.name}, weights: {teacher.weights}" if teacher is not None else None
 
 
 def _commit(commit: str | None) -> str | None:
@@ -228,10 +258,3 @@ def _duration(seconds: float, num_runs: int) -> str:
     if seconds < 120:
         return f"{seconds:.1f} seconds{runs}"
     return f"{seconds / 60:.0f} minutes{runs}" if seconds < 7200 else f"{seconds / 3600:.1f} hours{runs}"
-
-
-def config_text(run: Run) -> str:
-    """The resolved configuration of a run, as in its ``config.yaml``."""
-    import yaml
-
-    return str(yaml.safe_dump(dict(run["config"]), sort_keys=False))

@@ -38,17 +38,25 @@ def picture(image: UInt8[Tensor, "3 height width"]) -> Picture:
     return _embedded(pixels, crisp=crisp)
 
 
-def drawn_picture(path: Path) -> Picture:
-    """A file with things drawn on it, as a JPEG of at most 1000 pixels."""
+def drawn_picture(folder: str | Path, name: str) -> Picture:
+    """A file in ``folder`` with things drawn on it, as a JPEG of at most 1000 pixels."""
     from PIL import Image
 
-    if not path.is_file():
+    # a record may come from anybody: its page never has a file from elsewhere in it
+    path = (Path(folder) / name).resolve()
+    if not path.is_relative_to(Path(folder).resolve()):
         raise ValueError(
-            f"pictures of a page: needs the file {path.name}, got none in {path.parent}; "
-            "write the pictures before the page."
+            f"pictures of a page: needs files within the run's folder, got {name!r}; "
+            "take it out of the record, or copy it to the folder."
         )
-    with Image.open(path) as file:
-        pixels = file.convert("RGB")
+    try:
+        with Image.open(path) as file:
+            pixels = file.convert("RGB")
+    except OSError as error:
+        raise ValueError(
+            f"pictures of a page: needs an image in {name!r}, got none in {folder} ({type(error).__name__}); "
+            "write the pictures before the page."
+        ) from None
     pixels.thumbnail((MAX_DRAWN_SIDE, MAX_DRAWN_SIDE), Image.Resampling.LANCZOS)
     return _embedded(pixels, crisp=False)
 

@@ -1,31 +1,75 @@
-"""The geometry of the pages' two plots. Templates draw it as inline SVG, so that a page's colours apply.
+"""The plots of pages and of run folders, all drawn by matplotlib.
 
-Everything here is in user units of the SVG, which the page shows at about one pixel each: there is a wide
-and a narrow version of a plot, so that its text is as large on a phone as on a desk.
+    line_plot(series, levels, name=..., title=...)    # scores or losses by epoch, for a page
+    dot_plot(effects, name=..., title=...)            # differences by seed, for a page
+    draw_lines(axis, series, levels)                  # the same lines on an axis of a picture
+
+A page has a wide and a narrow version of a plot, so that text is as large on a phone as on a desk. Lengths are in
+points, which are the SVG's units: about a pixel each.
 """
 
-import itertools
 import math
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-Point = tuple[float, float]
+from markupsafe import Markup
+
+from outgrow.report.palette import LIGHT
+from outgrow.report.svg import inline_svg, titled
+
+LINES = ("-", "--", ":", "-.")
+"""For lines whose colour comes again."""
+LEVEL_DASHES = {"teacher": (0, (5, 3.5)), "corrected": (0, (1, 2))}
 
 WIDE, NARROW = 880.0, 370.0
-LINE_GAP = 16
-"""Least distance between two labels beside the lines: a line of text."""
-NUM_STYLES = 8
-"""Colours that the style sheet has, ``s0`` to ``s7``."""
+LINE_GAP = 16.0
+"""Least distance between two names beside the lines: a line of text."""
+LETTER = 6.6
+"""Width of a letter."""
+MAX_NAME = 30
+"""Letters of a name in a plot; the rest of it is in the tables."""
+MAX_MARKS = 60
+"""Points of a line that are marked one by one."""
+STYLE = {
+    "axes.autolimit_mode": "round_numbers",
+    "axes.axisbelow": True,
+    "axes.edgecolor": "none",
+    "axes.formatter.useoffset": False,
+    "axes.labelcolor": LIGHT["soft"],
+    "axes.xmargin": 0,
+    "axes.ymargin": 0,
+    "font.size": 12.5,
+    "grid.color": LIGHT["rule"],
+    "grid.linewidth": 1,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "outgrow",
+    "text.color": LIGHT["soft"],
+    "text.parse_math": False,
+    "xtick.color": LIGHT["soft"],
+    "xtick.major.size": 0,
+    "xtick.major.pad": 8,
+    "ytick.color": LIGHT["soft"],
+    "ytick.major.size": 0,
+    "ytick.major.pad": 8,
+}
+_SETTINGS = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line and, over several seeds, the band around it: ``(x, low, high)``. ``style`` is a CSS class."""
+    """A line and, over several seeds, the band around it: ``(epoch, low, high)``. ``colour`` is of the palette."""
 
     label: str
-    points: tuple[Point, ...]
-    band: tuple[tuple[float, float, float], ...] = ()
-    style: str = "s0"
+    points: Sequence[tuple[int, float]]
+    band: Sequence[tuple[int, float, float]] = ()
+    colour: str = "s0"
+    lead: bool = False
+    """The line that is looked for first: it is thicker."""
 
 
 @dataclass(frozen=True)
@@ -34,49 +78,7 @@ class Level:
 
     label: str
     value: float
-    style: str
-
-
-@dataclass(frozen=True)
-class Tick:
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Label:
-    x: float
-    y: float
-    text: str
-    style: str
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One drawn series: ``line`` and ``band`` as SVG point lists, and marks that carry their values."""
-
-    style: str
-    line: str
-    band: str
-    marks: tuple[Label, ...]
-
-
-@dataclass(frozen=True)
-class LinePlot:
-    kind: str
-    width: float
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
-    x_label: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    curves: tuple[Curve, ...]
-    levels: tuple[Label, ...]
-    labels: tuple[Label, ...]
-    """Beside the ends of the lines; only in the wide version, the narrow one has a legend below it."""
+    colour: str
 
 
 @dataclass(frozen=True)
@@ -84,219 +86,252 @@ class Effect:
     """One line of a dot plot: a difference per seed, their mean, and its interval if there is one."""
 
     label: str
-    values: tuple[float, ...]
+    values: Sequence[float]
     mean: float
     low: float
     high: float
     text: str
-    style: str
+    colour: str = "s0"
 
 
 @dataclass(frozen=True)
-class DrawnEffect:
-    y: float
-    text_y: float
-    effect: Effect
-    dots: tuple[Label, ...]
-    mean: float
-    interval: tuple[float, float] | None
-    caps: tuple[float, ...]
-    """Ends of the interval that lie within the plot."""
+class Plot:
+    """Both versions as inline SVG, and what its colours mean: names and colours of the palette."""
+
+    wide: Markup
+    narrow: Markup
+    legend: Sequence[tuple[str, str]] = ()
 
 
-@dataclass(frozen=True)
-class DotPlot:
-    kind: str
-    width: float
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
-    zero: float
-    x_label: str
-    x_ticks: tuple[Tick, ...]
-    effects: tuple[DrawnEffect, ...]
+def teacher_levels(own: float | None, corrected: float | None) -> list[Level]:
+    """The teacher as it is and, where that is something else, after correction."""
+    levels = [] if own is None else [Level("teacher", own, "teacher")]
+    if corrected is not None and corrected != own:
+        levels.append(Level("teacher, corrected", corrected, "corrected"))
+    return levels
 
 
-def style(number: int) -> str:
-    """The CSS class of the series ``number``."""
-    return f"s{number % NUM_STYLES}"
-
-
-def line_plots(
+def line_plot(
     series: Sequence[Series],
     levels: Sequence[Level] = (),
     *,
-    x_label: str = "epoch",
+    name: str,
+    title: str,
     ceiling: float | None = None,
-) -> tuple[LinePlot, LinePlot] | None:
-    """The wide and the narrow version; None where nothing was measured.
+) -> Plot | None:
+    """Lines by epoch; None where nothing was measured. ``name`` is unique on a page.
 
     ``ceiling`` is a value that the axis need not pass: 100 for percent.
     """
-    if not any(s.points for s in series):
+    if not series:
         return None
-    return (
-        _line_plot("wide", series, levels, x_label, ceiling, width=WIDE, height=380.0),
-        _line_plot("narrow", series, levels, x_label, ceiling, width=NARROW, height=300.0),
+    ends = [f"{one.label} {significant(one.points[-1][1])}" for one in series]
+    ends += [f"{level.label} {level.value:.2f} across" for level in levels]
+    named: list[Series | Level] = [*series, *levels]
+    said = f"Line plot by epoch. At the end: {', '.join(ends)}."
+
+    def drawn(kind: str, width: float, height: float) -> Markup:
+        with new_figure(width, height) as figure:
+            beside = names_width(named) if kind == "wide" else 10.0
+            axis = add_axis(figure, 46.0, width - beside, 14.0, height - 42)
+            draw_lines(axis, series, levels, ceiling=ceiling, names=kind == "wide")
+            axis.set_xlabel("epoch", labelpad=4)
+            return inline_svg(figure, kind, f"{name}-{kind}", title, said)
+
+    return Plot(
+        drawn("wide", WIDE, 380.0),
+        drawn("narrow", NARROW, 300.0),
+        [(one.label, one.colour) for one in named],
     )
 
 
-def _line_plot(
-    kind: str,
+def draw_lines(
+    axis: Any,
     series: Sequence[Series],
-    levels: Sequence[Level],
-    x_label: str,
-    ceiling: float | None,
+    levels: Sequence[Level] = (),
     *,
-    width: float,
-    height: float,
-) -> LinePlot:
-    xs = [x for s in series for x, _ in s.points]
-    ys = [y for s in series for _, y in s.points] + [level.value for level in levels]
-    ys += [bound for s in series for _, low, high in s.band for bound in (low, high)]
-    y_low, y_high, y_ticks = nice_axis(min(ys), max(ys))
-    if ceiling is not None and y_high > ceiling >= max(ys):
-        y_high = ceiling
-        y_ticks = [tick for tick in y_ticks if tick <= ceiling]
-    if y_low < 0 <= min(ys):
-        y_low = 0.0
-        y_ticks = [tick for tick in y_ticks if tick >= 0]
-    names = [s.label for s in series] + [level.label for level in levels]
-    # 6.6: the width of a letter at the labels' size
-    margin = min(230.0, 24 + 6.6 * max(len(name) for name in names)) if kind == "wide" else 10.0
-    left, right, top, bottom = 46.0, width - margin, 14.0, height - 40
+    ceiling: float | None = None,
+    names: bool = True,
+) -> None:
+    """Draw on an axis of :func:`new_figure`; with ``names`` they stand beside the ends of the lines."""
+    for one in series:
+        if one.band:
+            axis.fill_between(
+                *zip(*one.band, strict=True), color=LIGHT[one.colour], alpha=0.11, lw=0, clip_on=False
+            )
+    for level in levels:
+        axis.axhline(
+            level.value, color=LIGHT[level.colour], ls=LEVEL_DASHES[level.colour], lw=1.5, clip_on=False
+        )
+    for number, one in enumerate(series):
+        marked = len(one.points) <= MAX_MARKS
+        again = sum(other.colour == one.colour for other in series[:number])
+        axis.plot(
+            *zip(*one.points, strict=True),
+            color=LIGHT[one.colour],
+            ls=LINES[again % len(LINES)],
+            lw=2.8 if one.lead else 1.8,
+            marker="o" if marked else "",
+            ms=4.8,
+            mew=0,
+            clip_on=False,
+            gid=titled(f"{one.label}, epoch {x:g}: {significant(y)}" for x, y in one.points if marked),
+        )
+    axis.grid(axis="y", clip_on=False)
+    axis.xaxis.set_major_locator(round_ticks(integer=True))
+    axis.yaxis.set_major_locator(round_ticks())
+    epochs = [x for one in series for x, _ in one.points]
+    pad = 1 if len(set(epochs)) == 1 else 0  # one epoch: a range of one to either side, not of hundredths
+    axis.set_xlim(min(epochs) - pad, max(epochs) + pad)
+    floor, roof = axis.dataLim.intervaly
+    low, high = axis.get_ylim()
+    axis.set_ylim(
+        max(low, 0) if floor >= 0 else low, min(high, ceiling) if ceiling and roof <= ceiling else high
+    )
+    if names:
+        _names_beside(axis, series, levels)
 
-    x_low, x_high = min(xs), max(xs)
-    if x_high == x_low:
-        x_low, x_high = x_low - 1, x_high + 1
 
-    def at(x: float, y: float) -> Point:
-        return (
-            left + (right - left) * (x - x_low) / (x_high - x_low),
-            bottom - (bottom - top) * (min(max(y, y_low), y_high) - y_low) / (y_high - y_low),
+def _names_beside(axis: Any, series: Sequence[Series], levels: Sequence[Level]) -> None:
+    ends = [(one.points[-1][1], one) for one in series] + [(level.value, level) for level in levels]
+    ends.sort(key=lambda end: end[0])
+    low, high = axis.get_ylim()
+    height = axis.get_window_extent().height * 72 / axis.figure.dpi
+    places = spread([height * (value - low) / (high - low) for value, _ in ends], LINE_GAP, height)
+    for place, (_, one) in zip(places, ends, strict=True):
+        axis.annotate(
+            short(one.label),
+            (1, 0),
+            xycoords="axes fraction",
+            xytext=(10, place),
+            textcoords="offset points",
+            va="center",
+            color=LIGHT[one.colour],
+            weight="bold" if getattr(one, "lead", False) else "normal",
         )
 
-    curves, ends = [], []
-    for s in series:
-        if not s.points:
-            continue
-        band = [at(x, high) for x, _, high in s.band] + [at(x, low) for x, low, _ in reversed(s.band)]
-        marks = tuple(
-            Label(*at(x, y), f"{s.label}, {x_label} {x:g}: {significant(y)}", s.style) for x, y in s.points
-        )
-        curves.append(Curve(s.style, _path([at(x, y) for x, y in s.points]), _path(band), marks))
-        ends.append(Label(right + 10, at(*s.points[-1])[1], s.label, s.style))
-    drawn = tuple(
-        Label(right, at(x_high, level.value)[1], f"{level.label}: {level.value:.2f}", level.style)
-        for level in levels
-    )
-    ends += [
-        Label(right + 10, line.y, level.label, level.style) for line, level in zip(drawn, levels, strict=True)
-    ]
-    return LinePlot(
-        kind=kind,
-        width=width,
-        height=height,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
-        x_label=x_label,
-        x_ticks=tuple(Tick(at(x, y_low)[0], f"{x:g}") for x in _integers(min(xs), max(xs), right - left)),
-        y_ticks=tuple(Tick(at(x_low, y)[1], _number(y, y_ticks)) for y in y_ticks),
-        curves=tuple(curves),
-        levels=drawn,
-        labels=tuple(spread(ends, top, bottom)) if kind == "wide" else (),
-    )
 
-
-def dot_plots(effects: Sequence[Effect], *, x_label: str) -> tuple[DotPlot, DotPlot] | None:
-    """The wide and the narrow version of a plot of differences, zero always visible; None without any."""
+def dot_plot(effects: Sequence[Effect], *, name: str, title: str, x_label: str) -> Plot | None:
+    """Differences by seed, their means and intervals, zero always visible; None without any."""
     if not effects:
         return None
-    return (
-        _dot_plot("wide", effects, x_label, WIDE),
-        _dot_plot("narrow", effects, x_label, NARROW),
+    said = f"Dot plot of {x_label}. Means: {', '.join(f'{e.label} {e.text}' for e in effects)}."
+    return Plot(
+        _dot_plot("wide", effects, name, title, said, x_label),
+        _dot_plot("narrow", effects, name, title, said, x_label),
     )
 
 
-def _dot_plot(kind: str, effects: Sequence[Effect], x_label: str, width: float) -> DotPlot:
-    values = [0.0, *(v for e in effects for v in e.values)]
+def _dot_plot(kind: str, effects: Sequence[Effect], name: str, title: str, said: str, x_label: str) -> Markup:
+    # beside the plot where there is room for names and numbers, above each line where there is not
+    wide = kind == "wide"
+    width, row = (WIDE, 38.0) if wide else (NARROW, 56.0)
+    height = 8 + row * len(effects) + 46
+    with new_figure(width, height) as figure:
+        left, right = (names_width(effects), width - 160.0) if wide else (12.0, width - 12.0)
+        axis = add_axis(figure, left, right, 8.0, height - 46)
+        axis.set_ylim(row * len(effects), 0)
+        axis.set_xlim(*_dot_range(effects))
+        axis.xaxis.set_major_locator(round_ticks())
+        axis.xaxis.set_major_formatter(lambda value, _: signed_tick(value))
+        axis.set_yticks([])
+        axis.grid(axis="x", clip_on=False)
+        axis.axvline(0, color=LIGHT["ink"], lw=1.25, zorder=1)
+        axis.set_xlabel(x_label, labelpad=4)
+        for number, e in enumerate(effects):
+            y = row * number + (14 if wide else 32)
+            shade = LIGHT[e.colour]
+            if math.isfinite(e.low) and math.isfinite(e.high):
+                axis.plot([e.low, e.high], [y, y], color=shade, lw=2, marker="|", ms=10, mew=2)
+            axis.plot(e.mean, y, "D", color=shade, ms=7, mew=0)
+            axis.plot(
+                e.values,
+                [y + 11] * len(e.values),
+                "o",
+                mfc=LIGHT["paper"],
+                mec=shade,
+                mew=1.6,
+                ms=8,
+                clip_on=False,
+                gid=titled(f"{e.label}: {value:+.2f}" for value in e.values),
+            )
+            at = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
+            at["bbox"] = None if wide else {"fc": LIGHT["paper"], "lw": 0, "pad": 2}
+            up = 0 if wide else 18
+            axis.annotate(short(e.label), (0, y), xytext=(-left, up), color=LIGHT["ink"], **at)
+            axis.annotate(e.text, (1, y), xytext=(width - right, up), ha="right", **at)
+        return inline_svg(figure, kind, f"{name}-{kind}", title, said)
+
+
+def _dot_range(effects: Sequence[Effect]) -> tuple[float, float]:
+    """Round bounds. An interval over two seeds may be a hundred times as wide as what it is about: then it
+    runs out of the plot."""
+    values = [0.0, *(value for e in effects for value in e.values)]
     span = max(values) - min(values) or 1.0
-    # an interval over two seeds may be a hundred times as wide as what it is about: then it runs out of the plot
     floor, roof = min(values) - 2 * span, max(values) + 2 * span
     bounds = values + [min(max(b, floor), roof) for e in effects for b in (e.low, e.high) if math.isfinite(b)]
-    low, high, ticks = nice_axis(min(bounds), max(bounds))
-    # beside the plot where there is room for names and numbers, above each line where there is not
-    beside = kind == "wide"
-    margin = min(230.0, 16.0 + 6.6 * max(len(e.label) for e in effects)) if beside else 12.0
-    left, right, top, row = margin, width - (160.0 if beside else 12.0), 8.0, 38.0 if beside else 56.0
-    bottom = top + row * len(effects)
+    low, high = min(bounds), max(bounds)
+    ticks = round_ticks().tick_values(low, high if high > low else low + 1)
+    return float(ticks[0]), float(ticks[-1])
 
-    def at(value: float) -> float:
-        return left + (right - left) * (min(max(value, low), high) - low) / (high - low)
 
-    drawn = []
-    for number, e in enumerate(effects):
-        y = top + row * number + (14 if beside else 32)
-        known = math.isfinite(e.low) and math.isfinite(e.high)
-        drawn.append(
-            DrawnEffect(
-                y=y,
-                text_y=y + 4 if beside else y - 14,
-                effect=e,
-                dots=tuple(Label(at(v), y + 11, f"{e.label}: {v:+.2f}", e.style) for v in e.values),
-                mean=at(e.mean),
-                interval=(at(e.low), at(e.high)) if known else None,
-                caps=tuple(at(b) for b in (e.low, e.high) if low <= b <= high),
-            )
-        )
-    return DotPlot(
-        kind=kind,
-        width=width,
-        height=bottom + 42,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
-        zero=at(0.0),
-        x_label=x_label,
-        x_ticks=tuple(Tick(at(t), signed_tick(t, ticks)) for t in ticks),
-        effects=tuple(drawn),
+@contextmanager
+def new_figure(width: float, height: float) -> Iterator[Any]:
+    """A figure of that many points, drawn and saved within, in our style alone: no one else's settings apply."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    # matplotlib's settings are the process's: one thread at a time, and everything is put back
+    with _SETTINGS, style.context(["default", STYLE]), warnings.catch_warnings():
+        # a letter that matplotlib's font lacks is one that a browser's has
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure = Figure(figsize=(width / 72, height / 72))  # not pyplot's, whose figures are a notebook's
+        yield figure
+
+
+def round_ticks(*, integer: bool = False) -> Any:
+    """A few ticks at 1, 2, or 5 times a power of ten."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(6, steps=[1, 2, 5, 10], integer=integer)
+
+
+def add_axis(figure: Any, left: float, right: float, top: float, bottom: float) -> Any:
+    """An axis whose edges are in points from the figure's upper left corner."""
+    width, height = figure.get_size_inches() * 72
+    return figure.add_axes(
+        (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
     )
 
 
-def nice_axis(low: float, high: float, *, count: int = 6) -> tuple[float, float, list[float]]:
-    """Round bounds around ``low`` and ``high``, and round ticks between them.
+def names_width(named: Sequence[Series | Level | Effect]) -> float:
+    """Room for names beside a plot."""
+    return 24 + LETTER * max(len(short(one.label)) for one in named)
 
-    >>> nice_axis(1.2, 9.6)
-    (0.0, 10.0, [0.0, 2.0, 4.0, 6.0, 8.0, 10.0])
+
+def short(name: str) -> str:
+    """A name that fits beside a plot.
+
+    >>> short("a" * 40) == "a" * 29 + "\u2026"
+    True
     """
-    if high <= low:
-        pad = abs(low) / 10 or 1.0
-        low, high = low - pad, high + pad
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10, 20) if power * factor >= raw)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = [float(f"{number * step:.10g}") for number in range(first, last + 1)]
-    return ticks[0], ticks[-1], ticks
+    name = "".join(letter if letter.isprintable() else " " for letter in name)
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "\u2026"
 
 
-def spread(labels: Sequence[Label], top: float, bottom: float) -> list[Label]:
-    """The labels in their order from top to bottom, a line of text apart, moved as little as that needs."""
-    placed: list[Label] = []
-    for label in sorted(labels, key=lambda one: one.y):
-        y = max(label.y, placed[-1].y + LINE_GAP) if placed else max(label.y, top)
-        placed.append(Label(label.x, y, label.text, label.style))
-    limit = bottom
+def spread(places: Sequence[float], gap: float, top: float) -> list[float]:
+    """Rising places between 0 and ``top``, at least ``gap`` apart, moved as little as that needs.
+
+    >>> spread([10.0, 50.0, 51.0, 52.0], 16.0, 100.0)
+    [10.0, 50.0, 66.0, 82.0]
+    """
+    placed: list[float] = []
+    for place in places:
+        placed.append(max(place, placed[-1] + gap) if placed else max(place, 0.0))
     for i in range(len(placed) - 1, -1, -1):
-        if placed[i].y <= limit:
+        if placed[i] <= top:
             break
-        placed[i] = Label(placed[i].x, limit, placed[i].text, placed[i].style)
-        limit -= LINE_GAP
+        placed[i], top = top, top - gap
     return placed
 
 
@@ -305,25 +340,10 @@ def significant(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
 
 
-def signed_tick(value: float, ticks: Sequence[float]) -> str:
-    """A tick of differences: signed, with a true minus."""
-    text = _number(abs(value), ticks)
-    return text if value == 0 else ("\u2212" if value < 0 else "+") + text
+def signed_tick(value: float) -> str:
+    """A tick of differences: signed, with a true minus.
 
-
-def _number(value: float, ticks: Sequence[float]) -> str:
-    """``value`` with as many decimals as its neighbours need."""
-    step = min((b - a for a, b in itertools.pairwise(ticks)), default=1.0)
-    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
-
-
-def _integers(low: float, high: float, room: float) -> list[float]:
-    """First, last, and round epochs between them."""
-    step = nice_axis(low, high, count=max(2, int(room / 60)))[2]
-    gap = max(1.0, step[1] - step[0])
-    inner = [t for t in step if t == int(t) and low + 0.6 * gap <= t <= high - 0.6 * gap]
-    return sorted({low, *inner, high})
-
-
-def _path(points: Sequence[Point]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    >>> signed_tick(2.0), signed_tick(-0.5), signed_tick(0.0)
+    ('+2', '\u22120.5', '0')
+    """
+    return "0" if value == 0 else f"{value:+.10g}".replace("-", "\u2212")

@@ -1,97 +1,66 @@
 """One self-contained HTML page for one run of ``outgrow distill``."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from outgrow.data import Split
 from outgrow.report import parts
-from outgrow.report.detection import detection
-from outgrow.report.plots import Level, Series, line_plots, style
-from outgrow.training.record import (
-    Column,
-    Run,
-    best_score,
-    corrected_score,
-    epoch_scores,
-    metric_of,
-    short_name,
-    student_score,
-    teacher_score,
-)
+from outgrow.report.curves import score_levels, score_lines, term_lines
+from outgrow.report.parts import Section
+from outgrow.report.plots import line_plot
+from outgrow.training.record import Column, NetworkRecord, Run, RunRecord, parse_record
 
 
-def write_run_page(path: str | Path, record: Run, test: Split | None) -> None:
-    """Write the page of a run. ``test`` has the images that the record's comparison points into, None
-    where it has none; the pictures of a detector lie beside the page."""
-    teacher, student, epochs = record["teacher"], record["student"], record["epochs"]
-    levels = _levels(record)
-    tested = epoch_scores(record)
-    terms = list(dict.fromkeys(name for e in epochs for name in e["terms"]))
-    scores = [Series("student", tuple((float(epoch), score) for epoch, score in tested), style="s0 lead")]
-    losses = [
-        Series(
-            name,
-            tuple((float(e["epoch"]), e["terms"][name]) for e in epochs if name in e["terms"]),
-            (),
-            style(i),
-        )
-        for i, name in enumerate(terms)
-    ]
-    compared = record["compared"]
+def write_run_page(
+    path: str | Path, record: Run, test: Split | None, sections: Sequence[Section] = ()
+) -> None:
+    """Write the page of a run.
+
+    ``test`` has the images that the record's comparison points into, None where it has none; ``sections`` are
+    what the run's task shows besides, in their order.
+    """
+    record = parse_record(record)
+    measure, teacher, levels = record.measure, record.teacher, score_levels(record)
+    terms = term_lines(record)
     context = {
-        "title": f"{short_name(student)}, {record['config']['method']['preset']}",
+        "title": f"{record.student.short_name}, {record.preset}",
         "headline": headline(record),
-        "metric": metric_of(record),
-        "score": student_score(record),
+        "record": record,
+        "metric": measure,
         "columns": _columns(record),
         "results": _results(record),
-        "teacher": teacher,
-        "student": student,
-        "last": epochs[-1] if epochs else None,
-        "gap": _gap(record),
-        "mapped": parts.is_mapped(record),
-        "curves": line_plots(scores, levels, ceiling=100.0),
-        "legend": [("student", "s0 lead"), *((level.label, level.style) for level in levels)],
-        "terms": line_plots(losses),
-        "term_legend": [(name, style(i)) for i, name in enumerate(terms)],
-        "term_names": terms,
-        "epochs": epochs,
-        "tested": dict(tested),
-        "pictures": None
-        if compared is None
-        else {
-            "method": short_name(student),
-            "seed": None,
-            "num_runs": 1,
-            "examples": parts.examples(record, test),
-            "total": compared["only_student"],
-            "cells": parts.who_is_right([record]),
-        },
-        "detection": detection(record, Path(path).parent),
-        "corrections": [part for part in [parts.correction(record)] if part is not None],
-        "methods": [],
-        "conditions": [
-            (
-                "method",
-                (", ".join(f"{k} {v}" for k, v in record["config"]["method"].items() if v is not None),),
-            ),
-            *parts.conditions([record]),
-        ],
-        "config": parts.config_text(record),
+        "gap": [(_IN_WORDS[level.label], record.student_score - level.value) for level in levels],
+        "share": None
+        if teacher is None or not teacher.parameters
+        else 100 * record.student.parameters / teacher.parameters,
+        "curves": line_plot(
+            score_lines(record), levels, name="scores", title=f"{measure.title} by epoch", ceiling=100.0
+        ),
+        "terms": line_plot(terms, name="terms", title="Weighted terms of the training loss by epoch"),
+        "term_names": [line.label for line in terms],
+        "pictures": parts.pictures([record], record.student.short_name, test),
+        "sections": [section.html() for section in sections],
+        "corrections": [record] if record.correction is not None else [],
+        "conditions": [("method", (record.method_text,)), *parts.conditions([record])],
+        "config": record.config.to_yaml(),
         "config_of": "this run",
     }
     parts.write_template(path, "run.html", context)
 
 
-def headline(record: Run) -> str:
+_IN_WORDS = {"teacher": "the teacher", "teacher, corrected": "the teacher after correction of its bias"}
+
+
+def headline(record: RunRecord) -> str:
     """One sentence with the measured result; one run is never called more than that."""
-    teacher, metric, own = record["teacher"], metric_of(record), teacher_score(record)
-    reached = f"{short_name(record['student'])} reaches {metric.value(student_score(record))}"
+    teacher, measure, own = record.teacher, record.measure, record.teacher_score
+    reached = f"{record.student.short_name} reaches {measure.value(record.student_score)}"
+    if teacher is None:
+        return f"{reached} without a teacher."
     if own is None:
-        return f"{reached} without a teacher." if not teacher else f"{reached}."
-    return f"{reached}; its teacher, {short_name(teacher)}, reaches {metric.value(own)}."
+        return f"{reached}."
+    return f"{reached}; its teacher, {teacher.short_name}, reaches {measure.value(own)}."
 
 
 @dataclass(frozen=True)
@@ -106,47 +75,30 @@ class _Result:
     parameters: int | None
 
 
-def _columns(record: Run) -> list[Column]:
+def _columns(record: RunRecord) -> list[Column]:
     """The further columns for which one of the networks has a number."""
-    networks = (record["student"], record["teacher"])
-    return [column for column in metric_of(record).beside if any(column.text(n) for n in networks)]
+    networks = (record.student, record.teacher)
+    return [column for column in record.measure.beside if any(column.text(one) for one in networks)]
 
 
-def _results(record: Run) -> list[_Result]:
+def _results(record: RunRecord) -> list[_Result]:
     """The student, at its last and at its best epoch, and the teacher, as it is and corrected."""
-    teacher, student, columns = record["teacher"], record["student"], _columns(record)
-    own, corrected = teacher_score(record), corrected_score(record)
+    columns = _columns(record)
     empty = ("",) * len(columns)
 
-    def line(role: str, network: Mapping[str, Any], score: float, note: str, style: str) -> _Result:
+    def line(role: str, network: NetworkRecord, score: float, note: str, style: str) -> _Result:
         beside = tuple(column.text(network) for column in columns)
-        return _Result(f"{role}, {short_name(network)}", note, style, score, beside, network["parameters"])
+        return _Result(f"{role}, {network.short_name}", note, style, score, beside, network.parameters)
 
-    best = f"at its best epoch, {student['epoch_best']}"
+    best = f"at its best epoch, {record.student.epoch_best}"
     lines = [
-        line("student", student, student_score(record), "", "strong"),
-        _Result(best, "", "soft", best_score(record), empty, None),
+        line("student", record.student, record.student_score, "", "strong"),
+        _Result(best, "", "soft", record.best_score, empty, None),
     ]
-    if own is not None:
-        note = "mapped to these classes" if parts.is_mapped(record) else ""
-        lines.append(line("teacher", teacher, own, note, ""))
-        if corrected is not None and corrected != own:
-            lines.append(_Result("teacher, corrected", "", "", corrected, empty, None))
+    for level in score_levels(record):
+        if level.label == "teacher" and record.teacher is not None:
+            note = "mapped to these classes" if record.is_mapped else ""
+            lines.append(line("teacher", record.teacher, level.value, note, ""))
+        else:
+            lines.append(_Result(level.label, "", "", level.value, empty, None))
     return lines
-
-
-def _gap(record: Run) -> list[tuple[str, float]]:
-    """Student minus teacher, as it is and corrected."""
-    score, own, corrected = student_score(record), teacher_score(record), corrected_score(record)
-    gaps = [] if own is None else [("the teacher", score - own)]
-    if corrected is not None and corrected != own:
-        gaps.append(("the teacher after correction of its bias", score - corrected))
-    return gaps
-
-
-def _levels(record: Run) -> list[Level]:
-    own, corrected = teacher_score(record), corrected_score(record)
-    levels = [] if own is None else [Level("teacher", own, "teacher")]
-    if corrected is not None and corrected != own:
-        levels.append(Level("teacher, corrected", corrected, "corrected"))
-    return levels

@@ -1,24 +1,17 @@
 """A study in numbers: one row a method, compared seed by seed."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from outgrow.report.statistics import Difference, Summary, paired, summarize
-from outgrow.training.record import (
-    Metric,
-    Run,
-    best_score,
-    common_metric,
-    corrected_score,
-    student_score,
-    teacher_score,
-)
+from outgrow.training.record import Metric, Run, RunRecord, common_metric, parse_record, read_record
 
-Records = dict[str, list[dict[str, Any]]]
+Records = dict[str, list[RunRecord]]
 """Records of runs by method, in the order of seeds."""
+AnyRecords = Mapping[str, Sequence[Run]]
+"""The same, or as ``outgrow.distill`` returns them."""
 NO_TEACHER = "none"
 """The name of the method, and of the preset, that has no teacher."""
 
@@ -73,10 +66,15 @@ def read_records(folder: str | Path) -> Records:
     Methods that lack seeds which others have are refused: differences are paired by seed.
     """
     folder = Path(folder)
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    found: dict[str, dict[int, RunRecord]] = {}
     for path in sorted(folder.glob("*/seed*/record.json")):
-        record = json.loads(path.read_text())
-        found.setdefault(path.parts[-3], {})[record["config"]["seed"]] = record
+        record = read_record(path)
+        runs = found.setdefault(path.parts[-3], {})
+        if record.seed in runs:
+            raise ValueError(
+                f"report: needs one run of each seed, got seed {record.seed} again in {path}; move one away."
+            )
+        runs[record.seed] = record
     if not found:
         raise ValueError(
             f"report: needs finished runs as METHOD/seedK/record.json, got none under {folder}; "
@@ -88,27 +86,32 @@ def read_records(folder: str | Path) -> Records:
     return {name: [runs[seed] for seed in sorted(runs)] for name, runs in found.items()}
 
 
-def tabulate(records: Records) -> Table:
+def parse_records(records: AnyRecords) -> Records:
+    """All of them as records, without the methods that have no run."""
+    return {name: [parse_record(run) for run in runs] for name, runs in records.items() if runs}
+
+
+def tabulate(records: AnyRecords) -> Table:
     """Means over seeds, and what is better than what. Runs that were not judged alike are refused."""
-    metric = common_metric([run for runs in records.values() for run in runs])
-    none = _scores(records.get(NO_TEACHER, []))
-    taught = _with_teacher(records)
-    teacher = [score for run in taught if (score := teacher_score(run)) is not None]
-    corrected = _corrected(records)
-    rates = [t["wrong_rate"] for t in _seed_teachers(records, "wrong_rate")]
+    parsed = parse_records(records)
+    metric = common_metric([run for runs in parsed.values() for run in runs])
+    none = _scores(parsed.get(NO_TEACHER, []))
+    teacher = _first(parsed, lambda run: run.teacher_score)
+    corrected = _corrected(parsed)
+    rates = _first(parsed, lambda run: run.teacher_wrong_rate)
     rows = []
-    for name, runs in records.items():
+    for name, runs in parsed.items():
         scores = _scores(runs)
         rows.append(
             Row(
                 method=name,
                 score=summarize(scores),
-                score_best=summarize([best_score(run) for run in runs]),
+                score_best=summarize([run.best_score for run in runs]),
                 over_none=paired(scores, none) if none and name != NO_TEACHER else None,
                 over_teacher=paired(scores, teacher) if len(teacher) == len(scores) else None,
                 over_corrected=paired(scores, corrected) if len(corrected) == len(scores) else None,
-                wrong_rate=summarize([r["epochs"][-1]["wrong_rate"] for r in runs]).mean,
-                parameters=runs[0]["student"]["parameters"],
+                wrong_rate=summarize([run.epochs[-1].wrong_rate for run in runs]).mean,
+                parameters=runs[0].student.parameters,
             )
         )
     return Table(
@@ -116,31 +119,34 @@ def tabulate(records: Records) -> Table:
         rows=tuple(rows),
         teacher=summarize(teacher) if teacher else None,
         corrected=summarize(corrected) if corrected and corrected != teacher else None,
-        teacher_parameters=taught[0]["teacher"]["parameters"] if taught else None,
+        teacher_parameters=next(
+            (run.teacher.parameters for runs in parsed.values() for run in runs if run.teacher is not None),
+            None,
+        ),
         teacher_wrong_rate=summarize(rates) if rates else None,
     )
 
 
-def _scores(runs: Sequence[Run]) -> list[float]:
-    return [student_score(run) for run in runs]
+def _scores(runs: Sequence[RunRecord]) -> list[float]:
+    return [run.student_score for run in runs]
 
 
-def _with_teacher(records: Records) -> list[dict[str, Any]]:
-    """The runs of one method that has a teacher: the others have the same ones."""
-    return next((runs for runs in records.values() if runs and teacher_score(runs[0]) is not None), [])
-
-
-def _seed_teachers(records: Records, key: str) -> list[dict[str, Any]]:
+def _first(records: Records, number: Callable[[RunRecord], float | None]) -> list[float]:
+    """The numbers of the first method whose records have them: methods of a seed share their teacher."""
     return next(
-        ([run["teacher"] for run in runs] for runs in records.values() if runs and key in runs[0]["teacher"]),
+        (
+            [found for run in runs if (found := number(run)) is not None]
+            for runs in records.values()
+            if number(runs[0]) is not None
+        ),
         [],
     )
 
 
 def _corrected(records: Records) -> list[float]:
     """The teacher after correction, seed by seed; as it is where the correction left it alone."""
-    runs = next((runs for runs in records.values() if runs and runs[0]["correction"] is not None), None)
-    runs = runs or _with_teacher(records)
-    both = [(teacher_score(run), corrected_score(run)) for run in runs]
-    last = [own if corrected is None else corrected for own, corrected in both]
-    return [score for score in last if score is not None]
+    sought = {name: runs for name, runs in records.items() if runs[0].correction is not None}
+    return _first(
+        sought or records,
+        lambda run: run.teacher_score if run.corrected_score is None else run.corrected_score,
+    )

@@ -35,12 +35,15 @@ Sets = Annotated[
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the page and the records")] = Path("outgrow-demo"),
     seeds: Annotated[int, typer.Option(min=2, help="students of each method")] = 3,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace runs of other versions in --out")
+    ] = False,
 ) -> None:
     """The main job on real handwritten digits: teacher, five kinds of students, a table and a page."""
     from outgrow.run.demo import run_demo
     from outgrow.training.progress import make_reporter
 
-    run_demo(out, seeds=seeds, reporter=make_reporter())
+    run_demo(out, seeds=seeds, overwrite=overwrite, reporter=make_reporter())
 
 
 @app.command()
@@ -78,8 +81,9 @@ def distill(
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the last whole epoch in --out")
+        bool, typer.Option("--resume", help="continue the run in --out from its last checkpoint")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in --out")] = False,
 ) -> None:
     """Distil a teacher into a student on your own data."""
     from outgrow.run import distill as run
@@ -110,7 +114,7 @@ def distill(
         raise ValueError(
             "distill: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
         )
-    record = run(resolved, resume=resume, reporter=make_reporter())
+    record = run(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter())
     if sys.stdout.isatty():
         print_result(record)
 
@@ -256,12 +260,99 @@ def print_result(content: dict[str, Any]) -> None:
         print(f"{record.config.out}: student.safetensors, index.html, record.json, config.yaml, curves.png")
 
 
+DONE, FAILED, REFUSED, DIVERGED, MACHINE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+"""Exit codes: success; an unexpected error (with a log file); what was asked for cannot be done; the loss was not
+finite; the machine could not (disk full, out of memory); interrupted by Ctrl-C."""
+
+
 def main() -> None:
-    """The entry point: a user's error is a message, not a traceback."""
+    """The entry point: what a user can meet is one message and an exit code, never a traceback."""
+    import warnings
+
+    warnings.showwarning = _show_warning
+    sys.exit(_run())
+
+
+def _run() -> int:
+    import click
+
+    from outgrow.machine.files import NotWritten
     from outgrow.training.guard import NonFiniteLoss
 
     try:
-        app()
-    except (ValueError, NonFiniteLoss) as error:
-        print(f"outgrow: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = app(standalone_mode=False)
+    except click.exceptions.Abort:
+        return _say("interrupted; --resume continues a run from its last checkpoint", INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _say("interrupted; --resume continues a run from its last checkpoint", INTERRUPTED)
+    except ValueError as error:
+        return _say(str(error), REFUSED)
+    except NonFiniteLoss as error:
+        return _say(str(error), DIVERGED)
+    except NotWritten as error:
+        return _say(f"{error.strerror}; --resume continues the run", MACHINE)
+    except BrokenPipeError:  # the reader of a pipe has what it wanted (head, less)
+        sys.stderr.close()
+        return DONE
+    except Exception as error:
+        if _out_of_memory(error):
+            return _say(
+                f"needs more memory than this machine has free, got {_first_line(error)}; lower train.batch_size or the size "
+                "of the images.",
+                MACHINE,
+            )
+        return _say(
+            f"an unexpected error, {type(error).__name__}: {_first_line(error)}; {_log(error)}", FAILED
+        )
+    return code if isinstance(code, int) else DONE
+
+
+def _say(text: str, code: int) -> int:
+    safe = f"outgrow: {text}".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
+    print(safe.decode(sys.stderr.encoding or "utf-8"), file=sys.stderr)
+    return code
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return (
+        isinstance(error, MemoryError)
+        or "out of memory" in str(error)
+        or "can't allocate memory" in str(error)
+    )
+
+
+def _log(error: BaseException) -> str:
+    """Keep the traceback in a file; the words that say where."""
+    import platform
+    import tempfile
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    head = f"command: {' '.join(sys.argv)}\npython {platform.python_version()}, {platform.platform()}\n\n"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w",
+            prefix="outgrow-error-",
+            suffix=".log",
+            delete=False,
+            encoding="utf-8",
+            errors="backslashreplace",
+        ) as file:
+            file.write(head + text)
+        return f"the details are in {file.name}; please report it with that file."
+    except OSError:
+        return f"no log could be written; the details are:\n{text}"
+
+
+def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning as one line, without the line of code that it came from."""
+    if issubclass(category, DeprecationWarning | PendingDeprecationWarning):
+        return
+    _say(f"warning: {message}", DONE)

@@ -54,7 +54,9 @@ ABOUT = {
 }
 
 
-def run_demo(out: str | Path, *, seeds: int = 3, reporter: Reporter | None = None) -> Table:
+def run_demo(
+    out: str | Path, *, seeds: int = 3, overwrite: bool = False, reporter: Reporter | None = None
+) -> Table:
     """Train everything, print the table, and write ``index.html``, ``table.md`` and the records to ``out``."""
     report = reporter or Reporter()
     out = Path(out)
@@ -65,7 +67,9 @@ def run_demo(out: str | Path, *, seeds: int = 3, reporter: Reporter | None = Non
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # nets this small are slower on two
     try:
-        records = run_study(BASE, METHODS, range(seeds), out=out, teacher=sloppy_teacher, reporter=report)
+        records = run_study(
+            BASE, METHODS, range(seeds), out=out, teacher=sloppy_teacher, overwrite=overwrite, reporter=report
+        )
     finally:
         torch.set_num_threads(threads)
     table = tabulate(records)

@@ -15,6 +15,7 @@ from torch import nn
 from outgrow.report.table import NO_TEACHER, Records
 from outgrow.run.distillation import distill
 from outgrow.training.config import Config, build_config, merge, settle
+from outgrow.training.folder import holds_run_of
 from outgrow.training.progress import Reporter
 from outgrow.training.record import RunRecord, parse_record, read_record
 
@@ -26,13 +27,15 @@ def run_study(
     *,
     out: str | Path | None = None,
     teacher: Callable[[Config], nn.Module] | None = None,
+    overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> Records:
     """Run every method with every seed and return the records by method, in the order of seeds.
 
     ``base`` and the methods' values are layers of configuration. ``teacher(config)`` makes the teacher of
     a seed, once for all methods; without it each run makes its own from the configuration. With ``out``
-    finished runs are kept and not repeated.
+    finished runs are kept and not repeated, and begun ones continue. ``ValueError`` for a folder that holds a run
+    of another configuration, unless ``overwrite`` replaces it.
     """
     report = reporter or Reporter()
     records: Records = {name: [] for name in methods}
@@ -47,7 +50,12 @@ def run_study(
                 if made is None and teacher is not None and config.method.preset != NO_TEACHER:
                     made = teacher(config)
                 report.note(f"{name}, seed {seed}")
-                record = parse_record(distill(config, teacher=made, reporter=_Quiet(report)))
+                begun = folder is not None and holds_run_of(folder, config)
+                replace = overwrite and not begun
+                made_here = distill(
+                    config, teacher=made, resume=begun, overwrite=replace, reporter=_Quiet(report)
+                )
+                record = parse_record(made_here)
             records[name].append(record)
             report.event("run", method=name, seed=seed, score=record.student_score, metric=record.metric)
     return records

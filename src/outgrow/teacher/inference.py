@@ -24,8 +24,6 @@ from outgrow.models.taps import Taps
 from outgrow.outputs import Outputs
 from outgrow.teacher.teacher import BaseTeacher, Teacher
 
-Precision = Literal["as_student", "fp32", "bf16"]
-
 FOLD_TOLERANCE = 1e-4
 """Of the largest value of an output. Measured: 3e-7 to 1e-6 (ResNet-56, ResNet-32x4, WRN-40-2)."""
 

@@ -175,6 +175,29 @@ def settle(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
+MAX_CONFIG_BYTES = 1 << 20
+"""A configuration has some kilobytes; a larger file is something else."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: they can make a few bytes mean billions of values, and no configuration has any."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_PlainLoader)
+
+
+def _small_text(path: Path) -> str:
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path.stat().st_size:,} bytes is no configuration")
+    return path.read_text(encoding="utf-8")
+
+
 def load_config(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file, not yet validated: it may name a few fields only."""
     path = Path(path)
@@ -183,9 +206,11 @@ def load_config(path: str | Path) -> dict[str, Any]:
             f"--config: needs a YAML file, got {str(path)!r}, which is not there; a run's is OUT/config.yaml."
         )
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config: needs YAML, got {path}: {error}.") from None
+        content = _parse_yaml(_small_text(path))
+    except (yaml.YAMLError, RecursionError, ValueError, OSError) as error:
+        raise ValueError(
+            f"--config: needs YAML, got {path}: {error}; see OUT/config.yaml of a run."
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"--config: needs a mapping of sections, got {type(content).__name__} in {path}.")
     return content
@@ -214,7 +239,11 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         if not equals or not key:
             raise ValueError(f"--set: needs section.field=value, such as train.epochs=30, got {item!r}.")
-        nested: Any = yaml.safe_load(text)
+        try:
+            nested: Any = _parse_yaml(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"--set {key}: needs a YAML value, got {text!r} ({reason}); quote it.") from None
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         result = merge(result, nested)

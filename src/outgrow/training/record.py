@@ -2,6 +2,7 @@
 
     record = read_record("runs/first/record.json")      # a RunRecord; older layouts are read too
     record.student_score, record.teacher_score          # in the record's own metric, percent
+    record.seed, record.preset, record.method_text      # what was run
     record.as_dict()                                     # what record.json holds
 
 Layout 2 has ``version``. Records without it are layout 1; the oldest of those have no ``metric``, and their
@@ -11,7 +12,7 @@ epochs say ``top1`` for ``score``.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
@@ -25,7 +26,7 @@ VERSION = 2
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
 
 
 class NetworkRecord(_Part):
@@ -118,19 +119,36 @@ class ComparedRecord(_Part):
     examples: tuple[ExampleRecord, ...] = ()
 
 
-class Both(_Part):
+class ErrorsRecord(_Part):
+    """What a detector did with the objects of one class: counts on the test images; ``ap`` in percent."""
+
+    name: str = Field(alias="class")
+    objects: int
+    found: int
+    missed: int
+    confused: int
+    duplicated: int
+    badly_placed: int = Field(alias="badly placed")
+    background: int
+    ap: float | None = None
+
+
+Measured = TypeVar("Measured")
+
+
+class Both(_Part, Generic[Measured]):
     """Something about both networks; ``teacher`` is None without one."""
 
-    student: Any
-    teacher: Any = None
+    student: Measured
+    teacher: Measured | None = None
 
 
 class DetectionRecord(_Part):
     """A detector's numbers on the test images: COCO's twelve in percent, errors by class, drawn pictures."""
 
-    numbers: Both | None = None
+    numbers: Both[dict[str, float | None]] | None = None
     """``{"ap": 43.2, "ap50": ...}`` of each network."""
-    errors: Both | None = None
+    errors: Both[tuple[ErrorsRecord, ...]] | None = None
     """``[{"class": "RBC", "objects": 819, "found": ...}]`` of each network."""
     pictures: tuple[str, ...] = ()
     """Files of images with boxes drawn, relative to the run folder."""
@@ -156,7 +174,7 @@ class RunRecord(_Part):
     """None without a teacher; ``{}`` in the file."""
     correction: CorrectionRecord | None = None
     student: StudentRecord
-    epochs: tuple[EpochRecord, ...]
+    epochs: tuple[EpochRecord, ...] = Field(min_length=1)
     compared: ComparedRecord | None = None
     detection: DetectionRecord | None = None
     data: DataRecord
@@ -177,6 +195,8 @@ class RunRecord(_Part):
     @classmethod
     def _oldest_epochs(cls, value: Any) -> Any:
         """The oldest records say ``top1`` for ``score``."""
+        if not isinstance(value, list | tuple):
+            return value
         return [
             {("score" if key == "top1" else key): number for key, number in epoch.items()}
             if isinstance(epoch, Mapping)
@@ -210,7 +230,29 @@ class RunRecord(_Part):
 
     def as_dict(self) -> dict[str, Any]:
         """The record as ``record.json`` has it: what was measured, and nothing that was not."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        return self.model_dump(mode="json", exclude_unset=True, by_alias=True)
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def preset(self) -> str:
+        return self.config.method.preset
+
+    @property
+    def method_text(self) -> str:
+        """What was chosen of the method: the preset, and what differs from it."""
+        chosen = self.config.method.model_dump(mode="json")
+        return ", ".join(f"{name} {value}" for name, value in chosen.items() if value is not None)
+
+    def class_name(self, label: int) -> str:
+        """The name of a class; its number where the record has no name for it.
+
+        Early records have no names at all.
+        """
+        known = 0 <= label < len(self.data.classes)
+        return self.data.classes[label] if known else f"class {label}"
 
     @property
     def measure(self) -> "Metric":
@@ -241,6 +283,11 @@ class RunRecord(_Part):
     def corrected_score(self) -> float | None:
         """The teacher's score after correction of its bias; None where it was not corrected."""
         return None if self.teacher is None else getattr(self.teacher, f"{self.metric}_corrected")
+
+    @property
+    def teacher_wrong_rate(self) -> float | None:
+        """The share of rows of training that the teacher gets wrong before any correction, where it was measured."""
+        return None if self.teacher is None else self.teacher.wrong_rate
 
     @property
     def is_mapped(self) -> bool:
@@ -297,6 +344,10 @@ def parse_record(content: Any, *, where: str = "record") -> RunRecord:
             f"report: needs a whole record in {where}, got {error.error_count()} faults, the first at {place} "
             f"({first['msg']}); rerun the run with its config.yaml."
         ) from None
+
+
+Run = RunRecord | Mapping[str, Any]
+"""What takes a record takes what ``outgrow.distill`` returns, too."""
 
 
 @dataclass(frozen=True)

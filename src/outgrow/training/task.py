@@ -9,7 +9,7 @@ and a line in ``outgrow.run.tasks``.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -64,6 +64,7 @@ class Parts:
     loader: Batches
 
 
+@runtime_checkable
 class Scored(Protocol):
     """What a task measures of a network on a split."""
 
@@ -73,6 +74,7 @@ class Scored(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """See the module's text. Errors that users can meet are ``ValueError``."""
 

@@ -1,0 +1,119 @@
+"""What the page of a detector shows besides its measure: COCO's numbers, errors by class, pictures with boxes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from outgrow.report.parts import Section
+from outgrow.report.pictures import Picture, drawn_picture
+from outgrow.training.record import Both, ErrorsRecord, Run, parse_record
+
+NUMBERS = {
+    "ap": "AP, mean over IoU 0.50 to 0.95",
+    "ap50": "AP at IoU 0.50",
+    "ap75": "AP at IoU 0.75",
+    "ap_small": "AP of small objects, below 32\u00b2 pixels",
+    "ap_medium": "AP of medium objects",
+    "ap_large": "AP of large objects, above 96\u00b2 pixels",
+    "ar1": "AR, 1 box an image",
+    "ar10": "AR, 10 boxes an image",
+    "ar100": "AR, 100 boxes an image",
+    "ar_small": "AR of small objects",
+    "ar_medium": "AR of medium objects",
+    "ar_large": "AR of large objects",
+}
+"""COCO's numbers in COCO's order, and in words."""
+COUNTS = {
+    "objects": "objects",
+    "found": "found",
+    "missed": "missed",
+    "confused": "confused",
+    "duplicated": "duplicated",
+    "badly_placed": "badly placed",
+    "background": "background",
+}
+"""The columns of the table of errors: fields of the record, and in words."""
+
+
+@dataclass(frozen=True)
+class NumberLine:
+    """One number of both networks, as text; ``teacher`` is None without a teacher."""
+
+    name: str
+    student: str
+    teacher: str | None
+
+
+@dataclass(frozen=True)
+class ErrorLine:
+    """What one network did with the objects of a class: the counts in the order of ``COUNTS``."""
+
+    who: str
+    counts: tuple[int, ...]
+    ap: str
+
+
+@dataclass(frozen=True)
+class ClassLines:
+    """The student's line, and the teacher's where there is one."""
+
+    name: str
+    lines: tuple[ErrorLine, ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    name: str
+    picture: Picture
+
+
+def page_sections(record: Run, folder: str | Path) -> list[Section]:
+    """For ``write_run_page``. Pictures are read from ``folder``, the run's, and from nowhere else."""
+    found = parse_record(record).detection
+    if found is None:
+        return []
+    context = {
+        "numbers": () if found.numbers is None else _numbers(found.numbers),
+        "with_teacher": found.numbers is not None and found.numbers.teacher is not None,
+        "classes": () if found.errors is None else _classes(found.errors),
+        "counts": tuple(COUNTS.values()),
+        "pictures": [Shown(Path(name).stem, drawn_picture(folder, name)) for name in found.pictures],
+    }
+    return [Section("outgrow.detection/detection.html", context)]
+
+
+def _numbers(numbers: Both[dict[str, float | None]]) -> list[NumberLine]:
+    """COCO's in their order, then what else was measured."""
+    student, teacher = numbers.student, numbers.teacher
+    keys = [key for key in NUMBERS if key in student] + [key for key in student if key not in NUMBERS]
+    return [
+        NumberLine(
+            NUMBERS.get(key, key),
+            percent(student[key]),
+            None if teacher is None else percent(teacher.get(key)),
+        )
+        for key in keys
+    ]
+
+
+def _classes(errors: Both[tuple[ErrorsRecord, ...]]) -> list[ClassLines]:
+    others = {line.name: line for line in errors.teacher or ()}
+    return [
+        ClassLines(
+            own.name,
+            tuple(
+                ErrorLine(who, tuple(getattr(line, count) for count in COUNTS), percent(line.ap))
+                for who, line in (("student", own), ("teacher", others.get(own.name)))
+                if line is not None
+            ),
+        )
+        for own in errors.student
+    ]
+
+
+def percent(value: float | None) -> str:
+    """Two decimals; a dash where there is none. COCO's evaluation says -1 where there is no object to find.
+
+    >>> percent(43.211), percent(-1.0)
+    ('43.21', '\u2013')
+    """
+    return "\u2013" if value is None or value < 0 else f"{value:.2f}"

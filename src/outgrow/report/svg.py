@@ -1,0 +1,79 @@
+"""A figure of matplotlib as an SVG element of a page: text stays text, and colours are those of the page."""
+
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+from outgrow.report.palette import LIGHT
+
+_NAMES = {light: name for name, light in LIGHT.items()}
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no page may have."""
+
+
+def titled(titles: Iterable[str]) -> str:
+    """What a pointer over each mark of a line says, in the place where :func:`inline_svg` finds it."""
+    return json.dumps(list(titles))
+
+
+def inline_svg(figure: Any, kind: str, name: str, title: str, said: str) -> Markup:
+    """A figure as an SVG element of a page, the same bytes each time.
+
+    Its ids begin with ``name``, so that no two plots of a page share one.
+    """
+    file = io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    root = ElementTree.fromstring(_NO_XML.sub(" ", file.getvalue()))
+    root.remove(root[0])  # rules for every element: in a page they would be for the page's, too
+    svg = {"class": f"plot {kind}", "viewBox": root.attrib["viewBox"], "role": "img"}
+    svg |= {"aria-labelledby": f"{name}-title", "aria-describedby": f"{name}-said"}
+    svg |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
+    root.attrib = svg
+    for element in list(root.iter()):
+        _settle(element, name)
+    for tag, text in (("desc", said), ("title", title)):
+        element = ElementTree.Element(tag, id=f"{name}-{tag.replace('desc', 'said')}")
+        element.text = text
+        root.insert(0, element)
+    return Markup(_NO_XML.sub(" ", ElementTree.tostring(root, encoding="unicode")))
+
+
+def _settle(element: ElementTree.Element, name: str) -> None:
+    """One element as it stands in a page: no names of XML, ids of its own, the page's font and colours."""
+    old = element.attrib
+    element.tag = element.tag.rpartition("}")[2]
+    element.attrib = new = {}
+    element.tail = None
+    if element.tag != "text":
+        element.text = None
+    for key, value in old.items():
+        key = key.rpartition("}")[2]
+        if key == "id":
+            if element.tag == "g":  # nothing refers to a group
+                if value.startswith("["):
+                    _title_marks(element, json.loads(value))
+                continue
+            value = f"{name}-{value}"
+        elif key in ("href", "clip-path"):
+            value = value.replace("#", f"#{name}-")
+        elif key == "style":
+            value = re.sub("font-family: [^;]*; ", "", value)
+            value = re.sub("#[0-9a-f]{6}", lambda found: f"var(--{_NAMES[found[0]]})", value)
+        elif key in ("d", "x", "y", "width", "height"):
+            value = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}", value)
+            value = " ".join(value.split())
+        elif key == "transform" and value.startswith("rotate(-0 "):
+            continue
+        new[key] = value
+
+
+def _title_marks(line: ElementTree.Element, titles: Sequence[str]) -> None:
+    marks = [element for element in line.iter() if element.tag.endswith("use")]
+    for mark, title in zip(marks, titles, strict=True):
+        ElementTree.SubElement(mark, "title").text = title

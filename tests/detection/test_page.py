@@ -1,0 +1,93 @@
+"""What the page of a detector shows besides its measure."""
+
+import pytest
+from PIL import Image
+
+from outgrow.detection.page import page_sections
+from outgrow.report.run_page import write_run_page
+from outgrow.training.record import parse_record
+from tests.report.reading import Page
+from tests.report.records import detector, record
+from tests.report.test_page import assert_self_contained
+
+
+def write(path, run) -> tuple[str, Page]:
+    write_run_page(path / "run.html", run, None, page_sections(run, path))
+    html = (path / "run.html").read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_every_number_is_there(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (1200, 600), (200, 150, 150)).save(tmp_path / "pictures" / "0001.png")
+    html, page = write(tmp_path, detector("kd", 0, 43.0, pictures=("pictures/0001.png",)))
+    assert_self_contained(html, page)
+    for said in (
+        "student teacher AP, mean over IoU 0.50 to 0.95 43.00 40.00 AP at IoU 0.50 44.00 41.00",
+        "AP at IoU 0.75 45.00 42.00",
+        "AP of small objects, below 32\u00b2 pixels \u2013 \u2013",
+        "AR of large objects 54.00 51.00",
+        "class objects found missed confused duplicated badly placed background AP (%)",
+        "RBC student 2,000 1,700 300 31 32 33 34 43.00 teacher 2,000 1,500 500 31 32 33 34 43.00",
+        "<b>platelets</b> student 2,002 1,702",
+    ):
+        assert said in page.text, said
+    (shown,) = page.all("img")
+    assert (shown["width"], shown["height"]) == ("1000", "500")
+    assert shown["src"].startswith("data:image/jpeg;base64,")
+
+
+def test_without_a_teacher(tmp_path):
+    html, page = write(tmp_path, detector("none", 0, 43.0, teacher=None))
+    assert_self_contained(html, page)
+    assert "AP at IoU 0.75 45.00 AP of small" in page.text
+    assert "RBC 2,000 1,700" in page.text
+    assert not page.all("img")
+
+
+@pytest.mark.parametrize("missing", ["numbers", "errors", "pictures"])
+def test_parts_may_be_missing(tmp_path, missing):
+    run = detector("kd", 0, 43.0)
+    del run["detection"][missing]
+    html, page = write(tmp_path, run)
+    assert_self_contained(html, page)
+    assert ("COCO's numbers" in page.text) == (missing != "numbers")
+    assert ("What was found, by class" in page.text) == (missing != "errors")
+
+
+def test_a_classifier_has_no_such_part(tmp_path):
+    assert page_sections(record("kd", 0, 80.0), tmp_path) == []
+    assert len(page_sections(parse_record(detector("kd", 0, 43.0)), tmp_path)) == 1
+
+
+def test_a_picture_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("pictures/0001.png", "text.png", "."):
+        with pytest.raises(
+            ValueError, match=f"needs an image in '{name}', got none in .*; write the pictures"
+        ):
+            page_sections(detector("kd", 0, 43.0, pictures=(name,)), tmp_path)
+
+
+def test_a_record_opens_no_file_outside_its_folder(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    outside = tmp_path / "private.png"
+    Image.new("RGB", (8, 8)).save(outside)
+    (run / "link.png").symlink_to(outside)
+    (tmp_path / "run-other").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "run-other" / "a.png")
+    opened = []
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path))
+    for name in (
+        "../private.png",
+        str(outside),
+        "link.png",
+        "pictures/../../private.png",
+        "../run-other/a.png",
+        "../../../../../../../../etc/passwd",
+        "/etc/passwd",
+    ):
+        with pytest.raises(ValueError, match=r"needs files within the run's folder, got .*; take it out"):
+            page_sections(detector("kd", 0, 43.0, pictures=(name,)), run)
+    assert opened == []
