@@ -206,11 +206,12 @@ class _ImageNet:
         texts = [info.index_to_description(place) for place in range(len(self.ids))]
         synonyms = [[spelling(word) for word in text.split(",")] for text in texts]
         self.words = [
-            {own, spelling(text), *words}
-            for own, text, words in zip(self.ids, texts, synonyms, strict=True)
+            {own, spelling(text), *words} for own, text, words in zip(self.ids, texts, synonyms, strict=True)
         ]
         # the usual name of a class is its first word, which may be a synonym of another one ("partridge")
-        first = [{own, spelling(t), words[0]} for own, t, words in zip(self.ids, texts, synonyms, strict=True)]
+        first = [
+            {own, spelling(t), words[0]} for own, t, words in zip(self.ids, texts, synonyms, strict=True)
+        ]
         self._meanings = [self._table(first), self._table(self.words)]
 
     def id_of(self, word: str) -> str:

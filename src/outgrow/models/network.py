@@ -143,6 +143,25 @@ def resized(network: Network, size: int) -> None:
     network.set_input_spec(replace(network.input_spec, size=size))
 
 
+def normalised(
+    network: Network, mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None
+) -> None:
+    """``network`` normalises by ``mean`` and ``std`` from now on; by its own where one is None."""
+    spec = network.input_spec
+    network.set_input_spec(replace(spec, mean=mean or spec.mean, std=std or spec.std))
+
+
+def describe_input(spec: InputSpec) -> str:
+    """What a net sees, in words.
+
+    >>> describe_input(InputSpec(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    'sees images at 224 pixels, mean 0.5 0.5 0.5, std 0.5 0.5 0.5'
+    """
+    size = "as they come" if spec.size is None else f"at {spec.size} pixels"
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
+    return f"sees images {size}, mean {mean}, std {std}"
+
+
 def _check_images(images: Tensor, name: str) -> None:
     if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(

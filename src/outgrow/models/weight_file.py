@@ -23,7 +23,17 @@ from torch import Tensor
 
 from outgrow.machine.files import CHECKSUM, tensors_checksum, write_atomically
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights", "student")
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "params",
+    "weights",
+    "student",
+)
 AVERAGES = re.compile(r"(^|[_.])(ema|swa)([_.]|$)|averaged|shadow", re.IGNORECASE)
 """Keys of moving averages, which go first: where a checkpoint has one, it is what its author evaluated."""
 NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|callbacks|loops|hyper|config|args", re.IGNORECASE)
@@ -51,7 +61,9 @@ def read_file(path: str | Path, *, who: str = "load_weights") -> WeightFile:
     """``ValueError`` for what is no file of weights, or is damaged; ``who`` begins its message."""
     path = Path(path)
     start = _start_of(path, who)
-    if start.startswith((b"PK", b"\x80")) or path.suffix != ".safetensors" and start[8:9] != b"{":
+    # a safetensors file begins with the length of its header, eight bytes that may be anything
+    torchs = start.startswith((b"PK\x03\x04", b"\x80")) or path.suffix != ".safetensors"
+    if torchs and start[8:9] != b"{":
         found = _read_torch(path, start, who)
         return WeightFile(path, found, _statements(found))
     tensors, texts = read_safetensors(path, who=who)
@@ -215,7 +227,9 @@ def _statements(found: Any) -> dict[str, Any]:
         return {}
     plain = str | int | float | list | tuple | dict
     return {
-        key: found[key] for key in STATEMENTS if isinstance(found.get(key), plain) and not _has_tensors(found[key])
+        key: found[key]
+        for key in STATEMENTS
+        if isinstance(found.get(key), plain) and not _has_tensors(found[key])
     }
 
 

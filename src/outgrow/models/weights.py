@@ -17,6 +17,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from outgrow.data.classes import match_classes, stated_names
+from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.structure import bare_net, heads_of, place_heads, replace_heads, soften_heads
 from outgrow.models.weight_file import (
@@ -178,6 +179,27 @@ def load_file(
     )
 
 
+def order_heads(network: Network, classes: Sequence[str]) -> None:
+    """Puts a trained head that knows its classes into the order of as many ``classes``, as :func:`load_weights` does."""
+    match = match_classes(network.classes, network.num_classes, classes)
+    if match.columns is None or match.columns != tuple(range(network.num_classes)):
+        trained = {
+            f"{path}.{name}": parameter.detach().clone()
+            for path, head in heads_of(network)
+            for name, parameter in head.named_parameters(recurse=False)
+        }
+        soften_heads(network)
+        place_heads(network, trained, match.places)
+    if match.how in ("partial", "none"):
+        warnings.warn(
+            f"create_model {network.name}: of its trained head {match.note}; the rows of missing classes are new.",
+            stacklevel=3,
+        )
+    elif match.how != "names" or match.columns != tuple(range(network.num_classes)):
+        network.notes.append(f"{network.name}: the rows of its head are taken {match.note}")
+    network.classes = tuple(classes)
+
+
 def save_student(network: Network, path: str | Path) -> None:
     """Writes ``network.net``'s weights as safetensors, with the name, the classes and the input.
 
@@ -337,7 +359,8 @@ def _warn_of_name(network: Network, file: WeightFile) -> None:
     stated = file.metadata.get("model")
     if not isinstance(stated, str):
         stated = next(
-            (file.metadata[key] for key in ("arch", "architecture", "model_name") if key in file.metadata), None
+            (file.metadata[key] for key in ("arch", "architecture", "model_name") if key in file.metadata),
+            None,
         )
     if not isinstance(stated, str) or same_net(stated, network.name):
         return
@@ -349,28 +372,44 @@ def _warn_of_name(network: Network, file: WeightFile) -> None:
 
 
 def same_net(stated: str, name: str) -> bool:
-    """Whether a file that says ``stated`` may be of the net ``name``; a name without a family fits any family.
+    """Whether a file that says ``stated`` may be of the net ``name``.
 
-    >>> same_net("timm/resnet50.a1_in1k", "timm/resnet50"), same_net("tf_resnet50", "timm/resnet50")
+    Without its family a name counts where it is one of the same family: others may be anybody's own.
+
+    >>> same_net("timm/resnet50.a1_in1k", "timm/resnet50"), same_net("tf_efficientnet_b0", "timm/efficientnet_b0")
     (True, False)
     """
-    whole = stated.startswith(FAMILIES) and name.startswith(FAMILIES)
-    if not name.startswith(FAMILIES) or not stated or (not whole and "/" in stated):
-        return True  # a module of the caller's own, or a name of somebody else's
-    return _bare(stated, whole) == _bare(name, whole)
+    if not name.startswith(FAMILIES):
+        return True  # a module of the caller's own
+    if stated.startswith(FAMILIES):
+        return _plain_name(stated) == _plain_name(name)
+    family, _, rest = name.partition("/")
+    base = stated.partition(".")[0] if family == "timm" else stated
+    return base == rest.partition("?")[0].partition(".")[0] or not _is_name(family, base)
 
 
-def _bare(name: str, whole: bool) -> tuple[str, ...]:
-    """A net's name without what does not change it: the tag of published weights, the place of a file."""
+def _plain_name(name: str) -> tuple[str, ...]:
+    """A net's name without what does not change it: the tag of published weights, the place of a file, the size."""
     if name.startswith("py:"):
         return ("py", Path(name[3:]).name)
-    family, _, rest = name.rpartition("/") if not whole else name.partition("/")
+    family, _, rest = name.partition("/")
     if family == "hf":
-        return ("hf", Path(rest).name)
-    rest, _, query = rest.partition("?")
-    base = rest.partition(".")[0] if family in ("timm", "") or not whole else rest
-    options = sorted(item for item in query.split("&") if item and not item.startswith("img_size="))
-    return (family if whole else "", base, *(options if whole else ()))
+        return (family, Path(rest).name)
+    base, _, query = rest.partition("?")
+    base = base.partition(".")[0] if family == "timm" else base
+    return (family, base, *sorted(i for i in query.split("&") if i and not i.startswith("img_size=")))
+
+
+def _is_name(family: str, rest: str) -> bool:
+    if family == "timm":
+        import timm
+
+        return bool(timm.is_model(rest))
+    if family == "torchvision":
+        from torchvision import models
+
+        return rest in models.list_models(module=models)
+    return family == "cifar" and rest in CIFAR_MODELS
 
 
 def _match(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -495,9 +534,7 @@ def _mismatch(network: Network, path: Path, role: str, own: Mapping[str, Tensor]
             "its positions are those of another input size: build the net for that size (input_size, such as --set "
             "student.input_size=64; a file that save_student wrote states its own). They are not interpolated."
         )
-    return (
-        f"load_weights: needs the weights of {network.name} (role {role}), got {path} with {', '.join(wrong)}; {advice}"
-    )
+    return f"load_weights: needs the weights of {network.name} (role {role}), got {path} with {', '.join(wrong)}; {advice}"
 
 
 def _few(items: Iterable[str], most: int = 5) -> str:
