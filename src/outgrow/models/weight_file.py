@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from outgrow.machine.files import CHECKSUM, tensors_checksum, write_atomically
@@ -46,6 +46,9 @@ STATEMENTS = (
 )
 """What a file of torch.save may say of itself beside its tensors."""
 DEEPEST = 4
+SEAL = 64
+"""Spaces behind the header of our own files, where its format allows any number and its writers put less than eight:
+they are gone once another program has written the file anew."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,10 @@ def read_safetensors(path: str | Path, *, who: str) -> tuple[dict[str, Tensor], 
             f"{who}: needs a whole safetensors file, got {path} with an error ({_line(error)}); fetch it again."
         ) from error
     stated = texts.pop(CHECKSUM, None)
-    if stated is not None and stated != tensors_checksum(tensors, texts):
+    if stated is not None and _is_sealed(path) and stated != tensors_checksum(tensors, texts):
         raise ValueError(
-            f"{who}: needs the file as it was written, got {path}, which was changed or damaged since (its checksum "
-            f"differs); fetch it again, or write it anew without {CHECKSUM!r} in its metadata if the change is yours."
+            f"{who}: needs the file as it was written, got {path}, which was damaged since (its checksum differs); "
+            "fetch it again."
         )
     return tensors, texts
 
@@ -95,8 +98,25 @@ def write_weights(state: Mapping[str, Tensor], path: str | Path, metadata: Mappi
     """A safetensors file, whole or not at all, with a checksum; its folder is made where it is lacking."""
     # copies, as safetensors refuses two names for one storage
     own = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
-    texts = {**metadata, CHECKSUM: tensors_checksum(own, metadata)}
-    write_atomically(path, lambda part: save_file(own, part, metadata=texts))
+    whole = memoryview(save(own, {**metadata, CHECKSUM: tensors_checksum(own, metadata)}))
+    end = 8 + int.from_bytes(whole[:8], "little")
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            file.write((end - 8 + SEAL).to_bytes(8, "little"))
+            file.write(whole[8:end])
+            file.write(b" " * SEAL)
+            file.write(whole[end:])
+
+    write_atomically(path, write)
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether the checksum is of this file: a program that changes tensors may copy the metadata as they are."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        file.seek(8 + length - SEAL)
+        return file.read(SEAL) == b" " * SEAL
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
