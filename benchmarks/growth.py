@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
+
 from benchmarks import objective
 from benchmarks.throughput import arguments
 from benchmarks.turns import Worker, ratio, rounds, summary
@@ -25,9 +27,8 @@ SETTINGS = tuple((batch, size) for size in (32, 64) for batch in (32, 64, 128, 2
 def of_objective(device: str = "cpu", *, repeat: int = 12) -> list[dict[str, Any]]:
     """The objective alone: classes at a fixed number of elements, then rows at 100 classes."""
     shapes = [(ELEMENTS // classes, classes, repeat) for classes in CLASSES]
-    return objective.measure(
-        device, (*shapes, *((rows, 100, 10 * repeat) for rows in ROWS)), ways=("plain", "ours")
-    )
+    shapes += [(rows, 100, 10 * repeat) for rows in ROWS]
+    return objective.measure(device, shapes, ways=("plain", "ours"), dtypes=(torch.float32,))
 
 
 def of_step(

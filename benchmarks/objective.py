@@ -2,9 +2,11 @@
 
 ``ours`` is ``rectify`` plus ``objective`` plus ``backward`` of the ``paper`` preset. ``plain`` is what
 everybody writes: ``T^2 F.kl_div`` on two softmaxes plus ``F.cross_entropy``, uncorrected. ``reference`` is
-ours without the fast path, ``eager`` the fast path where no C compiler is found.
+ours without the fast path, ``eager`` the fast path where no C compiler is found. Each in float32 and in
+bfloat16 logits, as a net in mixed precision gives them.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from benchmarks.memory import peak_extra_bytes
 
 SHAPES = ((512, 100, 200), (4096, 1000, 25), (8192, 32000, 3))
 """Rows, classes, repetitions."""
+DTYPES = (torch.float32, torch.bfloat16)
 WAYS = ("plain", "ours", "eager", "reference")
 TEMPERATURE = 4.0
 
@@ -40,15 +43,21 @@ def ours(fast: bool | Literal["eager", "compiled"]) -> Callable[[Tensor, Tensor,
     return run
 
 
-def measure(device: str = "cpu", shapes: Any = SHAPES, *, ways: Sequence[str] = WAYS) -> list[dict[str, Any]]:
-    """A row per shape; ratios are of medians."""
+def measure(
+    device: str = "cpu",
+    shapes: Any = SHAPES,
+    *,
+    ways: Sequence[str] = WAYS,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+) -> list[dict[str, Any]]:
+    """A row per shape and type of the logits; ratios are of medians."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows = []
-    for num_rows, classes, repeat in shapes:
+    for (num_rows, classes, repeat), dtype in itertools.product(shapes, dtypes):
         generator = torch.Generator().manual_seed(0)
-        student = torch.randn(num_rows, classes, generator=generator).to(device).requires_grad_()
-        teacher = (3 * torch.randn(num_rows, classes, generator=generator)).to(device)
+        student = torch.randn(num_rows, classes, generator=generator).to(device, dtype).requires_grad_()
+        teacher = (3 * torch.randn(num_rows, classes, generator=generator)).to(device, dtype)
         label = torch.randint(classes, (num_rows,), generator=generator).to(device)
         right = torch.rand(num_rows, generator=generator).to(device) < 0.7
         label = torch.where(right, teacher.argmax(1), label)
@@ -73,7 +82,7 @@ def measure(device: str = "cpu", shapes: Any = SHAPES, *, ways: Sequence[str] = 
                 student.grad = None
         median = {name: statistics.median(values) for name, values in times.items()}
         memory = {
-            name: peak_extra_bytes(way, student, teacher, label) / (4 * student.numel())
+            name: peak_extra_bytes(way, student, teacher, label) / student.nbytes
             for name, way in made.items()
         }
         ratio = {name: value / median["plain"] for name, value in median.items() if name != "plain"}
@@ -81,6 +90,7 @@ def measure(device: str = "cpu", shapes: Any = SHAPES, *, ways: Sequence[str] = 
             {
                 "rows": num_rows,
                 "classes": classes,
+                "dtype": str(dtype).removeprefix("torch."),
                 "n": repeat,
                 **{f"{name}_ms": 1000 * value for name, value in median.items()},
                 "low_ms": {name: 1000 * min(values) for name, values in times.items()},
@@ -90,7 +100,7 @@ def measure(device: str = "cpu", shapes: Any = SHAPES, *, ways: Sequence[str] = 
             }
         )
         print(
-            f"{num_rows:>5} x {classes:<6}"
+            f"{num_rows:>5} x {classes:<6} {rows[-1]['dtype']:<9}"
             + ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in median.items())
             + "; over plain: "
             + ", ".join(f"{name} {value:.2f}" for name, value in ratio.items())

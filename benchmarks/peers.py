@@ -226,7 +226,7 @@ def crd_case(peer: Any) -> Case:
 
     def theirs(s: Tensor) -> Tensor:
         reset()
-        drawn = built._draw(target)
+        drawn = built._draw(torch.arange(ROWS), target.label)
         loss = peer.CRDLoss("n", "e", "n", 8, SAMPLES, 32, SAMPLES).double()
         loss.memory_v1.copy_(memories[0])
         loss.memory_v2.copy_(memories[1])

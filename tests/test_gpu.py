@@ -47,6 +47,46 @@ def test_a_step_does_not_wait_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("fast", [True, "compiled", False])
+@pytest.mark.parametrize("may_ignore", [True, False])
+@pytest.mark.parametrize("normalize", ["rows", "subset"])
+@pytest.mark.parametrize("rule", ["identity", "drop", "pair", "swap"])
+def test_rows_without_a_label_are_the_cpus(rule, normalize, may_ignore, fast):
+    """Nobody looks whether there are any, and they are no class all the same."""
+    found = []
+    for device, way in (("cpu", False), ("cuda", fast)):
+        student, teacher, label = batch()
+        label[::5], label[::7] = outgrow.UNLABELLED, outgrow.IGNORE
+        student, teacher, label = (x.to(device) for x in (student, teacher, label))
+        student.requires_grad_()
+        target = outgrow.Target(label, may_ignore=may_ignore)
+        objective = outgrow.Objective("kd", schedule="linear_keep", normalize=normalize, fast=way)
+        result = objective(student, outgrow.Rectifier(rule)(teacher, target), target, 0.3)
+        gradient = torch.autograd.grad(result.total, student)[0]
+        found.append((result.total.cpu(), gradient.cpu(), result.stats["unlabelled"].cpu()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_that_crd_was_not_told_of_is_not_a_number():
+    """Refused on the CPU; here, where looking would stall the step, its value is NaN, and moves no memory."""
+    shown = torch.arange(0, 40, 2)
+    move = lambda o: outgrow.Outputs(o.logits.cuda(), {k: v.cuda() for k, v in o.features.items()})  # noqa: E731
+    outputs = [move(contract.outputs(4, seed=seed, dtype=torch.float32)) for seed in (0, 5)]
+    objective = outgrow.Objective("crd(8, 16)")
+    objective.setup(*outputs, num_samples=40, index=shown)
+    before = objective.crd.memory_student.clone()
+    for index, weight, finite in (([0, 2, 4, 8], [1, 1, 1, 1], True), ([0, 2, 5, 8], [1, 1, 1, 1], False)):
+        goal = outgrow.Target(
+            torch.zeros(4, dtype=torch.long, device="cuda"), torch.tensor(index, device="cuda")
+        )
+        value = objective.crd(*outputs, goal, weight=torch.tensor(weight, device="cuda").float())
+        assert bool(value.isfinite()) == finite
+    moved = (objective.crd.memory_student != before).any(dim=1).nonzero()[:, 0]
+    assert moved.tolist() == [0, 1, 2, 4]
+    absent = torch.tensor([1.0, 1, 0, 1], device="cuda")
+    assert objective.crd(*outputs, goal, weight=absent).isfinite()
+
+
 @pytest.mark.parametrize("name", list(outgrow.losses.LOSSES))
 def test_every_loss_runs_there(name):
     goal = contract.target(6)

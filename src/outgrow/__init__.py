@@ -10,7 +10,7 @@ result.total.backward()
 
 from typing import TYPE_CHECKING
 
-from outgrow.outputs import IGNORE, Knowledge, ObjectiveResult, Outputs, Target, flatten_rows
+from outgrow.outputs import IGNORE, UNLABELLED, Knowledge, ObjectiveResult, Outputs, Target, flatten_rows
 from outgrow.models.taps import PENULTIMATE, Taps
 from outgrow.teacher import BiasCorrection, CorrectedTeacher, Teacher
 from outgrow.knowledge import Rectifier, corrected_logits, rectify
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IGNORE",
+    "UNLABELLED",
     "Outputs",
     "Target",
     "Knowledge",

@@ -21,6 +21,9 @@ from torch import Tensor
 IGNORE = -100
 """The label of a row that takes part in nothing (PyTorch's own convention)."""
 
+UNLABELLED = -1
+"""The label of a row that has none: the teacher alone speaks of it (scikit-learn's convention)."""
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -38,7 +41,9 @@ class Outputs:
 class Target:
     """What is true of each row.
 
-    ``label`` is the class, or :data:`IGNORE`. ``index`` is the sample's number in the training set
+    ``label`` is the class, :data:`UNLABELLED` or :data:`IGNORE`. A row without a label is out of the task and
+    neither right nor wrong: no rule rewrites or drops it, and the student is told what the teacher says. A
+    row to ignore is out of everything. ``index`` is the sample's number in the training set
     (memories and corrections need it). For a sample blended by mixup or CutMix, ``partner`` is the
     class blended in and ``mix`` the share, in [0, 1], that ``label`` keeps. ``image`` says which
     image a row belongs to, where rows are not images (proposals, pixels); without it row i is image i.
@@ -50,8 +55,8 @@ class Target:
     mix: Float[Tensor, " rows"] | None = None
     image: Int[Tensor, " rows"] | None = None
     may_ignore: bool = False
-    """Whether labels may be IGNORE, known without looking at the device. False is safe for finite
-    logits; with True, what ignored rows hold (infinities, NaN) cannot reach a gradient either."""
+    """Whether labels may be IGNORE or UNLABELLED, known without looking at the device. False is safe for
+    finite logits; with True, what ignored rows hold (infinities, NaN) cannot reach a gradient either."""
 
     def __post_init__(self) -> None:
         if (self.partner is None) != (self.mix is None):
@@ -59,6 +64,13 @@ class Target:
                 "Target: partner and mix belong together, got only one of them; "
                 "give the blended label and the share that label keeps."
             )
+        if self.partner is not None and self.label.device.type == "cpu":
+            alone = (self.label == UNLABELLED) | (self.partner == UNLABELLED)
+            if alone.any():
+                raise ValueError(
+                    f"Target: needs two labels for a blended row, got UNLABELLED in row {int(alone.nonzero()[0])}; "
+                    "leave rows without a label out of mixup and CutMix."
+                )
 
     @cached_property
     def dominant(self) -> Int[Tensor, " rows"]:
@@ -69,6 +81,11 @@ class Target:
 
     @cached_property
     def valid(self) -> Bool[Tensor, " rows"]:
+        """True on the rows that have a label: it is neither :data:`UNLABELLED` nor :data:`IGNORE`."""
+        return self.label >= 0
+
+    @cached_property
+    def takes_part(self) -> Bool[Tensor, " rows"]:
         """False on the rows whose label is :data:`IGNORE`."""
         return self.label != IGNORE
 
@@ -108,7 +125,8 @@ class Knowledge:
     """What the student should believe: the teacher's outputs and how they are to be corrected.
 
     *Corrected* and *removed* are different facts: ``wrong`` says on which rows the teacher errs,
-    ``corrected`` which rows the rule rewrites, ``weight`` how much each row counts (zero: removed).
+    ``corrected`` which rows the rule rewrites, ``weight`` how much each row counts (zero: removed). A row
+    without a label is not wrong, not corrected, and counts.
     The correction itself is lazy (``rule``), so that a loss can standardise the logits before it, or
     work on the three numbers a row that most corrections are; :func:`outgrow.corrected_logits`
     carries it out.
@@ -179,7 +197,8 @@ def flatten_rows(
 ) -> tuple[Outputs, Target]:
     """Logits with positions (pixels, tokens) as rows, for losses and rules that know only rows.
 
-    Rows whose label is ``ignore_index`` get the label :data:`IGNORE`: they take part in nothing.
+    Rows whose label is ``ignore_index`` get the label :data:`IGNORE`: they take part in nothing. Those
+    labelled :data:`UNLABELLED` keep it.
     Shapes do not depend on the labels. ``Target.image`` remembers where each row came from.
 
     >>> outputs, target = flatten_rows(torch.zeros(2, 5, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long))

@@ -1,7 +1,8 @@
-"""How a loss or a rule is written in one line: ``kd``, ``dkd(beta=6)``, ``kd + 0.8*crd(dim=64)``.
+"""How a loss or a rule is written in one line: ``kd``, ``kd(4)``, ``dkd(beta=6)``, ``kd + 0.8*crd(dim=64)``.
 
 The command line, configuration files and ``Objective(loss=...)`` share this small grammar. It is
-Python's own call syntax with literal arguments, read by :mod:`ast` and never evaluated.
+Python's own call syntax with literal arguments, read by :mod:`ast` and never evaluated. Arguments without
+a name go to the constructor's parameters in order.
 """
 
 import ast
@@ -19,9 +20,12 @@ class Call(NamedTuple):
     name: str
     arguments: dict[str, object]
     weight: float = 1.0
+    positional: tuple[object, ...] = ()
+    """Arguments without a name; :func:`bind` gives them theirs."""
 
     def __str__(self) -> str:
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self.arguments.items())
+        named = (f"{k}={v!r}" for k, v in self.arguments.items())
+        arguments = ", ".join([*map(repr, self.positional), *named])
         head = f"{self.weight:g}*" if self.weight != 1 else ""
         return f"{head}{self.name}({arguments})" if arguments else f"{head}{self.name}"
 
@@ -29,14 +33,15 @@ class Call(NamedTuple):
 def parse(text: str) -> list[Call]:
     """The calls in ``text``, in order.
 
-    >>> parse("kd + 0.8*crd(dim=64)")
-    [Call(name='kd', arguments={}, weight=1.0), Call(name='crd', arguments={'dim': 64}, weight=0.8)]
+    >>> parse("kd(4) + 0.8*crd(dim=64)")
+    [Call(name='kd', arguments={}, weight=1.0, positional=(4,)),
+     Call(name='crd', arguments={'dim': 64}, weight=0.8, positional=())]
     """
     try:
         return _terms(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError) as error:
         raise ValueError(
-            f"needs names with keyword arguments, such as 'kd' or 'kd + 0.8*crd(dim=64)', got {text!r} "
+            f"needs names with arguments, such as 'kd' or 'kd + 0.8*crd(dim=64)', got {text!r} "
             f"({error.args[0]}); quote the whole expression in a shell."
         ) from None
 
@@ -52,13 +57,13 @@ def _terms(node: ast.expr) -> list[Call]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if any(keyword.arg is None for keyword in node.keywords):
             raise ValueError("** is not allowed")
+        if any(isinstance(argument, ast.Starred) for argument in node.args):
+            raise ValueError("* is not allowed")
         # A bare name as an argument is a string, so that standardize(kd) needs no quotes.
-        values = {str(k.arg): _literal(k.value) for k in node.keywords}
-        if node.args:
-            if len(node.args) > 1:
-                raise ValueError("arguments after the first need their names")
-            values = {"base": _literal(node.args[0]), **values}
-        return [Call(node.func.id, values)]
+        named = {str(k.arg): _literal(k.value) for k in node.keywords}
+        if len(named) < len(node.keywords):  # Python's parser takes them all
+            raise ValueError("an argument is named twice")
+        return [Call(node.func.id, named, positional=tuple(map(_literal, node.args)))]
     raise ValueError(f"cannot read {ast.unparse(node)!r}")
 
 
@@ -79,18 +84,37 @@ def lookup(registry: Mapping[str, T], name: str, *, kind: str) -> T:
     raise ValueError(f"{kind}: needs one of {', '.join(registry)}; got {name!r}; {hint}")
 
 
+def bind(factory: Callable[..., object], call: Call, *, kind: str) -> Call:
+    """``call`` with a name for every argument; refuses those that ``factory`` does not take.
+
+    >>> bind(lambda alpha=1.0, beta=8.0: None, parse("dkd(2, beta=6)")[0], kind="loss").arguments
+    {'alpha': 2, 'beta': 6}
+    """
+    known = list(inspect.signature(factory).parameters)
+    names, given = ", ".join(known) or "none", len(call.positional)
+    if given > len(known):
+        raise ValueError(
+            f"{kind} {call.name}: needs at most {len(known)} argument{'' if len(known) == 1 else 's'} ({names}), "
+            f"got {given}; remove what is too many."
+        )
+    if unknown := [name for name in call.arguments if name not in known]:
+        raise ValueError(
+            f"{kind} {call.name}: needs arguments out of ({names}), got {', '.join(unknown)}; remove or rename them."
+        )
+    by_place = dict(zip(known, call.positional, strict=False))
+    if twice := [name for name in by_place if name in call.arguments]:
+        raise ValueError(
+            f"{kind} {call.name}: needs each argument once, got {', '.join(twice)} by place and by name; "
+            "remove one of the two."
+        )
+    return call._replace(arguments={**by_place, **call.arguments}, positional=())
+
+
 def build(registry: Mapping[str, Callable[..., T]], call: Call, *, kind: str) -> T:
     """What ``call`` constructs from ``registry``; unknown arguments are refused by name."""
     factory = lookup(registry, call.name, kind=kind)
     parameters = inspect.signature(factory).parameters
-    known = list(parameters)
-    unknown = [name for name in call.arguments if name not in known]
-    if unknown:
-        raise ValueError(
-            f"{kind} {call.name}: needs arguments out of ({', '.join(known) or 'none'}), "
-            f"got {', '.join(unknown)}; remove or rename them."
-        )
-    arguments = dict(call.arguments)
+    arguments = dict(bind(factory, call, kind=kind).arguments)
     for name, value in arguments.items():
         if parameters[name].annotation is float and isinstance(value, int):
             arguments[name] = float(value)  # "beta=6" is written for 6.0

@@ -2,16 +2,18 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from outgrow import IGNORE, Objective, Outputs, Target, rectify
+from outgrow import IGNORE, UNLABELLED, Objective, Outputs, Target, rectify
 from outgrow.losses import LOSSES
 from tests import contract
 from tests.reference import features
 from tests.reference import losses as reference
 
+CARDS = Path(__file__).resolve().parents[2] / "docs" / "methods"
 NAMES = list(LOSSES)
 ROW = [name for name in NAMES if LOSSES[name]().axis == "row"]
 IMAGE = [name for name in NAMES if LOSSES[name]().axis == "image"]
@@ -155,19 +157,31 @@ def test_rows_do_not_look_at_each_other(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_permuting_rows(name):
+def test_permuting_rows(name, monkeypatch):
+    """What a loss draws for a row (negatives, a mask) goes with the row, wherever it stands."""
     goal = contract.target(6)
     student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    value = contract.call(contract.loss(name), student, teacher, goal)
+    built, fresh = contract.loss(name), contract.loss(name)
+    own, drawn = torch.rand, []
+
+    def record(*shape, **options):
+        drawn.append(own(*shape, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "rand", record)
+    value = contract.call(built, student, teacher, goal)
+    assert bool(drawn) == built.draws
+    assert all(len(numbers) == 6 for numbers in drawn)
+    again = iter(drawn)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: next(again)[order])
     moved = contract.call(
-        contract.loss(name),
+        fresh,
         contract.take(student, order),
         contract.take(teacher, order),
         Target(goal.label[order], goal.index[order]),
     )
-    if LOSSES[name]().draws:  # other negatives, or another mask, for a row in another place
-        return
+    assert next(again, None) is None
     torch.testing.assert_close(moved, value[order] if value.dim() else value)
 
 
@@ -330,6 +344,96 @@ class TestWeights:
 
 
 @pytest.mark.parametrize("name", NAMES)
+class TestRowsWithoutALabel:
+    """A loss that needs the label says nothing of such a row; any other says what it says under every label."""
+
+    without = torch.tensor([1, 4])
+
+    def value(self, name, label, *, rows=slice(None)):
+        goal = replace(contract.target(6), label=label)
+        student, inputs = contract.leaves(contract.outputs(6))
+        at = torch.arange(6)[rows]
+        value = contract.call(
+            contract.loss(name).eval(),
+            contract.take(student, at),
+            contract.take(contract.outputs(6, seed=5), at),
+            Target(goal.label[at], goal.index[at]),
+        )
+        return value, inputs
+
+    def labels(self, name):
+        label = contract.target(6).label
+        return label, label.index_fill(0, self.without, UNLABELLED), label.index_fill(0, self.without, 3)
+
+    def reads_labels(self, name):
+        _, _, other = self.labels(name)
+        shifted = (other + 1) % 5
+        return not torch.equal(self.value(name, other)[0], self.value(name, shifted)[0])
+
+    def test_its_value_and_gradient(self, name):
+        label, lacking, other = self.labels(name)
+        plain, _ = self.value(name, label)
+        value, inputs = self.value(name, lacking)
+        assert value.isfinite().all()
+        grads = [g for g in gradient(value, inputs) if g is not None]
+        assert all(g.isfinite().all() for g in grads)
+        if LOSSES[name]().needs_label:
+            assert self.reads_labels(name)
+            assert (value[self.without] == 0).all()
+            assert all((g[self.without] == 0).all() for g in grads)
+        elif not self.reads_labels(name):
+            # as with any label, in value and gradient
+            again, leaves = self.value(name, other)
+            torch.testing.assert_close(value, again, rtol=0, atol=0)
+            for a, b in zip(grads, [g for g in gradient(again, leaves) if g is not None], strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0)
+        else:
+            assert name in ("sld", "crd"), "has a test of its own for what it does"
+        if name in ROW:
+            has = label == lacking
+            torch.testing.assert_close(value[has], plain[has], rtol=0, atol=0)
+
+    def test_the_card_and_the_docstring_say_what_it_does(self, name):
+        if not self.reads_labels(name):
+            return
+        card = (CARDS / f"{name}.md").read_text()
+        assert "**Unlabelled rows**" in card
+        assert "without a label" in " ".join((LOSSES[name].__doc__ or "").split())
+
+
+@pytest.mark.parametrize("name", ROW)
+def test_a_row_without_a_label_does_not_depend_on_its_neighbours_nor_they_on_it(name):
+    run = TestRowsWithoutALabel()
+    _, lacking, _ = run.labels(name)
+    whole, _ = run.value(name, lacking)
+    for i in range(6):
+        alone, _ = run.value(name, lacking, rows=[i])
+        torch.testing.assert_close(alone[0], whole[i])
+
+
+def test_some_losses_read_the_label():
+    readers = {name for name in NAMES if TestRowsWithoutALabel().reads_labels(name)}
+    assert readers == {"dkd", "nkd", "wsl", "rld", "rc", "sld", "crd"}
+    assert {name for name in NAMES if LOSSES[name]().needs_label} == readers - {"sld", "crd"}
+
+
+@pytest.mark.parametrize("rule", ["identity", "swap"])
+@pytest.mark.parametrize("name", [name for name in ROW if LOSSES[name]().needs_label])
+def test_standardize_says_what_its_base_says(name, rule):
+    assert LOSSES["standardize"](name).needs_label
+    label = contract.target(6).label.index_fill(0, torch.tensor([1, 4]), UNLABELLED)
+    student, (logits, *_) = contract.leaves(contract.outputs(6))
+    target = Target(label)
+    objective = Objective(LOSSES["standardize"](name), task_weight=0.0)
+    knowledge = rectify(
+        contract.outputs(6, seed=5), target, rule=rule, temperature=objective.temperature or 4.0
+    )
+    (grad,) = torch.autograd.grad(objective(student, knowledge, target, 0.5).total, logits)
+    assert (grad[[1, 4]] == 0).all()
+    assert (grad[[0, 2, 3, 5]] != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
 class TestUnderTheObjective:
     def run(self, name, rule="identity", label=None, **options):
         goal = contract.target(6)
@@ -356,7 +460,7 @@ class TestUnderTheObjective:
         assert not any(value.requires_grad for value in (*result.terms.values(), *result.stats.values()))
 
     @pytest.mark.parametrize("normalize", ["rows", "subset"])
-    @pytest.mark.parametrize("kind", ["all right", "all wrong", "all ignored"])
+    @pytest.mark.parametrize("kind", ["all right", "all wrong", "all ignored", "all unlabelled"])
     @pytest.mark.parametrize("rule", ["pair", "drop"])
     def test_lopsided_batches(self, name, kind, rule, normalize):
         logits = contract.outputs(6, seed=5).logits
@@ -364,6 +468,7 @@ class TestUnderTheObjective:
             "all right": logits.argmax(1),
             "all wrong": logits.argmin(1),
             "all ignored": torch.full((6,), IGNORE),
+            "all unlabelled": torch.full((6,), UNLABELLED),
         }[kind]
         result, inputs, knowledge = self.run(name, rule, label, normalize=normalize, schedule="linear")
         assert knowledge.wrong.all() == (kind == "all wrong")

@@ -36,6 +36,21 @@ def test_the_larger_map_is_pooled_after_the_connector():
     contract.check_reference(built, student, teacher, expected, seen=seen)
 
 
+def test_a_students_larger_map_is_pooled_too():
+    """Not the teacher's enlarged: the sum runs over the elements of the smaller map."""
+    student, teacher = contract.of_features(a=(3, 4, 8, 8)), contract.of_features(a=(3, 6, 4, 4), seed=5)
+    built = contract.set_up(OFD(), student, teacher).eval()
+    seen = [[teacher.features["a"]]]
+
+    def expected(own, other, state, training, seen):
+        connected = features.conv1x1(own[0], state["connectors.0.0.weight"])
+        connected = features.batch_norm(connected, state, "connectors.0.1", training)
+        margin = features.negative_mean(seen[0])
+        return features.ofd_pair(features.pooled(connected, 4, 4), other[0], margin)
+
+    contract.check_reference(built, student, teacher, expected, seen=seen)
+
+
 def test_margins_are_the_mean_negative_response_so_far():
     student, dry = contract.of_features(a=(2, 3, 4, 4)), contract.of_features(a=(2, 5, 4, 4), seed=1)
     built = contract.set_up(OFD(), student, dry)

@@ -1,5 +1,6 @@
 """``pkd``: Pearson correlation of feature maps."""
 
+import pytest
 import torch
 
 from outgrow.losses.pkd import PKD, pkd_loss
@@ -38,3 +39,21 @@ def test_a_constant_channel_has_no_gradient():
     value = pkd_loss(own, contract.outputs(2).features["layer1"][:, :1, :3, :3].float())
     torch.testing.assert_close(value.mean(), torch.tensor(0.5))
     assert (torch.autograd.grad(value.sum(), own)[0] == 0).all()
+
+
+@pytest.mark.parametrize("size", [10.0**-k for k in range(0, 46)])
+def test_tiny_channels_count_in_full_or_not_at_all(size):
+    """As a batch norm's may become under weight decay; squares of such numbers lose their digits first."""
+    own, other = (contract.outputs(4, seed=seed).features["layer1"].float() for seed in (0, 5))
+    scale = torch.tensor([1.0, size, 1.0])[:, None, None]
+    leaf = (scale * own).requires_grad_()
+    value = pkd_loss(leaf, other)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    if size > 1e-14:
+        torch.testing.assert_close(value, pkd_loss(own, other), rtol=1e-4, atol=1e-5)
+        assert (gradient[:, 1] != 0).all()
+    if size < 1e-17:
+        without = pkd_loss(torch.where(scale == 1.0, own, torch.zeros(())), other)
+        torch.testing.assert_close(value, without, rtol=1e-4, atol=1e-5)
+        assert (gradient[:, 1] == 0).all()
+    assert gradient.isfinite().all()

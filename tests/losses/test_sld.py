@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from outgrow import Objective, Rectifier
+from outgrow import IGNORE, UNLABELLED, Objective, Rectifier
 from outgrow.losses.kd import kd_loss
 from outgrow.losses.sld import SLD, sld_loss
 from tests import contract
@@ -69,6 +69,23 @@ def test_the_objective_drives_it(text):
     knowledge = Rectifier("identity")(teacher, label)
     early, late, early_again = (objective(student, knowledge, label, p).total for p in (0.1, 0.9, 0.1))
     assert late > early == early_again
+
+
+@pytest.mark.parametrize("label", [UNLABELLED, IGNORE])
+def test_a_row_without_a_label_is_not_swapped(label):
+    """The teacher is believed as it is, and the student, which has nothing to be corrected by, is no teacher."""
+    student, teacher, known = batch()
+    student.requires_grad_()
+    known[[1, 4]] = label
+    value = SLD()(student, teacher, known)
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    expected = sum(kd_loss(student, teacher, temperature=float(t)) for t in range(1, 7))
+    (theirs,) = torch.autograd.grad(expected.sum(), student)
+    torch.testing.assert_close(value[[1, 4]], expected[[1, 4]])
+    torch.testing.assert_close(gradient[[1, 4]], theirs[[1, 4]])
+    others = [0, 2, 3, 5]
+    alone = SLD()(student[others], teacher[others], known[others])
+    torch.testing.assert_close(value[others], alone)
 
 
 def test_no_temperatures_are_refused():

@@ -38,3 +38,20 @@ def test_large_half_precision_features():
     own = (1e12 * rows(0).float()).requires_grad_()
     value = sp_loss(own, rows(5).float(), torch.ones(6))
     torch.testing.assert_close(value.double(), sp_loss(rows(0), rows(5), torch.ones(6)), rtol=1e-4, atol=1e-7)
+
+
+def test_a_row_of_zeros_moves_with_what_the_others_say_of_it():
+    """Its own similarities have no direction and no gradient; those of the other rows to it have one."""
+    own, other = rows(0), rows(5)
+    own[2] = 0
+    own.requires_grad_()
+    (gradient,) = torch.autograd.grad(sp_loss(own, other, torch.ones(6)), own)
+
+    def lengths(matrix):
+        return torch.stack([row / row.norm() if row.any() else row.detach() for row in matrix])
+
+    literal = (lengths(own @ own.T) - lengths(other @ other.T)).square().sum() / 36
+    (expected,) = torch.autograd.grad(literal, own)
+    torch.testing.assert_close(gradient, expected)
+    assert (gradient[2] != 0).all()
+    assert gradient[2].norm() < 10 * gradient[0].norm()

@@ -163,15 +163,40 @@ def standardize(student, teacher, label, temperature=2.0):
     return kd(student, teacher, label, temperature)
 
 
-def crd_side(anchor, memory, samples, z, num_samples, temperature):
-    """Equation 18 with the scores of one anchor; samples[0] is its own."""
-    negatives = len(samples) - 1
-    noise = negatives / num_samples
-    scores = [(anchor @ memory[j] / temperature).exp() / z for j in samples]
-    value = -(scores[0] / (scores[0] + noise)).log()
-    for score in scores[1:]:
-        value = value - (noise / (score + noise)).log()
-    return value
+def crd_negatives(uniform, own, samples):
+    """Which of ``samples`` (numbers to labels, None where unknown) each uniform number in [0, 1) picks.
+
+    Candidates are the samples of other classes than ``own``, all of them for a row without a label; in the order
+    of class and place, those without a label first.
+    """
+    place = {number: i for i, number in enumerate(samples)}
+    candidates = [n for n, label in samples.items() if own is None or label is None or label != own]
+    candidates.sort(key=lambda n: (-1 if samples[n] is None else samples[n], place[n]))
+    return [candidates[int(u * len(candidates))] for u in uniform]
+
+
+def crd(own, other, student_memory, teacher_memory, index, label, samples, uniform, temperature=0.07, z=None):
+    """Equations 17 to 19: each row's value, and the constants Z (from this batch where none are given).
+
+    ``own`` and ``other`` are unit vectors of the rows, the memories dictionaries by sample number.
+    """
+    total, found = [0.0] * len(own), []
+    for side, (anchors, memory) in enumerate(((own, teacher_memory), (other, student_memory))):
+        scores = []
+        for anchor, number, y, u in zip(anchors, index, label, uniform, strict=True):
+            drawn = [number, *crd_negatives(u, y, samples)]
+            scores.append([(sum(anchor * memory[n]) / temperature).exp() for n in drawn])
+        if z is None:
+            flat = [score.item() for row in scores for score in row]
+            found.append(sum(flat) / len(flat) * len(samples))
+        else:
+            found.append(z[side])
+        for i, (positive, *negatives) in enumerate(scores):
+            noise = len(negatives) / len(samples)
+            total[i] = total[i] - (positive / found[side] / (positive / found[side] + noise)).log()
+            for score in negatives:
+                total[i] = total[i] - (noise / (score / found[side] + noise)).log()
+    return torch.stack(total), found
 
 
 def cross_entropy(student, label):

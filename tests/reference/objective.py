@@ -1,4 +1,4 @@
-"""The paper's total and the released code's, row by row in plain Python floats and float64."""
+"""The paper's total, the released code's and one with rows that have no label, row by row in plain Python floats."""
 
 import math
 
@@ -41,3 +41,26 @@ def released(student, teacher, label, progress, temperature=5.0):
     easy, hard = split_means(student, teacher, label, rules.swap, temperature)
     blend = math.cos(math.pi * progress / 2) ** 2 * easy + math.sin(math.pi * progress / 2) ** 2 * hard
     return 0.5 * mean_cross_entropy(student, label) + 0.5 * blend
+
+
+def total(student, teacher, label, rule, weights, *, normalize="rows", drop=False, temperature=4.0):
+    """Cross-entropy and T^2 KL where a label may be None (there is none) or "ignore" (the row is not there).
+
+    Also the share of labelled rows that are wrong, and of all rows that have no label.
+    """
+    rows = [row for row in zip(student, teacher, label, strict=True) if row[2] != "ignore"]
+    labelled = [(s, z, y) for s, z, y in rows if y is not None]
+    wrong = [z[y] < max(z) for _, z, y in labelled]
+    task = -sum(log_softmax(s)[y] for s, _, y in labelled) / max(len(labelled), 1)
+    easy, hard = [], []
+    for s, z, y in rows:
+        t, log_student = rules.softmax(z, temperature), log_softmax(s, temperature)
+        if y is None or z[y] == max(z):  # where nobody knows better, the teacher is believed
+            easy.append(temperature**2 * kl(t, log_student))
+        elif not drop:
+            hard.append(temperature**2 * kl(rule(t, y), log_student))
+    of_easy, of_hard = (len(rows),) * 2 if normalize == "rows" else (len(easy), len(hard))
+    w_task, w_easy, w_hard = weights
+    value = w_task * task + w_easy * sum(easy) / max(of_easy, 1) + w_hard * sum(hard) / max(of_hard, 1)
+    unlabelled = (len(rows) - len(labelled)) / max(len(rows), 1)
+    return value, sum(wrong) / max(len(labelled), 1), unlabelled

@@ -182,9 +182,9 @@ def test_colours_are_the_page_s():
     assert len({dark for _, dark in PALETTE.values()}) == len(PALETTE)
     plot, other = lines(Series("a", [(1, 1.0), (2, 2.0)]), levels=LEVELS), dots(effect())
     for svg in (plot.wide, plot.narrow, other.wide, other.narrow):
-        assert set(re.findall(r"var\(--(\w+)\)", svg)) <= set(PALETTE)
+        assert set(re.findall(r"var\(--(\w+)\)", svg)) <= {*PALETTE, "font"}
         assert not re.search(r"#[0-9a-fA-F]{6}\b", svg)
-        assert "font-family" not in svg  # a page's own
+        assert set(re.findall(r"font(?:-family)?: (?:[\d.]+(?:px)? )*([^;\d]+)[;\"]", svg)) == {"var(--font)"}
 
 
 def test_a_plot_says_what_it_shows():

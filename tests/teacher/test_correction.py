@@ -135,6 +135,24 @@ def test_ignored_and_unknown_rows():
     torch.testing.assert_close(correction(logits[:3], index=unknown).logits, everything[:3])
 
 
+def test_rows_without_a_label_are_left_out():
+    """As if they were not there: they have no label to fit to, and may be corrected all the same."""
+    label = labels(120)
+    logits = teacher_like(label, 6)[:, torch.tensor([1, 0, 2, 3, 4, 5])]
+    has = torch.arange(120) % 6 > 0
+    lacking = torch.where(has, label, outgrow.UNLABELLED)
+    correction = BiasCorrection(6).fit(logits, lacking, torch.arange(120))
+    alone = BiasCorrection(6).fit(logits[has], label[has], torch.arange(120)[has])
+    assert correction.report == alone.report
+    assert correction.report.num_images == 100
+    index = torch.arange(120)
+    torch.testing.assert_close(correction(logits, index=index).logits, alone(logits, index=index).logits)
+    with pytest.raises(ValueError, match=r"BiasCorrection.fit: needs labels in 0..5, got -2; num_classes is"):
+        BiasCorrection(6).fit(logits, torch.where(has, label, -2))
+    with pytest.raises(ValueError, match=r"BiasCorrection.fit: needs labels in 0..5, got 6; num_classes is"):
+        BiasCorrection(6).fit(logits, torch.where(has, label, 6))
+
+
 def test_save_and_load(tmp_path):
     label = labels()
     logits = teacher_like(label, 6)[:, torch.tensor([3, 0, 5, 1, 2, 4])]
@@ -168,7 +186,7 @@ class TestErrors:
             BiasCorrection(3).fit(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))
 
     def test_labels_out_of_range(self):
-        with pytest.raises(ValueError, match=r"labels in 0..2, got up to 5"):
+        with pytest.raises(ValueError, match=r"labels in 0..2, got [345]; num_classes is"):
             BiasCorrection(3).fit(torch.zeros(40, 3), torch.full((40,), 5))
 
     def test_lengths(self):

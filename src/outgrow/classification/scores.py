@@ -1,11 +1,12 @@
 """How good a classifier is on a split: counted on the device, read once."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from outgrow.data import Loader
@@ -13,11 +14,14 @@ from outgrow.outputs import as_outputs, lift
 
 
 class Scores(NamedTuple):
-    """``top1``, ``top5`` in percent, ``nll`` in nats a row; ``predicted`` by position in the split."""
+    """``top1``, ``top5`` in percent, ``nll`` in nats a row; ``predicted`` by position in the split.
+
+    ``nll`` is None where an image's own class is ruled out (a logit of -inf): it would be infinite.
+    """
 
     top1: float
     top5: float
-    nll: float
+    nll: float | None
     predicted: Int[Tensor, " n"]
     right: Bool[Tensor, " n"]
 
@@ -52,6 +56,7 @@ def evaluate(
                 with autocast():
                     outputs = as_outputs(model(batch.images))
             logits, label = lift(outputs.logits), batch.target.label
+            _check_logits(logits, done, type(model).__name__)
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices
             predicted.append(top[:, 0])
             right5.append((top == label[:, None]).any(dim=1))
@@ -67,7 +72,23 @@ def evaluate(
     return Scores(
         top1=100 * int(right.sum()) / len(right),
         top5=100 * int(torch.cat(right5).sum()) / len(right),
-        nll=torch.cat(nll).mean().item(),
+        nll=_finite(torch.cat(nll).mean().item()),
         predicted=guess.cpu(),
         right=right.cpu(),
     )
+
+
+def _check_logits(logits: Float[Tensor, "rows classes"], first: int, name: str) -> None:
+    """``ValueError`` for rows of which no class is the top one: NaN, +inf, or nothing but -inf."""
+    bad = logits.isnan().any(dim=1) | ~logits.amax(dim=1).isfinite()
+    if bool(bad.any()):
+        where = (bad.nonzero()[:4, 0] + first).tolist()
+        raise ValueError(
+            f"scores: needs finite logits, got NaN or infinity from {name} for {int(bad.sum())} of {len(bad)} images, the "
+            f"first at positions {', '.join(map(str, where))}; its weights are not finite: lower the learning rate it was "
+            "trained with, or check its file."
+        )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

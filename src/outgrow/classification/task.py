@@ -79,9 +79,13 @@ class Classification:
         student = parts.student.to(run.device).eval()
         with torch.no_grad():
             student_out, teacher_out = student(batch.images), teacher(batch.images, index=batch.target.index)
-        label = torch.full((loader.num_indices,), 0, dtype=torch.long)
-        label[train.index] = train.labels
-        parts.objective.setup(student_out, teacher_out, num_samples=loader.num_indices, label=label)
+        parts.objective.setup(
+            student_out,
+            teacher_out,
+            num_samples=loader.num_indices,
+            label=train.labels,
+            index=train.index,
+        )
 
     def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
         return cached_teacher(run, parts, network_of(parts.student), epochs=epochs)

@@ -174,7 +174,7 @@ def _facts(config: Config, network: Network) -> dict[str, Any]:
     }
 
 
-def _numbers(scores: Scores) -> dict[str, float]:
+def _numbers(scores: Scores) -> dict[str, float | None]:
     return {"top1": scores.top1, "top5": scores.top5, "nll": scores.nll}
 
 

@@ -30,7 +30,8 @@ def lead(
 
     References: Label Revision, https://arxiv.org/abs/2404.03693 (``eta = 1 - margin``); LoCa,
     https://arxiv.org/abs/2409.04778; MFT, https://arxiv.org/abs/2506.15702. They differ in
-    temperature and rows: MFT also treats right rows whose lead is too small (``rows="all"``).
+    temperature and rows: MFT also treats right rows whose lead is too small (``rows="all"``); a
+    re-implementation of LoCa puts every row at exactly the margin, also one whose label leads by more.
 
     >>> t = torch.tensor([[0.2, 0.7, 0.1]])
     >>> q = lead(t.log(), torch.tensor([0]), temperature=1.0, margin=0.2).softmax(dim=1)

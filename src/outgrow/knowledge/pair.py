@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from outgrow.knowledge.base import BaseRule, replace_logit
+from outgrow.knowledge.base import BaseRule
 from outgrow.knowledge.split import label_logit, top_class
 
 
@@ -35,17 +35,18 @@ def pair(
     >>> pair(t.log(), torch.tensor([0]), temperature=1.0).softmax(dim=1)[0, :3]
     tensor([0.1753, 0.0347, 0.1900])
     """
-    soft = logits / temperature
-    total = soft.logsumexp(dim=1)
+    log_t = (logits / temperature).log_softmax(dim=1)
     top = top_class(logits, label)
-    log_label = label_logit(soft, label) - total
-    log_top = label_logit(soft, top) - total
+    old_top = label_logit(logits, top)
+    log_label, log_top = label_logit(log_t, label), label_logit(log_t, top)
     log_mass = torch.logaddexp(log_label, log_top)
-    shrink = log_mass - torch.log1p(log_mass.exp())
-    new_label = temperature * (shrink + torch.log1p(log_label.exp()) + total)
-    new_top = temperature * (shrink + log_top + total)
-    corrected = replace_logit(replace_logit(logits, top, new_top), label, new_label)
-    return torch.where((top == label)[:, None], logits, corrected)
+    # what makes a logit of a log-probability: the top one's, since a label that is ruled out has none
+    shift = temperature * (log_mass - torch.log1p(log_mass.exp()) - log_top) + old_top
+    new_label = shift + temperature * torch.log1p(log_label.exp())
+    new_top = shift + temperature * log_top
+    new = torch.stack((new_label, new_top), dim=1)
+    new = torch.where((top == label)[:, None], old_top[:, None], new)
+    return logits.scatter(1, torch.stack((label, top), dim=1), new.to(logits.dtype))
 
 
 @dataclass(frozen=True)

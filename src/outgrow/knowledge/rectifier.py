@@ -12,7 +12,17 @@ from torch import Tensor
 from outgrow import spec
 from outgrow.knowledge.registry import RULES
 from outgrow.knowledge.split import label_logit, safe_label, wrong_rows
-from outgrow.outputs import Knowledge, Outputs, Rule, Target, as_outputs, as_target, lift, with_logits
+from outgrow.outputs import (
+    UNLABELLED,
+    Knowledge,
+    Outputs,
+    Rule,
+    Target,
+    as_outputs,
+    as_target,
+    lift,
+    with_logits,
+)
 
 Transform = Callable[[Float[Tensor, "rows classes"]], Float[Tensor, "rows classes"]]
 
@@ -23,12 +33,14 @@ class Rectifier:
     ``rule`` is a name (``"pair"``, ``"lead(margin=0.3)"``) or a rule of one's own
     (:class:`outgrow.outputs.Rule`). ``temperature`` is that of the loss that will read the result.
     ``rows="all"`` lets the rule rewrite right rows too; rules that only bring the label to the lead
-    leave most of those alone by themselves.
+    leave most of those alone by themselves. Rows without a label (:data:`outgrow.UNLABELLED`) are neither
+    right nor wrong: they are never rewritten and never dropped.
 
     Called as ``rectify(teacher, target) -> Knowledge``. It is the one place where knowledge leaves
-    the graph of whatever computed it. On the CPU, labels out of range and logits that are not
-    finite raise ``ValueError``; on other devices, where looking would stall every step, labels are
-    checked when data are loaded and a non-finite row makes the loss non-finite.
+    the graph of whatever computed it. On the CPU, labels out of range and rows with a NaN,
+    an infinite logit or none that is finite raise ``ValueError``; on other devices, where looking would
+    stall every step, labels are checked when data are loaded and such a row makes the loss non-finite.
+    A logit of minus infinity beside finite ones rules its class out.
 
     >>> knowledge = Rectifier("swap")(torch.tensor([[1.0, 5.0]]), torch.tensor([0]))
     >>> knowledge.wrong, corrected_logits(knowledge)
@@ -75,11 +87,11 @@ class Rectifier:
         wrong = wrong_rows(logits, target, largest=largest, all_valid=all_valid)
         rule, precise = self.rule, lift(logits[:0]).dtype
         if rule.effect == "remove":
-            weight = (target.valid & ~wrong).to(precise)
+            weight = (target.takes_part & ~wrong).to(precise)
         else:
             # one number for all rows, where all have a label
             ones = torch.ones((), dtype=precise, device=logits.device).expand(len(wrong))
-            weight = ones if all_valid else target.valid.to(precise)
+            weight = ones if all_valid else target.takes_part.to(precise)
         if rule.effect != "rewrite":
             corrected = torch.zeros_like(wrong)
         else:
@@ -171,24 +183,24 @@ def _check_values(largest: Tensor, target: Target, num_classes: int) -> bool:
     if not math.isfinite(largest.sum().item()) and not largest.isfinite().all():
         row = int((~largest.isfinite()).nonzero()[0])
         raise ValueError(
-            f"teacher: needs finite logits, got a largest logit of {float(largest[row])} in row {row}; "
+            f"teacher: needs finite logits (or minus infinity for a class that it rules out), got a largest logit of {float(largest[row])} in row {row}; "
             "run the teacher in a wider precision or look at its input."
         )
     return all_valid
 
 
 def _check_label(name: str, label: Tensor, target: Target, num_classes: int) -> bool:
-    """Refuses labels out of range; whether all are in range, ignored rows included."""
+    """Refuses labels out of range; whether every row has one."""
     if not len(label):
         return True
     low, high = label.aminmax()
     if low.item() >= 0 and high.item() < num_classes:
         return True
-    bad = ((label < 0) | (label >= num_classes)) & target.valid
+    bad = ((label < 0) & (label != UNLABELLED) | (label >= num_classes)) & target.takes_part
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(
             f"target: needs every {name} in 0..{num_classes - 1} (the teacher's classes), got "
-            f"{int(label[row])} in row {row}; check the label column, or mark rows to leave out with -100."
+            f"{int(label[row])} in row {row}; check the label column, or mark rows to leave out with -100 and rows without a label with -1."
         )
     return False

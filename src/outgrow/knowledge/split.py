@@ -8,7 +8,7 @@ from outgrow.outputs import Target
 
 
 def safe_label(label: Int[Tensor, " rows"], num_classes: int) -> Int[Tensor, " rows"]:
-    """Labels that can index classes: rows to ignore point at class 0, where nobody looks."""
+    """Labels that can index classes: rows without one point at class 0, where nobody looks."""
     return label.clamp(0, num_classes - 1)
 
 
@@ -33,7 +33,7 @@ def wrong_rows(
     """True where another class has a larger logit than the label.
 
     A tie goes to the label. On a row blended by mixup or CutMix the teacher is right when its top
-    class is either of the two labels. Ignored rows are not wrong. A row that holds NaN counts as
+    class is either of the two labels. Ignored rows and rows without a label are not wrong. A row that holds NaN counts as
     right, so that no rule can rewrite or remove it: its loss is NaN, and seen. ``largest`` (of each row)
     and ``all_valid`` (every row has a label in range) save work where they are known.
 

@@ -90,7 +90,7 @@ DETECTOR_LOSSES: dict[str, Callable[..., Loss]] = {"box": Box}
 
 
 def make_loss(text: str | spec.Call, *, temperature: float | None = None) -> Loss:
-    """The loss that ``text`` names, such as ``"kd"`` or ``"dkd(beta=6)"``.
+    """The loss that ``text`` names, such as ``"kd"``, ``"kd(4)"`` or ``"dkd(beta=6)"``.
 
     ``temperature`` is handed on where the loss softens logits and ``text`` does not say one itself.
     """
@@ -99,9 +99,9 @@ def make_loss(text: str | spec.Call, *, temperature: float | None = None) -> Los
         raise ValueError(
             f"loss: needs one loss without a weight, got {text!r}; several go to Objective(loss=...)."
         )
-    call = calls[0]
     registry = {**LOSSES, **DETECTOR_LOSSES}
-    factory = spec.lookup(registry, call.name, kind="loss")
+    factory = spec.lookup(registry, calls[0].name, kind="loss")
+    call = spec.bind(factory, calls[0], kind="loss")
     softens = getattr(factory, "softens", False)
     if temperature is not None and softens and "temperature" not in call.arguments:
         call = call._replace(arguments={**call.arguments, "temperature": temperature})

@@ -9,8 +9,10 @@ allows, temperature and T^2 inside. Schedules, weights and reduction live in the
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -19,13 +21,48 @@ from outgrow.outputs import Outputs, Target, as_outputs, as_target
 Axis = Literal["row", "image", "batch"]
 
 
-class Fixture(NamedTuple):
-    """What a loss may look at before the first step: one dry run and the training labels."""
+@dataclass(frozen=True)
+class Fixture:
+    """What a loss may look at before the first step: one dry run, and which samples training will show.
+
+    ``num_samples`` is how many numbers samples may have (:attr:`Target.index` lies below it). ``index`` are
+    the numbers of the training samples, None for all of them; ``label`` are the labels of exactly those, in
+    the same order.
+    """
 
     student: Outputs
     teacher: Outputs
     num_samples: int
-    label: Int[Tensor, " samples"] | None = None
+    label: Int[Tensor, " labels"] | None = None
+    index: Int[Tensor, " samples"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.index is not None:
+            self._check_index(self.index)
+        if self.label is not None and len(self.label) != self.num_shown:
+            raise ValueError(
+                f"setup: needs one label for each of {self.num_shown} training samples, got {len(self.label)}; "
+                "give the labels in the order of index, or of all samples where there is no index."
+            )
+
+    @property
+    def num_shown(self) -> int:
+        """How many samples training will show."""
+        return self.num_samples if self.index is None else len(self.index)
+
+    def _check_index(self, index: Tensor) -> None:
+        low, high = map(int, index.aminmax()) if len(index) else (-1, -1)
+        if low < 0 or high >= self.num_samples:
+            raise ValueError(
+                f"setup: needs numbers of training samples in 0..{self.num_samples - 1}, got "
+                f"{f'{low} to {high}' if len(index) else 'none'}; num_samples is how many numbers there are, not how "
+                "many samples are shown."
+            )
+        if (distinct := len(index.unique())) < len(index):
+            raise ValueError(
+                f"setup: needs each training sample once, got {len(index)} numbers of {distinct} samples; "
+                "take repetitions out, and their labels."
+            )
 
 
 class Loss(nn.Module):
@@ -46,12 +83,16 @@ class Loss(nn.Module):
     reads: frozenset[Literal["logits", "features"]] = frozenset({"logits"})
     draws: bool = False
     """Whether random numbers are drawn in training, so that a row's place in the batch has an effect."""
+    needs_label: bool = False
+    """Whether it says nothing of a row without a label: a row loss is then 0 there, with a zero gradient."""
     batch_statistics: bool = False
     """Whether statistics of the batch enter each image's value, in eval mode too."""
     inert: Mapping[str, str] = {}
     """Rules that rewrite the teacher's logits and change nothing here, each with the reason; ``"all"`` for
     every one. What reads no logits needs no entry."""
 
+    closed_form: bool = False
+    """Whether ``outgrow.losses.kd_fast`` computes it, with its gradient, in one pass."""
     needs_index: bool = False
     """Whether it remembers samples by their number in the training set."""
 
@@ -83,7 +124,9 @@ class RowLoss(Loss):
     def forward(
         self, student: Outputs | Tensor, teacher: Outputs | Tensor, target: Target | Tensor
     ) -> Float[Tensor, " rows"]:
-        return self.rows(*_nouns(student, teacher, target))
+        student, teacher, target = _nouns(student, teacher, target)
+        value = self.rows(student, teacher, target)
+        return torch.where(target.valid, value, torch.zeros_like(value)) if self.needs_label else value
 
     def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
         raise NotImplementedError

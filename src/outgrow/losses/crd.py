@@ -1,15 +1,19 @@
 """Contrastive representation distillation: ``crd``."""
 
+import math
 from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from outgrow.losses.base import BatchLoss, Fixture, positive
 from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import Outputs, Target, lift
+
+UNKNOWN = -1
+"""The class of a sample without a label, and the place of one without a memory."""
 
 
 def crd_loss(
@@ -38,12 +42,16 @@ def crd_loss(
 class CRD(BatchLoss):
     """:func:`crd_loss` from student to the teacher's memory and back, with both memories.
 
-    Both networks' penultimate features are embedded (linear, unit length) and compared with memories
-    of all training samples by :attr:`Target.index`. Negatives are drawn among samples of other
-    classes where :meth:`setup` was given the labels, otherwise among all. The constant Z is the mean
+    Both networks' penultimate features are embedded (linear, unit length) and compared with memories of
+    the training samples, found by :attr:`Target.index`. Memories, draws and M are those of the samples that
+    :meth:`setup` was told of (``index``). Negatives are drawn among samples of other classes where it was
+    given the labels, otherwise among all, and among all for a row without a label. The constant Z is the mean
     score of the first batch times the number of samples, and detached. ``temperature`` divides the
     cosines; it is no softening of logits, so the loss declares no temperature and reads no logits:
     rules that correct logits are inert for it, ``drop`` is not.
+
+    A sample that :meth:`setup` was not told of is refused on a CPU; on other devices, where looking would
+    stall every step, its value is NaN.
 
     A row's weight scales its own value; rows of weight zero do not enter the memories.
 
@@ -54,6 +62,7 @@ class CRD(BatchLoss):
     draws = True
     needs_index = True
     reads = frozenset({"features"})
+    slot: Tensor | None
     memory_student: Tensor
     memory_teacher: Tensor
     z_student: Tensor
@@ -79,20 +88,23 @@ class CRD(BatchLoss):
         teacher = _penultimate(fixture.teacher, "teacher")
         self.embed_student = nn.Linear(student.shape[1], self.dim)
         self.embed_teacher = nn.Linear(teacher.shape[1], self.dim)
-        size = (fixture.num_samples, self.dim)
+        count = fixture.num_shown
+        label = torch.full((count,), UNKNOWN) if fixture.label is None else fixture.label.cpu()
         for name in ("memory_student", "memory_teacher"):
-            self.register_buffer(name, F.normalize(torch.rand(size) * 2 - 1, dim=1))
+            self.register_buffer(name, F.normalize(torch.rand(count, self.dim) * 2 - 1, dim=1))
         for name in ("z_student", "z_teacher"):
             self.register_buffer(name, torch.tensor(-1.0))  # not estimated yet
-        by_class = (
-            torch.arange(fixture.num_samples)
-            if fixture.label is None
-            else fixture.label.cpu().argsort(stable=True)
-        )
-        counts = torch.zeros(1, dtype=torch.long) if fixture.label is None else fixture.label.cpu().bincount()
-        self.register_buffer("by_class", by_class)
-        self.register_buffer("class_size", counts)
-        self.register_buffer("class_start", counts.cumsum(0) - counts)
+        # where each sample's memory is; UNKNOWN for numbers that training will not show
+        slot = None
+        if fixture.index is not None:
+            slot = torch.full((fixture.num_samples,), UNKNOWN)
+            slot[fixture.index.cpu()] = torch.arange(count)
+        self.register_buffer("slot", slot)
+        # samples by class, those without a label first: the others of a class are all but one block
+        known = label[label >= 0].bincount(minlength=1)
+        self.register_buffer("by_class", label.clamp(min=UNKNOWN).argsort(stable=True))
+        self.register_buffer("class_size", known)
+        self.register_buffer("class_start", known.cumsum(0) - known + (label < 0).sum())
 
     def batch(
         self, student: Outputs, teacher: Outputs, target: Target, weight: Float[Tensor, " rows"]
@@ -112,29 +124,49 @@ class CRD(BatchLoss):
             return feature.sum() * 0.0
         own = F.normalize(self.embed_student(lift(feature)), dim=1)
         other = F.normalize(self.embed_teacher(lift(_penultimate(teacher, "teacher"))), dim=1)
-        drawn = self._draw(target)
+        slot, known = self._slots(target.index, weight)
+        drawn = self._draw(slot, target.dominant)
         value = self._side(own, self.memory_teacher, drawn, self.z_student) + self._side(
             other, self.memory_student, drawn, self.z_teacher
         )
-        self._remember(self.memory_student, own, target.index, weight)
-        self._remember(self.memory_teacher, other, target.index, weight)
-        return (weight * value).mean()
+        counts = known & (weight > 0)
+        self._remember(self.memory_student, own, slot, counts)
+        self._remember(self.memory_teacher, other, slot, counts)
+        return (weight * torch.where(known | (weight <= 0), value, math.nan)).mean()
+
+    def _slots(
+        self, index: Int[Tensor, " rows"], weight: Float[Tensor, " rows"]
+    ) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
+        """Where each row's memory is, and whether there is one; 0 where there is none."""
+        numbers = len(self.memory_student if self.slot is None else self.slot)
+        known = (index >= 0) & (index < numbers)
+        slot = index.clamp(0, numbers - 1)
+        if self.slot is not None:
+            slot = self.slot[slot]
+            known = known & (slot >= 0)
+        lost = ~known & (weight > 0)
+        if index.device.type == "cpu" and lost.any():
+            row = int(lost.nonzero()[0])
+            raise ValueError(
+                f"crd: needs samples that it was set up for, got number {int(index[row])} in row {row}; "
+                "give objective.setup(..., num_samples=, index=) the numbers of all training samples."
+            )
+        return torch.where(known, slot, 0), known
 
     @torch.no_grad()
-    def _draw(self, target: Target) -> Int[Tensor, "rows samples"]:
-        """Each row's own sample, then its negatives."""
-        assert target.index is not None
-        rows, num = len(target.index), len(self.by_class)
-        if len(self.class_size) > 1:
-            label = target.dominant.clamp(min=0)
-            size, start = self.class_size[label], self.class_start[label]
-        else:
-            size = start = torch.zeros_like(target.index)
-        room = (num - size)[:, None]
-        position = (torch.rand(rows, self.negatives, device=target.index.device) * room).long()
+    def _draw(self, slot: Int[Tensor, " rows"], label: Int[Tensor, " rows"]) -> Int[Tensor, "rows samples"]:
+        """Where each row's own memory is, then those of its negatives."""
+        num, classes = len(self.by_class), len(self.class_size)
+        of_a_class = (label >= 0) & (label < classes) & (classes > 1)
+        label = label.clamp(0, classes - 1)
+        zero = torch.zeros_like(label)
+        size = torch.where(of_a_class, self.class_size[label], zero)[:, None]
+        start = torch.where(of_a_class, self.class_start[label], zero)[:, None]
+        room = num - size
+        position = (torch.rand(len(slot), self.negatives, device=slot.device) * room).long()
         position = torch.minimum(position, room - 1).clamp(min=0)
-        position = position + size[:, None] * (position >= start[:, None])
-        return torch.cat([target.index[:, None], self.by_class[position.clamp(max=num - 1)]], dim=1)
+        position = position + size * (position >= start)
+        return torch.cat([slot[:, None], self.by_class[position.clamp(max=num - 1)]], dim=1)
 
     def _side(self, anchor: Tensor, memory: Tensor, drawn: Tensor, z: Tensor) -> Float[Tensor, " rows"]:
         # The memories change in place after this, so what the graph keeps is the gathered copy.
@@ -147,10 +179,15 @@ class CRD(BatchLoss):
         return crd_loss(score[:, 0], score[:, 1:], num_samples=len(memory))
 
     @torch.no_grad()
-    def _remember(self, memory: Tensor, value: Tensor, index: Tensor, weight: Tensor) -> None:
-        old = memory[index]
+    def _remember(
+        self, memory: Tensor, value: Tensor, slot: Int[Tensor, " rows"], counts: Bool[Tensor, " rows"]
+    ) -> None:
+        old = memory[slot]
         new = F.normalize(self.momentum * old + (1 - self.momentum) * value.to(memory.dtype), dim=1)
-        memory[index] = torch.where((weight > 0)[:, None], new, old)
+        new = torch.where(counts[:, None], new, old)
+        # a row that does not count repeats the first that does: its place may be another's
+        first = counts.long().argmax(dim=0, keepdim=True)
+        memory[torch.where(counts, slot, slot[first])] = torch.where(counts[:, None], new, new[first])
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, negatives={self.negatives}, temperature={self.contrast_temperature}"

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.losses.base import RowLoss, positive
+from outgrow.losses.kd import divergence
 from outgrow.outputs import Outputs, Target, lift
 
 RAMP = 10 / 240
@@ -41,7 +41,7 @@ def ctkd_loss(
     temperature = start + range * _Reverse.apply(logit, strength).sigmoid()
     log_p = (lift(student) / temperature).log_softmax(dim=1)
     log_t = (lift(teacher) / temperature).log_softmax(dim=1)
-    return temperature**2 * F.kl_div(log_p, log_t, reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * divergence(log_t, log_p)
 
 
 class _Reverse(torch.autograd.Function):

@@ -26,6 +26,7 @@ def dist_loss(
     :math:`\rho_w` of every column; :math:`\bar w` is the mean weight. Zero where the softened outputs
     are related linearly (rows with positive slope), not only where they agree. A single row has no
     correlation along its columns: that term is then the constant 1, without a gradient.
+    So is that of a class some 35 logits (over T) below the rest in every row: it does not vary.
 
     Reference: Huang et al. (NeurIPS 2022), https://arxiv.org/abs/2205.10536, equations 9 to 11; the
     factor :math:`T^2` is the authors' code's.
@@ -53,12 +54,15 @@ def _pearson(a: Tensor, b: Tensor, weight: Tensor, *, dim: int) -> Tensor:
     a = a - (w * a).sum(dim=dim, keepdim=True)
     b = b - (w * b).sum(dim=dim, keepdim=True)
     variance_a, variance_b = (w * a.square()).sum(dim=dim), (w * b.square()).sum(dim=dim)
-    # A deviation of a few roundings is none. Made safe before the root.
-    tolerance = (8 * torch.finfo(a.dtype).eps) ** 2
-    varies = (variance_a > tolerance * size_a) & (variance_b > tolerance * size_b)
-    product = variance_a * variance_b
-    root = torch.where(varies, product, torch.ones_like(product)).sqrt()
-    return torch.where(varies, (w * a * b).sum(dim=dim) / root, torch.zeros_like(root))
+    # A deviation of a few roundings is none, nor is one whose square has lost its digits.
+    precision = torch.finfo(a.dtype)
+    tolerance, least = (8 * precision.eps) ** 2, precision.tiny / precision.eps
+    varies_a = variance_a > (tolerance * size_a).clamp_min(least)
+    varies = varies_a & (variance_b > (tolerance * size_b).clamp_min(least))
+    # made safe before the roots; divided by one after the other, as the product of two variances underflows
+    root_a, root_b = (torch.where(varies, v, torch.ones_like(v)).sqrt() for v in (variance_a, variance_b))
+    a, b = a / root_a.unsqueeze(dim), b / root_b.unsqueeze(dim)
+    return torch.where(varies, (w * a * b).sum(dim=dim), torch.zeros_like(root_a))
 
 
 class DIST(BatchLoss):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from outgrow.knowledge.split import safe_label
 from outgrow.losses.base import RowLoss, positive
+from outgrow.losses.kd import divergence
 from outgrow.outputs import Outputs, Target, lift
 
 
@@ -39,10 +40,8 @@ def dkd_loss(
     is_label = F.one_hot(label, student.shape[1]).bool()
     log_p, log_rest_p = _binary_and_rest(lift(student) / temperature, label, is_label)
     log_t, log_rest_t = _binary_and_rest(lift(teacher) / temperature, label, is_label)
-    target_class = (log_t.exp() * (log_t - log_p)).sum(dim=1)
-    # at the label both are -inf and their difference NaN: it carries no mass, so it goes first
-    difference = (log_rest_t - log_rest_p).masked_fill(is_label, 0.0)
-    non_target = (log_rest_t.exp() * difference).sum(dim=1)
+    target_class = divergence(log_t, log_p)
+    non_target = divergence(log_rest_t, log_rest_p)  # the label carries no mass there
     return temperature**2 * (alpha * target_class + beta * non_target)
 
 
@@ -54,9 +53,13 @@ def _binary_and_rest(soft: Tensor, label: Tensor, is_label: Tensor) -> tuple[Ten
 
 
 class DKD(RowLoss):
-    """:func:`dkd_loss` with its constants fixed. Needs at least two classes."""
+    """:func:`dkd_loss` with its constants fixed. Needs at least two classes.
+
+    A row without a label has nothing to take out of its classes: the value is 0, with a zero gradient.
+    """
 
     softens = True
+    needs_label = True
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from outgrow.losses.base import RowLoss, positive
+from outgrow.losses.kd import divergence
 from outgrow.outputs import Outputs, Target, lift
 
 
@@ -36,8 +37,8 @@ def jsd_loss(
     log_p = (lift(student) / temperature).log_softmax(dim=1)
     log_t = (lift(teacher) / temperature).log_softmax(dim=1)
     log_m = torch.logaddexp(log_t + math.log(beta), log_p + math.log1p(-beta))
-    from_teacher = (log_t.exp() * (log_t - log_m)).sum(dim=1)
-    from_student = (log_p.exp() * (log_p - log_m)).sum(dim=1)
+    from_teacher = divergence(log_t, log_m)
+    from_student = divergence(log_p, log_m)
     return temperature**2 * (beta * from_teacher + (1 - beta) * from_student)
 
 

@@ -1,6 +1,5 @@
 """Plain distillation: ``kd``."""
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -29,7 +28,19 @@ def kd_loss(
     """
     log_p = (lift(student) / temperature).log_softmax(dim=1)
     log_t = (lift(teacher) / temperature).log_softmax(dim=1)
-    return temperature**2 * F.kl_div(log_p, log_t, reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * divergence(log_t, log_p)
+
+
+def divergence(
+    log_q: Float[Tensor, "rows *classes"], log_p: Float[Tensor, "rows *classes"]
+) -> Float[Tensor, "rows *rest"]:
+    r""":math:`KL(q \| p)` over the last axis; a class with :math:`q = 0` counts for nothing.
+
+    There :math:`\log q` may be minus infinity (a class that the teacher rules out), where
+    ``F.kl_div(..., log_target=True)`` gives NaN.
+    """
+    q = log_q.exp()
+    return (q * (log_q - log_p).masked_fill(q == 0, 0.0)).sum(dim=-1)
 
 
 class KD(RowLoss):
@@ -40,6 +51,11 @@ class KD(RowLoss):
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
         self.temperature: float = positive(temperature, what="kd: temperature")
+
+    @property
+    def closed_form(self) -> bool:  # type: ignore[override]
+        """Of this class alone: a subclass may compute something else."""
+        return type(self) is KD
 
     def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
         return kd_loss(student.logits, teacher.logits, temperature=self.temperature)

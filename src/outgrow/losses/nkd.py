@@ -46,9 +46,13 @@ def nkd_loss(
 
 
 class NKD(RowLoss):
-    """:func:`nkd_loss` with its constants fixed. Needs at least two classes."""
+    """:func:`nkd_loss` with its constants fixed. Needs at least two classes.
+
+    A row without a label has nothing to take out of its classes: the value is 0, with a zero gradient.
+    """
 
     softens = True
+    needs_label = True
     zero_at_match = False
 
     def __init__(self, gamma: float = 1.5, temperature: float = 1.0) -> None:

@@ -2,10 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from outgrow.losses.base import RowLoss, positive
+from outgrow.losses.standardize import deviation
 from outgrow.outputs import Outputs, Target, lift
 
 
@@ -33,25 +34,13 @@ def normkd_loss(
     (tensor([8.0355]), tensor([0.]))
     """
     student, teacher = lift(student), lift(teacher)
-    deviation_s, student_varies = _deviation(student)
-    deviation_t, teacher_varies = _deviation(teacher)
+    deviation_s, student_varies = deviation(student)
+    deviation_t, teacher_varies = deviation(teacher)
     deviation_s = torch.where(student_varies, deviation_s, deviation_t)
     log_p = (student / (temperature * deviation_s)).log_softmax(dim=1)
     log_t = (teacher / (temperature * deviation_t)).log_softmax(dim=1)
     divergence = F.kl_div(log_p, log_t, reduction="none", log_target=True).sum(dim=1)
     return (teacher_varies * (temperature * deviation_t).square())[:, 0] * divergence
-
-
-def _deviation(
-    logits: Float[Tensor, "rows classes"],
-) -> tuple[Float[Tensor, "rows 1"], Bool[Tensor, "rows 1"]]:
-    """Each row's deviation, and whether it has one; 1, without a gradient, where it has not."""
-    centred = logits - logits.mean(dim=1, keepdim=True)
-    variance = centred.square().sum(dim=1, keepdim=True) / max(logits.shape[1] - 1, 1)
-    # A deviation of a few roundings is none: dividing by it would give gradients of 1e8.
-    tolerance = (8 * torch.finfo(logits.dtype).eps) ** 2 * logits.square().mean(dim=1, keepdim=True)
-    varies = variance > tolerance
-    return torch.where(varies, variance, torch.ones_like(variance)).sqrt(), varies
 
 
 class NormKD(RowLoss):

@@ -41,7 +41,8 @@ class OFD(MapLoss):
 
     Tap both networks *before* their ReLU (a batch norm). A channel's margin is its mean negative response;
     it is estimated from the dry run and every training step since (the authors compute it from the
-    teacher's batch norm). A teacher tapped after its ReLU has no negative response: margins are then 0.
+    teacher's batch norm). Of two maps the larger is pooled to the smaller, the student's too (one
+    re-implementation enlarges the teacher's instead). A teacher tapped after its ReLU has no negative response: margins are then 0.
     """
 
     zero_at_match = False  # a connector stands between

@@ -33,9 +33,11 @@ def pkd_loss(
 def _standardized(value: Tensor) -> Tensor:
     centred = value - value.mean(dim=(0, 2, 3), keepdim=True)
     variance = centred.square().mean(dim=(0, 2, 3), keepdim=True)
-    # A deviation of a few roundings is none. Made safe before the root.
-    tolerance = (8 * torch.finfo(value.dtype).eps) ** 2
-    varies = variance > tolerance * value.detach().square().mean(dim=(0, 2, 3), keepdim=True)
+    # A deviation of a few roundings is none, nor is one whose square has lost its digits. Made safe before
+    # the root.
+    precision = torch.finfo(value.dtype)
+    tolerance = (8 * precision.eps) ** 2 * value.detach().square().mean(dim=(0, 2, 3), keepdim=True)
+    varies = variance > tolerance.clamp_min(precision.tiny / precision.eps)
     root = torch.where(varies, variance, torch.ones_like(variance)).sqrt()
     return torch.where(varies, centred / root, torch.zeros_like(centred))
 

@@ -38,9 +38,14 @@ def rc_loss(
 
 
 class RC(RowLoss):
-    """:func:`rc_loss` with its temperature fixed. Declares none: it softens the student's logits only."""
+    """:func:`rc_loss` with its temperature fixed. Declares none: it softens the student's logits only.
+
+    A row without a label is not corrected, so the student has nothing to learn from itself: the value is 0,
+    with a zero gradient.
+    """
 
     softens = True
+    needs_label = True
     zero_at_match = False
     detaches = True
     shift_invariant = False

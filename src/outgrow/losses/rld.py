@@ -32,6 +32,9 @@ def rld_loss(
     *label*, and the second forgets the label and every class that leads it; a label ranked last leaves
     none, and the second term is 0. Zero at equal outputs on right rows only.
 
+    Both terms are at ``temperature``. The authors' code has the first one at 1 on CIFAR-100, which is
+    ``rld(alpha=1, beta=0, temperature=1) + rld(alpha=0, beta=8, temperature=4)``.
+
     Reference: Sun et al. (ICCV 2025), https://arxiv.org/abs/2408.07703, sample confidence and
     masked correlation distillation.
 
@@ -64,9 +67,13 @@ def _against_the_rest(soft: Tensor, chosen: Tensor) -> Tensor:
 
 
 class RLD(RowLoss):
-    """:func:`rld_loss` with its constants fixed. Needs at least two classes."""
+    """:func:`rld_loss` with its constants fixed. Needs at least two classes.
+
+    A row without a label has no class whose confidence is learnt: the value is 0, with a zero gradient.
+    """
 
     softens = True
+    needs_label = True
     zero_at_match = False
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:

@@ -46,6 +46,8 @@ class SLD(RowLoss):
 
     :meth:`at` says where training stands; a loss that is never told has both terms. Several
     temperatures: declares none. A ``start`` above 1 leaves the second term out.
+
+    A row without a label is not swapped: the teacher is believed as it is, and the second term is 0 there.
     """
 
     zero_at_match = False
@@ -68,9 +70,12 @@ class SLD(RowLoss):
 
     def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
         label = safe_label(target.dominant, student.num_classes)
-        value = sld_loss(student.logits, teacher.logits, label, temperatures=self.temperatures)
+        # exchanged with itself, the top class stays where it is
+        first = torch.where(target.valid, label, teacher.logits.argmax(dim=1))
+        value = sld_loss(student.logits, teacher.logits, first, temperatures=self.temperatures)
         if self.own_teacher:
-            value = value + sld_loss(student.logits, student.logits, label, temperatures=self.temperatures)
+            own = sld_loss(student.logits, student.logits, label, temperatures=self.temperatures)
+            value = value + torch.where(target.valid, own, torch.zeros_like(own))
         return value
 
     def extra_repr(self) -> str:

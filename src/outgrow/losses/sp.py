@@ -21,7 +21,8 @@ def sp_loss(
     :math:`p` are the rows' shares of the weights, :math:`\bar w` their mean and :math:`n = 1 / \sum p_i^2`
     the number of rows; with equal weights it is the paper's :math:`\|\tilde G^s - \tilde G^t\|_F^2 / b^2`.
     Similarities are inner products, so a long row counts for more. Zero where they agree up to a factor a
-    row; a row of zeros stays zero, with a zero gradient.
+    row. A row of zeros has similarities of zero, which have no gradient; those of the other rows to it have
+    one, so that it can come back to life.
 
     Reference: Tung, Mori (ICCV 2019), https://arxiv.org/abs/1907.09682, equations 1 to 4.
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from outgrow.losses.base import Fixture, Loss, positive
@@ -13,7 +13,8 @@ from outgrow.outputs import Outputs, Target, as_outputs, lift, with_logits
 def standardize_logits(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
     r"""Each row minus its mean, over its (unbiased) standard deviation plus 1e-7.
 
-    Right and wrong rows stay so. A row of equal logits becomes zeros, with a zero gradient.
+    Right and wrong rows stay so. A row of equal logits (up to a few roundings) becomes zeros, with a
+    zero gradient.
 
     Reference: Sun et al. (CVPR 2024), https://arxiv.org/abs/2403.01427, section 4; deviation and
     1e-7 as in the authors' code.
@@ -24,10 +25,28 @@ def standardize_logits(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "
     """
     logits = lift(logits)
     centred = logits - logits.mean(dim=1, keepdim=True)
+    size, varies = deviation(logits)
+    return torch.where(varies, centred / (size + 1e-7), torch.zeros_like(centred))
+
+
+def deviation(
+    logits: Float[Tensor, "rows classes"],
+) -> tuple[Float[Tensor, "rows 1"], Bool[Tensor, "rows 1"]]:
+    """Each row's (unbiased) deviation, and whether it has one; 1, without a gradient, where it has not.
+
+    >>> deviation(torch.tensor([[1.0, 2.0, 3.0], [0.1, 0.1, 0.1]]))
+    (tensor([[1.],
+            [1.]]), tensor([[ True],
+            [False]]))
+    """
+    centred = logits - logits.mean(dim=1, keepdim=True)
     variance = centred.square().sum(dim=1, keepdim=True) / max(logits.shape[1] - 1, 1)
-    varies = variance > 0
-    deviation = torch.where(varies, variance, torch.ones_like(variance)).sqrt()
-    return centred / (deviation + 1e-7)
+    # A deviation of a few roundings is none: dividing by it would give gradients of 1e7. Nor is one whose
+    # square has lost its digits.
+    precision = torch.finfo(logits.dtype)
+    tolerance = (8 * precision.eps) ** 2 * logits.square().mean(dim=1, keepdim=True)
+    varies = variance > tolerance.clamp_min(precision.tiny / precision.eps)
+    return torch.where(varies, variance, torch.ones_like(variance)).sqrt(), varies
 
 
 class Standardize(Loss):
@@ -57,6 +76,7 @@ class Standardize(Loss):
         self.temperature = base.temperature
         self.zero_at_match = base.zero_at_match
         self.detaches = base.detaches
+        self.needs_label = base.needs_label
         self.reads = base.reads
         self.needs_index = base.needs_index
         self.transform = standardize_logits

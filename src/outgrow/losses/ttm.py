@@ -1,10 +1,10 @@
 """Transformed teacher matching: ``ttm``."""
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from outgrow.losses.base import RowLoss, positive
+from outgrow.losses.kd import divergence
 from outgrow.outputs import Outputs, Target, lift
 
 
@@ -31,7 +31,7 @@ def ttm_loss(
     """
     log_p = lift(student).log_softmax(dim=1)
     log_q = (exponent * lift(teacher)).log_softmax(dim=1)
-    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+    return divergence(log_q, log_p)
 
 
 class TTM(RowLoss):

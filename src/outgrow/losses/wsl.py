@@ -42,9 +42,13 @@ def wsl_loss(
 
 
 class WSL(RowLoss):
-    """:func:`wsl_loss` with its temperature fixed."""
+    """:func:`wsl_loss` with its temperature fixed.
+
+    A row without a label has no weight: the value is 0, with a zero gradient.
+    """
 
     softens = True
+    needs_label = True
     zero_at_match = False
     detaches = True
 

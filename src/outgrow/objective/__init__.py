@@ -5,9 +5,10 @@ objective.py    the only place where losses, weights, rows and reduction meet
 presets.py      named pairs of rectifier and objective
 """
 
-from outgrow.objective.objective import Objective, Rows, Term
+from outgrow.objective.objective import Objective
 from outgrow.objective.presets import PRESETS, Preset, preset
 from outgrow.objective.schedule import SCHEDULES, Schedule, Weights, make_schedule
+from outgrow.objective.terms import Rows, Term
 
 __all__ = [
     "PRESETS",

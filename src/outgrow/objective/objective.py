@@ -8,7 +8,7 @@ weights; a term on images or on the whole batch gets the same weights, so that a
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from outgrow import spec
 from outgrow.knowledge.rectifier import corrected_logits
-from outgrow.losses import Fixture, Loss, kd_fast, make_loss
-from outgrow.losses.kd import KD
+from outgrow.losses import Fixture, Loss, kd_fast
 from outgrow.objective.schedule import Schedule, Weights, make_schedule
+from outgrow.objective.terms import Rows, Term, named_terms
 from outgrow.outputs import (
+    IGNORE,
     Knowledge,
     ObjectiveResult,
     Outputs,
@@ -33,34 +33,6 @@ from outgrow.outputs import (
     lift,
     with_logits,
 )
-
-Rows = Literal["all", "right", "wrong"]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One loss of an objective.
-
-    ``weight`` multiplies it. ``rows`` restricts it: ``"right"`` leaves wrong rows out, ``"wrong"`` is
-    for a second, explicit term on them alone. It is off before progress ``start`` and grows to full
-    weight over ``warmup`` (fractions of the training): the ramps that some methods bring along.
-    """
-
-    loss: nn.Module | str
-    weight: float = 1.0
-    rows: Rows = "all"
-    start: float = 0.0
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rows not in ("all", "right", "wrong"):
-            raise ValueError(f"Term: rows needs 'all', 'right' or 'wrong', got {self.rows!r}.")
-
-    def scale(self, progress: float) -> float:
-        if progress < self.start:
-            return 0.0
-        ramp = 1.0 if self.warmup <= 0 else min((progress - self.start) / self.warmup, 1.0)
-        return self.weight * ramp
 
 
 class _RowWeights(NamedTuple):
@@ -75,6 +47,14 @@ class _RowWeights(NamedTuple):
         if rows == "wrong":
             return weights.hard * self.hard
         return torch.add(weights.easy * self.easy, self.hard, alpha=weights.hard)
+
+
+class _Count(NamedTuple):
+    """How many rows have a label (the task's divisor), how many take part, and the share without a label."""
+
+    labelled: Tensor
+    rows: Tensor
+    unlabelled: Tensor
 
 
 class Objective(nn.Module):
@@ -97,8 +77,8 @@ class Objective(nn.Module):
     the optimiser, after :meth:`setup` where a loss needs one.
 
     Called as ``objective(student, knowledge, target, progress, task=None) -> ObjectiveResult``. The
-    task is cross-entropy; a scalar ``task`` of the caller's own replaces it and is weighed by
-    ``task_weight`` alone, unless ``schedule_task`` asks for the schedule too.
+    task is cross-entropy over the rows that have a label; a scalar ``task`` of the caller's own replaces it
+    and is weighed by ``task_weight`` alone, unless ``schedule_task`` asks for the schedule too.
 
     >>> from outgrow.knowledge import rectify
     >>> target = torch.tensor([0, 0])
@@ -134,7 +114,7 @@ class Objective(nn.Module):
                 f"Objective: fast needs True, False, 'eager' or 'compiled', got {fast!r}; True is the default."
             )
         self.terms = {
-            name: replace(term, weight=term.weight * weight) for name, term in _named_terms(loss).items()
+            name: replace(term, weight=term.weight * weight) for name, term in named_terms(loss).items()
         }
         # registered under their names so that parameters are found; a mapping cannot be nn.ModuleDict
         # because "pop" or "keys" would be refused as names
@@ -203,14 +183,16 @@ class Objective(nn.Module):
         teacher: Outputs,
         *,
         num_samples: int,
-        label: Int[Tensor, " samples"] | None = None,
+        label: Int[Tensor, " labels"] | None = None,
+        index: Int[Tensor, " samples"] | None = None,
     ) -> None:
         """Build the learnable parts of the losses from the outputs of one dry run.
 
-        ``num_samples`` is the size of the training set and ``label`` its labels by index, for losses
-        that remember samples.
+        For losses that remember samples: ``num_samples`` is how many numbers samples may have, ``index``
+        the numbers of those that training will show (None: all), and ``label`` the labels of exactly those,
+        in the same order.
         """
-        fixture = Fixture(student, teacher, num_samples, label)
+        fixture = Fixture(student, teacher, num_samples, label, index)
         for term in self.terms.values():
             if isinstance(term.loss, Loss):
                 term.loss.setup(fixture)
@@ -239,13 +221,13 @@ class Objective(nn.Module):
         if name is not None and kd_fast.applies(student.logits, knowledge, target):
             return self._fused(name, student.logits, knowledge, target, progress)
         weights = self.schedule(progress)
-        count = self._global(target.valid.sum()).clamp_min(1)
-        row_weights = self._row_weights(knowledge, count)
-        stats = {"wrong_rate": knowledge.wrong.sum() / count}
+        count = self._count(target)
+        row_weights = self._row_weights(knowledge, count.rows)
+        stats = {"wrong_rate": knowledge.wrong.sum() / count.labelled, "unlabelled": count.unlabelled}
         task_scale = self.task_weight * (weights.task if task is None or self.schedule_task else 1.0)
         safe = _safe(student, knowledge)
         if task is None:
-            task = self._cross_entropy(student, target, knowledge.partial, count)
+            task = self._cross_entropy(student, target, knowledge.partial, count.labelled)
         terms = {"task": task_scale * task}
         for name, term in self.terms.items():
             if isinstance(term.loss, Loss):
@@ -264,33 +246,41 @@ class Objective(nn.Module):
         if len(self.terms) != 1:
             return None
         ((name, term),) = self.terms.items()
-        return name if type(term.loss) is KD and term.rows == "all" else None
+        return name if getattr(term.loss, "closed_form", False) and term.rows == "all" else None
 
     def _fused(
         self, name: str, logits: Tensor, knowledge: Knowledge, target: Target, progress: float
     ) -> ObjectiveResult:
         """Cross-entropy and one ``kd`` in a single pass; equal to the plain path."""
         term, weights = self.terms[name], self.schedule(progress)
-        assert isinstance(term.loss, KD)
-        on_host = logits.device.type == "cpu"
-        count: Tensor | float
+        temperature = getattr(term.loss, "temperature")  # noqa: B009  (kd's alone)
+        on_host = _on_host(logits)
+        labelled: Tensor | float
+        rows: Tensor | float
+        unlabelled: Tensor | float
         if on_host and self.process_group is None:
-            count = float(len(logits))  # every row has a label, or the fast path would not apply
+            # every row has a label, or the fast path would not apply
+            labelled, rows, unlabelled = float(len(logits)), float(len(logits)), 0.0
         else:
-            count = self._global(target.valid.sum()).clamp_min(1)
+            labelled, rows, unlabelled = self._count(target)
         scale = term.scale(progress)
-        easy, hard = (1 / divisor for divisor in self._divisors(knowledge, count))
+        easy, hard = (1 / divisor for divisor in self._divisors(knowledge, rows))
         scales = kd_fast.Scales(
-            self.task_weight * weights.task / count, scale * weights.easy * easy, scale * weights.hard * hard
+            self.task_weight * weights.task / labelled,
+            scale * weights.easy * easy,
+            scale * weights.hard * hard,
         )
-        sums = kd_fast.fused(
-            logits, knowledge, temperature=term.loss.temperature, scales=scales, fast=self.fast
-        )
+        if not on_host:
+            # the pass knows of rows out of the task by one number; out of the rest they are by their weight
+            label = torch.where(target.valid, target.label, IGNORE)
+            knowledge = replace(knowledge, target=replace(knowledge.target, label=label))
+        sums = kd_fast.fused(logits, knowledge, temperature=temperature, scales=scales, fast=self.fast)
         wrong = knowledge.wrong.sum()
         numbers = {
             "task": scales.task * sums.task,
             name: scales.easy * sums.easy + scales.hard * sums.hard,
-            "wrong_rate": (wrong.item() if on_host else wrong) / count,
+            "wrong_rate": (wrong.item() if on_host else wrong) / labelled,
+            "unlabelled": unlabelled,
             f"{name}.easy": easy * sums.easy,
             f"{name}.hard": hard * sums.hard,
         }
@@ -340,6 +330,12 @@ class Objective(nn.Module):
         total = torch.stack([schedule[part] * number for part, number in parts.items()]).sum()
         return total, parts
 
+    def _count(self, target: Target) -> "_Count":
+        """How many rows there are, over all processes their mean; at least 1, to divide by."""
+        both = self._global(torch.stack((target.valid, target.takes_part)).sum(dim=1))
+        labelled, rows = both.clamp_min(1).unbind()
+        return _Count(labelled, rows, (both[1] - both[0]) / rows)
+
     def _row_weights(self, knowledge: Knowledge, count: Tensor) -> _RowWeights:
         hard = knowledge.weight * knowledge.wrong
         per_easy, per_hard = self._divisors(knowledge, count)
@@ -370,7 +366,8 @@ class Objective(nn.Module):
         if partial:
             logits = _masked(logits, target.valid)
         if target.partner is None or target.mix is None:
-            return F.cross_entropy(logits, target.label, reduction="sum") / count
+            label = torch.where(target.valid, target.label, IGNORE)
+            return F.cross_entropy(logits, label, reduction="sum", ignore_index=IGNORE) / count
         log_p = logits.log_softmax(dim=1)
         own = F.nll_loss(log_p, target.label, reduction="none")
         partner = F.nll_loss(log_p, target.partner, reduction="none")
@@ -405,40 +402,16 @@ class Objective(nn.Module):
                 )
 
 
+def _on_host(logits: Tensor) -> bool:
+    """Whether looking at values costs nothing."""
+    return logits.device.type == "cpu"
+
+
 def _divisor(total: Tensor) -> Tensor | float:
     """``total``, or 1 where there is nothing to divide; a number where looking costs nothing."""
     if total.device.type == "cpu":
         return total.item() or 1.0
     return torch.where(total > 0, total, torch.ones_like(total))
-
-
-def _named_terms(loss: object) -> dict[str, Term]:
-    if isinstance(loss, Mapping):
-        return {name: _as_term(value) for name, value in loss.items()}
-    if isinstance(loss, str):
-        loss = [Term(make_loss(call._replace(weight=1.0)), call.weight) for call in spec.parse(loss)]
-    items = loss if isinstance(loss, Sequence) else [loss]
-    named: dict[str, Term] = {}
-    for item in items:
-        for term in _named_terms(item).values() if isinstance(item, str) else [_as_term(item)]:
-            base = type(term.loss).__name__.lower()
-            name = base
-            while name in named:
-                name = f"{base}_{sum(other.startswith(base) for other in named) + 1}"
-            named[name] = term
-    return named
-
-
-def _as_term(value: object) -> Term:
-    term = value if isinstance(value, Term) else Term(value)  # type: ignore[arg-type]
-    if isinstance(term.loss, str):
-        term = replace(term, loss=make_loss(term.loss))
-    if not isinstance(term.loss, nn.Module):
-        raise ValueError(
-            f"Objective: needs losses as names, modules or Terms, got {type(term.loss).__name__}; "
-            "wrap a function in a torch.nn.Module with forward(student, teacher, target)."
-        )
-    return term
 
 
 def _safe(student: Outputs, knowledge: Knowledge) -> Outputs:

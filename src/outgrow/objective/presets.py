@@ -6,7 +6,8 @@ from typing import Literal
 from outgrow import spec
 from outgrow.knowledge.rectifier import Rectifier
 from outgrow.losses import DETECTOR_LOSSES, LOSSES, make_loss
-from outgrow.objective.objective import Objective, Term
+from outgrow.objective.objective import Objective
+from outgrow.objective.terms import Term
 from outgrow.outputs import Rule
 
 
@@ -101,6 +102,7 @@ def _at_temperature(loss: str, temperature: float | None) -> str:
     calls = []
     for call in _calls(loss):
         loss_type = spec.lookup({**LOSSES, **DETECTOR_LOSSES}, call.name, kind="loss")
+        call = spec.bind(loss_type, call, kind="loss")
         if getattr(loss_type, "softens", False):
             call = call._replace(arguments={**call.arguments, "temperature": temperature})
         calls.append(call)

@@ -45,7 +45,7 @@ def draw_curves(record: Run, path: str | Path) -> None:
 
 def score_lines(record: RunRecord) -> list[Series]:
     """The student's score by epoch."""
-    scores = [(float(epoch), score) for epoch, score in record.epoch_scores]
+    scores = record.epoch_scores
     return [Series("student", scores, lead=True)] if scores else []
 
 

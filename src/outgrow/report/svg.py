@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from outgrow.report.palette import LIGHT
+from outgrow.report.palette import LIGHT, PALETTE
 
 _NAMES = {light: name for name, light in LIGHT.items()}
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -63,7 +63,7 @@ def _settle(element: ElementTree.Element, name: str) -> None:
         elif key in ("href", "clip-path"):
             value = value.replace("#", f"#{name}-")
         elif key == "style":
-            value = re.sub("font-family: [^;]*; ", "", value)
+            value = re.sub("'DejaVu Sans'[^;]*", "var(--font)", value)
             value = re.sub("#[0-9a-f]{6}", lambda found: f"var(--{_NAMES[found[0]]})", value)
         elif key in ("d", "x", "y", "width", "height"):
             value = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}", value)
@@ -77,3 +77,16 @@ def _title_marks(line: ElementTree.Element, titles: Sequence[str]) -> None:
     marks = [element for element in line.iter() if element.tag.endswith("use")]
     for mark, title in zip(marks, titles, strict=True):
         ElementTree.SubElement(mark, "title").text = title
+
+
+def standalone(svg: str, font_size: float = 12.5) -> str:
+    """An SVG element of a page as a file of its own, with the page's colours, light and dark."""
+    light, dark = (
+        " ".join(f"--{name}: {shades[shade]};" for name, shades in PALETTE.items()) for shade in (0, 1)
+    )
+    rules = (
+        f"svg {{ {light} --font: system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif; "
+        f"font-size: {font_size}px }} @media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}"
+    )
+    head, _, rest = svg.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{rules}</style>{rest}\n'

@@ -102,7 +102,7 @@ class BiasCorrection(nn.Module):
         """Fit on the teacher's outputs for views of training images.
 
         ``index`` (or ``target.index``) is the image of each row; several views of one image share it,
-        and a fold. Without it each row is an image of its own. ``held_out`` are outputs and labels of
+        and a fold. Without it each row is an image of its own. Rows without a label are left out. ``held_out`` are outputs and labels of
         images like these that the teacher was certainly not trained on.
         """
         outputs, target = as_outputs(outputs, whose="teacher"), as_target(target)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from outgrow.models.taps import PENULTIMATE
-from outgrow.outputs import Outputs, Target, lift
+from outgrow.outputs import UNLABELLED, Outputs, Target, lift
 
 RIDGES = (3e4, 3e3, 300.0, 30.0, 3.0, 0.3)
 """Strengths tried, strongest first, as pseudo-counts of images on standardised inputs. Ours."""
@@ -88,13 +88,15 @@ class Data(NamedTuple):
                 f"BiasCorrection.fit: needs one label and one index a row, got {len(outputs.logits)} rows, "
                 f"{len(target.label)} labels and {len(index)} indices."
             )
-        keep = target.valid.nonzero()[:, 0]
-        label, index = target.label[keep], index[keep]
-        if len(label) and (int(label.min()) < 0 or int(label.max()) >= num_classes):
+        strange = target.takes_part & ~target.valid & (target.label != UNLABELLED)
+        strange = strange | (target.label >= num_classes)
+        if strange.any():
             raise ValueError(
-                f"BiasCorrection.fit: needs labels in 0..{num_classes - 1}, got up to {int(label.max())}; "
+                f"BiasCorrection.fit: needs labels in 0..{num_classes - 1}, got {int(target.label[strange][0])}; "
                 "num_classes is the number of the student's classes."
             )
+        keep = target.valid.nonzero()[:, 0]
+        label, index = target.label[keep], index[keep]
         images, image = index.unique(return_inverse=True)
         if len(images) < 2 * folds:
             raise ValueError(

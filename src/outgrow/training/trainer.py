@@ -142,8 +142,16 @@ class Trainer:
         batch: Samples,
         progress: float,
     ) -> ObjectiveResult:
-        with accelerator.autocast():
-            lesson = self.ask(student, self.teacher, batch)
+        try:
+            with accelerator.autocast():
+                lesson = self.ask(student, self.teacher, batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"train.batch_size: needs at least two images a step for a network with batch norms, got "
+                f"{len(batch.images)}; raise it, or train on more images."
+            ) from None
         knowledge = self.rectify(lesson.teacher, lesson.target)
         return objective(lesson.student, knowledge, lesson.target, progress, lesson.task)
 

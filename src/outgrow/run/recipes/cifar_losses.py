@@ -32,7 +32,8 @@ RESNET32X4_RESNET8X4: dict[str, dict[str, Any]] = {
     "ctkd": _take("ctkd(start=1.0, range=20.0)", 0.9, task=0.1),
     # the authors in issue 2 of their repository, citing section 5 of the paper; 2 and 2.5 are ImageNet's
     "wsl": _take("wsl(temperature=4.0)", 2.25),
-    "rld": _take("rld(alpha=1.0, beta=8.0, temperature=4.0)", schedule=warmup(20)),  # authors' configuration
+    # authors' configuration, but for the first term, which theirs has at temperature 1: see the card
+    "rld": _take("rld(alpha=1.0, beta=8.0, temperature=4.0)", schedule=warmup(20)),
     "rc": _take("kd(temperature=4.0) + 0.1*rc(temperature=4.0)"),  # the code of RLD, where rc is a comparison
     # From epoch 150 by itself (start). The authors' trainer shows two views an image at half the learning rate.
     "sld": _take("sld(temperatures=(1, 2, 3, 4, 5, 6), start=0.625)"),

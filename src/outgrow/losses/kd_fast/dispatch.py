@@ -1,16 +1,4 @@
-"""A private fast path of ``kd``: cross-entropy and rectified KL in one pass, gradient in closed form.
-
-The corrected matrix is never built: a correction is three numbers a row
-(:mod:`outgrow.losses.kd_compact`), and the gradient of ``T^2 KL`` in the student's logits is ``T (p - q)``.
-
-On a CPU rows are walked one by one in C where there is a compiler and logits are float32
-(:mod:`outgrow.losses.kd_native`), else in blocks that stay in the cache (:mod:`outgrow.losses.kd_walk`); on a CUDA device the same formula
-runs on whole matrices (:mod:`outgrow.losses.kd_whole`).
-
-The value subtracts: it is good to rounding of ``T^2 (sum t |log t| + sum t |log p|)``, not of a KL near
-zero. :func:`outgrow.losses.kd.kd_loss` on :func:`outgrow.corrected_logits` is the reference, and what is
-used wherever :func:`applies` says no.
-"""
+"""Which pass a step takes, its rows in blocks, and how the gradient joins the graph."""
 
 from typing import Any, Literal
 
@@ -18,24 +6,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outgrow.knowledge.drop import Drop
-from outgrow.knowledge.identity import Identity
-from outgrow.losses import kd_native, kd_whole
-from outgrow.losses.kd_batch import Batch, Scales, Sums
-from outgrow.losses.kd_compact import COMPACT
-from outgrow.losses.kd_walk import walk
+from outgrow.knowledge.registry import RULES
+from outgrow.losses.kd_fast import eager, native
+from outgrow.losses.kd_fast.batch import Batch, Scales, Sums
 from outgrow.outputs import Knowledge, Target, lift
+
+Fast = bool | Literal["eager", "compiled"]
+"""What an objective's ``fast`` may be."""
 
 
 def applies(student: Float[Tensor, "rows classes"], knowledge: Knowledge, target: Target) -> bool:
-    """Whether the fast path may stand in: a compact rule on wrong rows alone, one plain label a row.
+    """Whether the fast path may stand in: one of the library's rules on wrong rows alone, one plain label a row.
 
     On a CUDA device, where looking at values would stall the step, also no row that may be left out.
     """
     rule, teacher, own = knowledge.rule, knowledge.teacher.logits, knowledge.target
     device = student.device.type
     if not (
-        (type(rule) in COMPACT or type(rule) in (Identity, Drop))
+        type(rule) in RULES.values()  # known to look at one row at a time
         and device in ("cpu", "cuda")
         and device == teacher.device.type
         and student.numel() > 0
@@ -52,20 +40,6 @@ def applies(student: Float[Tensor, "rows classes"], knowledge: Knowledge, target
     return (not knowledge.partial or bool(own.valid.all())) and (
         target.label is own.label or torch.equal(target.label, own.label)
     )
-
-
-Way = Literal["walk", "native", "whole"]
-
-
-Fast = bool | Literal["eager", "compiled"]
-"""What an objective's ``fast`` may be."""
-
-
-def way(batch: Batch, *, native: bool) -> Way:
-    """Which of the three passes suits these rows."""
-    if batch.student.device.type != "cpu":
-        return "whole"
-    return "native" if native and kd_native.takes(batch) else "walk"
 
 
 def compute_type(student: Tensor, knowledge: Knowledge) -> torch.dtype:
@@ -86,28 +60,51 @@ def fused(
     On a CPU the scales are numbers; elsewhere they may be tensors there, which nobody waits for.
     """
     wanted = student.requires_grad and torch.is_grad_enabled()
-    weight = knowledge.weight.to(compute_type(student, knowledge))
     batch = Batch(
         student.detach(),
         knowledge.teacher.logits,
         knowledge.target.label,
         knowledge.wrong,
-        weight,
+        knowledge.weight.to(compute_type(student, knowledge)),
         scales,
         knowledge.rule,
         temperature,
     )
-    on_host = student.device.type == "cpu"
-    if fast == "compiled" and on_host:
-        kd_native.say_if_missing()
-    chosen = way(batch, native=fast != "eager")
-    if chosen == "whole":
-        by_rows = kd_whole.compiled if fast == "compiled" else kd_whole.closed_form
-    else:
-        by_rows = kd_native.rows if chosen == "native" else walk
-    sums = by_rows(batch, wanted)
+    sums = on_host(batch, wanted, fast) if student.device.type == "cpu" else on_device(batch, wanted, fast)
     square = temperature**2
     return sums._replace(easy=square * sums.easy, hard=square * sums.hard)
+
+
+def on_device(batch: Batch, wanted: bool, fast: Fast) -> Sums:
+    """Whole matrices: shapes do not depend on the data, and nothing waits for the device."""
+    sums = (eager.compiled if fast == "compiled" else eager.closed_form)(batch.lifted(), wanted)
+    gradient = sums.gradient
+    return sums._replace(gradient=None if gradient is None else gradient.to(batch.student.dtype))
+
+
+def on_host(batch: Batch, wanted: bool, fast: Fast) -> Sums:
+    """C where there is a compiler and float32 will do, else eager.
+
+    In blocks of rows where they have to be copied first, or a pass needs more than a row of scratch memory.
+    """
+    if fast == "compiled":
+        native.say_if_missing()
+    student, (num_rows, classes) = batch.student, batch.student.shape
+    direct = student.dtype == batch.weight.dtype
+    if fast != "eager" and native.takes(batch):
+        run = native.rows
+        elements = student.numel() if native.reads(batch) else native.SHARE * torch.get_num_threads()
+    else:
+        run, elements = eager.rows, eager.BLOCK
+    gradient = torch.empty(num_rows, classes, dtype=student.dtype) if wanted else None
+    step, task, easy, hard = max(1, min(num_rows, elements // classes)), 0.0, 0.0, 0.0
+    for first in range(0, num_rows, step):
+        out = None if gradient is None else gradient[first : first + step]
+        part = run(batch.rows(first, first + step), wanted, out if direct else None)
+        task, easy, hard = task + float(part.task), easy + float(part.easy), hard + float(part.hard)
+        if out is not None and part.gradient is not None and not direct:
+            out.copy_(part.gradient)
+    return Sums(task, easy, hard, gradient)
 
 
 def total(

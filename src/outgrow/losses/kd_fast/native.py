@@ -1,11 +1,7 @@
-"""The pass of :mod:`outgrow.losses.kd_fast` in C (``kd_native.c``).
-
-Built by :mod:`outgrow.machine.native`; without a compiler the pass is :mod:`outgrow.losses.kd_walk`'s.
-"""
+"""The pass in C (``kd_rows.c``), built by :mod:`outgrow.machine.native`; float32 alone."""
 
 import ctypes
 import functools
-import math
 import os
 import subprocess
 import warnings
@@ -15,59 +11,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from outgrow.knowledge.boost import Boost
+from outgrow.knowledge.drop import Drop
+from outgrow.knowledge.identity import Identity
 from outgrow.knowledge.lead import Lead
 from outgrow.knowledge.pair import Pair
 from outgrow.knowledge.swap import Swap
-from outgrow.losses.kd_batch import Batch, Sums
+from outgrow.losses.kd_fast.batch import Batch, Sums
 from outgrow.machine.native import build
 from outgrow.outputs import Rule
 
-SOURCE = Path(__file__).with_name("kd_native.c")
+SOURCE = Path(__file__).with_name("kd_rows.c")
 FLAGS = ("-fopenmp-simd",)
+RULES: dict[type, int] = {Identity: 0, Drop: 0, Pair: 1, Swap: 2, Lead: 3, Boost: 4}
+"""The rules by their numbers in the file."""
 SHARE = 1 << 18
 """Elements below which a second thread is not worth waking."""
 
 
 def parameters(rule: Rule, temperature: float) -> tuple[int, float]:
-    """The rule's number in ``kd_native.c`` and what it depends on."""
-    if isinstance(rule, Pair):
-        return 1, 0.0
-    if isinstance(rule, Swap):
-        return 2, 0.0
+    """The rule's number in ``kd_rows.c`` and what it depends on."""
     if isinstance(rule, Lead):
-        return 3, rule.margin
+        return RULES[Lead], rule.margin
     if isinstance(rule, Boost):
-        return 4, math.exp(rule.delta / temperature)
-    return 0, 0.0
+        return RULES[Boost], rule.delta / temperature
+    return RULES[type(rule)], 0.0
 
 
 def takes(batch: Batch) -> bool:
-    """Whether it suits: float32, the matrices each in one piece."""
-    student, teacher = batch.student, batch.teacher
-    return (
-        student.dtype == teacher.dtype == batch.weight.dtype == torch.float32
-        and student.is_contiguous()
-        and teacher.is_contiguous()
-        and library() is not None
-    )
+    """Whether it suits: computed in float32, and a rule that changes two classes at most."""
+    return batch.weight.dtype == torch.float32 and type(batch.rule) in RULES and library() is not None
 
 
-def rows(batch: Batch, wanted: bool) -> Sums:
-    """The pass, row by row; with the gradient where it is ``wanted``."""
+def reads(batch: Batch) -> bool:
+    """Whether the matrices can be read where they lie."""
+    return all(x.dtype == torch.float32 and x.is_contiguous() for x in batch[:2])
+
+
+def rows(batch: Batch, wanted: bool, out: Tensor | None) -> Sums:
+    """The pass, row by row; with the gradient, in ``out`` where that is given, where it is ``wanted``."""
     call, (num_rows, classes) = library(), batch.student.shape
     assert call is not None
     number, parameter = parameters(batch.rule, batch.temperature)
-    student, teacher, label, wrong, weight = (
-        batch.student,
-        batch.teacher,
-        batch.label.long().contiguous(),
-        batch.wrong.contiguous(),
-        batch.weight if batch.weight.stride(0) == 0 else batch.weight.contiguous(),
-    )
+    student, teacher = batch.student.contiguous(), batch.teacher.contiguous()
+    label, wrong = batch.label.long().contiguous(), batch.wrong.contiguous()
+    weight = batch.weight if batch.weight.stride(0) == 0 else batch.weight.contiguous()
     scales = (ctypes.c_double * 3)(*map(float, batch.scales))
-    gradient = torch.empty_like(student) if wanted else None
+    gradient = torch.empty_like(student) if wanted and out is None else out
     threads = max(1, min(torch.get_num_threads(), num_rows, student.numel() // SHARE))
     buffer = torch.empty(threads, 3 * classes)
     sums = (ctypes.c_double * (3 * threads))()

@@ -1,17 +1,26 @@
-/* Cross-entropy and rectified KL of float32 rows, gradient in closed form: kd_walk.py in one loop.
+/* Cross-entropy and rectified KL of float32 rows, gradient in closed form.
 
    A row is read twice, written once, and in between lies in three buffers that fit the cache. Sums of
    a row are of float32 lanes; what is computed from them is in double. No flag of fast maths: one of
-   them would change how the whole process treats small numbers. */
+   them would change how the whole process treats small numbers.
+
+   A correction is three numbers a row: the belief is q = c t but for the label, q_a = u, and the top
+   class, q_b = v. Against the plain teacher's KL(t || p) only two classes change:
+
+     KL(q || p) = c (KL(t || p) - sum_ab t log(t / p)) + c log c (1 - t_a - t_b) + sum_ab q log(q / p)
+
+   and the gradient of T^2 KL in the student's logits is T (p - q). The value subtracts: it is good to
+   rounding of sum t |log t| + sum t |log p|, not of a KL near zero. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 enum { PLAIN, PAIR, SWAP, LEAD, BOOST };
 
-/* exp for x <= 0 (Cephes: 2^k times a polynomial, good to 1 ulp or so); a NaN stays one */
-static inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
+/* exp for x <= 0 (Cephes: 2^k times a polynomial, good to 1 ulp or so), 0 below the smallest normal
+   number; a NaN stays one */
+static inline float exponential(float from) {
+  const float x = from < -87.0f ? -87.0f : from;
   float k = __builtin_rintf(x * 1.44269504f);
   float r = x - k * 0.693359375f + k * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -24,10 +33,11 @@ static inline float exponential(float x) {
   int32_t bits = ((int32_t)k + 127) << 23;
   float power;
   memcpy(&power, &bits, sizeof power);
-  return p * power;
+  return from < -87.0f ? 0.0f : p * power;
 }
 
-static double xlogx(double x) { return x == 0 ? 0 : x * log(x); }
+/* q log(q / p), 0 where nothing is believed */
+static double term(double q, double log_p) { return q == 0 ? 0 : q * (log(q) - log_p); }
 
 /* sums: of the cross-entropy, and of weight * KL over right and over wrong rows; scales: what multiplies
    them in the gradient. A stride of 0 is one weight for all rows. */
@@ -56,7 +66,7 @@ void kd_rows(const float *teacher, const float *student, const int64_t *label, c
       sum_t += of_t;
       sum_p += p[c];
       sum_p1 += p1[c];
-      dot += of_t * (from - to);
+      dot += of_t == 0 ? 0 : of_t * (from - to); /* a class that the teacher rules out */
     }
     const double log_sum_t = log(sum_t), log_sum_p = log(sum_p);
     double value = dot / (double)sum_t - log_sum_t + log_sum_p, scale = 1, of_label = 0, of_top = 0;
@@ -76,13 +86,14 @@ void kd_rows(const float *teacher, const float *student, const int64_t *label, c
         scale = (1 - parameter) / (1 - ta + tb);
         u = scale * ta + (1 - scale);
         v = scale * tb;
-      } else if (rule == BOOST) { /* exp(delta / T) */
-        scale = 1 / (1 - ta + ta * parameter);
-        u = scale * ta * parameter;
+      } else if (rule == BOOST) { /* delta / T, added to the label's log odds: exp of it may overflow */
+        const double odds = log_ta - log1p(-ta) + parameter;
+        u = 1 / (1 + exp(-odds));
+        scale = 1 / (1 + exp(odds)) / (1 - ta);
         v = scale * tb;
       }
-      value = scale * (value - ta * (log_ta - log_pa) - tb * (log_tb - log_pb)) + xlogx(scale) * (1 - mass) +
-              xlogx(u) - u * log_pa + xlogx(v) - v * log_pb;
+      value = scale * (value - term(ta, log_pa) - term(tb, log_pb)) + term(scale, 0) * (1 - mass) +
+              term(u, log_pa) + term(v, log_pb);
       of_label = scale * ta - u;
       of_top = scale * tb - v;
     }

@@ -1,11 +1,7 @@
-"""What a pass of :mod:`outgrow.losses.kd_fast` is asked, and what it answers.
-
-A step needs three sums over the rows and one matrix, the gradient; no vector of losses is kept.
-"""
+"""What a pass is asked, and what it answers: three sums over the rows, and the gradient."""
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -34,14 +30,16 @@ class Batch(NamedTuple):
     rule: Rule
     temperature: float
 
-    def kd_weight(self) -> Float[Tensor, " rows"]:
-        """What multiplies ``T^2 KL`` of each row."""
-        # as tensors of that type: of two plain numbers torch would make float32, even for double
-        easy, hard = (
-            torch.as_tensor(scale, dtype=self.weight.dtype, device=self.weight.device)
-            for scale in (self.scales.easy, self.scales.hard)
-        )
-        return self.weight * torch.where(self.wrong, hard, easy)
+    def lifted(self) -> "Batch":
+        """The same in the type to compute in."""
+        compute = self.weight.dtype
+        return self._replace(student=self.student.to(compute), teacher=self.teacher.to(compute))
+
+    def rows(self, first: int, last: int) -> "Batch":
+        """Some of the rows, lifted."""
+        if first > 0 or last < len(self.label):
+            return Batch._make((*(tensor[first:last] for tensor in self[:5]), *self[5:])).lifted()
+        return self.lifted()
 
 
 class Sums(NamedTuple):
@@ -55,16 +53,3 @@ class Sums(NamedTuple):
     easy: Scale
     hard: Scale
     gradient: Float[Tensor, "rows classes"] | None
-
-
-def summed(
-    batch: Batch,
-    task: Float[Tensor, " rows"],
-    kl: Float[Tensor, " rows"],
-    gradient: Float[Tensor, "rows classes"] | None,
-) -> Sums:
-    """The answer of a pass that has both losses row by row."""
-    kl = kl * batch.weight
-    hard = kl * batch.wrong
-    sums = torch.stack((task, kl - hard, hard)).sum(dim=1)
-    return Sums(sums[0], sums[1], sums[2], gradient)

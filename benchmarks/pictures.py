@@ -1,0 +1,103 @@
+"""The charts of README.md, drawn from the records in results/.
+
+    python -m benchmarks.pictures            # writes docs/images/helps.svg and speed.svg
+
+They hold no number of their own: a record that changes changes them, and a test compares.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from outgrow.report.palette import LIGHT
+from outgrow.report.plots import Effect, add_axis, dot_plot, new_figure
+from outgrow.report.statistics import paired
+from outgrow.report.svg import inline_svg, standalone
+from outgrow.report.words import interval
+from outgrow.run.demo import ABOUT
+from outgrow.training.record import read_record
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "results" / "records"
+PAIRS = {"ResNet-32x4 to 8x4": 0}
+WAYS = {
+    "plain loop": "plain",
+    "torchdistill": "torchdistill",
+    "outgrow": "ours",
+    "outgrow, cached teacher": "cached",
+}
+
+
+def helps() -> str:
+    """Students of the demo, ten seeds: difference to the student without a teacher."""
+    scores = {
+        method: [
+            read_record(RECORDS / "demo" / f"{method}-seed{seed}.json").student_score for seed in range(10)
+        ]
+        for method in ABOUT
+    }
+    effects = []
+    for number, (method, name) in enumerate(ABOUT.items()):
+        if method == "none":
+            continue
+        found = paired(scores[method], scores["none"])
+        values = [a - b for a, b in zip(scores[method], scores["none"], strict=True)]
+        colour = "s0" if method == "outgrow" else f"s{number}"
+        effects.append(Effect(name, values, found.mean, found.low, found.high, interval(found), colour))
+    plot = dot_plot(
+        effects,
+        name="helps",
+        title="Handwritten digits, a biased teacher, ten seeds",
+        x_label="points of top-1 over the student without a teacher",
+    )
+    assert plot is not None
+    return standalone(str(plot.wide))
+
+
+def speed() -> str:
+    """Images a second of a CIFAR-100 training step, over the plain float32 loop."""
+    measured = json.loads((RECORDS / "benchmarks" / "throughput.json").read_text())["result"]
+    width, row, left = 880.0, 24.0, 210.0
+    bars = [
+        (pair, way, _rate(measured[number], key) / _rate(measured[number], "plain"))
+        for pair, number in PAIRS.items()
+        for way, key in WAYS.items()
+    ]
+    height = row * (len(bars) + 1) + 54
+    with new_figure(width, height) as figure:
+        axis = add_axis(figure, left, width - 60, 6.0, height - 48)
+        axis.set_xlim(0, 10)
+        axis.set_ylim(len(bars) + 1.2, -0.2)
+        axis.set_yticks([])
+        axis.grid(axis="x")
+        axis.set_xlabel(
+            "times the images a second of a plain float32 loop, two CPU cores with AMX", labelpad=4
+        )
+        place = 0.5
+        for number, (pair, way, ratio) in enumerate(bars):
+            if number % len(WAYS) == 0:
+                axis.text(-0.1, place, pair, ha="right", va="center", color=LIGHT["ink"], weight="bold")
+                place += 1
+            shade = LIGHT["s0"] if way.startswith("outgrow") else LIGHT["alone"]
+            axis.barh(place, ratio, height=0.68, color=shade)
+            axis.text(-0.1, place, way, ha="right", va="center", color=LIGHT["soft"])
+            axis.text(ratio + 0.08, place, f"{ratio:.1f}", ha="left", va="center", color=LIGHT["ink"])
+            place += 1 if (number + 1) % len(WAYS) else 1.5
+        said = "; ".join(f"{pair}, {way}: {ratio:.1f}" for pair, way, ratio in bars)
+        return standalone(str(inline_svg(figure, "wide", "speed", "Speed of a training step", said)))
+
+
+def _rate(pair: dict[str, Any], way: str) -> float:
+    return float(pair["ways"][way]["rate"])
+
+
+PICTURES = {"helps.svg": helps, "speed.svg": speed}
+
+
+def main() -> None:
+    for name, draw in PICTURES.items():
+        (ROOT / "docs" / "images" / name).write_text(draw(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

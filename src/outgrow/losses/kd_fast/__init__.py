@@ -1,0 +1,12 @@
+"""A private fast path of ``kd``: cross-entropy and rectified KL in one pass, gradient in closed form.
+
+The gradient of ``T^2 KL(q || p)`` in the student's logits is ``T (p - q)``, so no graph is kept. On a CPU
+a small file in C walks the rows (``kd_rows.c``); elsewhere, and without a compiler, eager operations do
+(:mod:`outgrow.losses.kd_fast.eager`). :func:`outgrow.losses.kd.kd_loss` on
+:func:`outgrow.corrected_logits` is the reference, and what is used wherever :func:`applies` says no.
+"""
+
+from outgrow.losses.kd_fast.batch import Scales
+from outgrow.losses.kd_fast.dispatch import Fast, applies, compute_type, fused, total
+
+__all__ = ["Fast", "Scales", "applies", "compute_type", "fused", "total"]
