@@ -224,7 +224,8 @@ def _read_torch(path: Path, start: bytes, who: str) -> Any:
             _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of outdated formats, which are read all the same
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # by its content, whatever its name ends in
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
             f"{who}: needs a file of tensors alone, got {path}, which is damaged or holds pickled objects that "
