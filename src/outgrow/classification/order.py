@@ -4,6 +4,7 @@ A net that is right on every picture scores near zero where its outputs are coun
 data's. Then one permutation explains its answers on pictures that it was not fitted on.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from torch import Tensor
 TIMES, POINTS = 2.0, 0.2
 """A permutation must be right this many times as often as the order at hand, and on so many more of the images: a
 teacher that is right on 41 in 100 and takes 45 for the next class keeps its order, as does one that guesses."""
+ERRORS = 3.0
+"""And so many standard errors more often than one answer for all would be: a few guesses may fall any way."""
 MOST_CLASSES = 4096
 """The assignment takes a square of the classes in memory and more in time."""
 
@@ -27,12 +30,18 @@ class Order:
     crossed: float
     """Under the best permutation of the other half of the images."""
     balanced_crossed: float
+    chance: float
+    """What the most frequent class would score as the answer for all."""
+    num_images: int
     likely: tuple[int | None, ...]
     """The class that each output stands for, if a permutation explains them; None where nothing is known."""
 
     @property
     def is_wrong(self) -> bool:
         """Whether a permutation explains the answers, and the order at hand does not."""
+        error = math.sqrt(self.chance * (1 - self.chance) / self.num_images)
+        if self.crossed < self.chance + ERRORS * error:
+            return False
         pairs = ((self.by_position, self.crossed), (self.balanced, self.balanced_crossed))
         return all(after >= TIMES * before and after >= before + POINTS for before, after in pairs)
 
@@ -61,6 +70,8 @@ def order_of(predicted: Int[Tensor, " rows"], label: Int[Tensor, " rows"], num_c
         _balanced(right, label, num_classes),
         crossed.float().mean().item(),
         _balanced(crossed, label, num_classes),
+        torch.bincount(label).max().item() / len(label),
+        len(label),
         tuple(None if place < 0 else place for place in likely),
     )
 

@@ -10,7 +10,7 @@ from outgrow.models.network import Network, describe_input, normalised, resized
 from outgrow.models.sources import build_cifar, build_file, build_hf, build_timm, build_torchvision
 from outgrow.models.timm_extra import TIMM_EXTRA
 from outgrow.models.weight_file import read_file
-from outgrow.models.weights import load_file, order_heads, stated_size, states_normalisation
+from outgrow.models.weights import load_file, order_heads, stated_count, stated_size, states_normalisation
 
 FAMILIES: dict[str, Callable[[str, int | None, bool, int | None], Network]] = {
     "cifar": build_cifar,
@@ -79,7 +79,10 @@ def create_model(
     # a directory may hold weights, or not; an id of the hub always means them
     published = pretrained or (family == "hf" and file is None and not Path(rest).is_dir())
     stated = None if file is None else stated_size(file)
-    network = FAMILIES[family](rest, num_classes, published, input_size or stated)
+    count = num_classes
+    if file is not None and count is None and family == "timm" and stated_count(file) != 1000:
+        count = stated_count(file)  # some of timm's nets have no head unless told how many classes
+    network = FAMILIES[family](rest, count, published, input_size or stated)
     source = "published with the weights" if network.weights == "published" else f"the default of {family}"
     if family == "py":
         source = "its own file"

@@ -236,6 +236,12 @@ def stated_size(file: WeightFile) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
+def stated_count(file: WeightFile) -> int | None:
+    """The number of classes that a file states; None where it states none."""
+    count = file.metadata.get("num_classes")
+    return count if isinstance(count, int) and count > 0 else None
+
+
 @dataclass(frozen=True)
 class _Fit:
     """One state dict of a file in the names of a net, and where the two differ."""
@@ -529,7 +535,7 @@ def _mismatch(network: Network, path: Path, role: str, own: Mapping[str, Tensor]
         if keys
     ]
     advice = "check that the file belongs to this architecture, its width and its number of classes."
-    if fit.differing and all(POSITIONS.search(key) for key in fit.differing):
+    if any(POSITIONS.search(key) for key in fit.differing) and not (fit.missing or fit.unexpected):
         advice = (
             "its positions are those of another input size: build the net for that size (input_size, such as --set "
             "student.input_size=64; a file that save_student wrote states its own). They are not interpolated."
