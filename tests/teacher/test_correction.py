@@ -237,8 +237,7 @@ class TestFile:
                 loaded = BiasCorrection.load(path)
                 assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in correction.state_dict().items())
             except ValueError as error:
-                refused += 1
-                assert "BiasCorrection.load: needs" in str(error)
+                refused += "BiasCorrection.load: needs" in str(error)
         assert refused > 0.98 * len(whole) / 7
         path.write_bytes(whole[:-5])
         with pytest.raises(ValueError, match="needs a whole safetensors file"):

@@ -499,8 +499,8 @@ def _stated_input(stated: InputSpec, file: WeightFile) -> InputSpec:
         return replace(stated, **changes)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"load_weights: needs an input that a net can have, got {dict(spec)} in {file.path} ({error}); correct what "
-            "the file says of itself."
+            f"load_weights: needs an input that a net can have, got {dict(spec)} in {file.path} "
+            f"({str(error).splitlines()[0]}); correct what the file says of itself."
         ) from error
 
 
