@@ -49,7 +49,7 @@ class Classification:
     def make_student(
         self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None
     ) -> Taps:
-        return tapped(student_network(run.config, data, module), objective)
+        return tapped(student_network(run.config, data, module, run.report), objective)
 
     def make_teacher(self, run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
         return make_teacher(run, data, module)
