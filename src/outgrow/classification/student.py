@@ -11,45 +11,55 @@ from outgrow.data import Split
 from outgrow.knowledge import Rectifier
 from outgrow.models import InputSpec, Network, create_model, feature_paths
 from outgrow.models.taps import PENULTIMATE, Taps
+from outgrow.models.weights import order_heads
 from outgrow.objective import Objective
 from outgrow.teacher import NoTeacher
 from outgrow.training.acceleration import make_accelerator
-from outgrow.training.config import Config
+from outgrow.training.config import Config, ModelConfig
 from outgrow.training.fitting import fit, teacher_checkpoint
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
 from outgrow.training.trainer import Trainer
 
 
-def as_network(name: str, module: nn.Module | None, num_classes: int) -> Network | None:
-    """A module of the caller's own as a Network that sees plain [0, 1] images."""
+def as_network(name: str, module: nn.Module | None, num_classes: int, options: ModelConfig) -> Network | None:
+    """A module of the caller's own as a Network that sees plain [0, 1] images, or what ``options`` say."""
     if module is None or isinstance(module, Network):
         return module
-    plain = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    plain = InputSpec(None, options.mean or (0.0, 0.0, 0.0), options.std or (1.0, 1.0, 1.0))
     return Network(module, name=name, num_classes=num_classes, input_spec=plain)
 
 
-def student_network(config: Config, data: RunData, module: nn.Module | None) -> Network:
-    """The student for the data's classes. ``ValueError`` where it has another number of them."""
-    network = as_network("student", module, data.num_classes)
+def student_network(
+    config: Config, data: RunData, module: nn.Module | None, report: Reporter | None = None
+) -> Network:
+    """The student for the data's classes, in their order. ``ValueError`` where it has another number of them."""
+    options = config.student
+    network = as_network("student", module, data.num_classes, options)
     if network is None:
-        if not config.student.name:
+        if not options.name:
             raise ValueError(
                 "--student: needs a model such as cifar/resnet8 or timm/mobilenetv3_small_100, got none; "
                 "`outgrow list models` has all names."
             )
         network = create_model(
-            config.student.name,
-            data.num_classes,
-            pretrained=config.student.pretrained and config.student.weights is None,
-            weights=config.student.weights,
-            input_size=config.student.input_size,
+            options.name,
+            pretrained=options.pretrained and options.weights is None,
+            weights=options.weights,
+            input_size=options.input_size,
+            mean=options.mean,
+            std=options.std,
+            classes=data.classes,
         )
+        for note in network.notes:
+            (report or Reporter()).note(f"student: {note}")
     if network.num_classes != data.num_classes:
         raise ValueError(
             f"--student {network.name}: needs {data.num_classes} classes, got {network.num_classes}; "
             "build it for the classes of the data."
         )
+    if network.classes is not None and network.classes != data.classes:
+        order_heads(network, data.classes)
     network.classes = data.classes
     return network
 

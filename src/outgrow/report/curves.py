@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from outgrow.machine.files import write_atomically
 from outgrow.report.palette import COLOURS as COLOURS
 from outgrow.report.palette import colour
 from outgrow.report.plots import (
@@ -40,7 +41,9 @@ def draw_curves(record: Run, path: str | Path) -> None:
             draw_lines(axis, lines, levels, ceiling=ceiling)
             axis.set(xlabel="epoch", **texts)
             left += width
-        figure.savefig(path, dpi=110, metadata={"Software": None})
+        write_atomically(
+            path, lambda part: figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
+        )
 
 
 def score_lines(record: RunRecord) -> list[Series]:

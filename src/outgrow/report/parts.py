@@ -15,10 +15,11 @@ from markupsafe import Markup, escape
 from torch import Tensor
 
 from outgrow.data import Split
+from outgrow.machine.files import write_atomically
 from outgrow.report.palette import PALETTE
 from outgrow.report.pictures import Picture, picture
 from outgrow.training.config import TrainConfig
-from outgrow.training.record import DataRecord, RunRecord, TeacherRecord
+from outgrow.training.record import DataRecord, ExampleRecord, RunRecord, TeacherRecord
 
 MINUS = "\u2212"
 
@@ -43,7 +44,7 @@ class Section:
 def write_template(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
     """Render a template of this package to a file."""
     page = _environment().get_template(template).render(context, palette=PALETTE)
-    Path(path).write_text(page, encoding="utf-8")
+    write_atomically(path, page)
 
 
 @cache
@@ -111,6 +112,8 @@ class Example:
 
     picture: Picture
     position: int
+    name: str
+    """The image's file; empty where it has none."""
     label: str
     teacher: str
     student: str
@@ -146,9 +149,21 @@ def pictures(runs: Sequence[RunRecord], method: str, test: Split | None) -> Pict
     )
 
 
+def lost(runs: Sequence[RunRecord], method: str, test: Split | None) -> PicturesPart | None:
+    """The images of the first run that only its teacher gets right; None where its record has none."""
+    first = runs[0]
+    if first.compared is None or not first.compared.lost:
+        return None
+    shown = _examples(first, first.compared.lost, test)
+    return PicturesPart(method, first.seed, len(runs), shown, first.compared.only_teacher, None)
+
+
 def examples(run: RunRecord, test: Split | None) -> tuple[Example, ...]:
-    """The images of a run's comparison."""
-    shown = () if run.compared is None else run.compared.examples
+    """The images of a run's comparison that only its student gets right."""
+    return _examples(run, () if run.compared is None else run.compared.examples, test)
+
+
+def _examples(run: RunRecord, shown: Sequence[ExampleRecord], test: Split | None) -> tuple[Example, ...]:
     if shown and test is None:
         raise ValueError(
             "page: needs the test images that its record refers to, got none; give test=data.test."
@@ -157,6 +172,7 @@ def examples(run: RunRecord, test: Split | None) -> tuple[Example, ...]:
         Example(
             picture(_image(test, one.position)),
             one.position,
+            _file_name(test, one.position),
             run.class_name(one.label),
             run.class_name(one.teacher),
             run.class_name(one.student),
@@ -164,6 +180,14 @@ def examples(run: RunRecord, test: Split | None) -> tuple[Example, ...]:
         for one in shown
         if test is not None
     )
+
+
+def _file_name(test: Split, position: int) -> str:
+    """Class folder and file of a photograph; empty for images without files of their own."""
+    describe = getattr(getattr(test, "source", None), "describe", None)
+    if describe is None:
+        return ""
+    return "/".join(Path(str(describe(int(test.index[position])))).parts[-2:])
 
 
 def _image(test: Split, position: int) -> UInt8[Tensor, "3 height width"]:

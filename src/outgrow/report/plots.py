@@ -211,6 +211,48 @@ def _names_beside(axis: Any, series: Sequence[Series], levels: Sequence[Level]) 
         )
 
 
+def calibration_plot(
+    lines: Sequence[tuple[str, Sequence[tuple[float, float]], str]], *, name: str, title: str
+) -> Plot | None:
+    """Accuracy by confidence, both in percent, with the diagonal; a line is a label, points and a colour.
+
+    None where no line has a point.
+    """
+    lines = [line for line in lines if line[1]]
+    if not lines:
+        return None
+    said = "Line plot of accuracy by confidence. " + "; ".join(
+        f"{label}: {', '.join(f'{x:.0f} to {y:.0f}' for x, y in points)}" for label, points, _ in lines
+    )
+
+    def drawn(kind: str, width: float, height: float) -> Markup:
+        with new_figure(width, height) as figure:
+            axis = add_axis(figure, 46.0, min(width - 10.0, height + 120.0), 14.0, height - 42)
+            axis.plot([0, 100], [0, 100], color=LIGHT["soft"], ls=LEVEL_DASHES["teacher"], lw=1.2)
+            for number, (label, points, colour) in enumerate(lines):
+                axis.plot(
+                    *zip(*points, strict=True),
+                    color=LIGHT[colour],
+                    lw=2.8 if number == 0 else 1.8,
+                    marker="o",
+                    ms=4.8,
+                    mew=0,
+                    clip_on=False,
+                    gid=titled(f"{label}: {x:.0f} % sure, {y:.0f} % right" for x, y in points),
+                )
+            axis.grid(clip_on=False)
+            axis.set_xlim(0, 100)
+            axis.set_ylim(0, 100)
+            axis.set_xlabel("probability of the top class (%)", labelpad=4)
+            return inline_svg(figure, kind, f"{name}-{kind}", title, said)
+
+    return Plot(
+        drawn("wide", WIDE, 380.0),
+        drawn("narrow", NARROW, 340.0),
+        [(label, colour) for label, _, colour in lines],
+    )
+
+
 def dot_plot(effects: Sequence[Effect], *, name: str, title: str, x_label: str) -> Plot | None:
     """Differences by seed, with means and intervals; the axis always includes zero. None without effects."""
     if not effects:

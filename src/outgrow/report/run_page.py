@@ -13,12 +13,16 @@ from outgrow.training.record import Column, NetworkRecord, Run, RunRecord, parse
 
 
 def write_run_page(
-    path: str | Path, record: Run, test: Split | None, sections: Sequence[Section] = ()
+    path: str | Path,
+    record: Run,
+    test: Split | None,
+    sections: Sequence[Section] = (),
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write the page of a run.
 
     ``test`` are the test images that the record's comparison refers to, None if it has none. ``sections`` are
-    further sections from the run's task, in order.
+    further sections from the run's task, in order. ``warnings`` are shown at the top of the page.
     """
     record = parse_record(record)
     measure, teacher, levels = record.measure, record.teacher, score_levels(record)
@@ -40,6 +44,8 @@ def write_run_page(
         "terms": line_plot(terms, name="terms", title="Weighted terms of the training loss by epoch"),
         "term_names": [line.label for line in terms],
         "pictures": parts.pictures([record], record.student.short_name, test),
+        "warnings": warnings,
+        "lost": parts.lost([record], record.student.short_name, test),
         "sections": [section.html() for section in sections],
         "corrections": [record] if record.correction is not None else [],
         "conditions": [("method", (record.method_text,)), *parts.conditions([record])],
@@ -95,10 +101,13 @@ def _results(record: RunRecord) -> list[_Result]:
         line("student", record.student, record.student_score, "", "strong"),
         _Result(best, "", "soft", record.best_score, empty, None),
     ]
+    found = record.classification
     for level in score_levels(record):
         if level.label == "teacher" and record.teacher is not None:
             note = "mapped to these classes" if record.is_mapped else ""
             lines.append(line("teacher", record.teacher, level.value, note, ""))
         else:
             lines.append(_Result(level.label, "", "", level.value, empty, None))
+    if found is not None:
+        lines.append(_Result("always the most frequent class", "", "soft", found.majority, empty, None))
     return lines

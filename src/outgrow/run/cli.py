@@ -1,5 +1,6 @@
 """The command: ``outgrow demo | distill | evaluate | list``. Only words here; the work is elsewhere."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -265,6 +266,25 @@ DONE, FAILED, REFUSED, DIVERGED, MACHINE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 finite; the machine could not (disk full, out of memory); interrupted by Ctrl-C."""
 
 
+MACHINE_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENOSPC",
+        "EDQUOT",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "EIO",
+        "EFBIG",
+        "EMFILE",
+        "ENFILE",
+        "ENOMEM",
+        "ESTALE",
+    )
+)
+"""What a disk or its rights can cause: no fault of the program."""
+
+
 def main() -> None:
     """The entry point: what a user can meet is one message and an exit code, never a traceback."""
     import warnings
@@ -297,6 +317,17 @@ def _run() -> int:
     except BrokenPipeError:  # the reader of a pipe has what it wanted (head, less)
         sys.stderr.close()
         return DONE
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            return _say(
+                f"an unexpected error, {type(error).__name__}: {_first_line(error)}; {_log(error)}", FAILED
+            )
+        what = f"{error.filename}" if error.filename else "a file"
+        return _say(
+            f"needs to read or write {what}, got: {error.strerror}; free some room or change its rights. What was written "
+            "before is whole; --resume continues a run.",
+            MACHINE,
+        )
     except Exception as error:
         if _out_of_memory(error):
             return _say(

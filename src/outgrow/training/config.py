@@ -56,6 +56,11 @@ class ModelConfig(_Section):
     pretrained: bool = False
     """Published weights through the model's own library."""
     input_size: int | None = Field(None, ge=1)
+    mean: tuple[float, float, float] | None = None
+    """What is subtracted from red, green and blue in [0, 1], for weights whose normalisation is known to you alone;
+    None for what the file of weights states, else the default of the model's family."""
+    std: tuple[float, float, float] | None = None
+    """What they are then divided by; as ``mean``."""
 
 
 class TeacherConfig(ModelConfig):
