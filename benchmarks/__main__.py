@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = parts[name]()
         facts = provenance(torch.device(args.device), started)
         kind, colon, where = args.data.partition(":")
-        if where:  # a path of this machine says nothing elsewhere
+        if where:  # a path of this machine is useless elsewhere
             facts["command"] = facts["command"].replace(args.data, f"{kind}{colon}DATA")
         (args.out / f"{name}.json").write_text(json.dumps({"result": result, **facts}, indent=1))
 

@@ -18,7 +18,7 @@ from outgrow.losses.vid import vid_loss
 
 ROWS, CLASSES, SAMPLES = 16, 10, 64
 LOGITS = ("logits", "output", "logits", "output")
-"""How torchdistill is told where logits are: path and side, of the student and of the teacher."""
+"""torchdistill's description of where logits are: path and side, for student and teacher."""
 MAPS = {"p": {"student": {"io": "output", "path": "map"}, "teacher": {"io": "output", "path": "map"}}}
 
 

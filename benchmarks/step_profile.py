@@ -157,7 +157,7 @@ def _profile(trainer: Any, device: str, steps: int) -> dict[str, Any]:
 
 
 def _kind(event: Any) -> str:
-    """The scope around an operation, or what its name says; an unnamed one is of its parent's kind."""
+    """The kind of an operation: from the scope around it, else from its name, else that of its parent."""
     parents = [event]
     while parents[-1].cpu_parent is not None:
         parents.append(parents[-1].cpu_parent)

@@ -102,7 +102,7 @@ class Worker:
         self._answer()
 
     def close(self) -> None:
-        self.pipe.close()  # whatever it does next, it finds nobody there
+        self.pipe.close()  # its next use of the pipe fails, which ends it
         self.process.join(20)
         if self.process.is_alive():
             self.process.kill()
@@ -128,7 +128,7 @@ def _serve(pipe: Connection, threads: int | None) -> None:
             task: Callable[[Turn], None] = pipe.recv()
             try:
                 task(Turn(pipe, task.device))  # type: ignore[attr-defined]
-                raise RuntimeError("the task ended before it was told to")
+                raise RuntimeError("the task ended before its last turn")
             except Over:
                 pipe.send(0)
             except (EOFError, BrokenPipeError):

@@ -150,7 +150,7 @@ def pictures(runs: Sequence[RunRecord], method: str, test: Split | None) -> Pict
 
 
 def lost(runs: Sequence[RunRecord], method: str, test: Split | None) -> PicturesPart | None:
-    """The images of the first run that only its teacher gets right; None where its record has none."""
+    """The images of the first run that only its teacher gets right; None if its record has none."""
     first = runs[0]
     if first.compared is None or not first.compared.lost:
         return None

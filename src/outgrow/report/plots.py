@@ -214,14 +214,14 @@ def _names_beside(axis: Any, series: Sequence[Series], levels: Sequence[Level]) 
 def calibration_plot(
     lines: Sequence[tuple[str, Sequence[tuple[float, float]], str]], *, name: str, title: str
 ) -> Plot | None:
-    """Accuracy by confidence, both in percent, with the diagonal; a line is a label, points and a colour.
+    """Accuracy by confidence, both in percent, with the diagonal. A line is a label, points and a colour.
 
-    None where no line has a point.
+    None if no line has points.
     """
     lines = [line for line in lines if line[1]]
     if not lines:
         return None
-    said = "Line plot of accuracy by confidence. " + "; ".join(
+    description = "Line plot of accuracy by confidence. " + "; ".join(
         f"{label}: {', '.join(f'{x:.0f} to {y:.0f}' for x, y in points)}" for label, points, _ in lines
     )
 
@@ -244,7 +244,7 @@ def calibration_plot(
             axis.set_xlim(0, 100)
             axis.set_ylim(0, 100)
             axis.set_xlabel("probability of the top class (%)", labelpad=4)
-            return inline_svg(figure, kind, f"{name}-{kind}", title, said)
+            return inline_svg(figure, kind, f"{name}-{kind}", title, description)
 
     return Plot(
         drawn("wide", WIDE, 380.0),
