@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from outgrow.training.config import Config
 
 app = typer.Typer(
-    help="Knowledge distillation in which the student may outgrow the teacher.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,6 +29,29 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="change one field of the configuration"),
 ]
+
+
+def _print_version(wanted: bool | None) -> bool:
+    if wanted:
+        import platform
+
+        import torch
+
+        from outgrow import __version__
+
+        print(f"outgrow {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+        raise typer.Exit
+    return bool(wanted)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="of this, torch and Python"),
+    ] = False,
+) -> None:
+    """Knowledge distillation in which the student may outgrow the teacher."""
 
 
 @app.command()
@@ -294,18 +316,13 @@ def main() -> None:
 
 
 def _run() -> int:
-    import click
-
     from outgrow.machine.files import NotWritten
     from outgrow.training.guard import NonFiniteLoss
 
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         return _say("interrupted; --resume continues a run from its last checkpoint", INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
     except KeyboardInterrupt:
         return _say("interrupted; --resume continues a run from its last checkpoint", INTERRUPTED)
     except ValueError as error:
@@ -329,6 +346,10 @@ def _run() -> int:
             MACHINE,
         )
     except Exception as error:
+        # a mistyped command; by what it can do, since newer versions of Typer bring a Click of their own
+        if isinstance(code := getattr(error, "exit_code", None), int) and hasattr(error, "show"):
+            error.show()
+            return code
         if _out_of_memory(error):
             return _say(
                 f"needs more memory than this machine has free, got {_first_line(error)}; lower train.batch_size or the size "
