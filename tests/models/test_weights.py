@@ -196,6 +196,23 @@ def test_pickles_that_could_run_code_are_refused(tmp_path: Path) -> None:
         load_weights(net(), tmp_path / "whole.pt", role="exact")
 
 
+def test_what_training_scripts_keep_beside_the_weights_is_read(tmp_path: Path) -> None:
+    """torchvision's and timm's keep their options; others a path and an accuracy of NumPy's."""
+    import argparse
+
+    import numpy as np
+
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=tmp_path),
+        "best": np.float64(71.5),
+        "epoch": np.int64(3),
+    }
+    torch.save({"model": net(seed=1).net.state_dict(), **beside}, tmp_path / "c.pt")
+    ours = net()
+    load_weights(ours, tmp_path / "c.pt", role="exact")
+    assert equal(ours.net, net(seed=1).net)
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"which is not there; give the .safetensors or .pt file"):
         load_weights(net(), tmp_path / "lacking.pt", role="exact")

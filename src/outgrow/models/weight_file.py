@@ -6,7 +6,9 @@ check_tensors   only finite, plain, floating-point weights are copied into a net
 write_weights   a safetensors file, whole or not at all, with a checksum of itself
 """
 
+import argparse
 import json
+import pathlib
 import re
 import stat
 import warnings
@@ -224,7 +226,10 @@ def _read_torch(path: Path, start: bytes, who: str) -> Any:
             _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of outdated formats, which are read all the same
-            with path.open("rb") as file:  # by its content, whatever its name ends in
+            with (
+                torch.serialization.safe_globals(_harmless()),
+                path.open("rb") as file,
+            ):  # by its content, whatever its name ends in
                 return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
@@ -232,6 +237,16 @@ def _read_torch(path: Path, start: bytes, who: str) -> Any:
             "could run code when read; if you trust it, open it yourself and save its state_dict() as safetensors "
             f"(torch says: {_line(error)})."
         ) from error
+
+
+def _harmless() -> list[Any]:
+    """What training scripts keep beside the weights (options, paths, a best accuracy): values that run nothing."""
+    import numpy as np
+
+    scalar = getattr(np, "_core", getattr(np, "core", None)).multiarray.scalar  # type: ignore[union-attr]
+    kinds = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
+    names = [(scalar, f"numpy.{room}.multiarray.scalar") for room in ("core", "_core")]
+    return [argparse.Namespace, pathlib.PosixPath, np.dtype, *kinds, *names]
 
 
 def _check_archive(path: Path) -> None:
