@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from outgrow.data import ArraySplit, Augment, Batch, FileSplit, make_loader, open_data
+from outgrow.data.files import PathList
 from outgrow.data.loader import Loader
 from outgrow.data.randomness import epoch_order
-from outgrow.data.splits import PathList
 from outgrow.data.transforms import crop_flip, mix_views, partners, to_float
 
 from .helpers import write_folder

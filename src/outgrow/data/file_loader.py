@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from outgrow.data.geometry import centre_view, crop_picture, resized_crop_box
+from outgrow.data.pixels import to_tensor
 from outgrow.data.plan import Batch, ImageLoader, KeyedBatches, Plan, Views, decoding
-from outgrow.data.splits import FileSplit, to_tensor
+from outgrow.data.splits import FileSplit
 from outgrow.data.transforms import to_float
 
 

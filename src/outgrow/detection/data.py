@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from outgrow.data.cache import file_facts, fingerprint
-from outgrow.data.splits import decode, to_tensor
+from outgrow.data.identity import fingerprint
+from outgrow.data.pixels import decode, to_tensor
 from outgrow.detection.annotations import AnnotationFile, read_annotations
 from outgrow.detection.boxes import Truth
 
