@@ -167,7 +167,7 @@ def test_spawned_workers_see_the_same(files: FileSplit, monkeypatch: pytest.Monk
 
     options = {"augment": Augment(resized_crop=(0.2, 1.0)), "size": 24, "shuffle": True, "batch_size": 25}
     loader = make_loader(files, num_workers=1, **options)
-    loader._loader.multiprocessing_context = mp.get_context("spawn")  # type: ignore[attr-defined]
+    loader._decoding.workers.multiprocessing_context = mp.get_context("spawn")  # type: ignore[attr-defined]
     assert_same(epoch(loader), epoch(make_loader(files, **options)))
 
 

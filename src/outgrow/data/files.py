@@ -222,11 +222,18 @@ class PathList:
 def read_picture(path: str) -> bytes:
     """The bytes of one picture. ``ValueError`` where the file cannot be read, or is too large to be one."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
+        if os.stat(path).st_size > MAX_BYTES:
+            raise OSError(f"{os.stat(path).st_size:,} bytes, and a picture has at most {MAX_BYTES:,}")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return read_bytes(path)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a regular file; ``ValueError`` where it is none, or cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError("not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise OSError(f"{status.st_size:,} bytes, and a picture has at most {MAX_BYTES:,}")
         return Path(path).read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error

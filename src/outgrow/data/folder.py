@@ -60,11 +60,6 @@ def open_folder(root: Path, opening: Opening) -> Found:
         labels = [number for number, name in enumerate(classes) for _ in seen.get(name, Seen()).pictures]
         identity = fingerprint([os.path.realpath(folder)])
         look = look_at(paths, opening.store(root.name, identity))
-        if look.sampled:
-            opening.note(
-                f"data: {look.sampled:,} of {len(paths):,} images in {printable(folder)} are known by their size and three "
-                "blocks each, since the whole set is large: the fingerprint may miss a change between those."
-            )
         inside = [unicodedata.normalize("NFC", os.path.relpath(path, folder)) for path in paths]
         facts += [split, *inside, look.digests.tobytes()]
         parts[split] = split_of(

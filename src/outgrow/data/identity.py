@@ -122,7 +122,7 @@ def look_at(paths: Sequence[str], store: Path | None) -> Look:
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in pool.map(look, unknown):
             pass
-    if unknown and store is not None:
+    if unknown and store is not None and settled.any():
         _write_store(store, entries[settled])
     return Look(
         np.ascontiguousarray(entries["digest"]),

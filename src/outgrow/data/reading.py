@@ -13,7 +13,7 @@ from torch import Tensor
 
 from outgrow.data.cache import CacheFile, cached_split
 from outgrow.data.identity import Look, fingerprint, look_at_rows, read_look, write_look
-from outgrow.data.notes import some
+from outgrow.data.notes import printable, some
 from outgrow.data.pixels import VERSION, decode
 from outgrow.data.splits import Kept, Part, Rows
 from outgrow.machine.files import NotWritten, sealed, unsealed, write_atomically
@@ -62,31 +62,49 @@ def split_of(
 
     ``key`` changes whenever the bytes may have changed; ``identity`` says where they lie.
     """
+    note_look(rows, look, name, opening)
+    digests = look.digests
+    key = fingerprint([key, VERSION])
+    kept = kept_rows(rows, name=name, identity=identity, key=key, opening=opening)
+    if len(kept) < len(rows):
+        rows, labels, digests = Kept(rows, kept), labels[kept], digests[kept.numpy()]
+        key = fingerprint([key, *kept.tolist()])
+    cache = CacheFile.of(opening.cache, name, identity, key, opening.notes)
+    return Part(cached_split(rows, labels, pack=pack, cache=cache), rows, digests)
+
+
+def note_look(rows: Rows, look: Look, where: object, opening: Opening) -> None:
+    """What a look at encoded images has to say."""
     if look.frames.any():
         first = int(look.frames.argmax())
         opening.note(
-            f"data: {int(look.frames.sum())} images have several frames or pages, of which the first is read "
+            f"data: {int(look.frames.sum())} images in {printable(where)} have several frames or pages, of which the first is read "
             f"({rows.describe(first)})."
         )
-    digests = look.digests
-    key = fingerprint([key, VERSION])
+    if look.sampled and look.known:
+        opening.note(
+            f"data: {look.sampled:,} of {len(rows):,} images in {printable(where)} are known by their size and three blocks each, "
+            "since the whole set is large: the fingerprint may miss a change between those."
+        )
+
+
+def kept_rows(rows: Rows, *, name: str, identity: str, key: str, opening: Opening) -> Int64[Tensor, " kept"]:
+    """The rows that can be decoded, where others are to be skipped; else all of them."""
+    faults: dict[int, str] = {}
     if opening.on_fault == "skip":
         faults = _faults(rows, CacheFile.of(opening.cache, name, identity, key, opening.notes))
-        if faults:
-            kept = torch.tensor([row for row in range(len(rows)) if row not in faults])
-            opening.faults += [rows.describe(row) for row in sorted(faults)]
-            opening.note(
-                f"data: left out {len(faults)} of {len(rows)} images that cannot be decoded "
-                f"({some([rows.describe(row) for row in sorted(faults)])})."
-            )
-            if not len(kept):
-                raise ValueError(
-                    f"data: needs images that can be decoded, got none in {name} ({next(iter(faults.values()))}); restore them."
-                )
-            rows, labels, digests = Kept(rows, kept), labels[kept], digests[kept.numpy()]
-            key = fingerprint([key, *sorted(faults)])
-    cache = CacheFile.of(opening.cache, name, identity, key, opening.notes)
-    return Part(cached_split(rows, labels, pack=pack, cache=cache), rows, digests)
+    if not faults:
+        return torch.arange(len(rows))
+    names = [rows.describe(row) for row in sorted(faults)]
+    if len(faults) == len(rows):
+        raise ValueError(
+            f"data: needs images that can be decoded, got none in {printable(name)} ({faults[0]}); restore them."
+        )
+    opening.faults += names
+    opening.note(
+        f"data: left out {len(faults)} of {len(rows):,} images of {printable(name)} that cannot be decoded ({some(names)})."
+    )
+    return torch.tensor([row for row in range(len(rows)) if row not in faults])
 
 
 def look_inside(rows: Rows, *, size: int, name: str, identity: str, key: str, opening: Opening) -> Look:
