@@ -29,7 +29,7 @@ def evaluate_classifier(
     The model keeps its own input size, crop and normalisation. Without ``weights`` its published ones
     are used. ``ValueError`` where its classes are not the data's.
     """
-    data = open_data(source, label=label)
+    data = open_data(source, label=label, whole=True)
     own = name.startswith(("py:", "hf/"))
     network = create_model(name, pretrained=weights is None and not own, weights=weights)
     columns = class_columns(network, data.classes)

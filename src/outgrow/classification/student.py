@@ -4,12 +4,12 @@ from pathlib import Path
 
 from torch import nn
 
-from outgrow.classification.data import RunData, eval_loader, train_loader
+from outgrow.classification.data import PLAIN, RunData, eval_loader, set_size, train_loader
 from outgrow.classification.lesson import Classify
 from outgrow.classification.scores import evaluate
 from outgrow.data import Split
 from outgrow.knowledge import Rectifier
-from outgrow.models import InputSpec, Network, create_model, feature_paths
+from outgrow.models import Network, create_model, feature_paths
 from outgrow.models.taps import PENULTIMATE, Taps
 from outgrow.objective import Objective
 from outgrow.teacher import NoTeacher
@@ -25,8 +25,7 @@ def as_network(name: str, module: nn.Module | None, num_classes: int) -> Network
     """A module of the caller's own as a Network that sees plain [0, 1] images."""
     if module is None or isinstance(module, Network):
         return module
-    plain = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Network(module, name=name, num_classes=num_classes, input_spec=plain)
+    return Network(module, name=name, num_classes=num_classes, input_spec=PLAIN)
 
 
 def student_network(config: Config, data: RunData, module: nn.Module | None) -> Network:
@@ -51,6 +50,7 @@ def student_network(config: Config, data: RunData, module: nn.Module | None) -> 
             "build it for the classes of the data."
         )
     network.classes = data.classes
+    data.size = set_size(config.data.size, config.student, data, network)
     return network
 
 
@@ -71,6 +71,7 @@ def train_alone(
 ) -> list[EpochRecord]:
     """Train ``network`` on ``rows`` as ``config.teacher_train`` says, without a teacher, through the same loop."""
     train = config.teacher_train
+    set_size(config.data.size, config.teacher, data, network)
     device = make_accelerator(train).device
     test = eval_loader(data.test, network, train, device, config.data.workers)
     checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)
