@@ -205,7 +205,7 @@ def test_spawned_workers_see_the_same(split: DetectionSplit) -> None:
     import torch.multiprocessing as mp
 
     workers = make_scene_loader(split, batch_size=10, shuffle=True, num_workers=1, **VIEWS)
-    workers._loader.multiprocessing_context = mp.get_context("spawn")
+    workers._decoding.workers.multiprocessing_context = mp.get_context("spawn")
     assert_same(epoch(workers), epoch(make_scene_loader(split, batch_size=10, shuffle=True, **VIEWS)))
 
 
