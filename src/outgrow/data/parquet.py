@@ -270,7 +270,7 @@ def _shards(root: Path, opening: Opening) -> dict[str, tuple[Path, ...]]:
     if root.is_dir():
         for split, found in shards.items():
             _check_numbers(root, split, found)
-    return shards
+    return {split: shards[split] for split in ("train", "val", "test") if split in shards}
 
 
 def _check_numbers(root: Path, split: str, files: tuple[Path, ...]) -> None:

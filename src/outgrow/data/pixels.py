@@ -52,6 +52,8 @@ def decode(data: bytes, *, where: Callable[[], str], stored_size: tuple[int, int
     from PIL import Image
 
     try:
+        if not data:
+            raise ValueError("an empty file")
         if data.startswith(_PNG):
             _check_png(data)
         with Image.open(io.BytesIO(data)) as image:
@@ -201,9 +203,11 @@ def _to_bytes(values: "np.ndarray") -> "np.ndarray":
     elif least >= 0 and whole and largest <= 65535:
         wide = wide / 257
     else:
-        wide = (wide - least) * (255 / (largest - least)) if largest > least else np.zeros_like(wide)
+        wide = (wide - least) * 255 / (largest - least) if largest > least else np.zeros_like(wide)
     return (wide + 0.5).astype(np.uint8)
 
 
 def _reason(error: BaseException) -> str:
+    if type(error).__name__ == "UnidentifiedImageError":  # its text names an object in memory
+        return "of no kind that Pillow knows"
     return str(error).strip() or type(error).__name__
