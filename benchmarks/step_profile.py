@@ -58,8 +58,8 @@ class _NamedLoader:
     def __len__(self) -> int:
         return len(self.inner)
 
-    def epoch(self, epoch: int) -> Iterator[Any]:
-        batches = self.inner.epoch(epoch)
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        batches = self.inner.epoch(epoch, start)
         while True:
             with record_function("loader"):
                 batch = next(batches, None)

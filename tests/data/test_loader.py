@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from outgrow.data import ArraySplit, Augment, Batch, FileSplit, make_loader, open_data
+from outgrow.data.files import PathList
 from outgrow.data.loader import Loader
 from outgrow.data.randomness import epoch_order
-from outgrow.data.splits import PathList
 from outgrow.data.transforms import crop_flip, mix_views, partners, to_float
 
 from .helpers import write_folder
@@ -167,7 +167,7 @@ def test_spawned_workers_see_the_same(files: FileSplit, monkeypatch: pytest.Monk
 
     options = {"augment": Augment(resized_crop=(0.2, 1.0)), "size": 24, "shuffle": True, "batch_size": 25}
     loader = make_loader(files, num_workers=1, **options)
-    loader._loader.multiprocessing_context = mp.get_context("spawn")  # type: ignore[attr-defined]
+    loader._decoding.workers.multiprocessing_context = mp.get_context("spawn")  # type: ignore[attr-defined]
     assert_same(epoch(loader), epoch(make_loader(files, **options)))
 
 
@@ -178,6 +178,52 @@ def test_sizes_that_differ_need_a_size(files: FileSplit) -> None:
         epoch(make_loader(files, batch_size=16, augment=None, shuffle=False))
     with pytest.raises(ValueError, match="needs size for resized crops"):
         make_loader(files, batch_size=16, augment=Augment(resized_crop=(0.1, 1.0)), shuffle=True)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "files"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_from_the_middle(request: pytest.FixtureRequest, kind: str, num_workers: int) -> None:
+    split = request.getfixturevalue(kind)
+    options = {
+        "batch_size": 8,
+        "augment": EVERYTHING,
+        "size": 20,
+        "shuffle": True,
+        "num_workers": num_workers,
+    }
+    loader = make_loader(split, **options)
+    whole = epoch(loader)
+    for start in (0, 3, 6, 7):
+        rest = list(loader.epoch(2, start))
+        assert len(rest) == len(whole) - start
+        for one, other in zip(whole[start:], rest, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.target.index, other.target.index)
+    assert_same(whole, epoch(loader))
+
+
+def test_what_is_left_out_of_an_epoch_is_not_decoded(
+    files: FileSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    picture = FileSplit.picture
+    monkeypatch.setattr(FileSplit, "picture", lambda self, at: decoded.append(at) or picture(self, at))
+    loader = make_loader(files, batch_size=8, size=20, shuffle=True)
+    assert len(list(loader.epoch(1, start=5))) == 2
+    assert sorted(decoded) == sorted(epoch_order(NUM, 0, 1)[40:].tolist())
+
+
+def test_faults_read_the_same_from_workers(tmp_path: Path) -> None:
+    write_folder(tmp_path / "p", {"val/a": 3, "val/b": 3}, sides=(100,))
+    (tmp_path / "p" / "val" / "b" / "001.png").write_bytes(b"no picture")
+    data = open_data(f"folder:{tmp_path / 'p'}", cache_dir=tmp_path / "cache")
+    said = set()
+    for num_workers in (0, 2):
+        loader = make_loader(data.test, batch_size=2, shuffle=False, num_workers=num_workers)
+        with pytest.raises(ValueError, match="Pillow can decode") as caught:
+            epoch(loader)
+        said.add(str(caught.value))
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

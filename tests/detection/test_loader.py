@@ -205,7 +205,7 @@ def test_spawned_workers_see_the_same(split: DetectionSplit) -> None:
     import torch.multiprocessing as mp
 
     workers = make_scene_loader(split, batch_size=10, shuffle=True, num_workers=1, **VIEWS)
-    workers._loader.multiprocessing_context = mp.get_context("spawn")
+    workers._decoding.workers.multiprocessing_context = mp.get_context("spawn")
     assert_same(epoch(workers), epoch(make_scene_loader(split, batch_size=10, shuffle=True, **VIEWS)))
 
 
@@ -273,7 +273,9 @@ def test_a_large_one_each_epoch(split: DetectionSplit, monkeypatch: pytest.Monke
 def test_a_broken_picture_is_named(tmp_path: Path, num_workers: int) -> None:
     images = [image(k) for k in range(4)]
     write_pictures(tmp_path, images)
-    split = open_coco(f"coco:{tmp_path}:{write_json(tmp_path / 'boxes.json', images, [])}").test
+    split = open_coco(
+        f"coco:{tmp_path}:{write_json(tmp_path / 'boxes.json', images, [annotation(1, 1, [1, 1, 9, 9])])}"
+    ).test
     (tmp_path / "2.png").write_bytes(b"no picture")
     loader = make_scene_loader(split, batch_size=2, shuffle=False, num_workers=num_workers)
     with pytest.raises(ValueError, match=r"Pillow can decode, got .*/2\.png \(10 bytes"):

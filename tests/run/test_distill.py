@@ -437,7 +437,8 @@ def test_published_accuracies(shared_data: Path):
         ("cifar/resnet56", "c100_resnet56_chenyaofo", 72.63),
         ("cifar/densenet_bc_100_12", "c100_densenet_bc_100_12", 74.38),
     ]:
-        scores = evaluate_model(source, name, weights=shared_data / "weights" / f"{file}.safetensors")
+        file_name = shared_data / "weights" / f"{file}.safetensors"
+        scores = evaluate_model(source, name, weights=file_name, label="fine_label")
         assert scores["top1"] == pytest.approx(stated, abs=0.05)
 
 

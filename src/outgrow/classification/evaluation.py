@@ -33,7 +33,7 @@ def evaluate_classifier(
     warning. ``ValueError`` where some of the data's are not among them, where it has no weights, and where it
     has the classes in another order than that of the data, as far as its answers show it.
     """
-    data = open_data(source, label=label)
+    data = open_data(source, label=label, whole=True)
     own = name.startswith(("py:", "hf/"))
     network = create_model(name, pretrained=weights is None and not own, weights=weights)
     if network.weights is None:

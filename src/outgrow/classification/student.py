@@ -1,15 +1,16 @@
 """The student of a classification run, and any network trained without a teacher."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from outgrow.classification.data import RunData, eval_loader, train_loader
+from outgrow.classification.data import PLAIN, RunData, eval_loader, set_size, train_loader
 from outgrow.classification.lesson import Classify
 from outgrow.classification.scores import evaluate
 from outgrow.data import Split
 from outgrow.knowledge import Rectifier
-from outgrow.models import InputSpec, Network, create_model, feature_paths
+from outgrow.models import Network, create_model, feature_paths
 from outgrow.models.taps import PENULTIMATE, Taps
 from outgrow.models.weights import order_heads
 from outgrow.objective import Objective
@@ -26,8 +27,8 @@ def as_network(name: str, module: nn.Module | None, num_classes: int, options: M
     """A module of the caller's own as a Network that sees plain [0, 1] images, or what ``options`` say."""
     if module is None or isinstance(module, Network):
         return module
-    plain = InputSpec(None, options.mean or (0.0, 0.0, 0.0), options.std or (1.0, 1.0, 1.0))
-    return Network(module, name=name, num_classes=num_classes, input_spec=plain)
+    seen = replace(PLAIN, mean=options.mean or PLAIN.mean, std=options.std or PLAIN.std)
+    return Network(module, name=name, num_classes=num_classes, input_spec=seen)
 
 
 def student_network(
@@ -61,6 +62,7 @@ def student_network(
     if network.classes is not None and network.classes != data.classes:
         order_heads(network, data.classes)
     network.classes = data.classes
+    data.size = set_size(config.data.size, config.student, data, network)
     return network
 
 
@@ -81,6 +83,7 @@ def train_alone(
 ) -> list[EpochRecord]:
     """Train ``network`` on ``rows`` as ``config.teacher_train`` says, without a teacher, through the same loop."""
     train = config.teacher_train
+    set_size(config.data.size, config.teacher, data, network)
     device = make_accelerator(train).device
     test = eval_loader(data.test, network, train, device, config.data.workers)
     checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)

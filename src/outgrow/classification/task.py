@@ -18,6 +18,7 @@ from outgrow.classification.teacher import cached_teacher, freeze_teacher, make_
 from outgrow.data import Loader, Split
 from outgrow.knowledge import Rectifier
 from outgrow.models import Network, num_parameters, save_student
+from outgrow.models.network import resized
 from outgrow.models.taps import Taps
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, Outputs, Target
@@ -62,7 +63,10 @@ class Classification:
         student: nn.Module,
         objective: Objective,
     ) -> Taught:
-        return freeze_teacher(run, data, cast(Network | None, teacher), network_of(student), objective)
+        network = cast(Network | None, teacher)
+        if network is not None and network.input_spec.size is None and data.size is not None:
+            resized(network, data.size)  # it says nothing of its size: it sees what the student sees
+        return freeze_teacher(run, data, network, network_of(student), objective)
 
     def train_loader(
         self, run: RunContext, data: RunData, networks: Sequence[nn.Module | None], *, whole: bool = False
@@ -120,6 +124,9 @@ class Classification:
             train=len(data.train),
             val=0 if data.val is None else len(data.val),
             test=len(data.test),
+            size=data.size,
+            duplicates=data.source.duplicates,
+            faults=data.source.faults,
         )
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:

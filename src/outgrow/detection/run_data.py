@@ -46,7 +46,7 @@ class RunScenes:
 
 def open_run_scenes(config: Config) -> RunScenes:
     """The data of a run. ``ValueError`` where there is nothing to train on."""
-    data = open_coco(config.data.source)
+    data = open_coco(config.data.source, on_fault=config.data.on_fault)
     if data.train is None:
         raise ValueError(
             f"--data {config.data.source}: needs annotations to train on, got only some to evaluate; give the folder "

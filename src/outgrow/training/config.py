@@ -43,7 +43,11 @@ class DataConfig(_Section):
     train_rows: int | None = Field(None, ge=1)
     """Train on the first rows of a seeded shuffle alone; None for all."""
     size: int | None = Field(None, ge=1)
-    """Side of the training views in pixels; None for the larger of what the two networks want."""
+    """Side in pixels of the training views, and of what the student is made for and tested on; None for the larger
+    of what the two networks want. A student that is built for one size has ``student.input_size`` instead."""
+    on_fault: Literal["refuse", "skip"] = "refuse"
+    """An image that cannot be decoded: an error that names it, or left out, counted and named in the record. To
+    skip means to decode all images once before the first epoch."""
     workers: int = Field(2, ge=0)
     augment: AugmentConfig = AugmentConfig()
 

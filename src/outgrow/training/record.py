@@ -215,6 +215,12 @@ class DataRecord(_Part):
     train: int
     val: int
     test: int
+    size: int | None = None
+    """Side in pixels of what a classifier was trained and tested on; None where images have sizes of their own."""
+    duplicates: int | None = None
+    """Test images whose bytes are among the training images, too; None where nobody looked."""
+    faults: tuple[str, ...] = ()
+    """Images that were left out because they cannot be decoded."""
 
 
 class RunRecord(_Part):

@@ -7,6 +7,7 @@ seed, epoch and sample alone. What the student learns is the rectifier's and the
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -160,11 +161,7 @@ class Trainer:
 
     def _batches(self, epoch: int, start: int) -> Iterator[Any]:
         """The batches of an epoch from step ``start`` on."""
-        batches = self.loader.epoch(epoch)
-        for step in range(self._steps()):
-            batch = next(batches)
-            if step >= start:
-                yield batch
+        yield from islice(self.loader.epoch(epoch, start), self._steps() - start)
 
     def _restore(self, stateful: dict[str, Any]) -> _Progress:
         """Load the checkpoint into what has state. Where none was written yet, training starts."""
