@@ -230,12 +230,15 @@ def report(
 @app.command("list")
 def list_(
     what: Annotated[
-        Literal["presets", "losses", "rules", "schedules", "models", "recipes", "features"],
+        Literal["presets", "losses", "rules", "schedules", "models", "recipes", "fields", "features", "data"],
         typer.Argument(help="what to list"),
     ],
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="for features: whose")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL|SRC]", help="for features a model, for data a source")
+    ] = None,
 ) -> None:
-    """What there is: presets, losses, rules, schedules, models, recipes, or the features of a MODEL."""
+    """What there is: presets, losses, rules, schedules, models, recipes, the fields of a configuration, the features of
+    a MODEL, or what is in a source of data SRC (with a sheet of pictures, outgrow-data.png)."""
     from outgrow.run.listing import listing
 
     for line in listing(what, model):
