@@ -11,6 +11,9 @@ from outgrow.models import Network
 from outgrow.training.config import Config, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
 
+LEAST = 2
+"""Images that a process trains on at once, if any: a batch norm needs two."""
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -87,10 +90,11 @@ def train_loader(
         augment=Augment(**config.data.augment.model_dump()),
         size=size,
         shuffle=True,
-        drop_last=drops_last(len(split), batch_size, world_size, least=2),
+        drop_last=drops_last(len(split), batch_size, least=LEAST),
         num_workers=config.data.workers,
         rank=rank,
         world_size=world_size,
+        least=LEAST,
     )
 
 
