@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -82,7 +83,8 @@ class Loss(nn.Module):
     """Whether something of the student is held constant: the gradient is then not the value's own."""
     reads: frozenset[Literal["logits", "features"]] = frozenset({"logits"})
     draws: bool = False
-    """Whether random numbers are drawn in training, so that a row's place in the batch has an effect."""
+    """Whether random numbers are drawn in training: by the sample's number and a count that the buffer ``draw``
+    holds, so that neither the row's place nor the number of processes has an effect."""
     needs_label: bool = False
     """Whether it says nothing of a row without a label: a row loss is then 0 there, with a zero gradient."""
     batch_statistics: bool = False
@@ -93,6 +95,9 @@ class Loss(nn.Module):
 
     needs_index: bool = False
     """Whether it remembers samples by their number in the training set."""
+    process_group: dist.ProcessGroup | None = None
+    """The processes that share each batch; the objective sets it in every module that declares it. A loss that
+    relates rows is called with those of all processes and need not look at it."""
 
     @property
     def wrapped(self) -> "Loss":
@@ -101,6 +106,10 @@ class Loss(nn.Module):
 
     def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
         """Which of the teacher's ``features`` it reads, once it is set up; all where it cannot tell."""
+        return frozenset(features) if "features" in self.reads else frozenset()
+
+    def student_taps(self, features: Collection[str]) -> frozenset[str]:
+        """Which of the student's ``features`` it reads, once it is set up; all where it cannot tell."""
         return frozenset(features) if "features" in self.reads else frozenset()
 
     def prefer_taps(self, names: Sequence[str]) -> None:
@@ -147,6 +156,9 @@ class ImageLoss(Loss):
 
 class BatchLoss(Loss):
     """Implements :meth:`batch`.
+
+    Under several processes it gets the rows of all of them, in the order of their ranks: a row's place in the
+    batch must have no effect.
 
     ``weight`` (float, rows, at least 0; None for ones) scales as a loss does: twice the weights give
     twice the value, and weights of 0 and 1 give the loss of the rows that are left times their share
