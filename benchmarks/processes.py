@@ -98,7 +98,14 @@ def train(case: Case, dtype: torch.dtype, group: dist.ProcessGroup | None) -> di
     objective.to(dtype)
     rank, processes = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     plan = Plan(
-        num=NUM, batch_size=BATCH, seed=0, shuffle=True, drop_last=False, rank=rank, world_size=processes, least=2
+        num=NUM,
+        batch_size=BATCH,
+        seed=0,
+        shuffle=True,
+        drop_last=False,
+        rank=rank,
+        world_size=processes,
+        least=2,
     )
     learns = [p for module in (student, objective) for p in module.parameters()]
     optimizer = torch.optim.SGD(learns, lr=0.02, momentum=0.9)
@@ -167,9 +174,7 @@ def _target(case: Case, data: Mapping[str, Any], own: Sequence[int]) -> Target:
     return Target(data["rows"][index], index=index)
 
 
-def _worker(
-    rank: int, processes: int, folder: str, cases: Mapping[str, Case], dtype: torch.dtype
-) -> None:
+def _worker(rank: int, processes: int, folder: str, cases: Mapping[str, Case], dtype: torch.dtype) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     found = {name: train(case, dtype, dist.group.WORLD) for name, case in cases.items()}
@@ -189,7 +194,11 @@ def differences(
         one = train(case, dtype, None)
         result[name] = {
             part: max(
-                (float((rank[name][part][key] - value).abs().max()) for rank in ranks for key, value in of.items()),
+                (
+                    float((rank[name][part][key] - value).abs().max())
+                    for rank in ranks
+                    for key, value in of.items()
+                ),
                 default=0.0,
             )
             for part, of in one.items()

@@ -72,9 +72,7 @@ def as_integers(random: Int64[Tensor, "*shape"], *, high: int) -> Int64[Tensor, 
     return (((random >> 32) & 0xFFFFFFFF) * high) >> 32
 
 
-def keyed_uniform(
-    key: Int64[Tensor, "2"], index: Int64[Tensor, " n"], num: int
-) -> Float32[Tensor, "n num"]:
+def keyed_uniform(key: Int64[Tensor, "2"], index: Int64[Tensor, " n"], num: int) -> Float32[Tensor, "n num"]:
     """``num`` numbers in [0, 1) for each sample, by a ``key`` (a seed and a count of draws) that stays on the device.
 
     >>> drawn = keyed_uniform(torch.tensor([5, 2]), torch.tensor([7]), 3)
