@@ -41,6 +41,8 @@ class Case(NamedTuple):
     """Blended as by mixup."""
     proposals: bool = False
     """Rows are not images, and each process has another number of them an image."""
+    told: bool = True
+    """Whether the objective knows of the other processes; to see that the measurement sees it."""
 
 
 CASES = {
@@ -88,7 +90,7 @@ def train(case: Case, dtype: torch.dtype, group: dist.ProcessGroup | None) -> di
     boxes = case.loss in DETECTOR_LOSSES
     student, teacher = Net(4, boxes=boxes).to(dtype), Net(5, boxes=boxes).to(dtype)
     objective = Objective(case.loss, normalize="subset" if case.normalize == "subset" else "rows")
-    objective.process_group = group
+    objective.process_group = group if case.told else None
     data = _data(case, dtype)
     with torch.no_grad():
         dry = range(BATCH)
@@ -114,7 +116,7 @@ def train(case: Case, dtype: torch.dtype, group: dist.ProcessGroup | None) -> di
     if group is not None:
         called = DistributedDataParallel(student)
         if list(objective.parameters()):
-            measured = DistributedDataParallel(objective, broadcast_buffers=False)
+            measured = DistributedDataParallel(objective)
     rectify = Rectifier(case.rule, temperature=objective.temperature or 4.0)
     for step, share in enumerate(plan.batches(0)):
         own = share.tolist()

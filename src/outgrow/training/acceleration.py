@@ -1,6 +1,7 @@
 """What makes a step fast on this machine: device and precision, memory layout, fused norms, torch.compile."""
 
 import inspect
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -38,6 +39,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         # group stay
         AcceleratorState._reset_state()
     several = launched() > 1
+    for name, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(
+                f"accelerate launch: needs plain data parallelism, got {name}, which would split the student and its "
+                "losses over the processes; leave its options out, or start the run with torchrun."
+            )
     if several and config.device == "mps":
         raise ValueError(
             "train.device: needs cuda or cpu for several processes, got mps; use cpu, or start one process."

@@ -81,6 +81,8 @@ class Trainer:
 
     def _fit(self, accelerator: Accelerator, resume: bool, seed: int) -> list[EpochRecord]:
         config, group = self.config, process_group()
+        if self.objective.process_group is None:
+            self.objective.process_group = group
         _, processes = rank_and_size(group)
         student, objective = place(
             config, accelerator, self.student, self.teacher, self.objective, compiles=self.compiles

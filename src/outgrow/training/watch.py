@@ -106,7 +106,10 @@ class Watch:
         """On the terminal, and in torchrun's own report of what failed."""
         self.show(text)
         if (report := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
-            message = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+            message = {
+                "message": text,
+                "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))},
+            }
             with suppress(OSError):
                 Path(report).write_text(json.dumps({"message": message}))
 
