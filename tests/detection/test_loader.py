@@ -223,6 +223,15 @@ def test_ranks_share_the_batches_of_one_process(split: DetectionSplit, world_siz
         assert set(shown.tolist()) == set(step.index.tolist())
 
 
+def test_training_keeps_every_picture_whatever_the_number_of_processes(split: DetectionSplit) -> None:
+    options = {"batch_size": 3, "shuffle": True, **VIEWS}
+    whole = epoch(make_scene_loader(split, **options))
+    ranks = [epoch(make_scene_loader(split, rank=k, world_size=4, **options)) for k in range(4)]
+    assert {len(batches) for batches in ranks} == {len(whole)}
+    assert all(len(part.images) == 0 for part in ranks[3])
+    assert_same(whole, [batch for batches in ranks for batch in batches])
+
+
 @pytest.mark.parametrize(("batch_size", "world_size"), [(8, 3), (7, 4), (2, 4)])
 def test_evaluation_shows_every_picture_once(split: DetectionSplit, batch_size: int, world_size: int) -> None:
     ranks = [

@@ -18,6 +18,8 @@ PHOTO = 224
 """Side in pixels at which photographs are seen where nobody asks for another: that of most published nets."""
 PLAIN = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """What a net wants that says nothing."""
+LEAST = 2
+"""Images that a process trains on at once, if any: a batch norm needs two."""
 
 
 @dataclass
@@ -170,10 +172,11 @@ def train_loader(
         crop_pct=_crop(spec, split, size),
         interpolation=spec.interpolation,
         shuffle=True,
-        drop_last=drops_last(len(split), batch_size, world_size, least=2),
+        drop_last=drops_last(len(split), batch_size, least=LEAST),
         num_workers=config.data.workers,
         rank=rank,
         world_size=world_size,
+        least=LEAST,
     )
 
 

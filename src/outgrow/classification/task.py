@@ -26,6 +26,7 @@ from outgrow.report.run_page import write_run_page
 from outgrow.teacher import BaseTeacher
 from outgrow.training.config import Config
 from outgrow.training.meter import EpochRecord, best_epoch
+from outgrow.training.processes import process_group
 from outgrow.training.record import DataRecord, RunRecord, StudentRecord
 from outgrow.training.task import Parts, RunContext, Taught
 
@@ -78,6 +79,8 @@ class Classification:
         if not parts.objective.reads_features:
             return
         loader, train, teacher = parts.loader, parts.data.train, parts.taught.module.to(run.device)
+        if process_group() is not None:  # what is estimated from the dry run comes from a whole batch
+            loader = self.train_loader(run, parts.data, [parts.teacher, parts.student], whole=True)
         batch = next(loader.epoch(0))
         student = parts.student.to(run.device).eval()
         with torch.no_grad():

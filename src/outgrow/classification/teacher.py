@@ -381,13 +381,15 @@ def _features_read(teacher: BaseTeacher, objective: Objective, loader: Loader) -
     """The teacher's taps that the losses of a run read in each step, and the shape of each for one image."""
     if not objective.reads_features:
         return {}
-    batch = next(loader.epoch(0))
-    features = teacher(batch.images, index=batch.target.index).features
+    images = next(loader.epoch(0)).images
+    if not len(images):  # an empty share: one blank image has the same shapes
+        images = images.new_zeros(1, *images.shape[1:])
+    features = teacher(images).features
     read = objective.teacher_taps(features)
     for name in read:
-        if len(features[name]) != len(batch.images):
+        if len(features[name]) != len(images):
             raise ValueError(
                 f"teacher.cache_features: needs one feature an image, got {tuple(features[name].shape)} from {name!r} for "
-                f"{len(batch.images)} images; tap another module, or leave teacher.cache out."
+                f"{len(images)} images; tap another module, or leave teacher.cache out."
             )
     return {name: tuple(value.shape[1:]) for name, value in features.items() if name in read}

@@ -66,6 +66,8 @@ class _Decoded(Dataset[Tensor]):
         return crop_picture(picture, box, size=v.size, interpolation=v.interpolation)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Tensor]:
+        if not keys:  # an empty share still has a size
+            return [self[0, 0]]
         images = [self[key] for key in keys]
         for key, image in zip(keys, images, strict=True):
             if image.shape != images[0].shape:

@@ -56,20 +56,23 @@ class Loader(Protocol):
         """
 
 
-def drops_last(num: int, batch_size: int, world_size: int, *, least: int) -> bool:
-    """Whether training leaves out an epoch's last, smaller batch: its processes would have unequal shares, or
-    fewer than ``least`` rows each (a batch norm needs two).
+def drops_last(num: int, batch_size: int, *, least: int) -> bool:
+    """Whether training leaves out an epoch's last, smaller batch: it has fewer than ``least`` rows (a batch norm
+    needs two). It does not depend on the number of processes.
 
-    >>> [drops_last(num, 32, 1, least=2) for num in (96, 97, 98)]
+    >>> [drops_last(num, 32, least=2) for num in (96, 97, 98)]
     [False, True, False]
     """
-    rest = num % batch_size
-    return rest > 0 and (rest % world_size > 0 or rest // world_size < least)
+    return 0 < num % batch_size < least
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which positions of a split make up which batch."""
+    """Which positions of a split make up which batch.
+
+    In training a process's share of a batch has ``least`` rows or more, or none: where a batch is too small for
+    all processes, the first ones share it.
+    """
 
     num: int
     batch_size: int
@@ -78,6 +81,7 @@ class Plan:
     drop_last: bool
     rank: int
     world_size: int
+    least: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
@@ -85,31 +89,34 @@ class Plan:
                 f"make_loader: needs batch_size >= 1 and 0 <= rank < world_size, got batch_size={self.batch_size}, "
                 f"rank={self.rank}, world_size={self.world_size}; set them from the process group."
             )
-        rest = self.num % self.batch_size
         if self.drop_last and self.num < self.batch_size:
             raise ValueError(
                 f"make_loader: needs batch_size <= {self.num} (the samples there are) when the last batch is "
                 f"dropped, got {self.batch_size}; lower it or keep the last batch."
             )
-        if self.shuffle and (
-            self.batch_size % self.world_size or (rest % self.world_size and not self.drop_last)
-        ):
-            raise ValueError(
-                f"make_loader: needs equal counts on all {self.world_size} processes to train, got batch_size="
-                f"{self.batch_size} and {rest} samples in the last batch; make batch_size a multiple and set drop_last."
-            )
 
     def batches(self, epoch: int, start: int = 0) -> list[Int64[Tensor, " share"]]:
-        """This process's positions, batch by batch from ``start`` on; without batches of which it has no share."""
+        """This process's positions, batch by batch from ``start`` on.
+
+        In training these are all batches, as all processes take every step; otherwise those of which it has a share.
+        """
         order = epoch_order(self.num, self.seed, epoch) if self.shuffle else torch.arange(self.num)
-        shares = [batch[self.rank :: self.world_size] for batch in order.split(self.batch_size)]
+        shares = [self._share(batch) for batch in order.split(self.batch_size)]
         if self.drop_last:
             shares = shares[: self.num // self.batch_size]
-        return [share for share in shares if len(share)][start:]
+        shares = shares if self.shuffle else [share for share in shares if len(share)]
+        return shares[start:]
+
+    def _share(self, batch: Int64[Tensor, " batch"]) -> Int64[Tensor, " share"]:
+        sharers = min(self.world_size, max(len(batch) // self.least, 1)) if self.shuffle else self.world_size
+        return batch[self.rank :: sharers] if self.rank < sharers else batch[:0]
 
     def __len__(self) -> int:
         full, rest = divmod(self.num, self.batch_size)
-        return full * (self.rank < self.batch_size) + (rest > self.rank and not self.drop_last)
+        last = rest > 0 and not self.drop_last
+        if self.shuffle:
+            return full + last
+        return full * (self.rank < self.batch_size) + (rest > self.rank and last)
 
 
 @dataclass(frozen=True)

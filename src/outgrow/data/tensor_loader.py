@@ -59,8 +59,9 @@ class TensorLoader(ImageLoader):
                 [
                     resized_crop_box(height, width, scale=scale, seed=v.seed, epoch=epoch, index=number)
                     for number in counter.tolist()
-                ]
-            )
+                ],
+                dtype=torch.int64,
+            ).view(len(counter), 4)
             pixels = crop_batch(to_float(images), boxes.to(self._device), size=v.size or height)
             return v.finish(v.crop_flip(pixels, index, epoch), index, epoch)
         pixels = to_float(v.crop_flip(images, index, epoch))

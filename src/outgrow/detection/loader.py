@@ -133,4 +133,6 @@ class _Decoded(Dataset[Tensor]):
 
 def _end_to_end(images: list[Tensor]) -> UInt8[Tensor, " bytes"]:
     """One tensor, whatever the sizes: one file handle between processes and one copy to the device."""
+    if not images:  # the share of a process may be empty
+        return torch.empty(0, dtype=torch.uint8)
     return torch.cat([image.reshape(-1) for image in images])

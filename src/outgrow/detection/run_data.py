@@ -78,7 +78,7 @@ def train_scenes(
         device=device,
         seed=config.seed,
         shuffle=True,
-        drop_last=drops_last(len(split), batch_size, world_size, least=1),
+        drop_last=drops_last(len(split), batch_size, least=1),
         flip=augment.flip,
         resized_crop=augment.resized_crop,
         num_workers=config.data.workers,

@@ -16,10 +16,12 @@ from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.losses.across import channel_mean, count_of
 from outgrow.losses.base import BatchLoss, Fixture, ImageLoss
 from outgrow.models.taps import NOT_TAPS, PENULTIMATE
 from outgrow.outputs import Outputs, Target, lift
@@ -217,14 +219,42 @@ def match_channels(student: int, teacher: int) -> nn.Module:
 
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm for connectors: a batch with one value a channel (one image, pooled) has no variance,
-    so the running statistics stand in instead of an error at the end of an epoch."""
+    so the running statistics stand in instead of an error at the end of an epoch.
+
+    Under several processes the statistics are those of all their images, on a CPU too, where torch's
+    SyncBatchNorm does not work.
+    """
+
+    process_group: dist.ProcessGroup | None = None
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.process_group is not None:
+            return self._together(input, self.process_group)
         if self.training and input.numel() == input.shape[1]:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         return super().forward(input)
+
+    def _together(self, input: Tensor, group: dist.ProcessGroup) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        count = count_of(input, group)
+        several = count > 1
+        mean = channel_mean(input, group)
+        variance = channel_mean((input - mean).square(), group)
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1).clamp_min(1)
+            for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
+                moved = running.lerp(now.flatten().to(running.dtype), self.momentum)
+                running.copy_(torch.where(several, moved, running))
+            self.num_batches_tracked += several
+        mean = torch.where(several, mean, self.running_mean[:, None, None])
+        variance = torch.where(several, variance, self.running_var[:, None, None])
+        scale = self.weight[:, None, None] / (variance + self.eps).sqrt()
+        return (input - mean) * scale + self.bias[:, None, None]
 
 
 def pool_to_smaller(
@@ -333,7 +363,7 @@ class MapLoss(ImageLoss):
                 "with the outputs of one dry run before the first step."
             )
         stages = [pair.maps(student, teacher) for pair in self.pairs]
-        if not len(stages[0][0]):
+        if not len(stages[0][0]) and self.process_group is None:  # else other processes may wait for this one
             return torch.stack([own.flatten(1).sum(dim=1) for own, _ in stages]).sum(dim=0)
         return self.compare(stages, target)
 
@@ -356,6 +386,9 @@ class RelationLoss(BatchLoss):
         super().__init__()
         self.student_path = PENULTIMATE if student is None else student
         self.teacher_path = PENULTIMATE if teacher is None else teacher
+
+    def student_taps(self, features: Collection[str]) -> frozenset[str]:
+        return frozenset({self.student_path})
 
     def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
         return frozenset({self.teacher_path})

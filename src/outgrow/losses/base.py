@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -81,7 +82,8 @@ class Loss(nn.Module):
     """Whether a part that depends on the student is detached: the gradient is then not that of the value."""
     reads: frozenset[Literal["logits", "features"]] = frozenset({"logits"})
     draws: bool = False
-    """Whether random numbers are drawn in training, so that a row's place in the batch has an effect."""
+    """Whether random numbers are drawn in training: by the sample's number and a count that the buffer ``draw``
+    holds, so that neither the row's place nor the number of processes has an effect."""
     needs_label: bool = False
     """Whether it needs labels. On a row without a label a row loss is then 0, with a zero gradient."""
     batch_statistics: bool = False
@@ -94,6 +96,9 @@ class Loss(nn.Module):
     """Whether ``outgrow.losses.kd_fast`` computes it and its gradient in one pass."""
     needs_index: bool = False
     """Whether it has a memory of samples, by their number in the training set."""
+    process_group: dist.ProcessGroup | None = None
+    """The processes that share each batch. The objective sets it in every module that declares it. A loss that relates
+    rows is called with the rows of all processes and does not need it."""
 
     @property
     def wrapped(self) -> "Loss":
@@ -102,6 +107,10 @@ class Loss(nn.Module):
 
     def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
         """The subset of the teacher's ``features`` that it reads, after :meth:`setup`; all if it is not known."""
+        return frozenset(features) if "features" in self.reads else frozenset()
+
+    def student_taps(self, features: Collection[str]) -> frozenset[str]:
+        """Which of the student's ``features`` it reads, once it is set up; all where it cannot tell."""
         return frozenset(features) if "features" in self.reads else frozenset()
 
     def prefer_taps(self, names: Sequence[str]) -> None:
@@ -150,6 +159,9 @@ class ImageLoss(Loss):
 
 class BatchLoss(Loss):
     """A loss with one value per batch. Subclasses implement :meth:`batch`.
+
+    Under several processes it gets the rows of all of them, in the order of their ranks: the place of a row in the
+    batch must have no effect.
 
     ``weight`` (float, rows, at least 0; None for ones) acts as it does on a mean over rows. Twice the weights
     give twice the value. Weights of 0 and 1 give the loss of the rows with weight 1 times their share of the

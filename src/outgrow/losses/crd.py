@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from outgrow.data.randomness import keyed_uniform
 from outgrow.losses.base import BatchLoss, Fixture, positive
 from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import Outputs, Target, lift
@@ -68,6 +69,7 @@ class CRD(BatchLoss):
     by_class: Tensor
     class_size: Tensor
     class_start: Tensor
+    draw: Tensor
 
     def __init__(
         self, dim: int = 128, negatives: int = 16384, temperature: float = 0.07, momentum: float = 0.5
@@ -77,6 +79,9 @@ class CRD(BatchLoss):
         self.contrast_temperature = positive(temperature, what="crd: temperature")
         self.embed_student: nn.Module | None = None
         self.embed_teacher: nn.Module | None = None
+
+    def student_taps(self, features: Collection[str]) -> frozenset[str]:
+        return frozenset({PENULTIMATE})
 
     def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
         return frozenset({PENULTIMATE})
@@ -103,6 +108,8 @@ class CRD(BatchLoss):
         self.register_buffer("by_class", label.clamp(min=UNKNOWN).argsort(stable=True))
         self.register_buffer("class_size", known)
         self.register_buffer("class_start", known.cumsum(0) - known + (label < 0).sum())
+        # the seed of the draws, and the batches that have drawn
+        self.register_buffer("draw", torch.stack([torch.randint(2**62, ()), torch.tensor(0)]))
 
     def batch(
         self, student: Outputs, teacher: Outputs, target: Target, weight: Float[Tensor, " rows"]
@@ -161,7 +168,8 @@ class CRD(BatchLoss):
         size = torch.where(of_a_class, self.class_size[label], zero)[:, None]
         start = torch.where(of_a_class, self.class_start[label], zero)[:, None]
         room = num - size
-        position = (torch.rand(len(slot), self.negatives, device=slot.device) * room).long()
+        position = (keyed_uniform(self.draw, slot, self.negatives) * room).long()
+        self.draw[1] += 1
         position = torch.minimum(position, room - 1).clamp(min=0)
         position = position + size * (position >= start)
         return torch.cat([slot[:, None], self.by_class[position.clamp(max=num - 1)]], dim=1)

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.data.randomness import keyed_uniform
 from outgrow.losses.adapters import MapLoss, Paths, match_channels, resize_to
 from outgrow.outputs import Target, lift
 
@@ -33,13 +34,15 @@ class MGD(MapLoss):
     Summed over pairs of stages; without paths, on the last tap of each network. On average a share
     ``mask_ratio`` of the student's map is set to zero: whole channels if rows are images, positions if they
     are not (``Target.image``). These are the authors' masks for classification and for detection. Like
-    dropout, masking is off in eval mode.
+    dropout, masking is off in eval mode. With ``Target.index`` the mask of an image depends only on its number and on
+    how many batches came before.
     """
 
     zero_at_match = False  # it compares a generated map
     draws = True
     default = "last"
     parts = "its generator"
+    draw: Tensor
 
     def __init__(self, mask_ratio: float = 0.5, student: Paths = None, teacher: Paths = None) -> None:
         super().__init__(student, teacher)
@@ -60,20 +63,28 @@ class MGD(MapLoss):
             )
             for _, other in stages
         )
+        # the seed of the masks, and how many maps have drawn one
+        self.register_buffer("draw", torch.stack([torch.randint(2**62, ()), torch.tensor(0)]))
 
     def compare(self, stages: list[tuple[Tensor, Tensor]], target: Target) -> Float[Tensor, " images"]:
         value = []
         for connect, generate, (own, other) in zip(self.connectors, self.generators, stages, strict=True):
-            own = self._masked(resize_to(connect(own), other), spatial=target.image is not None)
+            own = self._masked(resize_to(connect(own), other), target)
             value.append(mgd_loss(generate(own), other))
         return torch.stack(value).sum(dim=0)
 
-    def _masked(self, own: Tensor, *, spatial: bool) -> Tensor:
+    def _masked(self, own: Tensor, target: Target) -> Tensor:
         if not self.training:
             return own
         images, channels, height, width = own.shape
+        spatial = target.image is not None
         shape = (images, 1, height, width) if spatial else (images, channels, 1, 1)
-        return own * (torch.rand(shape, device=own.device) >= self.mask_ratio)
+        if spatial or target.index is None:
+            random = torch.rand(shape, device=own.device)
+        else:
+            random = keyed_uniform(self.draw, target.index.long(), channels).view(shape)
+            self.draw[1] += 1
+        return own * (random >= self.mask_ratio)
 
     def extra_repr(self) -> str:
         return f"mask_ratio={self.mask_ratio}"

@@ -3,9 +3,11 @@
 import math
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.losses.across import summed
 from outgrow.losses.adapters import BatchNorm, MapLoss, Paths, pool_to_smaller
 from outgrow.outputs import Target, lift
 
@@ -60,13 +62,13 @@ class OFD(MapLoss):
             self.connectors.append(nn.Sequential(convolution, BatchNorm(other.shape[1])))
             for name in ("sum", "count"):
                 self.register_buffer(f"negative_{name}_{i}", other.new_zeros(other.shape[1]))
-            self._observe(i, other)
+            self._observe(i, other, None)  # the dry run is one on all processes
 
     def compare(self, stages: list[tuple[Tensor, Tensor]], target: Target) -> Float[Tensor, " images"]:
         value = []
         for i, (connect, (own, other)) in enumerate(zip(self.connectors, stages, strict=True)):
             if self.training:
-                self._observe(i, other)
+                self._observe(i, other, self.process_group)
             pooled = pool_to_smaller(connect(own), other)
             value.append(ofd_loss(*pooled, self.margin(i)) / 2 ** (len(stages) - 1 - i))
         return torch.stack(value).sum(dim=0)
@@ -77,7 +79,8 @@ class OFD(MapLoss):
         return total / self.get_buffer(f"negative_count_{stage}").clamp_min(1)
 
     @torch.no_grad()
-    def _observe(self, stage: int, teacher: Tensor) -> None:
+    def _observe(self, stage: int, teacher: Tensor, group: dist.ProcessGroup | None) -> None:
         negative = teacher.clamp(max=0)
-        self.get_buffer(f"negative_sum_{stage}").add_(negative.sum(dim=(0, 2, 3)))
-        self.get_buffer(f"negative_count_{stage}").add_((negative < 0).sum(dim=(0, 2, 3)))
+        total, count = negative.sum(dim=(0, 2, 3)), (negative < 0).sum(dim=(0, 2, 3))
+        self.get_buffer(f"negative_sum_{stage}").add_(summed(total, group))
+        self.get_buffer(f"negative_count_{stage}").add_(summed(count, group))

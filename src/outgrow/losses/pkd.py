@@ -1,9 +1,11 @@
 """Distillation by Pearson correlation of feature maps: ``pkd``."""
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.losses.across import channel_mean
 from outgrow.losses.adapters import MapLoss, Paths, match_channels, resize_to
 from outgrow.outputs import Target, lift
 
@@ -11,6 +13,8 @@ from outgrow.outputs import Target, lift
 def pkd_loss(
     student: Float[Tensor, "images channels height width"],
     teacher: Float[Tensor, "images channels height width"],
+    *,
+    process_group: dist.ProcessGroup | None = None,
 ) -> Float[Tensor, " images"]:
     r"""Half the mean squared difference of standardised maps, one value per image.
 
@@ -19,24 +23,24 @@ def pkd_loss(
     Each channel is scaled to mean zero and variance one over all images and positions of the batch. The mean
     over the images is then one minus Pearson's correlation, averaged over channels. Zero where every student
     channel is the teacher's times a positive number, plus a constant. A channel that does not vary becomes
-    zeros, with a zero gradient.
+    zeros, with a zero gradient. With ``process_group`` the batch is that of all its processes.
 
     Reference: Cao et al. (NeurIPS 2022), https://arxiv.org/abs/2207.02039, section 3.2.
 
     >>> pkd_loss(torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[[[8.0, 4.0]]]]))
     tensor([2.])
     """
-    difference = _standardized(lift(student)) - _standardized(lift(teacher))
+    difference = _standardized(lift(student), process_group) - _standardized(lift(teacher), process_group)
     return 0.5 * difference.square().flatten(1).mean(dim=1)
 
 
-def _standardized(value: Tensor) -> Tensor:
-    centred = value - value.mean(dim=(0, 2, 3), keepdim=True)
-    variance = centred.square().mean(dim=(0, 2, 3), keepdim=True)
+def _standardized(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    centred = value - channel_mean(value, group)
+    variance = channel_mean(centred.square(), group)
     # A deviation within rounding error counts as zero, and so does one whose square underflows. The value is
     # replaced before the square root, so that no gradient is NaN.
     precision = torch.finfo(value.dtype)
-    tolerance = (8 * precision.eps) ** 2 * value.detach().square().mean(dim=(0, 2, 3), keepdim=True)
+    tolerance = (8 * precision.eps) ** 2 * channel_mean(value.detach().square(), group)
     varies = variance > tolerance.clamp_min(precision.tiny / precision.eps)
     root = torch.where(varies, variance, torch.ones_like(variance)).sqrt()
     return torch.where(varies, centred / root, torch.zeros_like(centred))
@@ -60,7 +64,7 @@ class PKD(MapLoss):
 
     def compare(self, stages: list[tuple[Tensor, Tensor]], target: Target) -> Float[Tensor, " images"]:
         value = [
-            pkd_loss(resize_to(connect(own), other), other)
+            pkd_loss(resize_to(connect(own), other), other, process_group=self.process_group)
             for connect, (own, other) in zip(self.connectors, stages, strict=True)
         ]
         return torch.stack(value).sum(dim=0)

@@ -85,6 +85,9 @@ class Standardize(Loss):
     def wrapped(self) -> Loss:
         return self.base
 
+    def student_taps(self, features: Collection[str]) -> frozenset[str]:
+        return self.base.student_taps(features)
+
     def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
         return self.base.teacher_taps(features)
 

@@ -111,6 +111,7 @@ def distill(
     """Distil a teacher into a student on your own data."""
     from outgrow.run import distill as run
     from outgrow.training.config import assignments, merge
+    from outgrow.training.processes import is_main
     from outgrow.training.progress import make_reporter
 
     flags: dict[str, Any] = {
@@ -138,7 +139,7 @@ def distill(
             "distill: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
         )
     record = run(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter())
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and is_main():
         print_result(record)
 
 
@@ -319,56 +320,66 @@ def main() -> None:
 
 
 def _run() -> int:
-    from outgrow.machine.files import NotWritten
-    from outgrow.training.guard import NonFiniteLoss
+    from outgrow.training.processes import leave
+    from outgrow.training.watch import Ended, Reason, Watch, lost_another
 
-    try:
-        code = app(standalone_mode=False)
-    except typer.Abort:
-        return _say("interrupted; --resume continues a run from its last checkpoint", INTERRUPTED)
-    except KeyboardInterrupt:
-        return _say("interrupted; --resume continues a run from its last checkpoint", INTERRUPTED)
-    except ValueError as error:
-        return _say(str(error), REFUSED)
-    except NonFiniteLoss as error:
-        return _say(str(error), DIVERGED)
-    except NotWritten as error:
-        return _say(f"{error.strerror}; --resume continues the run", MACHINE)
-    except BrokenPipeError:  # the reader of a pipe has what it wanted (head, less)
-        sys.stderr.close()
-        return DONE
-    except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
-            return _say(
-                f"an unexpected error, {type(error).__name__}: {_first_line(error)}; {_log(error)}", FAILED
-            )
-        what = f"{error.filename}" if error.filename else "a file"
-        return _say(
-            f"needs to read or write {what}, got: {error.strerror}; free some room or change its rights. What was written "
-            "before is whole; --resume continues a run.",
-            MACHINE,
-        )
-    except Exception as error:
-        # a mistyped command; by what it can do, since newer versions of Typer bring a Click of their own
-        if isinstance(code := getattr(error, "exit_code", None), int) and hasattr(error, "show"):
-            error.show()
-            return code
-        if _out_of_memory(error):
-            return _say(
-                f"needs more memory than this machine has free, got {_first_line(error)}; lower train.batch_size or the size "
-                "of the images.",
-                MACHINE,
-            )
-        return _say(
-            f"an unexpected error, {type(error).__name__}: {_first_line(error)}; {_log(error)}", FAILED
-        )
+    watch = Watch(_show, lost=MACHINE, told=INTERRUPTED)
+    with watch():
+        try:
+            code = app(standalone_mode=False)
+            leave()
+        except Ended:
+            return watch.lost_others()
+        except BaseException as error:
+            if lost_another(error):
+                return watch.lost_others(error)
+            text, number = _reason(error)
+            return watch.failed(Reason(text, number)) if text else number
     return code if isinstance(code, int) else DONE
 
 
-def _say(text: str, code: int) -> int:
+def _reason(error: BaseException) -> tuple[str, int]:
+    """What to say of ``error``, and the exit code."""
+    from outgrow.machine.files import NotWritten
+    from outgrow.training.guard import NonFiniteLoss
+
+    match error:
+        case typer.Abort() | KeyboardInterrupt():
+            return "interrupted; --resume continues a run from its last checkpoint", INTERRUPTED
+        case Exception() if hasattr(error, "exit_code") and hasattr(error, "show"):
+            # a mistyped command; by what it can do, since newer versions of Typer bring a Click of their own
+            error.show()
+            return "", int(error.exit_code)
+        case ValueError():
+            return str(error), REFUSED
+        case NonFiniteLoss():
+            return str(error), DIVERGED
+        case NotWritten():
+            return f"{error.strerror}; --resume continues the run", MACHINE
+        case BrokenPipeError():  # the reader of a pipe has what it wanted (head, less)
+            sys.stderr.close()
+            return "", DONE
+        case OSError() if error.errno in MACHINE_ERRORS:
+            what = error.filename or "a file"
+            return (
+                f"needs to read or write {what}, got: {error.strerror}; free some room or change its rights. What was "
+                "written before is whole; --resume continues a run.",
+                MACHINE,
+            )
+        case Exception() if _out_of_memory(error):
+            return (
+                f"needs more memory than this machine has free, got {_first_line(error)}; lower train.batch_size or the "
+                "size of the images.",
+                MACHINE,
+            )
+        case Exception():
+            return f"an unexpected error, {type(error).__name__}: {_first_line(error)}; {_log(error)}", FAILED
+    raise error
+
+
+def _show(text: str) -> None:
     safe = f"outgrow: {text}".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
-    print(safe.decode(sys.stderr.encoding or "utf-8"), file=sys.stderr)
-    return code
+    print(safe.decode(sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)
 
 
 def _first_line(error: BaseException) -> str:
@@ -410,4 +421,7 @@ def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> 
     """A warning as one line, without the line of code that it came from."""
     if issubclass(category, DeprecationWarning | PendingDeprecationWarning):
         return
-    _say(f"warning: {message}", DONE)
+    from outgrow.training.processes import is_main
+
+    if is_main():
+        _show(f"warning: {message}")
