@@ -16,7 +16,7 @@ from outgrow.data.pixels import decode, has_frames, is_picture
 from .helpers import encoded, picture, write_folder, write_shard
 
 SECONDS = 5.0
-"""For one damaged input: a thousand times what a whole one takes."""
+"""Of this process for one damaged input: a thousand times what a whole one takes; other processes do not count."""
 
 
 def damaged(whole: bytes, seed: int, number: int) -> Iterator[bytes]:
@@ -49,7 +49,7 @@ def test_pictures(kind: str) -> None:
     right = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
     refused = []
     for data in damaged(buffer.getvalue(), 1, 150):
-        start = time.perf_counter()
+        start = time.process_time()
         has_frames(data)
         is_picture(data[:64])
         try:
@@ -61,7 +61,7 @@ def test_pictures(kind: str) -> None:
             assert pixels.ndim == 3
             if kind == "PNG":  # whose chunks have checksums: nothing wrong gets through
                 assert np.array_equal(pixels, right)
-        assert time.perf_counter() - start < SECONDS
+        assert time.process_time() - start < SECONDS
     assert len(refused) > 10
     assert all(text.startswith("data: needs images that Pillow can decode, got it (") for text in refused)
 
@@ -81,7 +81,7 @@ def test_shards(tmp_path: Path) -> None:
         root = tmp_path / f"{number}"
         root.mkdir()
         (root / "train.parquet").write_bytes(data)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             found = open_data(f"parquet:{root}", cache_dir=tmp_path / "cache")
         except ValueError as error:
@@ -90,7 +90,7 @@ def test_shards(tmp_path: Path) -> None:
             assert found.train is not None
             assert len(found.train) + len(found.test) == 20
             assert found.num_classes == 2
-        assert time.perf_counter() - start < SECONDS
+        assert time.process_time() - start < SECONDS
     assert len(refused) > 20
     assert [text for text in refused if not text.startswith("data: needs ")] == []
 

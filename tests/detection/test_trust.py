@@ -241,7 +241,7 @@ def test_damaged_annotations(tmp_path: Path) -> None:
             else:
                 data[place] = int(draw.integers(0, 256))
         path.write_bytes(data)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             file = read_annotations(path)
         except ValueError as error:
@@ -251,7 +251,7 @@ def test_damaged_annotations(tmp_path: Path) -> None:
             assert len(file.names) == len(content["images"])
             assert len(file.ids) <= len(content["annotations"])
             assert torch.isfinite(file.boxes).all()
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
     assert len(refused) > 100
     assert [text for text in refused if not (text.startswith("data: needs ") and str(path) in text)] == []
 
