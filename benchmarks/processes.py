@@ -4,7 +4,7 @@
 
 A small net without batch norm, batches of 9, 9 and 2 images: shares are even, uneven, and empty for all but one.
 For each loss it prints the largest difference in the student's weights, in what the loss learns, and in what it
-remembers (memories, running statistics), over all processes.
+remembers (memories, running statistics), over all processes; of what is larger than 1 its share.
 """
 
 import argparse
@@ -197,7 +197,7 @@ def differences(
         result[name] = {
             part: max(
                 (
-                    float((rank[name][part][key] - value).abs().max())
+                    float((rank[name][part][key] - value).abs().max() / value.abs().max().clamp_min(1))
                     for rank in ranks
                     for key, value in of.items()
                 ),

@@ -138,15 +138,15 @@ class TestEveryLoss:
 
 
 def test_a_mean_weighs_steps_by_their_images():
-    """Also where a process has no share of a step: it counts the mean, as the others do."""
+    """Those of all processes, also where this one has no share: all weigh a step alike."""
     meter = Meter()
-    for total, images in ((1.0, torch.tensor(16.0)), (4.0, torch.tensor(0.5))):
+    for total, images in ((1.0, torch.tensor(16.0)), (4.0, torch.tensor(1.0))):
         value = torch.tensor(total)
         meter.add(ObjectiveResult(value, {"task": value}, {}), images)
     again = Meter(meter.state())
     for one in (meter, again):
         loss, terms, _ = one.read()
-        assert loss == terms["task"] == pytest.approx((16 + 2) / 16.5)
+        assert loss == terms["task"] == pytest.approx((16 + 4) / 17)
 
 
 @pytest.mark.parametrize("net", [torch.nn.Flatten, lambda: torch.nn.Unflatten(1, (1, 3))])
@@ -379,15 +379,15 @@ def test_a_process_that_fails_ends_the_run_with_its_reason(folder, trained, rank
 @pytest.mark.slow
 @pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
 def test_a_run_goes_on_with_another_number_of_processes(folder, trained, before, after):
-    whole, parts = f"whole-{before}", f"parts-{before}"
+    whole, parts = f"whole-{before}", f"resumed-{before}"
     teacher = ["--teacher-weights", str(trained)]
     assert launch(folder, 1, *options(folder, whole, epochs=3), *teacher).returncode == 0
-    # broken off in the second epoch
+    # broken off in the middle of the second epoch
     (folder / "stop.py").write_text(
         BROKEN.replace("len(calls) == 3", "len(calls) == 20").replace('"RANK"', '"BROKEN_RANK"') + COMMAND
     )
     environment = {"BROKEN_RANK": "0", "BROKEN_HOW": "refused"}
-    call = options(folder, parts, epochs=3)
+    call = options(folder, parts, "train.checkpoint_steps=3", epochs=3)
     stopped = launch(folder, before, *call, *teacher, script="stop.py", **environment)
     assert "data: needs more" in stopped.stderr
     done = launch(folder, after, *call, *teacher, "--resume")

@@ -16,6 +16,7 @@ class Classify:
 
     channels_last: bool = False
     fixed_shape = True
+    apart = None
 
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> Lesson:
         images = batch.images

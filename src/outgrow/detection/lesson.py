@@ -37,6 +37,9 @@ class Detect:
     """
 
     fixed_shape = False
+    apart = (
+        "each process draws its own proposals, averages its detector's losses and balances its rows by itself"
+    )
 
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Scenes) -> Lesson:
         if not len(batch.images):

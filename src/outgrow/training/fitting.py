@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from outgrow import __version__
 from outgrow.training.checkpoint import Checkpoint, Identity
@@ -40,6 +43,21 @@ def machine_facts(data_fingerprint: str) -> dict[str, str]:
     }
 
 
+def shared_by(trainer: Trainer) -> str:
+    """How many processes share each batch, and what cannot be as in one."""
+    apart = [trainer.ask.apart] if trainer.ask.apart else []
+    modules = list(trainer.student.modules())
+    norms = [m for m in modules if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
+    if norms:
+        apart.append(
+            "each process's batch norms see its own share (on GPUs torch.nn.SyncBatchNorm shares them)"
+        )
+    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in modules):
+        apart.append("each process's dropout draws its own numbers")
+    end = f" in all but this: {'; '.join(apart)}" if apart else ""
+    return f"{dist.get_world_size()} processes share each batch, equal to one{end}"
+
+
 def fit(
     trainer: Trainer, report: Reporter, who: str, *, metric: str, resume: bool = False
 ) -> list[EpochRecord]:
@@ -47,6 +65,8 @@ def fit(
     total = trainer.config.epochs * trainer.loader.num_samples
     if trainer.compiles:
         report.note(f"{who}: compiles at its first step, which can take minutes ...")
+    if process_group() is not None:
+        report.note(f"{who}: {shared_by(trainer)}")
     with report.bar(who, total) as advance:
         trainer.on_step = lambda epoch, done: advance(epoch * trainer.loader.num_samples + done)
         trainer.on_epoch = lambda record: report.event("epoch", network=who, **asdict(record), metric=metric)

@@ -90,4 +90,9 @@ class Ask(Protocol):
         """Whether all whole batches have one shape, so that compiling pays."""
         ...
 
+    @property
+    def apart(self) -> str | None:
+        """In words, what of a lesson depends on how a batch is shared among processes; None if nothing does."""
+        ...
+
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Any) -> Lesson: ...

@@ -54,7 +54,7 @@ class Meter:
         }
 
     def add(self, result: ObjectiveResult, images: Tensor | int) -> None:
-        """Count one step of ``images``, of several processes their mean. Nothing is read from the device."""
+        """Count one step of ``images``, those of all processes. Nothing is read from the device."""
         self.images = self.images + images
         self._sum("loss", "", result.total.detach(), images)
         for kind, values in (("terms", result.terms), ("stats", result.stats)):

@@ -26,7 +26,7 @@ from outgrow.training.guard import Guard
 from outgrow.training.lesson import Ask, Batches, Samples
 from outgrow.training.meter import EpochRecord, Meter
 from outgrow.training.optimizer import lr_factor, make_optimizer
-from outgrow.training.processes import mean, process_group, rank_and_size, seed_step
+from outgrow.training.processes import process_group, rank_and_size, seed_step
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Trainer:
                 if config.progress == "step":
                     progress = (epoch * self._steps() + step) / total_steps
                 seed_step(seed, epoch * self._steps() + step, group)
-                images = _mean_count(len(batch.images), accelerator.device, group)
+                images = _total(len(batch.images), accelerator.device, group)
                 result = self._step(accelerator, student, objective, batch, progress, images)
                 guard.before_step(result, batch, epoch, step)
                 accelerator.backward(result.total)
@@ -166,8 +166,9 @@ class Trainer:
                 f"{len(batch.images)}; raise it, or train on more images."
             ) from None
         if lesson.task is not None and isinstance(images, torch.Tensor):
-            # a mean over this process's images counts by their number
-            lesson = replace(lesson, task=lesson.task * len(batch.images) / images)
+            # a mean over this process's images, of which gradients take the mean over processes
+            share = accelerator.num_processes * len(batch.images) / images
+            lesson = replace(lesson, task=lesson.task * share)
         knowledge = self.rectify(lesson.teacher, lesson.target)
         return objective(lesson.student, knowledge, lesson.target, progress, lesson.task)
 
@@ -222,6 +223,10 @@ class Trainer:
         )
 
 
-def _mean_count(images: int, device: torch.device, group: dist.ProcessGroup | None) -> torch.Tensor | int:
-    """How many images of a step a process has, of several the mean: shares may be uneven."""
-    return images if group is None else mean(torch.tensor(float(images), device=device), group)
+def _total(images: int, device: torch.device, group: dist.ProcessGroup | None) -> torch.Tensor | int:
+    """How many images all processes together show in a step; shares may be uneven."""
+    if group is None:
+        return images
+    total = torch.tensor(float(images), device=device)
+    dist.all_reduce(total, group=group)
+    return total
