@@ -23,11 +23,12 @@ for name in names:
         if name == "vgg8":  # the graph keeps what depends on the size
             large = torch.rand(2, 3, 64, 64)
             assert torch.allclose(scripted(large), net(large)), name
-    assert list(net.state_dict()) == state == list(scripted.state_dict()), name
+    assert list(net.state_dict()) == state, name
+    assert set(scripted.state_dict()) == set(state), name
 print(len(names))
 """
 
 
 def test_the_cifar_nets_can_be_scripted_and_traced():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
-    assert done.stdout.strip() == "9", done.stderr[-2000:]
+    assert done.stdout.strip() == "9", done.stderr

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from outgrow.classification.view import eval_view, whole_size
 from outgrow.data import Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader, open_data
 from outgrow.models import Network
 from outgrow.training.config import Config, TrainConfig
@@ -98,17 +99,16 @@ def eval_loader(
     split: Split, network: Network, train: TrainConfig, device: torch.device, workers: int
 ) -> Loader:
     """Images as ``network`` wants to be evaluated on them: its size, its crop, one centre view."""
-    spec = network.input_spec
-    # encoded photographs have many sizes and must be brought to one; decoded small images have one
-    size = (spec.size or 224) if isinstance(split, FileSplit) else None
+    view = eval_view(network.input_spec, whole_size(split))
+    size = None if view.whole else view.size
     return make_loader(
         split,
         # small on a CPU: activations that fit the allocator's pools are not mapped anew for every layer
         batch_size=train.batch_size if device.type == "cpu" else max(train.batch_size, 256),
         device=device,
         size=size,
-        crop_pct=spec.crop_pct if size is not None else 1.0,
-        interpolation=spec.interpolation,
+        crop_pct=view.crop_pct,
+        interpolation=view.interpolation,
         shuffle=False,
         num_workers=workers,
     )

@@ -7,9 +7,11 @@ from torch import nn
 from outgrow.classification.data import RunData, eval_loader, train_loader
 from outgrow.classification.lesson import Classify
 from outgrow.classification.scores import evaluate
+from outgrow.classification.view import whole_size
 from outgrow.data import Split
 from outgrow.knowledge import Rectifier
 from outgrow.models import InputSpec, Network, create_model, feature_paths
+from outgrow.models.network import resized
 from outgrow.models.taps import PENULTIMATE, Taps
 from outgrow.objective import Objective
 from outgrow.teacher import NoTeacher
@@ -51,7 +53,15 @@ def student_network(config: Config, data: RunData, module: nn.Module | None) -> 
             "build it for the classes of the data."
         )
     network.classes = data.classes
+    sized(network, config, data)
     return network
+
+
+def sized(network: Network, config: Config, data: RunData) -> None:
+    """``network``, where it takes any size, sees photographs at the side of the training views from now on: one that
+    was trained at 32 pixels must not be tested at 224."""
+    if network.input_spec.size is None and config.data.size and whole_size(data.test) is None:
+        resized(network, config.data.size)
 
 
 def tapped(student: Network, objective: Objective) -> Taps:

@@ -13,6 +13,7 @@ from outgrow.classification.lesson import Classify
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import student_network, tapped
 from outgrow.classification.teacher import cached_teacher, freeze_teacher, make_teacher
+from outgrow.classification.view import whole_size
 from outgrow.data import Loader, Split
 from outgrow.knowledge import Rectifier
 from outgrow.models import Network, num_parameters, save_student
@@ -121,6 +122,7 @@ class Classification:
             train=len(data.train),
             val=0 if data.val is None else len(data.val),
             test=len(data.test),
+            image_size=whole_size(data.test),
         )
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:

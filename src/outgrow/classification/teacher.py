@@ -15,7 +15,7 @@ from torch import nn
 
 from outgrow.classification.data import RunData, eval_loader, train_loader
 from outgrow.classification.scores import Scores, evaluate
-from outgrow.classification.student import as_network, train_alone
+from outgrow.classification.student import as_network, sized, train_alone
 from outgrow.data import Loader
 from outgrow.models import Network, create_model, feature_paths, load_weights, num_parameters, save_student
 from outgrow.models.taps import PENULTIMATE
@@ -66,6 +66,7 @@ def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Ne
     )
     if options.weights:
         load_weights(network, options.weights, role="student")
+    sized(network, config, data)
     _train(run, data, network)
     return network
 

@@ -163,6 +163,8 @@ class DataRecord(_Part):
     train: int
     val: int
     test: int
+    image_size: tuple[int, int] | None = None
+    """Height and width of the test images where all have one; None for photographs of any size."""
 
 
 class RunRecord(_Part):
