@@ -4,13 +4,13 @@
                          [--only objective throughput students growth profile] [--out runs/benchmarks]
 
     objective   (a) rectified KD against plain KD
-    throughput  (b, d) images a second and peak memory of every way of training, torchdistill among them
+    throughput  (b, d) images per second and peak memory of the ways of training, including torchdistill
     students    (c) ten students of one teacher, with and without the cache
     growth      (e) with classes, batch and image size
-    profile     what a step's time goes to
+    profile     time of a step by kind of operation
 
-Without ``--data`` images are random. ``OUT/NAME.json`` holds each measurement with hardware, versions and
-commit. Nothing else should run beside it.
+Without ``--data`` images are random. ``OUT/NAME.json`` has each measurement with hardware, versions and
+commit. Run nothing else at the same time.
 """
 
 import json
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = parts[name]()
         facts = provenance(torch.device(args.device), started)
         kind, colon, where = args.data.partition(":")
-        if where:  # a path of this machine says nothing elsewhere
+        if where:  # a path of this machine is useless elsewhere
             facts["command"] = facts["command"].replace(args.data, f"{kind}{colon}DATA")
         (args.out / f"{name}.json").write_text(json.dumps({"result": result, **facts}, indent=1))
 

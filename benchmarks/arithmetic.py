@@ -1,10 +1,10 @@
-"""Does fast arithmetic cost accuracy? One training over seeds in float32, in bfloat16, and with fused norms.
+"""Accuracy in float32, in bfloat16, and with fused norms: one training over seeds.
 
     python -m benchmarks.arithmetic --data parquet:PATH --out DIR [--seeds 0 1 2 3 4]
 
-CIFAR-100's 20 coarse classes, 5,000 training images, 24 epochs, ResNet-8 without a teacher (the student's
-arithmetic is what is compared). An arm differs from the next in nothing else: same rows, views, initial
-weights. Finished runs are kept.
+CIFAR-100's 20 coarse classes, 5,000 training images, 24 epochs, ResNet-8 without a teacher, as only the
+student's arithmetic is compared. All arms of a seed have the same rows, views and initial weights. Finished
+runs are kept.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m benchmarks.bccd --data coco:IMAGES:ANNOTATIONS --backbones DIR --out DIR [--seeds 0 1 2]
 
 One teacher (EfficientNet-Lite0, from ImageNet weights in DIR) for all; every method of a seed has the same
-pictures, views, initial student and epochs. Finished runs are kept: an interrupted study goes on.
+pictures, views, initial student and epochs. Finished runs are kept, so an interrupted study can continue.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python -m benchmarks.cifar100_six --data parquet:PATH --weights c100_resnet56_chenyaofo.safetensors --out DIR
 
 CIFAR-100's 100 fine classes, 10,000 training images, 12 epochs, ResNet-56 (third party, fixed) to
-ResNet-20; losses on features or relations stand beside `kd`, since a rule corrects logits and would not
-reach them alone. Constants are the recipes'. Finished runs are kept: an interrupted study goes on.
+ResNet-20. Losses on features or relations are combined with `kd`, since a rule corrects only logits.
+Constants are those of the recipes. Finished runs are kept, so an interrupted study can continue.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m benchmarks.cifar100_small --data parquet:PATH --out DIR [--seeds 3]
 
 Every method of a seed has the same 5,000 rows, views, initial student and teacher (a ResNet-20 trained on
-the 40,000 other rows). Finished runs are kept: an interrupted study goes on.
+the 40,000 other rows). Finished runs are kept, so an interrupted study can continue.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""(e) How cost grows: the objective with classes and rows, a training step with batch and image size.
+"""(e) Scaling: time of the objective by classes and rows, and of a training step by batch and image size.
 
     python -m benchmarks.growth [--device cpu|cuda] [--threads 2]
 
-Random images, small nets.
+Random images, small networks.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Peak memory of a step, counted by the profiler's allocations, not by the process."""
+"""Peak memory of a step, from the profiler's record of allocations, not from the size of the process."""
 
 from collections.abc import Callable
 

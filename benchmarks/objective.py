@@ -1,9 +1,9 @@
 """(a) Rectified KD against plain KD: one thread, interleaved, medians and ratios from one run.
 
-``ours`` is ``rectify`` plus ``objective`` plus ``backward`` of the ``paper`` preset. ``plain`` is what
-everybody writes: ``T^2 F.kl_div`` on two softmaxes plus ``F.cross_entropy``, uncorrected. ``reference`` is
-ours without the fast path, ``eager`` the fast path where no C compiler is found. Each in float32 and in
-bfloat16 logits, as a net in mixed precision gives them.
+``ours`` is ``rectify`` plus ``objective`` plus ``backward`` of the ``paper`` preset. ``plain`` is the
+usual code: ``T^2 F.kl_div`` on two softmaxes plus ``F.cross_entropy``, uncorrected. ``reference`` is ours
+without the fast path. ``eager`` is the fast path without a C compiler. Each is measured with float32 and with
+bfloat16 logits, as in mixed precision.
 """
 
 import itertools

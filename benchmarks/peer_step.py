@@ -1,9 +1,9 @@
-"""Distillation through torchdistill (1.1), driven as its own examples are.
+"""Distillation with torchdistill (1.1), used as in its own examples.
 
 The configuration is that of its sample for CIFAR-100 (SGD, MultiStepLR, WeightedSumLoss of one KDLoss, PIL images
-through torchvision's transforms in a DataLoader), the loop that of its example for image classification. The nets
-and the batch are the caller's; the loss weighs the two terms as the plain loop does. Its samples ask for 16
-workers; here there are as many as the plain loop has. Wrappers for several GPUs are left out.
+through torchvision's transforms in a DataLoader). The loop is that of its example for image classification. The
+caller passes the networks and the batch size. The two terms have the weights of the plain loop. Its samples use 16
+workers; here the number is that of the plain loop. Wrappers for several GPUs are left out.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""(c) The same losses in torchdistill: value and gradient on fixed inputs, and why where they differ.
+"""(c) The same losses in torchdistill: value and gradient on fixed inputs, and the reasons for differences.
 
-Needs the extra ``peers``. In float64, 16 rows, 10 classes; the columns are ours, theirs, theirs / ours, and the
-largest difference of the gradients in the student over the largest entry of ours.
+Needs the extra ``peers``. Float64, 16 rows, 10 classes. The columns are ours, theirs, theirs / ours, and the
+largest difference of the student's gradients divided by the largest entry of ours.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from outgrow.losses.vid import vid_loss
 
 ROWS, CLASSES, SAMPLES = 16, 10, 64
 LOGITS = ("logits", "output", "logits", "output")
-"""How torchdistill is told where logits are: path and side, of the student and of the teacher."""
+"""torchdistill's description of where logits are: path and side, for student and teacher."""
 MAPS = {"p": {"student": {"io": "output", "path": "map"}, "teacher": {"io": "output", "path": "map"}}}
 
 

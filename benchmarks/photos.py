@@ -1,10 +1,10 @@
-"""A teacher for other classes, few photographs: the table "Other classes" in results.
+"""A teacher with other classes and few photographs: the table "Other classes" in results.
 
     python -m benchmarks.photos --images DIR --weights DIR --out DIR [--seeds 0 1 2 3 4]
 
-``--images`` holds ImageNet photographs, one folder a class. Six kinds are made of its classes, every second
-photograph is for testing: some 150 to learn from. The student is a pretrained MobileNetV1 0.25, the teacher
-EfficientNet-Lite0, whose 1,000 classes are mapped to the six from the labels. ``--weights`` holds both.
+``--images`` has ImageNet photographs, one folder per class. Their classes are grouped into six kinds. Every second
+photograph is for testing, which leaves about 150 for training. The student is a pretrained MobileNetV1 0.25. The
+teacher is EfficientNet-Lite0, whose 1,000 classes are mapped to the six with the labels. ``--weights`` has both files.
 Finished runs are kept.
 """
 

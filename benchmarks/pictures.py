@@ -2,7 +2,7 @@
 
     python -m benchmarks.pictures            # writes docs/images/helps.svg and speed.svg
 
-They hold no number of their own: a record that changes changes them, and a test compares.
+All numbers come from the records. A test compares the committed files with newly drawn ones.
 """
 
 import json

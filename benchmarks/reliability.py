@@ -1,9 +1,9 @@
-"""Kills, damaged files, random configurations, many steps: what survives, counted.
+"""Counts of outcomes under kills, damaged files, random configurations and many steps.
 
     python -m benchmarks.reliability [--out results/records/reliability.json] [--scale 1.0] [--only kills damage ...]
 
-Each part returns counts by outcome; only the outcomes named in ``GOOD`` are right. Minutes on two cores; the tests
-run each part with small numbers.
+Each part returns counts by outcome; only the outcomes in ``GOOD`` are correct. It takes minutes on two cores. The
+tests run each part with small numbers.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What the time of a training step goes to: shares of the host's (or the GPU's) own time by kind of work.
+"""Time of a training step by kind of operation, as shares of the self time of the CPU (or the GPU).
 
     python -m benchmarks.step_profile [--data parquet:PATH --label fine_label] [--threads 2]
 
-Through the trainer itself, the teacher's logits from a cache (filled while it warms up) or asked for anew.
+It runs the trainer, with the teacher's logits from a cache (filled during warm-up) or computed in each step.
 """
 
 import dataclasses
@@ -58,8 +58,8 @@ class _NamedLoader:
     def __len__(self) -> int:
         return len(self.inner)
 
-    def epoch(self, epoch: int) -> Iterator[Any]:
-        batches = self.inner.epoch(epoch)
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        batches = self.inner.epoch(epoch, start)
         while True:
             with record_function("loader"):
                 batch = next(batches, None)
@@ -157,7 +157,7 @@ def _profile(trainer: Any, device: str, steps: int) -> dict[str, Any]:
 
 
 def _kind(event: Any) -> str:
-    """The scope around an operation, or what its name says; an unnamed one is of its parent's kind."""
+    """The kind of an operation: from the scope around it, else from its name, else that of its parent."""
     parents = [event]
     while parents[-1].cpu_parent is not None:
         parents.append(parents[-1].cpu_parent)

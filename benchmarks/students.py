@@ -1,9 +1,9 @@
-"""(c) Ten students of one teacher: each asks it anew, or all read what it said to the first.
+"""(c) Ten students of one teacher: the teacher is computed for each, or once and then read from the cache.
 
     python -m benchmarks.students [--data parquet:PATH --label fine_label] [--threads 2]
 
-Epochs are of ``num`` images. Student k with a cache and student k without one take turns. The first cached
-student fills the cache, and its time counts.
+An epoch has ``num`` images. Student k with a cache and student k without one are trained in turn. The first
+student with a cache fills it, and that time is included.
 """
 
 import statistics

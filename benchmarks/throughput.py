@@ -1,8 +1,8 @@
-"""(b, d) A distillation step end to end: images a second and peak memory, each way in its own process.
+"""(b, d) A distillation step end to end: images per second and peak memory, each way in its own process.
 
     python -m benchmarks.throughput [--data parquet:PATH --label fine_label] [--device cpu|cuda] [--threads 2]
 
-What the ways are: :mod:`benchmarks.ways`. Rates are medians over interleaved rounds, ratios of one run.
+The ways are in :mod:`benchmarks.ways`. Rates are medians over interleaved rounds. Ratios are within one run.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Ways of training that take turns: each in a process of its own that lives on, one at a time at work.
+"""Ways of training that take turns: each has its own long-lived process, and only one runs at a time.
 
     with Worker(threads=2) as one, Worker(threads=2) as other:
         one.start(task)                     # builds, and stops before its first step
         other.start(another)
         readings = rounds({"one": one, "other": other}, steps=8, repeat=5)
 
-A process of its own, because a trainer may set the allocator for all of it; one long process, because
-starting costs more than what is measured. A way calls its :class:`Turn` after every step, and stays in that
-call while the others are measured: what is timed is a training that goes on, with its caches warm.
+Separate processes are needed as a trainer may set the allocator of its process. They are long-lived as starting
+takes longer than the measurement. A way calls its :class:`Turn` after every step, and waits in that call while
+the others are measured. So each measurement is of a running training with warm caches.
 """
 
 import multiprocessing
@@ -102,7 +102,7 @@ class Worker:
         self._answer()
 
     def close(self) -> None:
-        self.pipe.close()  # whatever it does next, it finds nobody there
+        self.pipe.close()  # its next use of the pipe fails, which ends it
         self.process.join(20)
         if self.process.is_alive():
             self.process.kill()
@@ -128,7 +128,7 @@ def _serve(pipe: Connection, threads: int | None) -> None:
             task: Callable[[Turn], None] = pipe.recv()
             try:
                 task(Turn(pipe, task.device))  # type: ignore[attr-defined]
-                raise RuntimeError("the task ended before it was told to")
+                raise RuntimeError("the task ended before its last turn")
             except Over:
                 pipe.send(0)
             except (EOFError, BrokenPipeError):

@@ -1,15 +1,15 @@
 """The ways of distilling that are compared; each runs until its turn is over (see :mod:`benchmarks.turns`).
 
-    plain         as the field's repositories write theirs: PIL images decoded and augmented one by one in
-                  DataLoader workers, float32, the teacher run for every batch, the loss read at every step
-    torchdistill  that library's DistillationBox, configured and driven as its own CIFAR-100 example is
+    plain         as in most research code: PIL images decoded and augmented one by one in DataLoader
+                  workers, float32, the teacher computed for every batch, the loss read at every step
+    torchdistill  that library's DistillationBox, configured and used as in its own CIFAR-100 example
     ours          this library's trainer and loader in the precision that is fast here (`train.precision=auto`)
                   and channels_last, batch norm and ReLU in one pass (`train.fused_norms`), the teacher folded
                   as a run does by default
     cached        the same with the teacher's logits read from a cache
-    apart         the cached one with batch norm and ReLU one by one
-    student       the student alone on one batch, in the same precision: what no library can go below
-                  without touching the net
+    apart         `cached` with batch norm and ReLU as separate modules
+    student       the student alone on one batch, in the same precision: a lower bound for every library
+                  that does not change the network
 
 Weights are random: only speed is measured.
 """

@@ -1,4 +1,4 @@
-"""The one-line grammar of losses, rules and schedules: arguments by place and by name."""
+"""The one-line grammar of losses, rules and schedules: arguments by position and by name."""
 
 import inspect
 import re
@@ -65,7 +65,7 @@ def test_one_too_many(kind, name):
     text = f"{name}({', '.join('1' for _ in range(number + 1))})"
     message = (
         f"{kind} {name}: needs at most {number} argument{'' if number == 1 else 's'} ({known}), got {number + 1}; "
-        "remove what is too many."
+        "remove the surplus ones."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         MAKE[kind](text)
@@ -74,9 +74,7 @@ def test_one_too_many(kind, name):
 @pytest.mark.parametrize("kind, name", WITH)
 def test_by_place_and_by_name(kind, name):
     first = parameters(FACTORIES[kind, name])[0].name
-    message = (
-        f"{kind} {name}: needs each argument once, got {first} by place and by name; remove one of the two."
-    )
+    message = f"{kind} {name}: needs each argument once, got {first} both by position and by name; remove one of the two."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         MAKE[kind](f"{name}(1, {first}=2)")
 

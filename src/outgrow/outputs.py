@@ -1,12 +1,12 @@
-"""The nouns of the library: what networks say, what is true, and what to believe.
+"""The data types that pass between the parts of the library.
 
-    Outputs          what a network said about some rows
-    Target           what is true of them
-    Knowledge        what the student should believe of what the teacher said
-    ObjectiveResult  how far the student is from it
+    Outputs          logits and features of a network for a batch of rows
+    Target           labels of the rows
+    Knowledge        the teacher's outputs and how to correct them: the student's soft targets
+    ObjectiveResult  the training loss, its terms and statistics
 
-A *row* is whatever one line of logits stands for: an image, a proposal, a pixel, a token. The
-nouns are frozen and hold tensors of one device; conversions are functions beside them.
+A *row* is one line of logits: an image, a proposal, a pixel or a token. The types are frozen dataclasses
+whose tensors share one device. Functions that convert to them are in this file too.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 IGNORE = -100
-"""The label of a row that takes part in nothing (PyTorch's own convention)."""
+"""The label of a row that is ignored: no loss and no statistic counts it (PyTorch's convention)."""
 
 UNLABELLED = -1
-"""The label of a row that has none: the teacher alone speaks of it (scikit-learn's convention)."""
+"""The label of a row without a label: it is distilled but has no task loss (scikit-learn's convention)."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Logits of some rows and, by name, the features they were computed from."""
+    """Logits of a batch of rows, and intermediate features by name."""
 
     logits: Float[Tensor, "rows classes"]
     features: Mapping[str, Tensor] = field(default_factory=dict)
@@ -39,14 +39,14 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Target:
-    """What is true of each row.
+    """Labels of the rows.
 
-    ``label`` is the class, :data:`UNLABELLED` or :data:`IGNORE`. A row without a label is out of the task and
-    neither right nor wrong: no rule rewrites or drops it, and the student is told what the teacher says. A
-    row to ignore is out of everything. ``index`` is the sample's number in the training set
-    (memories and corrections need it). For a sample blended by mixup or CutMix, ``partner`` is the
-    class blended in and ``mix`` the share, in [0, 1], that ``label`` keeps. ``image`` says which
-    image a row belongs to, where rows are not images (proposals, pixels); without it row i is image i.
+    ``label`` is the class, :data:`UNLABELLED` or :data:`IGNORE`. A row without a label has no task loss and
+    counts as neither right nor wrong. No rule rewrites or drops it, so the student is trained on the
+    teacher's own logits there. An ignored row counts nowhere. ``index`` is the sample's number in the
+    training set; memory banks and corrections need it. For a sample blended by mixup or CutMix, ``partner``
+    is the class blended in and ``mix`` is the share of ``label``, in [0, 1]. ``image`` is the number of the
+    image that a row belongs to, for rows that are not images (proposals, pixels). Without it row i is image i.
     """
 
     label: Int[Tensor, " rows"]
@@ -55,8 +55,8 @@ class Target:
     mix: Float[Tensor, " rows"] | None = None
     image: Int[Tensor, " rows"] | None = None
     may_ignore: bool = False
-    """Whether labels may be IGNORE or UNLABELLED, known without looking at the device. False is safe for
-    finite logits; with True, what ignored rows hold (infinities, NaN) cannot reach a gradient either."""
+    """Whether labels may be IGNORE or UNLABELLED, known without a device sync. False is safe if all logits
+    are finite. With True, infinities or NaN in ignored rows do not reach a gradient either."""
 
     def __post_init__(self) -> None:
         if (self.partner is None) != (self.mix is None):
@@ -74,14 +74,14 @@ class Target:
 
     @cached_property
     def dominant(self) -> Int[Tensor, " rows"]:
-        """The class with the larger share: the label, unless a partner was blended in with more."""
+        """The class with the larger share: the label, or the partner where its share is larger."""
         if self.partner is None or self.mix is None:
             return self.label
         return torch.where(self.mix >= 0.5, self.label, self.partner)
 
     @cached_property
     def valid(self) -> Bool[Tensor, " rows"]:
-        """True on the rows that have a label: it is neither :data:`UNLABELLED` nor :data:`IGNORE`."""
+        """True on the rows with a label, neither :data:`UNLABELLED` nor :data:`IGNORE`."""
         return self.label >= 0
 
     @cached_property
@@ -92,10 +92,10 @@ class Target:
 
 @runtime_checkable
 class Rule(Protocol):
-    """A pure function of logits, label and temperature that rewrites every row it is given.
+    """A pure function of logits, label and temperature that corrects every row of its input.
 
-    It is written for wrong rows and never asks which those are: :class:`outgrow.Rectifier` decides
-    which rows to rewrite. It returns logits, whose softmax at ``temperature`` is what to believe.
+    It is meant for wrong rows but does not select them: :class:`outgrow.Rectifier` decides which rows are
+    rewritten. It returns logits. Their softmax at ``temperature`` is the corrected distribution.
     """
 
     @property
@@ -108,7 +108,7 @@ class Rule(Protocol):
 
     @property
     def effect(self) -> Literal["none", "rewrite", "remove"]:
-        """What happens to a wrong row: nothing, other logits, or weight zero."""
+        """What happens to a wrong row: nothing, new logits, or weight zero."""
         ...
 
     def __call__(
@@ -122,15 +122,15 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What the student should believe: the teacher's outputs and how they are to be corrected.
+    """The student's soft targets: the teacher's outputs and how to correct them.
 
-    *Corrected* and *removed* are different facts: ``wrong`` says on which rows the teacher errs,
-    ``corrected`` which rows the rule rewrites, ``weight`` how much each row counts (zero: removed). A row
-    without a label is not wrong, not corrected, and counts.
-    The correction itself is lazy (``rule``), so that a loss can standardise the logits before it, or
-    work on the three numbers a row that most corrections are; :func:`outgrow.corrected_logits`
-    carries it out.
-    ``temperature`` is the one at which the rule was asked to work, None where the rule has none.
+    ``wrong`` marks the rows that the teacher gets wrong. ``corrected`` marks the rows that the rule rewrites.
+    ``weight`` is the weight of each row; a row with weight zero is removed, which is not the same as
+    corrected. A row without a label is neither wrong nor corrected, and it counts.
+
+    ``rule`` is applied late, by :func:`outgrow.corrected_logits`. A loss can so standardise the logits first,
+    or compute most corrections from three numbers a row. ``temperature`` is that of the rule, None where
+    the rule does not depend on one.
     """
 
     teacher: Outputs
@@ -141,13 +141,13 @@ class Knowledge:
     weight: Float[Tensor, " rows"]
     temperature: float | None
     partial: bool
-    """Whether any weight may be zero. Known without looking at the device."""
+    """Whether any weight may be zero, known without a device sync."""
 
 
 @dataclass(frozen=True)
 class ObjectiveResult:
-    """A training loss: ``total`` has the graph; ``terms`` (weighted; they sum to the total) and
-    ``stats`` are detached scalars that stay on the device until somebody reads them."""
+    """A training loss. ``total`` has the graph. ``terms`` are weighted and sum to the total. ``terms`` and
+    ``stats`` are detached scalars on the device; reading one synchronises."""
 
     total: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
@@ -195,11 +195,10 @@ def flatten_rows(
     *,
     ignore_index: int = IGNORE,
 ) -> tuple[Outputs, Target]:
-    """Logits with positions (pixels, tokens) as rows, for losses and rules that know only rows.
+    """Flatten maps of logits: every position (pixel, token) becomes a row, as losses and rules expect.
 
-    Rows whose label is ``ignore_index`` get the label :data:`IGNORE`: they take part in nothing. Those
-    labelled :data:`UNLABELLED` keep it.
-    Shapes do not depend on the labels. ``Target.image`` remembers where each row came from.
+    Rows whose label is ``ignore_index`` get the label :data:`IGNORE`. Rows labelled :data:`UNLABELLED` keep
+    that label. Shapes do not depend on the labels. ``Target.image`` has the image of each row.
 
     >>> outputs, target = flatten_rows(torch.zeros(2, 5, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long))
     >>> outputs.logits.shape, target.label.shape
@@ -220,5 +219,5 @@ def with_logits(outputs: Outputs, logits: Shaped[Tensor, "rows classes"]) -> Out
 
 
 def lift(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Half-precision logits as float32, before any maths; others as they are."""
+    """Half-precision logits as float32, for computing with them; others unchanged."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

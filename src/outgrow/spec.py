@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 
 class Call(NamedTuple):
-    """One constructor to call, and how much its result weighs."""
+    """One constructor call, and the weight of its result."""
 
     name: str
     arguments: dict[str, object]
     weight: float = 1.0
     positional: tuple[object, ...] = ()
-    """Arguments without a name; :func:`bind` gives them theirs."""
+    """Arguments without a name; :func:`bind` finds their names."""
 
     def __str__(self) -> str:
         named = (f"{k}={v!r}" for k, v in self.arguments.items())
@@ -61,7 +61,7 @@ def _terms(node: ast.expr) -> list[Call]:
             raise ValueError("* is not allowed")
         # A bare name as an argument is a string, so that standardize(kd) needs no quotes.
         named = {str(k.arg): _literal(k.value) for k in node.keywords}
-        if len(named) < len(node.keywords):  # Python's parser takes them all
+        if len(named) < len(node.keywords):  # ast.parse accepts repeated keywords
             raise ValueError("an argument is named twice")
         return [Call(node.func.id, named, positional=tuple(map(_literal, node.args)))]
     raise ValueError(f"cannot read {ast.unparse(node)!r}")
@@ -76,7 +76,7 @@ def _literal(node: ast.expr) -> object:
 
 
 def lookup(registry: Mapping[str, T], name: str, *, kind: str) -> T:
-    """``registry[name]``, or an error that lists what there is and the nearest name."""
+    """``registry[name]``; ``ValueError`` with all names and the nearest one if there is none."""
     if name in registry:
         return registry[name]
     near = difflib.get_close_matches(name, registry, n=1)
@@ -85,7 +85,7 @@ def lookup(registry: Mapping[str, T], name: str, *, kind: str) -> T:
 
 
 def bind(factory: Callable[..., object], call: Call, *, kind: str) -> Call:
-    """``call`` with a name for every argument; refuses those that ``factory`` does not take.
+    """``call`` with a name for every argument; ``ValueError`` for arguments that ``factory`` does not take.
 
     >>> bind(lambda alpha=1.0, beta=8.0: None, parse("dkd(2, beta=6)")[0], kind="loss").arguments
     {'alpha': 2, 'beta': 6}
@@ -95,27 +95,27 @@ def bind(factory: Callable[..., object], call: Call, *, kind: str) -> Call:
     if given > len(known):
         raise ValueError(
             f"{kind} {call.name}: needs at most {len(known)} argument{'' if len(known) == 1 else 's'} ({names}), "
-            f"got {given}; remove what is too many."
+            f"got {given}; remove the surplus ones."
         )
     if unknown := [name for name in call.arguments if name not in known]:
         raise ValueError(
             f"{kind} {call.name}: needs arguments out of ({names}), got {', '.join(unknown)}; remove or rename them."
         )
-    by_place = dict(zip(known, call.positional, strict=False))
-    if twice := [name for name in by_place if name in call.arguments]:
+    by_position = dict(zip(known, call.positional, strict=False))
+    if twice := [name for name in by_position if name in call.arguments]:
         raise ValueError(
-            f"{kind} {call.name}: needs each argument once, got {', '.join(twice)} by place and by name; "
+            f"{kind} {call.name}: needs each argument once, got {', '.join(twice)} both by position and by name; "
             "remove one of the two."
         )
-    return call._replace(arguments={**by_place, **call.arguments}, positional=())
+    return call._replace(arguments={**by_position, **call.arguments}, positional=())
 
 
 def build(registry: Mapping[str, Callable[..., T]], call: Call, *, kind: str) -> T:
-    """What ``call`` constructs from ``registry``; unknown arguments are refused by name."""
+    """The object that ``call`` constructs from ``registry``; ``ValueError`` names unknown arguments."""
     factory = lookup(registry, call.name, kind=kind)
     parameters = inspect.signature(factory).parameters
     arguments = dict(bind(factory, call, kind=kind).arguments)
     for name, value in arguments.items():
         if parameters[name].annotation is float and isinstance(value, int):
-            arguments[name] = float(value)  # "beta=6" is written for 6.0
+            arguments[name] = float(value)  # "beta=6" means 6.0
     return factory(**arguments)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from outgrow.data.geometry import INTERPOLATIONS, centre_view, crop_batch, crop_picture, resized_crop_box
-from outgrow.data.splits import to_tensor
+from outgrow.data.pixels import to_tensor
 
 from .helpers import picture
 

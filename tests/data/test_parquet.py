@@ -1,15 +1,13 @@
 """Shards as on the hub, and the cache of decoded and packed images."""
 
-import os
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import outgrow.data.cache as cache
-from outgrow.data import ArraySplit, FileSplit, ImageData, open_data
-from outgrow.data.splits import to_tensor
+from outgrow.data import ArraySplit, DataWarning, FileSplit, ImageData, open_data
+from outgrow.data.pixels import to_tensor
 
 from .helpers import encoded, picture, write_shard
 
@@ -32,6 +30,12 @@ def write_set(root: Path, *, side: int = 12, fine: list[int] | None = None, name
 
 
 def opened(root: Path, **options: str) -> ImageData:
+    options = {"label": "fine_label", **options}
+    return open_data(f"parquet:{root}", cache_dir=root.parent / "cache", **options)  # type: ignore[arg-type]
+
+
+def plain(root: Path, **options: str) -> ImageData:
+    """With the label column that is found."""
     return open_data(f"parquet:{root}", cache_dir=root.parent / "cache", **options)  # type: ignore[arg-type]
 
 
@@ -69,7 +73,7 @@ def test_second_opening_does_not_decode(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(second.train.images, first.train.images)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty", "flipped"])
 @pytest.mark.parametrize("suffix", [".npy", ".pack"])
 def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: str, suffix: str) -> None:
     side = 12 if suffix == ".npy" else 100
@@ -78,8 +82,17 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: str, suffix: str) -> N
     assert len(files) == 2
     for file in files:
         whole = file.read_bytes()
-        file.write_bytes({"truncated": whole[:-100], "foreign": b"something else" * 50, "empty": b""}[damage])
-    data = opened(tmp_path / "set")
+        flipped = whole[:-200] + bytes([whole[-200] ^ 1]) + whole[-199:]
+        file.write_bytes(
+            {
+                "truncated": whole[:-100],
+                "foreign": b"something else" * 50,
+                "empty": b"",
+                "flipped": flipped,
+            }[damage]
+        )
+    with pytest.warns(DataWarning, match="are damaged, and are built again"):
+        data = opened(tmp_path / "set")
     assert data.train is not None
     assert torch.equal(data.train.image(39), to_tensor(picture(39, height=side, width=side)))
     assert cached(tmp_path / "set", suffix) == files
@@ -90,10 +103,14 @@ def test_changed_source_is_decoded_again_and_its_old_file_removed(tmp_path: Path
     root = write_set(tmp_path / "set")
     before, files = opened(root), cached(root, ".npy")
     shard = root / "test-00000-of-00001.parquet"
-    write_shard(shard, [encoded(picture(7))] * 20, {"fine_label": [0, 1] * 10}, names={"fine_label": FINE})
-    os.utime(shard, ns=(time.time_ns(), time.time_ns() + 10**9))
+    write_shard(
+        shard,
+        [encoded(picture(200 + k)) for k in range(20)],
+        {"fine_label": [0, 1] * 10},
+        names={"fine_label": FINE},
+    )
     after = opened(root)
-    assert torch.equal(after.test.image(3), to_tensor(picture(7)))
+    assert torch.equal(after.test.image(3), to_tensor(picture(203)))
     assert after.fingerprint != before.fingerprint
     assert len(cached(root, ".npy")) == 2
     assert cached(root, ".npy") != files
@@ -113,10 +130,10 @@ def test_large_images_are_packed(tmp_path: Path) -> None:
 
 
 def test_small_images_of_several_sizes_are_packed(tmp_path: Path) -> None:
-    images = [encoded(picture(k, height=12 + k % 2, width=12)) for k in range(10)]
-    for split in ("train", "validation"):
+    for split, first in (("train", 0), ("validation", 10)):
+        images = [encoded(picture(first + k, height=12 + k % 2, width=12)) for k in range(10)]
         write_shard(tmp_path / "set" / f"{split}.parquet", images, {"label": [0, 1] * 5})
-    data = opened(tmp_path / "set")
+    data = plain(tmp_path / "set")
     assert isinstance(data.train, FileSplit)
     assert data.train.image(1).shape == (3, 13, 12)
     assert len(data.test) == 10
@@ -125,7 +142,7 @@ def test_small_images_of_several_sizes_are_packed(tmp_path: Path) -> None:
 def test_unwritable_cache_still_works(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set")
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="cannot be written"):
+    with pytest.warns(DataWarning, match="cannot be written .* XDG_CACHE_HOME"):
         data = opened(root)
     assert torch.equal(data.test.image(0), to_tensor(picture(100)))
 
@@ -147,19 +164,19 @@ def test_errors(tmp_path: Path) -> None:
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "train.parquet").write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"needs Parquet files, got .*junk/train\.parquet"):
-        opened(tmp_path / "junk")
+        plain(tmp_path / "junk")
     pictures = [encoded(picture(k)) for k in range(3)]
     write_shard(tmp_path / "column" / "train.parquet", pictures, {"label": [0, 1, 1]}, column="photo")
     with pytest.raises(ValueError, match=r"column img or image in .*got photo, label"):
-        opened(tmp_path / "column")
+        plain(tmp_path / "column")
     write_shard(tmp_path / "bytes" / "train.parquet", [*pictures, None], {"label": [0, 1, 1, 0]})
     with pytest.raises(ValueError, match=r"got none at row 3 of .*train\.parquet \(picture_3\.png\)"):
-        opened(tmp_path / "bytes")
+        plain(tmp_path / "bytes")
     write_shard(tmp_path / "broken" / "train.parquet", [*pictures, b"no"], {"label": [0, 1, 1, 0]})
     with pytest.raises(
         ValueError, match=r"Pillow can decode, got row 3 of .*train\.parquet \(picture_3\.png\)"
     ):
-        opened(tmp_path / "broken")
+        plain(tmp_path / "broken")
     assert not cached(tmp_path / "broken", ".tmp")
 
 
@@ -169,7 +186,7 @@ def test_cifar100(shared_data: Path, tmp_path: Path) -> None:
     (tmp_path / "set" / "test-00000-of-00001.parquet").symlink_to(
         shared_data / "cifar100" / "test-00000-of-00001.parquet"
     )
-    data = opened(tmp_path / "set")
+    data = opened(tmp_path / "set", label="fine_label")
     assert data.train is None
     assert isinstance(data.test, ArraySplit)
     assert data.test.images.shape == (10_000, 3, 32, 32)

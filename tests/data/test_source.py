@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from outgrow.data import ArraySplit, FileSplit, ImageData, Split, open_data
-from outgrow.data.splits import check_labels, stratified_cut, to_tensor
+from outgrow.data.pixels import to_tensor
+from outgrow.data.splits import check_labels, stratified_cut
 
 from .helpers import encoded, picture, write_folder, write_shard
 

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from outgrow.detection.annotations import read_annotations
 from outgrow.detection.data import DetectionData, open_coco
 
 from .coco_files import CATEGORIES, annotation, image, write_json, write_pictures
+
+pytestmark = pytest.mark.filterwarnings("ignore::outgrow.data.DataWarning")  # splits share pictures here
 
 IMAGES = [image(11), image(5, height=60, width=50), image(8)]
 ANNOTATIONS = [
@@ -106,7 +109,7 @@ def test_splits_go_by_the_names(tmp_path: Path) -> None:
 def test_where_the_images_are(tmp_path: Path, folder: str, name: str) -> None:
     write_pictures(tmp_path / folder, IMAGES)
     entries = [{**entry, "file_name": name.format(entry["file_name"])} for entry in IMAGES]
-    write_json(tmp_path / "a" / "instances_val2017.json", entries, [])
+    write_json(tmp_path / "a" / "instances_val2017.json", entries, [GOOD])
     split = open_coco(f"coco:{tmp_path}:{tmp_path / 'a'}").test
     assert int(split.image(1)[2, 0, 0]) == 5
 
@@ -117,16 +120,22 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(open_coco("coco:~:~/annotations").test) == 3
 
 
-def test_the_fingerprint_follows_files(tmp_path: Path) -> None:
-    source = write(tmp_path, "train", "val")
+def test_the_fingerprint_follows_content(tmp_path: Path) -> None:
+    """Of pictures and annotations, whatever their times; a copy has the same."""
+    source = write(tmp_path / "a", "train", "val")
     before = open_coco(source).fingerprint
-    assert open_coco(source).fingerprint == before
-    for path in (tmp_path / "train" / "5.png", tmp_path / "annotations" / "instances_val.json"):
-        times = path.stat()
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1000))
-        after = open_coco(source).fingerprint
-        assert after != before
-        before = after
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    assert open_coco(f"coco:{tmp_path / 'b'}:{tmp_path / 'b' / 'annotations'}").fingerprint == before
+    seen = {before}
+    for path in (tmp_path / "a" / "train" / "5.png", tmp_path / "a" / "annotations" / "instances_val.json"):
+        times, content = path.stat(), path.read_bytes()
+        path.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        if path.suffix == ".json":
+            path.write_text(content.decode().replace("15.5", "15.6"))
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        seen.add(open_coco(source).fingerprint)
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize(
@@ -163,12 +172,12 @@ def test_which_files_make_a_data_set(tmp_path: Path) -> None:
 def test_categories_agree_between_files(tmp_path: Path) -> None:
     source = write(tmp_path, "train", "val")
     other = [*CATEGORIES[:2], {"id": 21, "name": "bird"}]
-    write_json(tmp_path / "annotations" / "instances_val.json", IMAGES, [], other)
+    write_json(tmp_path / "annotations" / "instances_val.json", IMAGES, [GOOD], other)
     with pytest.raises(ValueError, match="same categories") as caught:
         open_coco(source)
     for part in ("instances_train.json", "instances_val.json", "(20, 'bird')", "(21, 'bird')"):
         assert part in str(caught.value)
-    write_json(tmp_path / "annotations" / "instances_val.json", IMAGES, [], CATEGORIES[::-1])
+    write_json(tmp_path / "annotations" / "instances_val.json", IMAGES, [GOOD], CATEGORIES[::-1])
     assert open_coco(source).category_ids == (3, 7, 20)
 
 
@@ -180,7 +189,7 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_another_size(tmp_path: Path) -> None:
-    split = open_one(tmp_path, [image(11), image(5, height=50, width=60)], []).test
+    split = open_one(tmp_path, [image(11), image(5, height=50, width=60)], [GOOD]).test
     with pytest.raises(
         ValueError, match=r"60x50 in .*/5\.png, as image 5 of .*boxes\.json says, got 50x60; restore"
     ):
@@ -189,7 +198,7 @@ def test_a_picture_of_another_size(tmp_path: Path) -> None:
 
 
 def test_a_broken_picture_is_named(tmp_path: Path) -> None:
-    split = open_one(tmp_path, IMAGES, []).test
+    split = open_one(tmp_path, IMAGES, [GOOD]).test
     (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"Pillow can decode, got .*/5\.png \(100 bytes"):
         split.image(1)

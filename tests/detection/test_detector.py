@@ -391,3 +391,24 @@ def test_real_backbones(shared_data):
                 weights=shared_data / "weights" / f"{file}.safetensors",
             )
         assert made.net.transform.image_mean == [0.5, 0.5, 0.5]
+
+
+def test_classes_of_a_teacher_in_other_spellings_and_without_names():
+    """Names are one for one whatever their case; numbers are no names, and count by position."""
+    made, batch = detector(classes=("Cat", "polar_bear", "fox")), scenes()
+    assert FrozenDetector(made, ("fox", "polar bear")).columns.tolist() == [0, 3, 2]
+    numbers = detector(classes=("1", "2", "3"))
+    with pytest.warns(UserWarning, match="its classes are taken by position"):
+        frozen = FrozenDetector(numbers, ("cat", "dog", "owl"))
+    assert frozen.columns.tolist() == [0, 1, 2, 3]
+    assert len(batch.images)
+
+
+def test_a_file_in_another_spelling_and_order_gives_its_last_layer(tmp_path):
+    made = detector(classes=("Cat", "dog", "owl"))
+    save_detector(made, tmp_path / "d.safetensors")
+    other = create_detector(made.name, ("owl", "cat", "dog"), weights=tmp_path / "d.safetensors")
+    predictor, own = other.net.roi_heads.box_predictor, made.net.roi_heads.box_predictor
+    assert torch.equal(predictor.cls_score.weight, own.cls_score.weight[[0, 3, 1, 2]])
+    boxes = own.bbox_pred.bias.view(4, 4)[[0, 3, 1, 2]].flatten()
+    assert torch.equal(predictor.bbox_pred.bias, boxes)

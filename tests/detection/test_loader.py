@@ -205,7 +205,7 @@ def test_spawned_workers_see_the_same(split: DetectionSplit) -> None:
     import torch.multiprocessing as mp
 
     workers = make_scene_loader(split, batch_size=10, shuffle=True, num_workers=1, **VIEWS)
-    workers._loader.multiprocessing_context = mp.get_context("spawn")
+    workers._decoding.workers.multiprocessing_context = mp.get_context("spawn")
     assert_same(epoch(workers), epoch(make_scene_loader(split, batch_size=10, shuffle=True, **VIEWS)))
 
 
@@ -221,6 +221,15 @@ def test_ranks_share_the_batches_of_one_process(split: DetectionSplit, world_siz
         assert {len(part.images) for part in parts} == {8 // world_size}
         shown = torch.cat([part.index for part in parts])
         assert set(shown.tolist()) == set(step.index.tolist())
+
+
+def test_training_keeps_every_picture_whatever_the_number_of_processes(split: DetectionSplit) -> None:
+    options = {"batch_size": 3, "shuffle": True, **VIEWS}
+    whole = epoch(make_scene_loader(split, **options))
+    ranks = [epoch(make_scene_loader(split, rank=k, world_size=4, **options)) for k in range(4)]
+    assert {len(batches) for batches in ranks} == {len(whole)}
+    assert all(len(part.images) == 0 for part in ranks[3])
+    assert_same(whole, [batch for batches in ranks for batch in batches])
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(8, 3), (7, 4), (2, 4)])
@@ -273,7 +282,9 @@ def test_a_large_one_each_epoch(split: DetectionSplit, monkeypatch: pytest.Monke
 def test_a_broken_picture_is_named(tmp_path: Path, num_workers: int) -> None:
     images = [image(k) for k in range(4)]
     write_pictures(tmp_path, images)
-    split = open_coco(f"coco:{tmp_path}:{write_json(tmp_path / 'boxes.json', images, [])}").test
+    split = open_coco(
+        f"coco:{tmp_path}:{write_json(tmp_path / 'boxes.json', images, [annotation(1, 1, [1, 1, 9, 9])])}"
+    ).test
     (tmp_path / "2.png").write_bytes(b"no picture")
     loader = make_scene_loader(split, batch_size=2, shuffle=False, num_workers=num_workers)
     with pytest.raises(ValueError, match=r"Pillow can decode, got .*/2\.png \(10 bytes"):

@@ -88,6 +88,6 @@ def test_a_record_opens_no_file_outside_its_folder(tmp_path, monkeypatch):
         "../../../../../../../../etc/passwd",
         "/etc/passwd",
     ):
-        with pytest.raises(ValueError, match=r"needs files within the run's folder, got .*; take it out"):
+        with pytest.raises(ValueError, match=r"needs files within the run's folder, got .*; remove it"):
             page_sections(detector("kd", 0, 43.0, pictures=(name,)), run)
     assert opened == []

@@ -157,32 +157,35 @@ def test_rows_do_not_look_at_each_other(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_permuting_rows(name, monkeypatch):
-    """What a loss draws for a row (negatives, a mask) goes with the row, wherever it stands."""
+def test_permuting_rows(name):
+    """What a loss draws for a row (negatives, a mask) goes with its sample, wherever it stands."""
     goal = contract.target(6)
     student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    built, fresh = contract.loss(name), contract.loss(name)
-    own, drawn = torch.rand, []
-
-    def record(*shape, **options):
-        drawn.append(own(*shape, **options))
-        return drawn[-1]
-
-    monkeypatch.setattr(torch, "rand", record)
-    value = contract.call(built, student, teacher, goal)
-    assert bool(drawn) == built.draws
-    assert all(len(numbers) == 6 for numbers in drawn)
-    again = iter(drawn)
-    monkeypatch.setattr(torch, "rand", lambda *shape, **options: next(again)[order])
+    value = contract.call(contract.loss(name), student, teacher, goal)
     moved = contract.call(
-        fresh,
+        contract.loss(name),
         contract.take(student, order),
         contract.take(teacher, order),
         Target(goal.label[order], goal.index[order]),
     )
-    assert next(again, None) is None
     torch.testing.assert_close(moved, value[order] if value.dim() else value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_are_declared_and_leave_the_generator_alone(name):
+    """They depend on the sample and on how often was drawn: the next step's are others."""
+    goal = contract.target(6)
+    student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
+    built, other = contract.loss(name), contract.loss(name)
+    assert hasattr(built, "draw") == built.draws
+    state = torch.get_rng_state()
+    built(student, teacher, goal)
+    assert torch.equal(torch.get_rng_state(), state)
+    if built.draws:
+        other.draw[1] += 1
+        a, b = (contract.call(loss, student, teacher, goal) for loss in (contract.loss(name), other))
+        assert not torch.allclose(a, b)
 
 
 @pytest.mark.parametrize("name", LOGITS)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from outgrow import IGNORE, PENULTIMATE, Objective, Outputs, Target, rectify
+from outgrow.data.randomness import uniform_at
 from outgrow.losses import Fixture
 from outgrow.losses.crd import CRD, crd_loss
 from tests import contract
@@ -42,9 +43,16 @@ def embedded(layer, outputs):
 
 
 def literal(built, student, teacher, goal, samples, z=None):
-    """The reference with the same layers and memories, and the numbers that torch draws after seed 7."""
-    torch.manual_seed(7)
-    uniform = torch.rand(len(goal.index), built.negatives)
+    """The reference with the same layers and memories, and draws from plain Python integers: the key, the
+    sample's place among those that are remembered, and the number of the draw."""
+    seed, step = built.draw.tolist()
+    place = {number: at for at, number in enumerate(samples)}
+    uniform = torch.tensor(
+        [
+            [uniform_at(seed, step, place[number], k) for k in range(built.negatives)]
+            for number in goal.index.tolist()
+        ]
+    )
     return reference.crd(
         embedded(built.embed_student, student),
         embedded(built.embed_teacher, teacher),
@@ -236,7 +244,6 @@ class TestSubset:
         objective.setup(student, teacher, num_samples=40, label=LABEL[SUBSET], index=SUBSET)
         assert objective.crd.memory_student.shape == (11, 8)
         objective.double()
-        torch.manual_seed(7)
         result = objective(student, rectify(teacher, goal, rule="identity"), goal, 0.0)
         rows, _ = literal(
             build_like(objective.crd), student, teacher, goal, samples_of(SUBSET, LABEL[SUBSET])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from outgrow import Target
+from outgrow.data.randomness import uniform_at
 from outgrow.losses.mgd import MGD, mgd_loss
 from tests import contract
 from tests.reference import features
@@ -14,26 +15,45 @@ def test_it_is_a_sum():
     torch.testing.assert_close(mgd_loss(2 * ones, ones), torch.tensor([60.0, 60.0]))
 
 
-@pytest.mark.parametrize("spatial", [False, True])
-def test_reference_with_its_mask(spatial):
-    """Channels where rows are images, positions where they are not."""
-    student, teacher = contract.of_features(a=(3, 4, 6, 6)), contract.of_features(a=(3, 5, 6, 6), seed=5)
-    built = contract.set_up(MGD(mask_ratio=0.4), student, teacher)
-    torch.manual_seed(7)  # as contract.call
-    mask = torch.rand((3, 1, 6, 6) if spatial else (3, 5, 1, 1)) >= 0.4
-    assert 0 < mask.sum() < mask.numel()
-    goal = Target(torch.zeros(3, dtype=torch.long), image=torch.arange(3) if spatial else None)
+def with_mask(mask, goal, built, student, teacher):
     contract.check_reference(
         built, student, teacher, lambda *given: features.mgd(*given, mask=mask), target=goal
     )
 
 
+def setting():
+    student, teacher = contract.of_features(a=(3, 4, 6, 6)), contract.of_features(a=(3, 5, 6, 6), seed=5)
+    return contract.set_up(MGD(mask_ratio=0.4), student, teacher), student, teacher
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+def test_reference_with_its_mask(spatial):
+    """Channels where rows are images, positions where they are not."""
+    torch.manual_seed(7)  # as contract.call
+    mask = torch.rand((3, 1, 6, 6) if spatial else (3, 5, 1, 1)) >= 0.4
+    assert 0 < mask.sum() < mask.numel()
+    goal = Target(torch.zeros(3, dtype=torch.long), image=torch.arange(3) if spatial else None)
+    with_mask(mask, goal, *setting())
+
+
+def test_a_numbered_image_has_its_own_mask_at_every_step():
+    """Draws from plain Python integers: the key, the image's number and the channel; then the next draw."""
+    built, student, teacher = setting()
+    goal = Target(torch.zeros(3, dtype=torch.long), index=torch.tensor([31, 4, 17]))
+    for step in range(2):
+        seed, drawn = built.draw.tolist()
+        assert drawn == step
+        uniform = [[uniform_at(seed, step, number, c) for c in range(5)] for number in (31, 4, 17)]
+        with_mask(torch.tensor(uniform)[:, :, None, None] >= 0.4, goal, built, student, teacher)
+
+
 def test_the_share_that_is_masked():
-    built = MGD(mask_ratio=0.65)
+    built, *_ = setting()
     torch.manual_seed(0)
-    for spatial in (False, True):
-        kept = built._masked(torch.ones(64, 64, 8, 8), spatial=spatial)
-        assert kept.mean().item() == pytest.approx(0.35, abs=0.03)
+    label = torch.zeros(64, dtype=torch.long)
+    for place in ({}, {"index": torch.arange(64)}, {"image": torch.arange(64)}):
+        kept = built._masked(torch.ones(64, 64, 8, 8), Target(label, **place))
+        assert kept.mean().item() == pytest.approx(0.6, abs=0.03)
         assert set(kept.unique().tolist()) == {0.0, 1.0}
 
 

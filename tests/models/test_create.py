@@ -260,3 +260,205 @@ def test_a_size_in_the_name_is_what_the_net_sees():
     network = create_model("timm/vit_tiny_patch16_224?img_size=32&patch_size=8&depth=1", 5)
     assert network.input_spec.size == 32
     assert network(torch.rand(2, 3, 48, 48)).shape == (2, 5)
+
+
+class TestHub:
+    """A hub's local cache stands for the hub: the machine is offline."""
+
+    @pytest.fixture
+    def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        model = tmp_path / "hub" / "models--me--tiny"
+        (model / "refs").mkdir(parents=True)
+        (model / "refs" / "main").write_text("0" * 40)
+        snapshot = model / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text(json.dumps(TINY_VIT))
+        return snapshot
+
+    def stored(self, snapshot: Path) -> Network:
+        torch.manual_seed(3)
+        first = create_model(f"hf/{snapshot}").eval()
+        first.net.save_pretrained(snapshot)
+        (snapshot / "preprocessor_config.json").write_text(
+            json.dumps({"image_mean": [0.1] * 3, "image_std": [0.2] * 3})
+        )
+        return first
+
+    def test_an_id_means_its_published_weights(self, hub: Path) -> None:
+        first = self.stored(hub)
+        images = torch.rand(2, 3, 32, 32)
+        found = create_model("hf/me/tiny").eval()
+        assert (found.input_spec.mean, found.input_spec.std) == ((0.1,) * 3, (0.2,) * 3)
+        assert found.weights == "published"
+        assert torch.equal(found.net(images).logits, first.net(images).logits)
+
+    def test_without_a_processor_its_normalisation_is_a_guess(self, hub: Path) -> None:
+        self.stored(hub)
+        (hub / "preprocessor_config.json").unlink()
+        for name in ("hf/me/tiny", f"hf/{hub}"):
+            with pytest.warns(UserWarning, match="mean and deviation one half are a guess"):
+                assert create_model(name).input_spec.mean == (0.5, 0.5, 0.5)
+
+    def test_an_id_without_weights_is_refused(self, hub: Path) -> None:
+        with pytest.raises(
+            ValueError, match=r"hf/me/tiny: needs published weights, got an error .*; go online once"
+        ):
+            create_model("hf/me/tiny")
+
+    def test_a_trunk_is_no_classifier(self, hub: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        self.stored(hub)
+        state = {
+            k: v for k, v in load_file(hub / "model.safetensors").items() if not k.startswith("classifier")
+        }
+        save_file(state, hub / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(
+            ValueError, match=r"needs weights for all of the classifier, got none for classifier.bias, "
+        ):
+            create_model(f"hf/{hub}")
+        student = create_model(f"hf/{hub}", 3)
+        assert head_of(student)[1].weight.std() < 0.02  # new, and small
+
+    def test_a_published_head_is_put_in_order(self, hub: Path) -> None:
+        first = self.stored(hub)
+        images = torch.rand(2, 3, 32, 32)
+        student = create_model(f"hf/{hub}", classes=("owl", "cat", "dog")).eval()
+        torch.testing.assert_close(student.net(images).logits, first.net(images).logits[:, [2, 0, 1]])
+        with pytest.warns(
+            UserWarning, match=r"1 of 3 are there by name .*; the rows of missing classes are new"
+        ):
+            partly = create_model(f"hf/{hub}", classes=("fox", "owl", "bee"))
+        assert torch.equal(head_of(partly)[1].weight[1], head_of(first)[1].weight[2])
+        assert head_of(partly)[1].weight[[0, 2]].std() < 0.02
+
+    def test_no_code_of_a_model_is_run(self, hub: Path) -> None:
+        (hub / "code.py").write_text("raise SystemExit('ran')")
+        config = {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.Config"}}
+        (hub / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"that needs no code of its own, got neither"):
+            create_model(f"hf/{hub}")
+
+    def test_configuration_alone_is_random_and_said(self, hub: Path) -> None:
+        network = create_model(f"hf/{hub}")
+        assert network.weights is None
+        assert any("weights drawn at random" in note for note in network.notes)
+
+    def test_a_damaged_processor(self, hub: Path) -> None:
+        self.stored(hub)
+        (hub / "preprocessor_config.json").write_text('{"image_mean": [0.1')
+        with pytest.raises(
+            ValueError, match=r"needs an image processor's configuration, got .*; restore the file"
+        ):
+            create_model(f"hf/{hub}")
+
+
+@pytest.mark.parametrize(
+    "name", ["timm/resnet10t", "torchvision/resnet18", "hf/me/lacking", "timm/hf-hub:me/lacking"]
+)
+def test_published_weights_without_a_network(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+    import time
+
+    from huggingface_hub import constants
+
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    create_model(
+        name.replace("hf/me/lacking", "timm/resnet10t").replace("hf-hub:me/lacking", "resnet10t")
+    )  # imports
+    started = time.perf_counter()
+    with pytest.raises(
+        ValueError, match=r"needs .*, got .*; (go online once.*--teacher-weights|check the path)"
+    ):
+        create_model(name, pretrained=True)
+    assert time.perf_counter() - started < 10
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("timm/vit_tiny_patch16_224?depth=1", 64),
+        ("timm/deit_tiny_distilled_patch16_224?depth=1", 64),
+        ("timm/swin_tiny_patch4_window7_224?depths=(1,1,1,1)&embed_dim=24&num_heads=(1,1,1,1)", 112),
+        ("timm/eva02_tiny_patch14_224?depth=1", 56),  # has no head of its own
+    ],
+)
+def test_a_transformer_is_built_for_the_size_that_its_file_states(
+    name: str, size: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    trained = create_model(name, 3, input_size=size).eval()
+    save_student(trained, tmp_path / "s.safetensors")
+    found = create_model(name, weights=tmp_path / "s.safetensors").eval()
+    images = torch.rand(2, 3, 40, 40)
+    assert found.input_spec.size == size
+    assert torch.equal(found(images), trained(images))
+    torch.save(trained.net.state_dict(), tmp_path / "unnamed.pt")
+    with pytest.raises(ValueError, match=r"another shape|unexpected"):
+        create_model(name, weights=tmp_path / "unnamed.pt")
+
+
+def test_positions_of_another_size_are_refused_with_the_reason(tmp_path: Path) -> None:
+    name = "timm/vit_tiny_patch16_224?depth=1"
+    torch.save(create_model(name, 1000, input_size=64).net.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(
+        ValueError, match=r"its positions are those of another input size: build .* not interpolated"
+    ):
+        create_model(name, weights=tmp_path / "w.pt")
+    assert create_model(name, weights=tmp_path / "w.pt", input_size=64).input_spec.size == 64
+
+
+class TestNormalisation:
+    def test_is_the_users_where_given_and_carried_in_the_file(self, tmp_path: Path) -> None:
+        mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+        torch.save(create_model("cifar/resnet8", 3).net.state_dict(), tmp_path / "w.pt")
+        network = create_model("cifar/resnet8", weights=tmp_path / "w.pt", mean=mean, std=std)
+        images = torch.rand(1, 3, 8, 8)
+        expected = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        torch.testing.assert_close(network.prepare(images), expected)
+        assert network.notes[-1].endswith("mean 0.1 0.2 0.3, std 0.4 0.5 0.6 (yours)")
+        save_student(network, tmp_path / "s.safetensors")
+        again = create_model("cifar/resnet8", weights=tmp_path / "s.safetensors")
+        assert (again.input_spec.mean, again.input_spec.std) == (mean, std)
+        assert again.notes[-1].endswith("(stated by the file)")
+
+    def test_of_a_file_of_ones_own(self, tmp_path: Path) -> None:
+        (tmp_path / "nets.py").write_text(NETS)
+        network = create_model(f"py:{tmp_path / 'nets.py'}:small", mean=(0.5, 0.5, 0.5))
+        assert (network.input_spec.mean, network.input_spec.std) == ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+
+    def test_of_the_family_is_said(self, tmp_path: Path) -> None:
+        torch.save(create_model("cifar/resnet8", 3).net.state_dict(), tmp_path / "w.pt")
+        network = create_model("cifar/resnet8", weights=tmp_path / "w.pt")
+        assert network.notes[-1].endswith("(the default of cifar; the file states none)")
+
+    def test_against_the_file_is_warned_of(self, tmp_path: Path) -> None:
+        save_student(create_model("cifar/resnet8", 3), tmp_path / "s.safetensors")
+        with pytest.warns(UserWarning, match="its file states mean .*, and you gave .*, which is used"):
+            create_model("cifar/resnet8", weights=tmp_path / "s.safetensors", mean=(0.5, 0.5, 0.5))
+        save_student(create_model("timm/resnet10t", 3), tmp_path / "t.safetensors")
+        with pytest.warns(UserWarning, match="its file states an input size of 176, and you gave 64"):
+            create_model("timm/resnet10t", weights=tmp_path / "t.safetensors", input_size=64)
+        with pytest.raises(ValueError, match="InputSpec: needs mean and std with three numbers each"):
+            create_model("cifar/resnet8", 3, mean=(125.0, 120.0, 110.0))
+
+
+def test_names_and_numbers_of_classes_agree() -> None:
+    assert create_model("cifar/resnet8", classes=("a", "b")).classes == ("a", "b")
+    with pytest.raises(ValueError, match="needs one name for each of 3 classes, got 2; leave one"):
+        create_model("cifar/resnet8", 3, classes=("a", "b"))

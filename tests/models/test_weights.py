@@ -1,6 +1,9 @@
 """load_weights and save_student: other people's files, and the file that is deployed."""
 
 import json
+import os
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from outgrow.models import InputSpec, Network, create_model, head_of, load_weights, save_student
-from outgrow.models.weights import _canonical, _unwrap
+from outgrow.models.weights import _canonical, read_weights, same_net, write_weights
 
 State = dict[str, Tensor]
 
@@ -193,6 +196,23 @@ def test_pickles_that_could_run_code_are_refused(tmp_path: Path) -> None:
         load_weights(net(), tmp_path / "whole.pt", role="exact")
 
 
+def test_what_training_scripts_keep_beside_the_weights_is_read(tmp_path: Path) -> None:
+    """torchvision's and timm's keep their options; others a path and an accuracy of NumPy's."""
+    import argparse
+
+    import numpy as np
+
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=tmp_path),
+        "best": np.float64(71.5),
+        "epoch": np.int64(3),
+    }
+    torch.save({"model": net(seed=1).net.state_dict(), **beside}, tmp_path / "c.pt")
+    ours = net()
+    load_weights(ours, tmp_path / "c.pt", role="exact")
+    assert equal(ours.net, net(seed=1).net)
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"which is not there; give the .safetensors or .pt file"):
         load_weights(net(), tmp_path / "lacking.pt", role="exact")
@@ -202,10 +222,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(ValueError, match=rf"needs a .*file.*, got .*{name}"):
             load_weights(net(), tmp_path / name, role="exact")
+    torch.save({"epoch": 3, "loss": {"kd": 0.5}}, tmp_path / "log.pt")
     with pytest.raises(
         ValueError, match=r"needs a state dict, .* got epoch, loss in .*; save model.state_dict"
     ):
-        _unwrap({"epoch": 3, "loss": {"kd": 0.5}}, tmp_path)
+        load_weights(net(), tmp_path / "log.pt", role="exact")
 
 
 def test_the_deployed_file_says_all_that_is_needed(tmp_path: Path) -> None:
@@ -269,3 +290,389 @@ def test_a_new_head_on_a_trained_trunk_starts_level(tmp_path: Path) -> None:
     assert isinstance(head, torch.nn.Linear)
     assert head.weight.std() < 0.02
     assert not head.bias.any()
+
+
+def numbered(state: State, by: float = 1.0) -> State:
+    return {key: value + by if value.is_floating_point() else value for key, value in state.items()}
+
+
+class TestAverages:
+    """A moving average is what its author evaluated; what has no names or does not fit is passed over, and said."""
+
+    @pytest.mark.parametrize(
+        ("wrap", "source"),
+        [
+            (
+                lambda s, a: {
+                    "model": s,
+                    "model_ema": {"n_averaged": torch.tensor(3), **prefixed("module.")(a)},
+                },
+                "model_ema",
+            ),
+            (lambda s, a: {"state_dict": s, "state_dict_ema": prefixed("module.")(a)}, "state_dict_ema"),
+            (lambda s, a: {"model": s, "ema": {"decay": 0.9, "shadow": a}}, "ema.shadow"),
+            (
+                lambda s, a: {
+                    "model": s,
+                    "ema": {"decay": torch.tensor(0.9), "num_updates": torch.tensor(5), **a},
+                },
+                "ema",
+            ),
+            (
+                lambda s, a: {"checkpoint": {"net": s, "ema_state_dict": a}, "epoch": 3},
+                "checkpoint.ema_state_dict",
+            ),
+            (lambda s, a: {"params": s, "params_ema": a}, "params_ema"),
+            (
+                lambda s, a: {
+                    **prefixed("online_model.")(s),
+                    **prefixed("ema_model.")(a),
+                    "initted": torch.ones(1),
+                },
+                "ema_model",
+            ),
+            (
+                lambda s, a: {"state_dict": {**prefixed("model.")(s), **prefixed("ema_model.module.")(a)}},
+                "state_dict.ema_model",
+            ),
+            (lambda s, a: {"n_averaged": torch.tensor(3), **prefixed("module.")(a)}, ""),
+        ],
+    )
+    def test_are_taken(self, wrap: Callable, source: str, tmp_path: Path) -> None:
+        state = net(seed=1).net.state_dict()
+        torch.save(wrap(state, numbered(state)), tmp_path / "c.pt")
+        ours = net()
+        report = load_weights(ours, tmp_path / "c.pt", role="teacher")
+        assert report.source == source
+        assert torch.equal(ours.net.get_parameter("conv1.weight"), state["conv1.weight"] + 1)
+
+    @pytest.mark.parametrize(
+        ("average", "reason"),
+        [
+            (
+                lambda s: {"shadow_params": list(s.values()), "decay": 0.9},
+                "'ema.shadow_params' is a list without names",
+            ),
+            (lambda s: {"shadow": {"conv1.weight": s["conv1.weight"]}}, "'ema.shadow' does not fit"),
+            (lambda s: None, ""),
+        ],
+    )
+    def test_are_passed_over(self, average: Callable, reason: str, tmp_path: Path) -> None:
+        state = net(seed=1).net.state_dict()
+        torch.save({"ema": average(state), "model": state}, tmp_path / "c.pt")
+        ours = net()
+        report = load_weights(ours, tmp_path / "c.pt", role="teacher")
+        assert report.source == "model"
+        assert reason in str(report)
+        assert any(reason in note for note in ours.notes)
+
+    def test_torchs_own(self, tmp_path: Path) -> None:
+        ours = net(seed=1)
+        average = torch.optim.swa_utils.AveragedModel(ours.net, use_buffers=True)
+        torch.save({"model": ours.net.state_dict(), "model_ema": average.state_dict()}, tmp_path / "c.pt")
+        other = net()
+        assert load_weights(other, tmp_path / "c.pt", role="exact").source == "model_ema"
+        assert equal(other.net, ours.net)
+
+
+def test_a_part_of_a_larger_module(tmp_path: Path) -> None:
+    state = net(seed=1).net.state_dict()
+    loss = {"criterion.weight": torch.ones(10), "metric.total": torch.tensor(3.0)}
+    for name in ("model.", "classifier_net."):
+        torch.save({"state_dict": {**prefixed(name)(state), **loss}}, tmp_path / "lightning.ckpt")
+        ours = net()
+        load_weights(ours, tmp_path / "lightning.ckpt", role="exact")
+        assert equal(ours.net, net(seed=1).net)
+
+
+def test_two_parts_that_fit_are_a_question(tmp_path: Path) -> None:
+    state = net().net.state_dict()
+    torch.save({"first": state, "second": numbered(state)}, tmp_path / "two.pt")
+    with pytest.raises(
+        ValueError, match=r"needs one state dict that fits .* got 2 .*under first, second\); save the one"
+    ):
+        load_weights(net(), tmp_path / "two.pt", role="exact")
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(name: str, value: float, tmp_path: Path) -> None:
+    state = net().net.state_dict()
+    state["bn1.running_var"][3] = value
+    torch.save(state, tmp_path / name) if name.endswith("pt") else save_file(state, tmp_path / name)
+    ours, before = net(), net()
+    with pytest.raises(
+        ValueError, match=r"finite weights, got .* NaN or infinity in 1 tensors \(bn1.running_var\); take"
+    ):
+        load_weights(ours, tmp_path / name, role="teacher")
+    assert equal(ours, before)
+
+
+def test_what_overflows_in_the_nets_precision_is_refused(tmp_path: Path) -> None:
+    state = net().net.state_dict()
+    state["fc.bias"] = torch.full((10,), 1e300, dtype=torch.float64)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"needs finite weights"):
+        load_weights(net(), tmp_path / "w.pt", role="exact")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda w: w.to(torch.int8), "int8"),
+        (lambda w: w.to(torch.complex64), "complex64"),
+        (lambda w: w.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda w: w.to_sparse(), "sparse"),
+        (lambda w: w.to("meta"), "meta"),
+        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "quantised"),
+    ],
+)
+def test_weights_that_are_no_plain_numbers_are_refused(change: Callable, kind: str, tmp_path: Path) -> None:
+    state = net().net.state_dict()
+    state["fc.weight"] = change(state["fc.weight"])
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(
+        ValueError, match=rf"needs plain tensors of .* with fc.weight {kind}; save the weights before"
+    ):
+        load_weights(net(), tmp_path / "w.pt", role="exact")
+
+
+def test_other_content(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("a.txt", "x")
+    torch.save([torch.zeros(3)], tmp_path / "list.pt")
+    (tmp_path / "lfs.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (tmp_path / "page.pt").write_bytes(b"<!DOCTYPE html><html></html>")
+    (tmp_path / "header.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    (tmp_path / "loop.pt").symlink_to(tmp_path / "loop.pt")
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "device.pt").symlink_to("/dev/zero")
+    tensor = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    for name, header in (
+        ("overlap", {"a": tensor, "b": {**tensor, "data_offsets": [4, 12]}}),
+        ("huge", {"a": {**tensor, "shape": [2**62], "data_offsets": [0, 2**63]}}),
+    ):
+        text = json.dumps(header).encode()
+        (tmp_path / f"{name}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(12))
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 10
+    for file in files:
+        with pytest.raises(ValueError, match=r"^load_weights: needs .*, got .*; "):
+            load_weights(net(), file, role="exact")
+
+
+def test_the_content_counts_and_not_the_ending(tmp_path: Path) -> None:
+    state = net(seed=1).net.state_dict()
+    save_file(state, tmp_path / "a.pt")
+    torch.save(state, tmp_path / "b.safetensors")
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("a.pt", "b.safetensors", "old.pt"):
+        ours = net()
+        load_weights(ours, tmp_path / name, role="exact")
+        assert equal(ours.net, net(seed=1).net)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_every_damage_is_refused_or_changes_nothing(name: str, tmp_path: Path) -> None:
+    """Bits flipped, files cut off and emptied, by a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "a.weight": torch.randn(8, 16, generator=generator),
+        "a.bias": torch.randn(8),
+        "n": torch.tensor(3),
+    }
+    path = tmp_path / name
+    if name.endswith("pt"):
+        torch.save({"model": state, "classes": ["x", "y"]}, path)
+    else:
+        write_weights(state, path, {"model": "cifar/resnet8", "classes": '["x", "y"]'})
+    whole = path.read_bytes()
+
+    def outcome() -> str:
+        try:
+            found, _ = read_weights(path)
+        except ValueError as error:
+            three_parts = re.match(r"load_weights: needs .*, got .*; ", str(error), re.DOTALL)
+            return "refused" if three_parts else str(error)
+        same = found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+        return "same" if same and all(found[key].dtype == state[key].dtype for key in state) else "WRONG"
+
+    assert outcome() == "same"
+    flips = torch.randint(8 * len(whole), (400,), generator=generator).tolist()
+    outcomes = Counter()
+    for bit in flips:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        outcomes[outcome()] += 1
+    for length in torch.randint(len(whole), (60,), generator=generator).tolist():
+        path.write_bytes(whole[:length])
+        assert outcome() == "refused"
+    path.write_bytes(b"")
+    assert outcome() == "refused"
+    path.write_bytes(bytes(len(whole)))
+    assert outcome() == "refused"
+    assert outcomes.keys() == {"refused", "same"}
+    assert outcomes["refused"] > 200
+
+
+class TestOurFile:
+    def test_has_the_usual_rights_and_leaves_nothing_beside_it(self, tmp_path: Path) -> None:
+        save_student(net(), tmp_path / "student.safetensors")
+        (tmp_path / "usual").touch()
+        assert (tmp_path / "student.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_carries_a_checksum(self, tmp_path: Path) -> None:
+        path = tmp_path / "student.safetensors"
+        save_student(net(), path)
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 1  # the last digits of a weight
+        path.write_bytes(data)
+        with pytest.raises(
+            ValueError, match=r"needs the file as it was written, .* \(its checksum differs\); fetch it again"
+        ):
+            load_weights(net(), path, role="exact")
+
+    def test_may_be_changed_by_other_programs(self, tmp_path: Path) -> None:
+        """They copy the metadata along, and with it a checksum of what the file was."""
+        path = tmp_path / "student.safetensors"
+        save_student(net(), path)
+        with safe_open(path, framework="pt") as file:
+            state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+        save_file(numbered(state), path, metadata=metadata)
+        ours = net()
+        load_weights(ours, path, role="exact")
+        assert torch.equal(ours.net.get_parameter("fc.bias"), state["fc.bias"] + 1)
+
+
+class TestClassesOfAStudent:
+    """Every row of a head keeps its name: outputs of the file's own net, by name, are the values to find again."""
+
+    NAMES = ("bird", "cat", "dog")
+
+    def file(self, path: Path, name: str = "cifar/resnet8", names: tuple[str, ...] | None = NAMES) -> Network:
+        torch.manual_seed(1)
+        trained = create_model(name, len(names or self.NAMES))
+        trained.classes = names
+        save_student(trained, path)
+        return trained.eval()
+
+    @pytest.mark.parametrize(
+        "name", ["cifar/resnet8", "cifar/shufflenetv2", "timm/deit_tiny_distilled_patch16_224?depth=1"]
+    )
+    def test_another_order(self, name: str, tmp_path: Path) -> None:
+        trained = self.file(tmp_path / "s.safetensors", name)
+        student = create_model(
+            name, weights=tmp_path / "s.safetensors", classes=("dog", "bird", "Cat")
+        ).eval()
+        images = torch.rand(2, 3, 32, 32)
+        torch.testing.assert_close(student(images), trained(images)[:, [2, 0, 1]])
+        assert student.classes == ("dog", "bird", "Cat")
+        assert any("by name" in note and "put into the data's order" in note for note in student.notes)
+        report = load_weights(
+            create_model(name, 3), tmp_path / "s.safetensors", role="student", classes=("dog", "bird", "Cat")
+        )
+        assert report.head == "reordered"
+
+    def test_fewer_of_them(self, tmp_path: Path) -> None:
+        trained = self.file(tmp_path / "s.safetensors")
+        student = create_model(
+            "cifar/resnet8", weights=tmp_path / "s.safetensors", classes=("dog", "bird")
+        ).eval()
+        images = torch.rand(2, 3, 32, 32)
+        torch.testing.assert_close(student(images), trained(images)[:, [2, 0]])
+
+    def test_some_of_them(self, tmp_path: Path) -> None:
+        trained = self.file(tmp_path / "s.safetensors")
+        with pytest.warns(
+            UserWarning, match=r"has 2 of 4 classes .*; those rows .* are loaded, those of fowl, owl are new"
+        ):
+            student = create_model(
+                "cifar/resnet8", weights=tmp_path / "s.safetensors", classes=("cat", "fowl", "owl", "dog")
+            )
+        weight, own = head_of(student)[1].weight, head_of(trained)[1].weight
+        assert torch.equal(weight[[0, 3]], own[[1, 2]])
+        assert weight[[1, 2]].std() < 0.02
+
+    def test_none_of_them(self, tmp_path: Path) -> None:
+        self.file(tmp_path / "s.safetensors")
+        with pytest.warns(
+            UserWarning, match=r"that of s.safetensors 3 others \(bird, cat, dog\); the head stays new"
+        ):
+            student = create_model(
+                "cifar/resnet8", weights=tmp_path / "s.safetensors", classes=("a", "b", "c")
+            )
+        assert head_of(student)[1].weight.std() < 0.02
+
+    def test_without_names_position_counts_and_is_said(self, tmp_path: Path) -> None:
+        trained = self.file(tmp_path / "s.safetensors", names=None)
+        student = create_model("cifar/resnet8", weights=tmp_path / "s.safetensors", classes=self.NAMES)
+        assert torch.equal(head_of(student)[1].weight, head_of(trained)[1].weight)
+        assert any("by position, as the weights name no classes" in note for note in student.notes)
+
+    def test_names_in_a_torch_file(self, tmp_path: Path) -> None:
+        trained = self.file(tmp_path / "s.safetensors")
+        torch.save(
+            {"model": trained.net.state_dict(), "class_to_idx": {"dog": 2, "bird": 0, "cat": 1}},
+            tmp_path / "c.pt",
+        )
+        student = create_model(
+            "cifar/resnet8", weights=tmp_path / "c.pt", classes=("cat", "dog", "bird")
+        ).eval()
+        images = torch.rand(2, 3, 32, 32)
+        torch.testing.assert_close(student(images), trained(images)[:, [1, 2, 0]])
+        assert create_model("cifar/resnet8", weights=tmp_path / "c.pt").classes == self.NAMES
+
+    def test_names_that_are_too_few_are_ignored(self, tmp_path: Path) -> None:
+        torch.save({"model": net().net.state_dict(), "classes": ["a", "b"]}, tmp_path / "c.pt")
+        with pytest.warns(UserWarning, match="names 2 classes for a head of 10; the names are ignored"):
+            assert create_model("cifar/resnet8", weights=tmp_path / "c.pt").classes is None
+
+
+class TestAnotherName:
+    def test_is_warned_of(self, tmp_path: Path) -> None:
+        name = "timm/mobilenetv2_035?pad_type=same"
+        save_student(create_model(name, 3), tmp_path / "s.safetensors")
+        with pytest.warns(
+            UserWarning,
+            match=r"is of timm/mobilenetv2_035\?pad_type=same, and is read as timm/mobilenetv2_035",
+        ):
+            create_model("timm/mobilenetv2_035", weights=tmp_path / "s.safetensors")
+        create_model(name, weights=tmp_path / "s.safetensors")
+
+    def test_in_a_torch_file(self, tmp_path: Path) -> None:
+        torch.save({"arch": "resnet14", "state_dict": net().net.state_dict()}, tmp_path / "c.pt")
+        with pytest.warns(UserWarning, match="is of resnet14, and is read as cifar/resnet8"):
+            load_weights(net(), tmp_path / "c.pt", role="exact")
+        torch.save({"arch": "resnet8", "state_dict": net().net.state_dict()}, tmp_path / "c.pt")
+        load_weights(net(), tmp_path / "c.pt", role="exact")
+
+    @pytest.mark.parametrize(
+        ("stated", "name", "same"),
+        [
+            ("timm/resnet50.a1_in1k", "timm/resnet50", True),
+            ("timm/vit_tiny_patch16_224?img_size=64", "timm/vit_tiny_patch16_224", True),
+            ("py:old/nets.py:small", "py:new/nets.py:small", True),
+            ("py:nets.py:small", "py:nets.py:large", False),
+            ("torchvision/resnet50", "timm/resnet50", False),
+            ("student", "cifar/resnet8", True),
+            ("resnet50", "timm/tf_efficientnet_b0", False),
+        ],
+    )
+    def test_what_is_the_same(self, stated: str, name: str, same: bool) -> None:
+        assert same_net(stated, name) == same
+
+
+def test_what_a_file_says_of_its_input_must_make_sense(tmp_path: Path) -> None:
+    for spec in ({"size": "big"}, {"crop_pct": None}, {"mean": [1, 2]}, {"std": ["a", "b", "c"]}):
+        save_file(
+            net().net.state_dict(), tmp_path / "s.safetensors", metadata={"input_spec": json.dumps(spec)}
+        )
+        with pytest.raises(
+            ValueError, match=r"needs an input that a net can have, got .*; correct what the file says"
+        ):
+            load_weights(net(), tmp_path / "s.safetensors", role="exact")

@@ -329,6 +329,8 @@ def test_a_callers_autocast_changes_nothing(loss, fast):
 
 
 def test_one_rule_cannot_serve_two_temperatures():
-    with pytest.raises(ValueError, match=r"losses that read at 2.0 and 4.0; give both the same"):
+    with pytest.raises(
+        ValueError, match=r"needs one temperature for all losses, got 2.0 and 4.0; give all the same"
+    ):
         outgrow.preset("paper", loss="kd + dkd(temperature=2)")
     outgrow.preset("paper", loss="kd + dkd(temperature=2)", rule="swap")

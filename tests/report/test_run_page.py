@@ -141,5 +141,5 @@ def test_a_task_hands_in_its_sections(tmp_path, made_up_task):
 
 
 def test_compared_images_have_to_be_given(tmp_path):
-    with pytest.raises(ValueError, match="needs the test images that its record points into, got none; give"):
+    with pytest.raises(ValueError, match="needs the test images that its record refers to, got none; give"):
         write_run_page(tmp_path / "run.html", record("kd", 0, 80.0), None)

@@ -55,6 +55,48 @@ def test_the_options_are_these_and_no_more():
 
 
 @pytest.mark.parametrize(
+    "typed, said",
+    [
+        (["nonsense"], "No such command"),
+        (["distill", "--nonsense"], "No such option"),
+        (["distill", "--epochs", "0"], "--epochs"),
+        (["report"], "Missing argument"),
+    ],
+)
+def test_what_is_mistyped_is_said_in_a_line_or_two(monkeypatch, capsys, typed, said):
+    monkeypatch.setattr("sys.argv", ["outgrow", *typed])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said in error
+    assert "unexpected" not in error
+
+
+def test_no_command_at_all_is_help(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["outgrow"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    seen = capsys.readouterr()
+    assert "distill" in seen.out + seen.err
+    assert "unexpected" not in seen.err
+
+
+def test_version_says_what_a_report_of_a_fault_needs(monkeypatch, capsys):
+    import platform
+
+    import outgrow
+
+    monkeypatch.setattr("sys.argv", ["outgrow", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    line = f"outgrow {outgrow.__version__}, torch {torch.__version__}, Python {platform.python_version()}\n"
+    assert capsys.readouterr().out == line
+    assert [p.name for p in get_command(cli.app).params] == ["version"]
+
+
+@pytest.mark.parametrize(
     "what, some",
     [
         ("presets", "paper"),

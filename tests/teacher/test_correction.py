@@ -210,3 +210,46 @@ def test_a_temperature_turns_nothing_upside_down():
     assert (correction.scale >= 0).all()
     alone = next(c for c in correction.report.candidates if c.name == "temperature alone")
     assert alone.nll == pytest.approx(float(torch.log(torch.tensor(6.0))), abs=0.03)
+
+
+class TestFile:
+    @pytest.fixture
+    def saved(self, tmp_path):
+        logits, label = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+        correction = BiasCorrection(3).fit(logits + 4 * torch.eye(3)[(label + 1) % 3], label)
+        assert not correction.is_identity
+        correction.save(tmp_path / "new" / "correction.safetensors")
+        return tmp_path / "new" / "correction.safetensors", correction
+
+    def test_one_file_with_the_usual_rights(self, saved):
+        path, _ = saved
+        assert [p.name for p in path.parent.iterdir()] == [path.name]
+        (path.parent / "usual").touch()
+        assert path.stat().st_mode == (path.parent / "usual").stat().st_mode
+
+    def test_damage_is_refused_wherever_it_is(self, saved):
+        path, correction = saved
+        whole = path.read_bytes()
+        refused = 0
+        for place in range(0, len(whole), 7):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+            try:
+                loaded = BiasCorrection.load(path)
+                assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in correction.state_dict().items())
+            except ValueError as error:
+                refused += "BiasCorrection.load: needs" in str(error)
+        assert refused > 0.98 * len(whole) / 7
+        path.write_bytes(whole[:-5])
+        with pytest.raises(ValueError, match="needs a whole safetensors file"):
+            BiasCorrection.load(path)
+
+    def test_other_files_are_refused(self, tmp_path):
+        from outgrow.models import create_model, save_student
+
+        save_student(create_model("cifar/resnet8", 3), tmp_path / "student.safetensors")
+        with pytest.raises(
+            ValueError, match=r"needs a file that save\(\) wrote, .*; fit the correction again"
+        ):
+            BiasCorrection.load(tmp_path / "student.safetensors")
+        with pytest.raises(ValueError, match="which is not there"):
+            BiasCorrection.load(tmp_path / "lacking.safetensors")

@@ -1,19 +1,35 @@
-"""Several processes give the gradient, and the run, of one."""
+"""Several processes give the gradient, and the run, of one; and they end together."""
 
 import json
+import os
+import re
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from benchmarks.processes import CASES, Case, differences
 
 import outgrow
+from outgrow.classification.lesson import Classify
+from outgrow.data import Batch
+from outgrow.losses import DETECTOR_LOSSES, LOSSES
+from outgrow.outputs import ObjectiveResult, Target
+from outgrow.teacher import Teacher
+from outgrow.training import processes
+from outgrow.training.acceleration import make_accelerator
+from outgrow.training.config import TrainConfig
+from outgrow.training.meter import Meter
+from outgrow.training.watch import Reason, Watch, lost_another
 
 ROWS, SPLIT = 12, 5
 """The two processes get uneven shares: 5 and 7 rows, with other numbers of wrong ones."""
+ALONE = {f"{name}, alone": Case(name, told=False) for name in ("rkd", "dist", "sp")}
+"""Objectives that are not told of the other processes: the table must see it."""
 
 
 def batch():
@@ -33,89 +49,365 @@ def gradient(rows, normalize, group=None, fast=True):
     return student.weight.grad
 
 
-def _worker(rank, normalize, file, out):
+def _worker(rank, file, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    for fast in (True, False):
-        rows = slice(0, SPLIT) if rank == 0 else slice(SPLIT, ROWS)
-        grad = gradient(rows, normalize, dist.group.WORLD, fast)
-        dist.all_reduce(grad)  # what DDP does: the mean over processes
-        torch.save(grad / 2, f"{out}-{rank}-{fast}")
+    found = {}
+    for normalize in ("rows", "subset"):
+        for fast in (True, False):
+            for shares in ((slice(0, SPLIT), slice(SPLIT, ROWS)), (slice(None), slice(0, 0))):
+                grad = gradient(shares[rank], normalize, dist.group.WORLD, fast)
+                dist.all_reduce(grad)  # what DDP does: the mean over processes
+                found[normalize, fast, str(shares)] = grad / 2
+    refused = None
+    try:
+        processes.on_main(lambda: int("three"))
+    except ValueError as error:
+        refused = str(error)
+    done = processes.on_main(lambda: 3)
+    one = processes.mean(torch.tensor(float(rank)), dist.group.WORLD).item()
+    seeds = []
+    for step in (0, 1, 0):
+        processes.seed_step(5, step, dist.group.WORLD)
+        seeds.append(torch.rand(()).item())
+    torch.save((found, refused, done, one, seeds), f"{out}-{rank}")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("normalize", ["rows", "subset"])
-def test_uneven_shares_give_the_gradient_of_one(tmp_path, normalize):
-    mp.spawn(_worker, (normalize, str(tmp_path / "store"), str(tmp_path / "grad")), nprocs=2)
-    whole = gradient(slice(None), normalize)
-    for rank in (0, 1):
-        for fast in (True, False):
-            torch.testing.assert_close(torch.load(tmp_path / f"grad-{rank}-{fast}"), whole)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes found, by rank."""
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(_worker, (str(folder / "store"), str(folder / "found")), nprocs=2)
+    return [torch.load(folder / f"found-{rank}") for rank in (0, 1)]
+
+
+def test_uneven_and_empty_shares_give_the_gradient_of_one(two):
+    for found, *_ in two:
+        assert len(found) == 8
+        for (normalize, _, _), grad in found.items():
+            torch.testing.assert_close(grad, gradient(slice(None), normalize))
+
+
+def test_what_the_main_process_raises_is_raised_on_all(two):
+    assert len({refused for _, refused, *_ in two}) == 1
+    assert "invalid literal" in two[0][1]
+    assert [done for _, _, done, *_ in two] == [3, None]
+    assert [one for *_, one, _ in two] == [0.5, 0.5]
+
+
+def test_processes_draw_different_numbers_that_need_not_be_kept(two):
+    (a, b, again), (c, d, once_more) = (seeds for *_, seeds in two)
+    assert a == again
+    assert c == once_more
+    assert len({a, b, c, d}) == 4
+
+
+@pytest.fixture(scope="module")
+def table():
+    return differences({**CASES, **ALONE}, 2)
+
+
+class TestEveryLoss:
+    """Three steps on two processes against one: student, what the loss learns, and what it remembers."""
+
+    def test_the_table_is_complete(self, table):
+        assert {*LOSSES, *DETECTOR_LOSSES} <= table.keys()
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_is_that_of_one_process(self, table, name):
+        assert max(table[name].values()) < 1e-9, table[name]  # 1e-10: kd's counts are float32
+
+    @pytest.mark.parametrize("name", ALONE)
+    def test_the_table_sees_relations_inside_a_share(self, table, name):
+        assert max(table[name].values()) > 1e-3
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("number, dtype, tolerance", [(4, torch.float64, 1e-9), (2, torch.float32, 1e-5)])
+    def test_of_four_processes_and_in_float32(self, number, dtype, tolerance):
+        table = differences(CASES, number, dtype)
+        assert len(table) == len(CASES)
+        # in float32 rkd's gradient has four digits, and ofd is a sum over a map
+        loose = {"rkd": 100.0, "rkd, drop": 100.0, "rkd, proposals": 100.0, "ofd": 100.0}
+        off = {
+            name: parts
+            for name, parts in table.items()
+            if max(parts.values()) >= tolerance * loose.get(name, 1.0)
+        }
+        assert not off
+
+
+def test_a_mean_weighs_steps_by_their_images():
+    """Also where a process has no share of a step: it counts the mean, as the others do."""
+    meter = Meter()
+    for total, images in ((1.0, torch.tensor(16.0)), (4.0, torch.tensor(0.5))):
+        value = torch.tensor(total)
+        meter.add(ObjectiveResult(value, {"task": value}, {}), images)
+    again = Meter(meter.state())
+    for one in (meter, again):
+        loss, terms, _ = one.read()
+        assert loss == terms["task"] == pytest.approx((16 + 2) / 16.5)
+
+
+@pytest.mark.parametrize("net", [torch.nn.Flatten, lambda: torch.nn.Unflatten(1, (1, 3))])
+def test_a_process_without_a_share_calls_the_student_and_has_no_rows(net):
+    """Even one that cannot reshape an empty batch."""
+
+    class View(torch.nn.Module):
+        def forward(self, images):
+            return images.view(len(images), -1)
+
+    student = torch.nn.Sequential(View(), torch.nn.Linear(12, 2))
+    empty = Batch(
+        torch.zeros(0, 3, 2, 2), Target(torch.zeros(0, dtype=torch.long), index=torch.zeros(0).long())
+    )
+    with pytest.raises(RuntimeError, match="reshape"):
+        student(empty.images)
+    lesson = Classify()(
+        outgrow.Taps(student), Teacher(torch.nn.Sequential(View(), torch.nn.Linear(12, 2))), empty
+    )
+    assert len(lesson.student.logits) == len(lesson.teacher.logits) == len(lesson.target.label) == 0
+    lesson.student.logits.sum().backward()
+    assert all((p.grad == 0).all() for p in student.parameters())
+
+
+@pytest.mark.parametrize("kind, variable", [("FSDP", "FSDP"), ("DeepSpeed", "DEEPSPEED")])
+def test_a_split_student_is_refused(monkeypatch, kind, variable):
+    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
+    with pytest.raises(
+        ValueError, match=rf"needs plain data parallelism, got {kind}, which .*; leave its options"
+    ):
+        make_accelerator(TrainConfig(device="cpu"))
+
+
+def test_the_watch_of_one_process_says_what_it_is_told(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    said = []
+    watch = Watch(said.append, lost=4, told=130)
+    with watch():
+        assert watch.failed(Reason("why", 2)) == 2
+    assert said == ["why"]
+    assert not lost_another(RuntimeError("gloo: connection closed by peer"))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert lost_another(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
+    assert not lost_another(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 NET = """
+import torch
 from torch import nn
 
-def net(num_classes):
+class Conv(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.deep = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.head = nn.Linear(12, num_classes)
+    def forward(self, x):
+        return self.head(self.deep(self.stem(x).relu()).relu().mean(dim=(2, 3)))
+
+def net(num_classes=10):
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 24), nn.ReLU(), nn.Linear(24, num_classes))
+
+def conv(num_classes=10):
+    return Conv(num_classes)
 """
 
+BROKEN = """
+import os, signal, time
+import outgrow.training.trainer as trainer
 
-def test_a_run_on_two_processes_is_the_run_on_one(tmp_path):
-    """Through torchrun, with nets without batch norm: losses, wrong rate and accuracy agree."""
-    (tmp_path / "net.py").write_text(NET)
-    model = f"py:{tmp_path / 'net.py'}:net"
-    common = [
-        "distill",
-        "--data",
-        "digits",
-        "--teacher",
-        model,
-        "--student",
-        model,
-        "--train-teacher",
-        "--preset",
-        "paper",
-    ]
-    common += [
-        "--epochs",
-        "2",
-        "--set",
-        "teacher_train.epochs=2",
-        "--set",
-        "data.workers=0",
-        "--set",
-        "data.augment.flip=false",
-    ]
-    common += [
-        "--set",
-        "train.device=cpu",
-        "--set",
-        "teacher_train.device=cpu",
-        "--set",
-        "data.train_rows=256",
-    ]
-    call = ["-c", "from outgrow.run.cli import main; main()"]
-    script = tmp_path / "run.py"
-    script.write_text("from outgrow.run.cli import main\nmain()\n")
-    subprocess.run(
-        [sys.executable, *call, *common, "--out", str(tmp_path / "one")], check=True, capture_output=True
+step, calls = trainer.Trainer._step, []
+
+def broken(self, *arguments):
+    calls.append(None)
+    if len(calls) == 3 and os.environ["RANK"] == os.environ["BROKEN_RANK"]:
+        how = os.environ["BROKEN_HOW"]
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "asleep":
+            time.sleep(600)
+        if how == "refused":
+            raise ValueError("data: needs more, got less; add some.")
+        result = step(self, *arguments)
+        return type(result)(result.total * float("nan"), result.terms, result.stats)
+    return step(self, *arguments)
+
+trainer.Trainer._step = broken
+"""
+COMMAND = "from outgrow.run.cli import main\nmain()\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A net without batch norm, the command as a script, and the same with one process that breaks."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "net.py").write_text(NET)
+    (folder / "run.py").write_text(COMMAND)
+    (folder / "broken.py").write_text(BROKEN + COMMAND)
+    return folder
+
+
+def launch(folder, number, *options, script="run.py", **environment):
+    """The command on ``number`` processes, through torchrun unless it is one."""
+    program = [sys.executable]
+    if number > 1:
+        program += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    return subprocess.run(
+        [*program, str(folder / script), "distill", *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    done = subprocess.run([*launch, *common, "--out", str(tmp_path / "two")], capture_output=True, text=True)
+
+
+def options(folder, out, *sets, model="net", epochs=2):
+    """801 rows: 33 in the last batch. The device is found out."""
+    name = f"py:{folder / 'net.py'}:{model}"
+    common = ["--data", "digits", "--teacher", name, "--student", name, "--preset", "paper"]
+    common += ["--epochs", str(epochs), "--out", str(folder / out)]
+    sets = ("data.workers=0", "data.train_rows=801", "data.augment.flip=false", *sets)
+    return [*common, *(part for item in sets for part in ("--set", item))]
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """The run on one process, which trains the teacher too; its weights serve all others."""
+    done = launch(folder, 1, *options(folder, "first", "teacher_train.epochs=2"), "--train-teacher")
+    assert done.returncode == 0, done.stderr
+    return folder / "first" / "teacher.safetensors"
+
+
+def weights(folder, out):
+    return safetensors.torch.load_file(folder / out / "student.safetensors")
+
+
+def check_equal(folder, one, other):
+    a, b = weights(folder, one), weights(folder, other)
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(b[key], a[key], rtol=1e-4, atol=1e-5)
+    first, second = (json.loads((folder / name / "record.json").read_text()) for name in (one, other))
+    assert first["epochs"]
+    for x, y in zip(first["epochs"], second["epochs"], strict=True):
+        assert y["loss"] == pytest.approx(x["loss"], rel=1e-4)
+        assert y["terms"] == pytest.approx(x["terms"], rel=1e-4, abs=1e-6)  # the fast path subtracts
+        assert y["wrong_rate"] == pytest.approx(x["wrong_rate"], abs=1e-6)
+    assert second["student"]["top1"] == pytest.approx(first["student"]["top1"], abs=0.3)
+
+
+MIXED = ("method.loss=kd + 0.5*dist", "data.augment.mixup=0.3")
+
+
+def test_a_run_on_two_processes_is_the_run_on_one(folder, trained):
+    """Through torchrun, with a relation, mixup and an uneven last batch."""
+    for number, out in ((1, "mixed-1"), (2, "mixed-2")):
+        call = options(folder, out, *MIXED)
+        done = launch(folder, number, *call, "--teacher-weights", str(trained))
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert sum('"event": "result"' in line for line in done.stdout.splitlines()) == 1
+        assert "Traceback" not in done.stderr
+    check_equal(folder, "mixed-1", "mixed-2")
+
+
+@pytest.mark.slow
+def test_memories_and_connectors_on_three_processes(folder):
+    """801 rows in batches of 64 and 33: shares are uneven in every step."""
+    sets = ("method.loss=kd + 0.02*crd(dim=8, negatives=64) + fitnet + 0.02*rkd", "teacher_train.epochs=1")
+    sets = (*sets, "data.train_rows=130", "teacher.correct=never")
+    call = [*options(folder, "parts-1", *sets, model="conv"), "--train-teacher"]
+    done = launch(folder, 1, *call)
+    assert done.returncode == 0, done.stderr
+    teacher = folder / "parts-1" / "teacher.safetensors"
+    for number, out in ((1, "parts-one"), (3, "parts-three")):
+        call = options(folder, out, *sets, model="conv")
+        done = launch(folder, number, *call, "--teacher-weights", str(teacher))
+        assert done.returncode == 0, done.stderr[-3000:]
+    check_equal(folder, "parts-one", "parts-three")
+
+
+def test_what_is_refused_ends_all_processes_with_one_message(folder):
+    """A folder that cannot be written: only the main process looks at it."""
+    (folder / "a-file").write_text("")
+    done = launch(folder, 2, *options(folder, "a-file"))
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("outgrow:")]
+    assert len(said) == 1
+    assert re.search("--out: needs a folder, got the file .*a-file; name another", said[0])
+
+
+ENDS = [
+    ("1", "refused", "outgrow: process 1 of 2: data: needs more, got less; add some"),
+    ("0", "refused", "outgrow: data: needs more, got less; add some"),
+    ("1", "killed", "outgrow: needs all 2 processes, got no answer of process 1: killed"),
+    ("0", "killed", "outgrow: needs all 2 processes, got no answer of process 0: killed"),
+    (
+        "1",
+        "diverged",
+        r"outgrow: training: needs a finite loss, got nan in epoch 1, step 3 .*Its samples: \[",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "rank, how, expected",
+    [ENDS[0], *(pytest.param(*row, marks=pytest.mark.slow) for row in ENDS[1:])],
+)
+def test_a_process_that_fails_ends_the_run_with_its_reason(folder, trained, rank, how, expected):
+    call = options(folder, f"broken-{rank}-{how}")
+    started = time.monotonic()
+    done = launch(
+        folder,
+        2,
+        *call,
+        "--teacher-weights",
+        str(trained),
+        script="broken.py",
+        BROKEN_RANK=rank,
+        BROKEN_HOW=how,
+    )
+    assert done.returncode != 0
+    assert time.monotonic() - started < 60
+    said = [line for line in done.stderr.splitlines() if line.startswith("outgrow:")]
+    assert len(said) == 1
+    assert re.match(expected, said[0])
+    assert "gloo" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(folder, trained, before, after):
+    whole, parts = f"whole-{before}", f"parts-{before}"
+    teacher = ["--teacher-weights", str(trained)]
+    assert launch(folder, 1, *options(folder, whole, epochs=3), *teacher).returncode == 0
+    # broken off in the second epoch
+    (folder / "stop.py").write_text(
+        BROKEN.replace("len(calls) == 3", "len(calls) == 20").replace('"RANK"', '"BROKEN_RANK"') + COMMAND
+    )
+    environment = {"BROKEN_RANK": "0", "BROKEN_HOW": "refused"}
+    call = options(folder, parts, epochs=3)
+    stopped = launch(folder, before, *call, *teacher, script="stop.py", **environment)
+    assert "data: needs more" in stopped.stderr
+    done = launch(folder, after, *call, *teacher, "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (json.loads(Path(tmp_path / name / "record.json").read_text()) for name in ("one", "two"))
-    assert one["epochs"]
-    for a, b in zip(one["epochs"], two["epochs"], strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
-        assert b["terms"] == pytest.approx(a["terms"], rel=1e-4, abs=1e-6)  # the fast path subtracts
-        assert b["wrong_rate"] == pytest.approx(a["wrong_rate"], abs=1e-6)
-    assert two["student"]["top1"] == pytest.approx(one["student"]["top1"], abs=0.3)
+    assert f"processes was {before} and is {after}; numbers may round otherwise" in done.stdout
+    check_equal(folder, whole, parts)
+
+
+@pytest.mark.slow
+def test_accelerate_launch(folder, trained):
+    """On a CPU it starts several processes only where it is told --multi_gpu."""
+    program = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    call = options(folder, "accelerate", *MIXED)
+    done = subprocess.run(
+        [*program, str(folder / "run.py"), "distill", *call, "--teacher-weights", str(trained)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    plain = launch(folder, 1, *options(folder, "accelerate-1", *MIXED), "--teacher-weights", str(trained))
+    assert plain.returncode == 0
+    check_equal(folder, "accelerate-1", "accelerate")

@@ -6,14 +6,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from outgrow.classification.view import eval_view, whole_size
-from outgrow.data import Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader, open_data
-from outgrow.models import Network
-from outgrow.training.config import Config, TrainConfig
+from outgrow.classification.view import PHOTO, eval_view, whole_size
+from outgrow.data import ArraySplit, Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader
+from outgrow.data.notes import say
+from outgrow.data.source import arrange, find_data
+from outgrow.models import InputSpec, Network
+from outgrow.models.network import resized
+from outgrow.training.config import Config, ModelConfig, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
 
+PLAIN = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""What a net wants that says nothing."""
+LEAST = 2
+"""Images that a process trains on at once, if any: a batch norm needs two."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class RunData:
     """A source and the rows of it that a student trains on.
 
@@ -23,6 +31,8 @@ class RunData:
     source: ImageData
     train: Split
     others: Split | None
+    size: int | None = None
+    """Side in pixels of what the student is trained and tested on, once it is made (:func:`set_size`)."""
 
     @property
     def val(self) -> Split | None:
@@ -44,12 +54,12 @@ class RunData:
 def open_run_data(config: Config) -> RunData:
     """The data of a run. ``ValueError`` where there is nothing to train on."""
     options = config.data
-    data = open_data(options.source, label=options.label, seed=config.seed)
-    if data.val is None and data.train is not None and options.val_fraction > 0:
-        # a source with validation images of its own needs none cut off
-        data = open_data(
-            options.source, label=options.label, val_fraction=options.val_fraction, seed=config.seed
-        )
+    found = find_data(options.source, label=options.label, on_fault=options.on_fault)
+    # a source with validation images of its own needs none cut off
+    own = {"val", "test"} <= found.parts.keys() or "train" not in found.parts
+    fraction = 0.0 if own else options.val_fraction
+    data = arrange(options.source, found, val_fraction=fraction, seed=config.seed)
+    say(data.notes)
     if data.train is None:
         raise ValueError(
             f"--data {options.source}: needs images to train on, got only images to evaluate; "
@@ -66,6 +76,74 @@ def _shuffled(config: Config, num_rows: int) -> Tensor:
     return torch.randperm(num_rows, generator=torch.Generator().manual_seed(config.seed))
 
 
+def view_size(size: int | None, split: Split, networks: Sequence[Network | None]) -> int | None:
+    """Side in pixels of the views of ``split`` for ``networks``: the one rule for training, testing and prediction.
+
+    ``size``, where one is given (``data.size``). Otherwise square images in memory keep theirs, and each
+    network resizes for itself; all others are brought to the largest size that a network wants, photographs to
+    224 where none wants any.
+    """
+    wanted = [n.input_spec.size for n in networks if n is not None and n.input_spec.size is not None]
+    if size is not None:
+        return size
+    if isinstance(split, ArraySplit) and split.images.shape[2] == split.images.shape[3]:
+        return None
+    return max(wanted, default=PHOTO if isinstance(split, FileSplit) else None)
+
+
+def set_size(asked: int | None, options: ModelConfig, data: RunData, network: Network) -> int | None:
+    """Make ``network``, which is about to be trained, one for the size of its training views; returns that size.
+
+    The size is part of its file, so that whoever evaluates it later does so at the size that it was trained at.
+    A net that takes any size gets that of ``data.size`` or of the training images; one that takes only its own
+    keeps it. ``asked`` is ``data.size``, ``options`` what is asked of the network; ``ValueError`` where those differ.
+    """
+    own = network.input_spec.size
+    if own is None:
+        size = asked or _own_size(data.train)
+        if size is not None:
+            resized(network, size)
+        return size
+    if asked is None or asked == own:
+        return own
+    if options.input_size == own:
+        raise ValueError(
+            f"data.size: needs the {own} of input_size, got {asked}: a network is tested at the size that it is trained at; "
+            "give one of the two."
+        )
+    if not _takes(network, asked):
+        raise ValueError(
+            f"data.size: needs {own} for {network.name}, which is built for that, got {asked}; build it for another size with "
+            f"student.input_size={asked} (teacher.input_size), or leave data.size out."
+        )
+    resized(network, asked)
+    return asked
+
+
+def _own_size(split: Split) -> int | None:
+    """Of images in memory their own side, of photographs what nets are commonly made for; None if not square."""
+    if isinstance(split, FileSplit):
+        return PHOTO
+    assert isinstance(split, ArraySplit)
+    height, width = split.images.shape[2:]
+    return height if height == width else None
+
+
+def _takes(network: Network, size: int) -> bool:
+    """Whether the net behind ``network`` can see images of another size than its own: tried on one."""
+    modes = [module.training for module in network.modules()]
+    image = network.mean.new_zeros(1, 3, size, size)
+    try:
+        with torch.no_grad():
+            network.eval().net(image)
+    except Exception:  # whatever it raises, it did not take the image
+        return False
+    finally:
+        for module, training in zip(network.modules(), modes, strict=True):
+            module.training = training
+    return True
+
+
 def train_loader(
     config: Config,
     train: TrainConfig,
@@ -75,10 +153,13 @@ def train_loader(
     *,
     whole: bool = False,
 ) -> Loader:
-    """The training views: this process's share of them, or all for a pass that every process makes alike."""
+    """The training views: this process's share of them, or all for a pass that every process makes alike.
+
+    They are cut and resized as the last of ``networks``, the one that is trained, wants to be tested.
+    """
     rank, world_size = rank_and_size(None if whole else process_group())
-    wanted = [n.input_spec.size for n in networks if n is not None and n.input_spec.size is not None]
-    size = config.data.size or (max(wanted, default=224) if isinstance(split, FileSplit) else None)
+    size = view_size(config.data.size, split, networks)
+    spec = next((n.input_spec for n in reversed(networks) if n is not None), PLAIN)
     batch_size = min(train.batch_size, len(split))
     return make_loader(
         split,
@@ -87,11 +168,14 @@ def train_loader(
         seed=config.seed,
         augment=Augment(**config.data.augment.model_dump()),
         size=size,
+        crop_pct=_crop(spec, split, size),
+        interpolation=spec.interpolation,
         shuffle=True,
-        drop_last=drops_last(len(split), batch_size, world_size, least=2),
+        drop_last=drops_last(len(split), batch_size, least=LEAST),
         num_workers=config.data.workers,
         rank=rank,
         world_size=world_size,
+        least=LEAST,
     )
 
 
@@ -100,15 +184,19 @@ def eval_loader(
 ) -> Loader:
     """Images as ``network`` wants to be evaluated on them: its size, its crop, one centre view."""
     view = eval_view(network.input_spec, whole_size(split))
-    size = None if view.whole else view.size
     return make_loader(
         split,
         # small on a CPU: activations that fit the allocator's pools are not mapped anew for every layer
         batch_size=train.batch_size if device.type == "cpu" else max(train.batch_size, 256),
         device=device,
-        size=size,
+        size=view.size if view.whole is None else None,
         crop_pct=view.crop_pct,
         interpolation=view.interpolation,
         shuffle=False,
         num_workers=workers,
     )
+
+
+def _crop(spec: InputSpec, split: Split, size: int | None) -> float:
+    """Images in memory are seen whole: they were cut when they were made so small."""
+    return 1.0 if size is None or isinstance(split, ArraySplit) else spec.crop_pct

@@ -1,12 +1,14 @@
 """What ``outgrow evaluate`` says of a classifier."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from outgrow.classification.data import eval_loader
+from outgrow.classification.order import check_order
 from outgrow.classification.scores import evaluate
-from outgrow.classification.teacher import class_columns
 from outgrow.data import open_data
+from outgrow.data.classes import match_classes
 from outgrow.models import create_model, num_parameters
 from outgrow.teacher import SelectedClasses, Teacher
 from outgrow.training.acceleration import make_accelerator
@@ -27,23 +29,38 @@ def evaluate_classifier(
     """Top-1, top-5 and likelihood on the test images of ``source``.
 
     The model keeps its own input size, crop and normalisation. Without ``weights`` its published ones
-    are used. ``ValueError`` where its classes are not the data's.
+    are used. Its classes are found by name; where a side has no names they are taken by position, with a
+    warning. ``ValueError`` where some of the data's are not among them, where it has no weights, and where it
+    has the classes in another order than that of the data, as far as its answers show it.
     """
-    data = open_data(source, label=label)
+    data = open_data(source, label=label, whole=True)
     own = name.startswith(("py:", "hf/"))
     network = create_model(name, pretrained=weights is None and not own, weights=weights)
-    columns = class_columns(network, data.classes)
-    if columns is None:
+    if network.weights is None:
         raise ValueError(
-            f"evaluate {name}: needs the data's {data.num_classes} classes, got {network.num_classes} others; "
-            "`outgrow distill --teacher` can map them."
+            f"evaluate {name}: needs weights, got a model without; save them beside its config.json, or give "
+            "--weights FILE."
         )
+    match = match_classes(network.classes, network.num_classes, data.classes)
+    if match.columns is None:
+        raise ValueError(
+            f"evaluate {name}: needs the data's {data.num_classes} classes, got {network.num_classes} others: {match.note}; "
+            "rename what is spelled otherwise; `outgrow distill --teacher` can map other classes."
+        )
+    for note in network.notes:
+        report.note(note)
+    if match.how == "position":
+        warnings.warn(f"evaluate {name}: its classes are taken {match.note}.", stacklevel=2)
+    elif match.how == "spelling":
+        report.note(f"evaluate {name}: its classes are taken {match.note}")
     train = TrainConfig(batch_size=batch_size)
     device = make_accelerator(train).device
     loader = eval_loader(data.test, network, train, device, workers)
-    model = SelectedClasses(Teacher(network), columns).to(device)
+    model = SelectedClasses(Teacher(network), match.columns).to(device)
     with report.bar(f"{name} on the test images", len(data.test)) as advance:
         scores = evaluate(model, loader, progress=advance)
+    if match.how == "position":
+        check_order(scores.predicted, data.test.labels, data.classes, who=f"evaluate {name}")
     return {
         "model": name,
         "weights": None if weights is None else str(weights),

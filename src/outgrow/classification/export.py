@@ -23,7 +23,7 @@ from outgrow.classification.layout import layout_of
 from outgrow.classification.scores import evaluate
 from outgrow.classification.view import EvalView, eval_view, whole_size
 from outgrow.data import Split
-from outgrow.data.splits import decode
+from outgrow.data.pixels import decode
 from outgrow.models import Network, create_model
 from outgrow.models.network import fit_size
 from outgrow.models.portable import (

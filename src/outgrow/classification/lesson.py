@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from outgrow.classification.data import LEAST
 from outgrow.data import Batch
-from outgrow.training.lesson import Lesson
+from outgrow.training.lesson import Lesson, without_rows
 
 
 @dataclass(frozen=True)
@@ -20,4 +21,14 @@ class Classify:
         images = batch.images
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        if not len(images):
+            return self._idle(student, teacher, batch)
         return Lesson(student(images), teacher(images, index=batch.index), batch.target)
+
+    def _idle(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> Lesson:
+        """Blank images stand in: many nets cannot reshape none. Batch norms that share their statistics must not see
+        them, and can do with none."""
+        images = batch.images
+        if not any(isinstance(module, nn.SyncBatchNorm) for module in student.modules()):
+            images = images.new_zeros(LEAST, *images.shape[1:])
+        return without_rows(Lesson(student(images), teacher(images), batch.target))

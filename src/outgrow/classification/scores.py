@@ -14,7 +14,7 @@ from outgrow.outputs import as_outputs, lift
 
 
 class Scores(NamedTuple):
-    """``top1``, ``top5`` in percent, ``nll`` in nats a row; ``predicted`` by position in the split.
+    """``top1``, ``top5`` in percent, ``nll`` in nats a row; the rest by position in the split, on the host.
 
     ``nll`` is None where an image's own class is ruled out (a logit of -inf): it would be infinite.
     """
@@ -24,6 +24,8 @@ class Scores(NamedTuple):
     nll: float | None
     predicted: Int[Tensor, " n"]
     right: Bool[Tensor, " n"]
+    logits: Float[Tensor, "n classes"]
+    label: Int[Tensor, " n"]
 
     @property
     def score(self) -> float:
@@ -47,7 +49,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        right5, nll, predicted, labels = [], [], [], []
+        right5, nll, predicted, labels, outputs_of = [], [], [], [], []
         done = 0
         for batch in loader.epoch(0):
             if autocast is None:
@@ -62,6 +64,7 @@ def evaluate(
             right5.append((top == label[:, None]).any(dim=1))
             nll.append(F.cross_entropy(logits, label, reduction="none"))
             labels.append(label)
+            outputs_of.append(logits.cpu())
             done += len(label)
             if progress is not None:
                 progress(done)
@@ -75,6 +78,8 @@ def evaluate(
         nll=_finite(torch.cat(nll).mean().item()),
         predicted=guess.cpu(),
         right=right.cpu(),
+        logits=torch.cat(outputs_of),
+        label=truth.cpu(),
     )
 
 

@@ -1,67 +1,69 @@
 """The student of a classification run, and any network trained without a teacher."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from outgrow.classification.data import RunData, eval_loader, train_loader
+from outgrow.classification.data import PLAIN, RunData, eval_loader, set_size, train_loader
 from outgrow.classification.lesson import Classify
 from outgrow.classification.scores import evaluate
-from outgrow.classification.view import whole_size
 from outgrow.data import Split
 from outgrow.knowledge import Rectifier
-from outgrow.models import InputSpec, Network, create_model, feature_paths
-from outgrow.models.network import resized
+from outgrow.models import Network, create_model, feature_paths
 from outgrow.models.taps import PENULTIMATE, Taps
+from outgrow.models.weights import order_heads
 from outgrow.objective import Objective
 from outgrow.teacher import NoTeacher
 from outgrow.training.acceleration import make_accelerator
-from outgrow.training.config import Config
+from outgrow.training.config import Config, ModelConfig
 from outgrow.training.fitting import fit, teacher_checkpoint
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
 from outgrow.training.trainer import Trainer
 
 
-def as_network(name: str, module: nn.Module | None, num_classes: int) -> Network | None:
-    """A module of the caller's own as a Network that sees plain [0, 1] images."""
+def as_network(name: str, module: nn.Module | None, num_classes: int, options: ModelConfig) -> Network | None:
+    """A module of the caller's own as a Network that sees plain [0, 1] images, or what ``options`` say."""
     if module is None or isinstance(module, Network):
         return module
-    plain = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Network(module, name=name, num_classes=num_classes, input_spec=plain)
+    seen = replace(PLAIN, mean=options.mean or PLAIN.mean, std=options.std or PLAIN.std)
+    return Network(module, name=name, num_classes=num_classes, input_spec=seen)
 
 
-def student_network(config: Config, data: RunData, module: nn.Module | None) -> Network:
-    """The student for the data's classes. ``ValueError`` where it has another number of them."""
-    network = as_network("student", module, data.num_classes)
+def student_network(
+    config: Config, data: RunData, module: nn.Module | None, report: Reporter | None = None
+) -> Network:
+    """The student for the data's classes, in their order. ``ValueError`` where it has another number of them."""
+    options = config.student
+    network = as_network("student", module, data.num_classes, options)
     if network is None:
-        if not config.student.name:
+        if not options.name:
             raise ValueError(
                 "--student: needs a model such as cifar/resnet8 or timm/mobilenetv3_small_100, got none; "
                 "`outgrow list models` has all names."
             )
         network = create_model(
-            config.student.name,
-            data.num_classes,
-            pretrained=config.student.pretrained and config.student.weights is None,
-            weights=config.student.weights,
-            input_size=config.student.input_size,
+            options.name,
+            pretrained=options.pretrained and options.weights is None,
+            weights=options.weights,
+            input_size=options.input_size,
+            mean=options.mean,
+            std=options.std,
+            classes=data.classes,
         )
+        for note in network.notes:
+            (report or Reporter()).note(f"student: {note}")
     if network.num_classes != data.num_classes:
         raise ValueError(
             f"--student {network.name}: needs {data.num_classes} classes, got {network.num_classes}; "
             "build it for the classes of the data."
         )
+    if network.classes is not None and network.classes != data.classes:
+        order_heads(network, data.classes)
     network.classes = data.classes
-    sized(network, config, data)
+    data.size = set_size(config.data.size, config.student, data, network)
     return network
-
-
-def sized(network: Network, config: Config, data: RunData) -> None:
-    """``network``, where it takes any size, sees photographs at the side of the training views from now on: one that
-    was trained at 32 pixels must not be tested at 224."""
-    if network.input_spec.size is None and config.data.size and whole_size(data.test) is None:
-        resized(network, config.data.size)
 
 
 def tapped(student: Network, objective: Objective) -> Taps:
@@ -81,6 +83,7 @@ def train_alone(
 ) -> list[EpochRecord]:
     """Train ``network`` on ``rows`` as ``config.teacher_train`` says, without a teacher, through the same loop."""
     train = config.teacher_train
+    set_size(config.data.size, config.teacher, data, network)
     device = make_accelerator(train).device
     test = eval_loader(data.test, network, train, device, config.data.workers)
     checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)

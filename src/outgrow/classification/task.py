@@ -10,6 +10,8 @@ from torch import nn
 from outgrow.classification.data import RunData, eval_loader, open_run_data, train_loader
 from outgrow.classification.evaluation import evaluate_classifier
 from outgrow.classification.lesson import Classify
+from outgrow.classification.page import page_sections, page_warnings
+from outgrow.classification.record import classification_record, compare
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import student_network, tapped
 from outgrow.classification.teacher import cached_teacher, freeze_teacher, make_teacher
@@ -17,6 +19,7 @@ from outgrow.classification.view import whole_size
 from outgrow.data import Loader, Split
 from outgrow.knowledge import Rectifier
 from outgrow.models import Network, num_parameters, save_student
+from outgrow.models.network import resized
 from outgrow.models.taps import Taps
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, Outputs, Target
@@ -24,11 +27,9 @@ from outgrow.report.run_page import write_run_page
 from outgrow.teacher import BaseTeacher
 from outgrow.training.config import Config
 from outgrow.training.meter import EpochRecord, best_epoch
-from outgrow.training.record import ComparedRecord, DataRecord, ExampleRecord, RunRecord, StudentRecord
+from outgrow.training.processes import process_group
+from outgrow.training.record import DataRecord, RunRecord, StudentRecord
 from outgrow.training.task import Parts, RunContext, Taught
-
-NUM_EXAMPLES = 24
-"""Images in a record that the teacher gets wrong and the student right."""
 
 
 class Classification:
@@ -51,7 +52,7 @@ class Classification:
     def make_student(
         self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None
     ) -> Taps:
-        return tapped(student_network(run.config, data, module), objective)
+        return tapped(student_network(run.config, data, module, run.report), objective)
 
     def make_teacher(self, run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
         return make_teacher(run, data, module)
@@ -64,7 +65,10 @@ class Classification:
         student: nn.Module,
         objective: Objective,
     ) -> Taught:
-        return freeze_teacher(run, data, cast(Network | None, teacher), network_of(student), objective)
+        network = cast(Network | None, teacher)
+        if network is not None and network.input_spec.size is None and data.size is not None:
+            resized(network, data.size)  # it says nothing of its size: it sees what the student sees
+        return freeze_teacher(run, data, network, network_of(student), objective)
 
     def train_loader(
         self, run: RunContext, data: RunData, networks: Sequence[nn.Module | None], *, whole: bool = False
@@ -76,6 +80,8 @@ class Classification:
         if not parts.objective.reads_features:
             return
         loader, train, teacher = parts.loader, parts.data.train, parts.taught.module.to(run.device)
+        if process_group() is not None:  # what is estimated from the dry run comes from a whole batch
+            loader = self.train_loader(run, parts.data, [parts.teacher, parts.student], whole=True)
         batch = next(loader.epoch(0))
         student = parts.student.to(run.device).eval()
         with torch.no_grad():
@@ -122,11 +128,20 @@ class Classification:
             train=len(data.train),
             val=0 if data.val is None else len(data.val),
             test=len(data.test),
+            size=data.size,
             image_size=whole_size(data.test),
+            duplicates=data.source.duplicates,
+            faults=data.source.faults,
         )
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:
-        return {"compared": compare(parts.data, parts.taught.scores, scores)}
+        found: dict[str, Any] = {"compared": compare(parts.data, parts.taught.scores, scores)}
+        if run.out is not None:  # its page shows them, and they take a second
+            student, teacher = network_of(parts.student), parts.teacher
+            found["classification"] = classification_record(
+                parts.data, student, scores, teacher, parts.taught.scores, run.device
+            )
+        return found
 
     def describe(self, parts: Parts) -> str:
         student = network_of(parts.student)
@@ -139,7 +154,7 @@ class Classification:
         return open_run_data(config).test
 
     def write_page(self, path: Path, record: RunRecord, parts: Parts) -> None:
-        write_run_page(path, record, parts.data.test)
+        write_run_page(path, record, parts.data.test, page_sections(record), page_warnings(record))
 
     def evaluate_model(self, source: str, name: str, **options: Any) -> dict[str, Any]:
         return evaluate_classifier(source, name, **options)
@@ -148,28 +163,6 @@ class Classification:
 def network_of(model: nn.Module) -> Network:
     """The network behind its taps."""
     return cast(Network, model.model if isinstance(model, Taps) else model)
-
-
-def compare(data: RunData, teacher: Scores | None, student: Scores) -> ComparedRecord | None:
-    """Who is right where, and the first images that the teacher gets wrong and the student right."""
-    if teacher is None:
-        return None
-    only_student = (~teacher.right & student.right).nonzero()[:, 0]
-    return ComparedRecord(
-        both_right=int((teacher.right & student.right).sum()),
-        only_teacher=int((teacher.right & ~student.right).sum()),
-        only_student=len(only_student),
-        neither=int((~teacher.right & ~student.right).sum()),
-        examples=tuple(
-            ExampleRecord(
-                position=i,
-                label=int(data.test.labels[i]),
-                teacher=int(teacher.predicted[i]),
-                student=int(student.predicted[i]),
-            )
-            for i in only_student[:NUM_EXAMPLES].tolist()
-        ),
-    )
 
 
 TASK = Classification()

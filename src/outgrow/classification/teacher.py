@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from outgrow.classification.data import RunData, eval_loader, train_loader
+from outgrow.classification.order import check_order
 from outgrow.classification.scores import Scores, evaluate
-from outgrow.classification.student import as_network, sized, train_alone
+from outgrow.classification.student import as_network, train_alone
 from outgrow.data import Loader
-from outgrow.models import Network, create_model, feature_paths, load_weights, num_parameters, save_student
+from outgrow.data.classes import Match, match_classes
+from outgrow.models import Network, create_model, feature_paths, num_parameters, save_student
 from outgrow.models.taps import PENULTIMATE
 from outgrow.objective import PRESETS, Objective
 from outgrow.outputs import Outputs, Target
@@ -32,7 +34,7 @@ from outgrow.teacher import (
 )
 from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest, readable
 from outgrow.teacher.inference import InPrecision, compiled, fold_norms
-from outgrow.training.config import Config
+from outgrow.training.config import Config, TeacherConfig
 from outgrow.training.processes import is_main, process_group
 from outgrow.training.record import CorrectionRecord, TeacherRecord
 from outgrow.training.task import Parts, RunContext, Taught
@@ -53,38 +55,40 @@ def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Ne
         )
     if config.method.preset == "none":
         return None
-    network = as_network("teacher", module, data.num_classes)
+    network = as_network("teacher", module, data.num_classes, options)
     if network is not None:
         return network
-    if not options.train:
-        return _with_weights(config)
-    network = create_model(
-        options.name,
-        data.num_classes,
-        pretrained=options.pretrained and options.weights is None,
-        input_size=options.input_size,
-    )
-    if options.weights:
-        load_weights(network, options.weights, role="student")
-    sized(network, config, data)
-    _train(run, data, network)
+    network = _network(options, data.classes) if options.train else _with_weights(options)
+    for note in network.notes:
+        run.report.note(f"teacher: {note}")
+    if options.train:
+        _train(run, data, network)
     return network
 
 
-def _with_weights(config: Config) -> Network:
+def _with_weights(options: TeacherConfig) -> Network:
     """The teacher that the configuration names, with weights of a file or published ones."""
-    options = config.teacher
     own = options.name.startswith(("hf/", "py:"))
-    if not (options.weights or options.pretrained or own):
+    network = _network(options) if options.weights or options.pretrained or own else None
+    if network is None or network.weights is None:
+        got = "none" if network is None else "a config.json alone"
         raise ValueError(
-            f"--teacher {options.name}: needs weights, got none; give --teacher-weights FILE, or --train-teacher to "
+            f"--teacher {options.name}: needs weights, got {got}; give --teacher-weights FILE, or --train-teacher to "
             "train it first, or --set teacher.pretrained=true for published ones."
         )
+    return network
+
+
+def _network(options: TeacherConfig, classes: Sequence[str] | None = None) -> Network:
+    """The network that the configuration names, for ``classes`` or in its own."""
     return create_model(
         options.name,
         pretrained=options.pretrained and options.weights is None,
         weights=options.weights,
         input_size=options.input_size,
+        mean=options.mean,
+        std=options.std,
+        classes=classes,
     )
 
 
@@ -100,8 +104,8 @@ def _train(run: RunContext, data: RunData, network: Network) -> None:
         rows = data.others
     run.report.note(f"teacher {network.name} ({num_parameters(network):,} parameters), {len(rows):,} images")
     train_alone(run.config, rows, data, network, out=run.out, resume=run.resume, reporter=run.report)
+    network.classes = data.classes
     if run.out is not None and is_main():
-        network.classes = data.classes
         save_student(network, run.out / "teacher.safetensors")
 
 
@@ -116,10 +120,11 @@ def freeze_teacher(
         config.teacher.correct == "auto"
         and lookup(PRESETS, config.method.preset, kind="preset").correct_teacher
     )
-    columns = class_columns(network, data.classes)
-    foreign = columns is None
+    match = match_classes(network.classes, network.num_classes, data.classes)
+    foreign = match.columns is None
     if foreign and config.teacher.correct == "never":
-        raise ValueError(_foreign(network, data))
+        raise ValueError(_foreign(network, data, match))
+    _note_of_classes(run, network, match)
     views = train_loader(config, config.train, data.train, [network, student], run.device, whole=True)
     test = eval_loader(data.test, network, config.train, run.device, config.data.workers)
     teacher = _inference(
@@ -127,9 +132,12 @@ def freeze_teacher(
     )
     facts = _facts(config, network)
     scores = None
-    if columns is not None:
-        teacher = _selected(run, teacher, columns, network)
+    if match.columns is not None:
+        if match.columns != tuple(range(network.num_classes)):
+            teacher = SelectedClasses(teacher, match.columns).to(run.device)
         scores = _score(run, teacher, test, data, network)
+        if match.how == "position":
+            check_order(scores.predicted, data.test.labels, data.classes, who=f"--teacher {network.name}")
         facts |= _numbers(scores)
     if not (wanted or foreign):
         return Taught(teacher, TeacherRecord(**facts), scores=scores)
@@ -196,14 +204,16 @@ def _inference(
     return teacher if options.precision == "as_student" else InPrecision(teacher, options.precision)
 
 
-def _selected(run: RunContext, teacher: BaseTeacher, columns: Sequence[int], network: Network) -> BaseTeacher:
-    """``teacher`` with the student's classes in the student's order."""
-    if list(columns) == list(range(network.num_classes)):
-        return teacher
-    run.report.note(
-        f"teacher: {len(columns)} of its {network.num_classes} classes are the student's, by name"
-    )
-    return SelectedClasses(teacher, columns).to(run.device)
+def _note_of_classes(run: RunContext, network: Network, match: Match) -> None:
+    """How the teacher's classes are found, wherever it is more than the same names in the same order."""
+    if match.columns is None:
+        run.report.note(f"teacher: its classes are others, and mapped from the labels: {match.note}")
+    elif match.how == "position":
+        run.report.note(f"warning: teacher {network.name}: its classes are taken {match.note}")
+    elif match.how == "spelling" or match.columns != tuple(range(network.num_classes)):
+        run.report.note(
+            f"teacher: {len(match.columns)} of its {network.num_classes} classes are the student's, {match.note}"
+        )
 
 
 def _score(run: RunContext, teacher: BaseTeacher, test: Loader, data: RunData, network: Network) -> Scores:
@@ -305,24 +315,11 @@ def _held_out(
     return (Outputs(torch.cat(logits)), Target(torch.cat(labels))), name
 
 
-def class_columns(network: Network, classes: Sequence[str]) -> list[int] | None:
-    """Where ``classes`` stand among the network's, by name; by order where the network's have no
-    names and are as many; None if they are not there."""
-    same_number = network.num_classes == len(classes)
-    if network.classes is None:
-        return list(range(len(classes))) if same_number else None
-    place = {name: i for i, name in enumerate(network.classes)}
-    if all(name in place for name in classes):
-        return [place[name] for name in classes]
-    # the same number under other names: the file's names are then another spelling
-    return list(range(len(classes))) if same_number else None
-
-
-def _foreign(network: Network, data: RunData) -> str:
+def _foreign(network: Network, data: RunData, match: Match) -> str:
     return (
         f"--teacher {network.name}: needs the data's {data.num_classes} classes, got {network.num_classes} others; either "
         "map them from the teacher's outputs (--correct-teacher auto: no teacher training), or train a teacher for them "
-        "(--train-teacher, from these weights)."
+        f"(--train-teacher, from these weights). Of the data's classes {match.note}."
     )
 
 
@@ -384,13 +381,15 @@ def _features_read(teacher: BaseTeacher, objective: Objective, loader: Loader) -
     """The teacher's taps that the losses of a run read in each step, and the shape of each for one image."""
     if not objective.reads_features:
         return {}
-    batch = next(loader.epoch(0))
-    features = teacher(batch.images, index=batch.target.index).features
+    images = next(loader.epoch(0)).images
+    if not len(images):  # an empty share: one blank image has the same shapes
+        images = images.new_zeros(1, *images.shape[1:])
+    features = teacher(images).features
     read = objective.teacher_taps(features)
     for name in read:
-        if len(features[name]) != len(batch.images):
+        if len(features[name]) != len(images):
             raise ValueError(
                 f"teacher.cache_features: needs one feature an image, got {tuple(features[name].shape)} from {name!r} for "
-                f"{len(batch.images)} images; tap another module, or leave teacher.cache out."
+                f"{len(images)} images; tap another module, or leave teacher.cache out."
             )
     return {name: tuple(value.shape[1:]) for name, value in features.items() if name in read}

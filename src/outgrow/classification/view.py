@@ -10,12 +10,12 @@ from torch import Tensor
 
 from outgrow.data import ArraySplit, Split
 from outgrow.data.geometry import centre_view
-from outgrow.data.splits import to_tensor
+from outgrow.data.pixels import to_tensor
 from outgrow.data.transforms import to_float
 from outgrow.models import InputSpec
 
-SIDE = 224
-"""Of the view of photographs, in pixels, where neither the net nor its data have a size."""
+PHOTO = 224
+"""Side in pixels at which photographs are seen where nobody asks for another: that of most published nets."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,15 @@ class EvalView:
 
 
 def eval_view(spec: InputSpec, whole: tuple[int, int] | None) -> EvalView:
-    """What a net of this specification sees of test images, which are ``whole`` where they have one size."""
+    """What a net of this specification sees of test images; ``whole`` is their size where they are kept in memory.
+
+    Those are seen whole: they were cut when they were made so small. Square ones keep their size, and the net resizes
+    for itself.
+    """
     if whole is None:
-        return EvalView(spec.size or SIDE, spec.crop_pct, spec.interpolation)
-    return EvalView(spec.size or max(whole), 1.0, spec.interpolation, whole)
+        return EvalView(spec.size or PHOTO, spec.crop_pct, spec.interpolation)
+    as_they_are = spec.size is None or whole[0] == whole[1]
+    return EvalView(spec.size or max(whole), 1.0, spec.interpolation, whole if as_they_are else None)
 
 
 def whole_size(split: Split) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ for batch in loader.epoch(0):
 """
 
 from outgrow.data.loader import Batch, Loader, make_loader
+from outgrow.data.notes import DataWarning
 from outgrow.data.plan import drops_last
 from outgrow.data.source import open_data
 from outgrow.data.splits import ArraySplit, FileSplit, ImageData, Split
@@ -16,6 +17,7 @@ __all__ = [
     "ArraySplit",
     "Augment",
     "Batch",
+    "DataWarning",
     "FileSplit",
     "ImageData",
     "Loader",

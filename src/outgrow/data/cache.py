@@ -1,19 +1,24 @@
 """Images decoded, or packed, once: files in a cache folder that later openings only map.
 
-Two formats, both written beside their final name and moved there whole:
+Two formats, both written beside their final name, by plain writes (a full disk is then an error, never a
+killed process), and moved there whole:
 
-    STEM-FINGERPRINT.npy    small images of one size, decoded: uint8, n x 3 x height x width
-    STEM-FINGERPRINT.pack   any images, encoded: n + 1 offsets (int64), then the bytes
+    STEM-KEY.npy    small images of one size, decoded: uint8, n x 3 x height x width, and a checksum
+    STEM-KEY.pack   any images, encoded: n + 1 offsets, n checksums, one of both, then the bytes
 
-A source that has changed has another fingerprint, so its old file is never read (and is removed
-when the new one is written); a file of the wrong size is built again.
+A source that has changed has another key (:attr:`outgrow.data.identity.Look.key`), so its old file is never
+read, and is removed when the new one is written. Checksums are looked at when a file is opened; of packs over
+:data:`CHECKED` when an image is read. A damaged file is built again, and a cache that cannot be written is done
+without; both are said.
 """
 
 import contextlib
-import hashlib
+import glob
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+import re
+import uuid
+import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -24,30 +29,56 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from outgrow.data.splits import ArraySplit, Encoded, FileSplit, Split, decode
+from outgrow.data.pixels import decode
+from outgrow.data.splits import ArraySplit, FileSplit, Rows, Split
 
 SMALL = 96
 """Images up to this side are worth keeping decoded: 100,000 of them at 96 x 96 are 2.8 GB."""
+CHECKED = 1 << 30
+"""Bytes of a pack that are checked when it is opened: a fraction of a second."""
 _CHUNK = 1024
 """Images decoded between two looks at their sizes; also what is held in memory meanwhile."""
+_TRAILER = b"outgrow1"
 
 
 @dataclass(frozen=True)
 class CacheFile:
-    """Where the images of one split go: ``path(".npy")`` or ``path(".pack")``."""
+    """Where the images of one split go: ``path(".npy")`` or ``path(".pack")``.
 
-    folder: Path
+    ``folder`` is None where there is no cache; ``notes`` is told what went wrong.
+    """
+
+    folder: Path | None
     stem: str
-    fingerprint: str
+    key: str
+    notes: list[str]
 
-    def path(self, suffix: str) -> Path:
-        return self.folder / f"{self.stem}-{self.fingerprint[:16]}{suffix}"
+    @classmethod
+    def of(cls, folder: Path | None, name: str, identity: str, key: str, notes: list[str]) -> "CacheFile":
+        """``name`` is for people, ``identity`` (where the source is) and ``key`` (what it holds) for us."""
+        readable = re.sub(r"[^A-Za-z0-9]+", "_", name)[:40]
+        return cls(folder, f"{readable}-{identity[:8]}", key, notes)
+
+    def path(self, suffix: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{self.stem}-{self.key[:24]}{suffix}"
 
     def remove_stale(self, suffix: str) -> None:
-        for old in self.folder.glob(f"{self.stem}-*{suffix}"):
+        assert self.folder is not None
+        for old in self.folder.glob(f"{glob.escape(self.stem)}-*{suffix}"):
             if old != self.path(suffix):
                 with contextlib.suppress(OSError):  # another process may have been faster
                     old.unlink()
+
+    def damaged(self, path: Path) -> None:
+        self.notes.append(f"data: the cached images {path} are damaged, and are built again.")
+
+    def not_written(self, error: OSError) -> None:
+        note = (
+            f"data: the cache {self.folder} cannot be written ({error.strerror or error}); images are decoded at every "
+            "start. Free some room, or name another place in XDG_CACHE_HOME."
+        )
+        if note not in self.notes:
+            self.notes.append(note)
 
 
 def default_cache_dir() -> Path:
@@ -55,46 +86,133 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outgrow"
 
 
-def fingerprint(parts: Iterable[object]) -> str:
-    """A hash of ``parts`` as text."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{part}\0".encode())
-    return digest.hexdigest()
+def cached_split(rows: Rows, labels: Int64[Tensor, " n"], *, pack: bool, cache: CacheFile) -> Split:
+    """The split of the images ``rows``.
 
-
-def file_facts(paths: Iterable[Path]) -> Iterator[object]:
-    """Folder, name, size and time of change of each file: what tells a source from a changed one."""
-    for path in paths:
-        status = path.stat()
-        yield from (f"{path.parent.name}/{path.name}", status.st_size, status.st_mtime_ns)
-
-
-def cached_split(
-    stream: Callable[[], Iterator[bytes]],
-    labels: Int64[Tensor, " n"],
-    *,
-    describe: Callable[[int], str],
-    encoded: Encoded | None,
-    cache: CacheFile,
-) -> Split:
-    """The split of the images that ``stream()`` yields in order.
-
-    Images of one size, at most :data:`SMALL`, become an ArraySplit, decoded through the cache.
-    Others become a FileSplit over ``encoded``, or, where that is None (rows of a Parquet file
-    cannot be read one by one), over a packed copy in the cache.
+    Images of one size, at most :data:`SMALL`, become an ArraySplit, decoded through the cache. Others become
+    a FileSplit over ``rows``, or, with ``pack`` (reading one by one is slow), over a packed copy in the cache.
     """
-    num = len(labels)
-    images = _read_array(cache.path(".npy"), num)
-    if images is None and (encoded is not None or _read_pack(cache.path(".pack"), num) is None):
-        images = _build_array(stream(), num, describe=describe, cache=cache)
+    images = _read_array(cache, len(labels))
+    packed: Pack | None = _read_pack(cache, len(labels)) if images is None and pack else None
+    if images is None and packed is None:
+        images = _build_array(rows, cache)
+        if images is None and pack:
+            packed = _build_pack(rows, cache)
     if images is not None:
         return ArraySplit.of(images, labels)
-    if encoded is None:
-        encoded = Pack(str(cache.path(".pack")), num)
-        if _read_pack(cache.path(".pack"), num) is None:
-            _build_pack(stream(), num, cache=cache)
-    return FileSplit.of(encoded, labels)
+    return FileSplit.of(packed if packed is not None else rows, labels)
+
+
+@contextlib.contextmanager
+def _written(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes ``target`` where all went well; no two processes share one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_array(cache: CacheFile, num: int) -> UInt8[Tensor, "n 3 height width"] | None:
+    path = cache.path(".npy")
+    if path is None or not path.is_file():
+        return None
+    try:
+        # "c": pages are shared until written to, and torch is not warned of a read-only array
+        array = np.load(path, mmap_mode="c")
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[:2] != (num, 3):
+            raise ValueError("another array")
+        with path.open("rb") as file:
+            file.seek(-len(_TRAILER) - 4, os.SEEK_END)
+            if file.read() != _trailer(zlib.crc32(array.data)):
+                raise ValueError("another checksum")
+    except (OSError, ValueError, EOFError):
+        cache.damaged(path)
+        return None
+    return torch.from_numpy(array)
+
+
+def _trailer(checksum: int) -> bytes:
+    return _TRAILER + checksum.to_bytes(4, "little")
+
+
+def _build_array(rows: Rows, cache: CacheFile) -> UInt8[Tensor, "n 3 height width"] | None:
+    """All images decoded, if they are small and of one size."""
+    first = next(rows.stream())
+    size = decode(first, where=lambda: rows.describe(0)).size
+    if max(size) > SMALL:
+        return None
+    shape = (len(rows), 3, size[1], size[0])
+    target = cache.path(".npy")
+    if target is not None:
+        try:
+            with _written(target) as temporary:
+                whole = _write_array(temporary, rows, size)
+                if not whole:
+                    raise _OtherSizes
+            cache.remove_stale(".npy")
+            return torch.from_numpy(np.load(target, mmap_mode="c"))
+        except _OtherSizes:
+            return None
+        except OSError as error:
+            cache.not_written(error)
+    memory = np.empty(shape, dtype=np.uint8)
+    start = 0
+    for chunk in _decoded(rows, size):
+        if chunk is None:
+            return None
+        memory[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    return torch.from_numpy(memory)
+
+
+class _OtherSizes(Exception):
+    """Not all images have the first one's size."""
+
+
+def _write_array(path: Path, rows: Rows, size: tuple[int, int]) -> bool:
+    """Decode ``rows`` into a file; False as soon as an image has another size."""
+    checksum = 0
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), 3, size[1], size[0])}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in _decoded(rows, size):
+            if chunk is None:
+                return False
+            checksum = zlib.crc32(chunk.data, checksum)
+            file.write(chunk.data)
+        file.write(_trailer(checksum))
+        file.flush()
+        os.fsync(file.fileno())
+    return True
+
+
+def _decoded(rows: Rows, size: tuple[int, int]) -> Iterator[np.ndarray | None]:
+    """The images in order, some at a time; None, and the end, at one of another size."""
+    threads = min(8, os.cpu_count() or 1)
+    numbered = enumerate(rows.stream())
+
+    def work(items: list[tuple[int, bytes]]) -> list[np.ndarray] | None:
+        images = []
+        for row, data in items:
+            image = decode(data, where=lambda row=row: rows.describe(row))  # type: ignore[misc]
+            if image.size != size:
+                return None
+            images.append(np.asarray(image).transpose(2, 0, 1))
+        return images
+
+    with ThreadPoolExecutor(threads) as pool:
+        while chunk := list(islice(numbered, _CHUNK)):
+            # a task of many images: handing over one costs as much as decoding it
+            share = -(-len(chunk) // threads)
+            parts = list(pool.map(work, [chunk[at : at + share] for at in range(0, len(chunk), share)]))
+            if any(part is None for part in parts):
+                yield None
+                return
+            images = list(chain.from_iterable(part or () for part in parts))
+            yield np.ascontiguousarray(np.stack(images))
 
 
 class Pack:
@@ -103,20 +221,23 @@ class Pack:
     def __init__(self, path: str, num: int) -> None:
         self.path = path
         self.num = num
-        self._maps: tuple[np.ndarray, np.ndarray] | None = None
+        self._maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return self.num
 
     def read(self, row: int) -> bytes:
         if self._maps is None:
-            self._maps = _read_pack(Path(self.path), self.num)
-            if self._maps is None:
-                raise ValueError(
-                    f"data: needs the packed images {self.path}, got none or a damaged file; open the data set again."
-                )
-        offsets, data = self._maps
-        return data[offsets[row] : offsets[row + 1]].tobytes()
+            self._maps = _map_pack(Path(self.path), self.num)
+        if self._maps is not None:
+            offsets, checksums, data = self._maps
+            found = data[offsets[row] : offsets[row + 1]].tobytes()
+            if zlib.crc32(found) == checksums[row]:
+                return found
+        raise ValueError(
+            f"data: needs the packed images {self.path} as they were written, got a damaged file; remove it, and it is "
+            "built again at the next start."
+        )
 
     def describe(self, row: int) -> str:
         return f"image {row} of {self.path}"
@@ -129,101 +250,78 @@ class Pack:
         self._maps = None
 
 
-def _read_array(path: Path, num: int) -> UInt8[Tensor, "n 3 height width"] | None:
-    try:
-        # "c": pages are shared until written to, and torch is not warned of a read-only array
-        array = np.load(path, mmap_mode="c")
-    except (OSError, ValueError, EOFError):
+def _read_pack(cache: CacheFile, num: int) -> Pack | None:
+    path = cache.path(".pack")
+    if path is None or not path.is_file():
         return None
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[:2] != (num, 3):
+    maps = _map_pack(path, num)
+    if maps is not None and len(maps[2]) <= CHECKED:
+        offsets, checksums, data = maps
+        whole = all(zlib.crc32(data[offsets[k] : offsets[k + 1]].data) == checksums[k] for k in range(num))
+        maps = maps if whole else None
+    if maps is None:
+        cache.damaged(path)
         return None
-    return torch.from_numpy(array)
+    return Pack(str(path), num)
 
 
-def _build_array(
-    stream: Iterator[bytes], num: int, *, describe: Callable[[int], str], cache: CacheFile
-) -> UInt8[Tensor, "n 3 height width"] | None:
-    first = next(stream)
-    size = decode(first, where=lambda: describe(0)).size
-    if max(size) > SMALL:
-        return None
-    shape = (num, 3, size[1], size[0])
-    target = cache.path(".npy")
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        cache.folder.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-    except OSError as error:
-        warnings.warn(
-            f"data: {cache.folder} cannot be written ({error}); images are decoded at every start.",
-            stacklevel=2,
-        )
-        memory = np.empty(shape, dtype=np.uint8)
-        return (
-            torch.from_numpy(memory) if _decode_into(memory, chain([first], stream), size, describe) else None
-        )
-    try:
-        if not _decode_into(array, chain([first], stream), size, describe):
-            return None
-        array.flush()
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    cache.remove_stale(".npy")
-    return _read_array(target, num)
-
-
-def _decode_into(
-    array: np.ndarray, stream: Iterator[bytes], size: tuple[int, int], describe: Callable[[int], str]
-) -> bool:
-    """Fill ``array``; False as soon as an image has another size."""
-
-    def work(items: list[tuple[int, bytes]]) -> bool:
-        for row, data in items:
-            image = decode(data, where=lambda row=row: describe(row))  # type: ignore[misc]
-            if image.size != size:
-                return False
-            array[row] = np.asarray(image).transpose(2, 0, 1)
-        return True
-
-    rows = enumerate(stream)
-    threads = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        while chunk := list(islice(rows, _CHUNK)):
-            # a task of many images: handing over one costs as much as decoding it
-            if not all(pool.map(work, [chunk[first::threads] for first in range(threads)])):
-                return False
-    return True
-
-
-def _read_pack(path: Path, num: int) -> tuple[np.ndarray, np.ndarray] | None:
-    head = 8 * (num + 1)
+def _map_pack(path: Path, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Offsets, checksums and bytes; None where the file is not one of ``num`` images."""
+    head = 8 * (num + 1) + 4 * num
     try:
         size = path.stat().st_size
-        if size < head:
+        if size <= head + 4:
             return None
-        offsets = np.memmap(path, dtype=np.int64, mode="r", shape=(num + 1,))
-        if size != head + int(offsets[-1]) or size == head:
+        with path.open("rb") as file:
+            content = file.read(head + 4)
+        if zlib.crc32(content[:head]) != int.from_bytes(content[head:], "little"):
             return None
-        return offsets, np.memmap(path, dtype=np.uint8, mode="r", offset=head)
-    except OSError:
+        offsets = np.frombuffer(content, np.int64, num + 1)
+        if size != head + 4 + int(offsets[-1]):
+            return None
+        checksums = np.frombuffer(content, np.uint32, num, offset=8 * (num + 1))
+        return offsets, checksums, np.memmap(path, dtype=np.uint8, mode="r", offset=head + 4)
+    except (OSError, ValueError):
         return None
 
 
-def _build_pack(stream: Iterator[bytes], num: int, *, cache: CacheFile) -> None:
+def _build_pack(rows: Rows, cache: CacheFile) -> Pack | None:
+    """None where the cache cannot be written."""
     target = cache.path(".pack")
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    cache.folder.mkdir(parents=True, exist_ok=True)
-    offsets = np.zeros(num + 1, dtype=np.int64)
+    if target is None:
+        return None
+    num = len(rows)
+    offsets, checksums = np.zeros(num + 1, np.int64), np.zeros(num, np.uint32)
     try:
-        with temporary.open("wb") as file:
-            file.write(offsets.tobytes())
-            for row, data in enumerate(stream):
-                file.write(data)
-                offsets[row + 1] = offsets[row] + len(data)
-            file.seek(0)
-            file.write(offsets.tobytes())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    cache.remove_stale(".pack")
+        with _written(target) as temporary:
+            with temporary.open("wb") as file:
+                file.write(bytes(8 * (num + 1) + 4 * num + 4))
+                for row, data in enumerate(rows.stream()):
+                    file.write(data)
+                    offsets[row + 1] = offsets[row] + len(data)
+                    checksums[row] = zlib.crc32(data)
+                head = offsets.tobytes() + checksums.tobytes()
+                file.seek(0)
+                file.write(head + zlib.crc32(head).to_bytes(4, "little"))
+                file.flush()
+                os.fsync(file.fileno())
+            pack = Pack(str(target), num)
+        cache.remove_stale(".pack")
+        return pack
+    except OSError as error:
+        cache.not_written(error)
+        return None
+
+
+def usable(folder: Path, notes: list[str]) -> Path | None:
+    """``folder`` if it can be written; otherwise None, and a note."""
+    cache = CacheFile(folder, "", "", notes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid.uuid4().hex[:12]}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        cache.not_written(error)
+        return None
+    return folder

@@ -1,7 +1,6 @@
 """Batches of encoded images: workers decode and resize, the device does the rest in batches."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -9,8 +8,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from outgrow.data.geometry import centre_view, crop_picture, resized_crop_box
-from outgrow.data.plan import Batch, ImageLoader, KeyedBatches, Plan, Views, decoding
-from outgrow.data.splits import FileSplit, to_tensor
+from outgrow.data.pixels import to_tensor
+from outgrow.data.plan import Batch, Decoding, ImageLoader, KeyedBatches, Plan, Views
+from outgrow.data.splits import FileSplit
 from outgrow.data.transforms import to_float
 
 
@@ -26,14 +26,14 @@ class FileLoader(ImageLoader):
                 "model's input, such as 224."
             )
         super().__init__(split, plan, views, device)
-        self._keys = KeyedBatches(plan, self._shown)
-        self._loader = decoding(
-            _Decoded(split, views), self._keys, _as_is, num_workers=num_workers, device=device
+        keys = KeyedBatches(plan, self._shown)
+        self._decoding = Decoding(
+            _Decoded(split, views), keys, torch.stack, num_workers=num_workers, device=device
         )
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        self._keys.epoch = epoch
-        for positions, decoded in zip(self._plan.batches(epoch), self._loader, strict=True):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        batches = self._plan.batches(epoch, start)
+        for positions, decoded in zip(batches, self._decoding.epoch(epoch, start), strict=True):
             shown = self._shown(positions, epoch)
             index = self._index[shown].to(self._device)
             images = self._views.crop_flip(decoded.to(self._device, non_blocking=True), index, epoch)
@@ -65,7 +65,9 @@ class _Decoded(Dataset[Tensor]):
         )
         return crop_picture(picture, box, size=v.size, interpolation=v.interpolation)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> UInt8[Tensor, "n 3 height width"]:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Tensor]:
+        if not keys:  # an empty share still has a size
+            return [self[0, 0]]
         images = [self[key] for key in keys]
         for key, image in zip(keys, images, strict=True):
             if image.shape != images[0].shape:
@@ -76,8 +78,4 @@ class _Decoded(Dataset[Tensor]):
                     f"make_loader: needs images of one size, got {tuple(images[0].shape[1:])} in {first} and "
                     f"{tuple(image.shape[1:])} in {other}; give size=, the side of the model's input."
                 )
-        return torch.stack(images)
-
-
-def _as_is(batch: Any) -> Any:
-    return batch  # __getitems__ has stacked it already
+        return images

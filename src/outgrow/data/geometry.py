@@ -14,8 +14,8 @@ from jaxtyping import Float32, Int64, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
+from outgrow.data.pixels import to_tensor
 from outgrow.data.randomness import Stream, integer_at, uniform_at
-from outgrow.data.splits import to_tensor
 
 Images = TypeVar("Images", Tensor, Image)
 

@@ -35,12 +35,14 @@ def make_loader(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    least: int = 1,
 ) -> Loader:
     """The loader that suits ``split``.
 
     ``batch_size`` counts the samples of a step over all processes; each of ``world_size`` processes
-    gets its ``rank``'s share of the same batches. In an evaluation every sample is seen once by one
-    process, and counts may differ by one.
+    gets its ``rank``'s share of the same batches. Shares may differ by one row; in training a share has
+    ``least`` rows or more, or none, and an empty one is a batch without rows. In an evaluation every sample
+    is seen once by one process.
 
     ``size``: side of the views in pixels; the short side is resized to ``floor(size / crop_pct)``
     (``interpolation``: "bilinear" or "bicubic") and the centre cut out, or ``augment.resized_crop``
@@ -67,6 +69,7 @@ def make_loader(
         drop_last=drop_last,
         rank=rank,
         world_size=world_size,
+        least=least,
     )
     views = Views(augment or NO_AUGMENT, seed, size, crop_pct, interpolation)
     if isinstance(split, ArraySplit):

@@ -2,195 +2,305 @@
 
 train-00000-of-00005.parquet ...    and test-*, validation-*; in PATH or in PATH/data
 img or image                        struct{bytes, path}, or plain bytes
-*label*                             integers; class names in the schema's metadata
+label                               whole numbers, text or truth values; class names in the schema's metadata
 """
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Int64
-from torch import Tensor
+from outgrow.data.files import is_hidden, unreadable
+from outgrow.data.folder import SPLIT_NAMES
+from outgrow.data.identity import Look, also_in, fingerprint, look_at
+from outgrow.data.labels import Column, choose_label, column_of, to_classes
+from outgrow.data.notes import printable, some
+from outgrow.data.reading import Opening, look_inside, split_of
+from outgrow.data.splits import Found, Part
 
-from outgrow.data.cache import CacheFile, cached_split, file_facts, fingerprint
-from outgrow.data.splits import Found, Split, check_labels
-
-SPLITS = {"train": "train", "test": "test", "validation": "val", "valid": "val", "val": "val", "dev": "val"}
-"""What the hub and others call a split, and what it is called here."""
+_NUMBERED = re.compile(r"[-_](\d+)-of-(\d+)")
 
 
-def open_parquet(root: Path, *, label: str | None, cache_dir: Path) -> Found:
+def open_parquet(root: Path, opening: Opening) -> Found:
     """The shards below ``root`` by split, with the classes of the label column.
 
-    ``label=None`` takes the first column whose name contains "label". Without class names in the
-    metadata classes are called by their numbers.
+    Without class names in the metadata text is its own name, and classes are called by their numbers.
     """
-    splits: dict[str, Split] = {}
-    facts: list[object] = []
-    classes: tuple[str, ...] | None = None
-    for split, files in _shards(root).items():
-        shards = Shards.open(files, label=label)
-        labels = shards.labels()
-        names = shards.class_names()
-        if names is None:
-            names = classes or tuple(str(number) for number in range(int(labels.max()) + 1))
-        if classes is not None and names != classes:
+    opened = {split: Shards.open(files, opening) for split, files in _shards(root, opening).items()}
+    classes, labels = to_classes({split: shards.labels() for split, shards in opened.items()}, opening)
+    parts: dict[str, Part] = {}
+    facts: list[object] = [*classes]
+    for split, shards in opened.items():
+        files = [str(file) for file in shards.files]
+        identity = fingerprint([os.path.realpath(root), split, shards.image])
+        look = look_at(files, opening.store(root.stem, identity))
+        _check_twice(files, look)
+        facts += [split, shards.label, shards.image, look.digests.tobytes()]
+        name, key = f"{root.stem}-{split}", fingerprint([look.key, shards.image])
+        size = sum(os.path.getsize(file) for file in files)
+        inside = look_inside(shards, size=size, name=name, identity=identity, key=key, opening=opening)
+        parts[split] = split_of(
+            shards, labels[split], inside, name=name, identity=identity, key=key, pack=True, opening=opening
+        )
+    return Found(classes, parts, fingerprint(facts))
+
+
+def _check_twice(files: list[str], look: Look) -> None:
+    first = also_in(look.digests, look.digests)
+    for row, other in enumerate(first.tolist()):
+        if row != other:
             raise ValueError(
-                f"data: needs the same classes in every split of {root}, got other names for {split} than before; "
-                "write the shards again with one set of class names."
+                f"data: needs every shard once, got the same content in {printable(files[other])} and "
+                f"{printable(files[row])}; remove the copy."
             )
-        classes = names
-        check_labels(labels, len(classes), where=f"column {shards.label!r} of {files[0].parent}/{split}")
-        found_facts = list(file_facts(files))
-        facts += [split, shards.label, shards.image, *found_facts]
-        cache = CacheFile(
-            folder=cache_dir,
-            stem=f"{root.stem}-{split}-{fingerprint([root.resolve(), shards.image])[:8]}",
-            fingerprint=fingerprint([shards.image, *found_facts]),
-        )
-        splits[split] = cached_split(
-            shards.stream, labels, describe=shards.describe, encoded=None, cache=cache
-        )
-    assert classes is not None
-    return Found(classes, splits, fingerprint([*classes, *facts]))
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of one split, the image column and the label column chosen."""
+    """The shards of one split, the image column and the label column chosen.
+
+    Rows are read one by one through their group of rows, which is what Parquet offers: fast from first to
+    last, slow in any other order.
+    """
 
     files: tuple[Path, ...]
     image: str
     label: str
-    schema: Any
+    counts: tuple[int, ...]
+    names: tuple[tuple[str, ...] | None, ...]
 
     @classmethod
-    def open(cls, files: tuple[Path, ...], *, label: str | None) -> "Shards":
-        import pyarrow.parquet as pq
+    def open(cls, files: tuple[Path, ...], opening: Opening) -> "Shards":
+        images, labels, counts, names = [], [], [], []
+        for file in files:
+            with _reading(file):
+                import pyarrow.parquet as pq
 
-        try:
-            schema = pq.read_schema(files[0])
-        except Exception as error:  # ArrowInvalid and OSError, according to how the file is damaged
+                parquet = pq.ParquetFile(file)
+                schema, count = parquet.schema_arrow, parquet.metadata.num_rows
+            image = next((name for name in ("img", "image") if name in schema.names), None)
+            if image is None:
+                raise ValueError(
+                    f"data: needs a column img or image in {printable(file)}, got {', '.join(schema.names)}; rename the "
+                    "column of encoded images."
+                )
+            images.append(image)
+            labels.append(choose_label(schema.names, opening.label, where=printable(file)))
+            counts.append(count)
+            names.append(_class_names(schema, labels[-1]))
+        for columns in (images, labels):
+            other = next((k for k, column in enumerate(columns) if column != columns[0]), None)
+            if other is not None:
+                raise ValueError(
+                    f"data: needs the same columns in every shard, got {columns[0]!r} in {printable(files[0])} and "
+                    f"{columns[other]!r} in {printable(files[other])}; write the shards again."
+                )
+        if not sum(counts):
             raise ValueError(
-                f"data: needs Parquet files, got {files[0]}, which cannot be read ({error}); replace the shard."
-            ) from error
-        image = next((name for name in ("img", "image") if name in schema.names), None)
-        if image is None:
-            raise ValueError(
-                f"data: needs a column img or image in {files[0]}, got {', '.join(schema.names)}; rename the "
-                "column of encoded images."
+                f"data: needs rows in the shards, got none in {some(files)}; write them again, or remove them."
             )
-        return cls(files, image, choose_label(schema.names, label, where=str(files[0])), schema)
+        return cls(files, images[0], labels[0], tuple(counts), tuple(names))
 
-    def class_names(self) -> tuple[str, ...] | None:
-        """The label's names in the hub's metadata, None where there are none."""
-        try:
-            features = json.loads(self.schema.metadata[b"huggingface"])["info"]["features"]
-            names = features[self.label]["names"]
-        except (KeyError, TypeError, ValueError):
-            return None
-        # older copies number their names: {"0": "apple", ...}
-        return (
-            tuple(names[key] for key in sorted(names, key=int)) if isinstance(names, dict) else tuple(names)
-        )
+    def __len__(self) -> int:
+        return sum(self.counts)
 
-    def labels(self) -> Int64[Tensor, " n"]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def labels(self) -> list[Column]:
+        """The label column of each shard."""
+        columns = []
+        for file, names in zip(self.files, self.names, strict=True):
+            with _reading(file):
+                import pyarrow.parquet as pq
 
-        column = pa.chunked_array(
-            [
-                chunk
-                for file in self.files
-                for chunk in pq.read_table(file, columns=[self.label])[self.label].chunks
-            ]
-        )
-        if not pa.types.is_integer(column.type) or column.null_count or not len(column):
-            got = f"{column.type} with {column.null_count} missing of {len(column)}"
-            raise ValueError(
-                f"data: needs an integer in every row of column {self.label!r} of {self.files[0]}, got {got}; "
-                "choose another label column or fill it."
-            )
-        return torch.tensor(column.to_numpy()).to(torch.int64)
+                values = pq.ParquetFile(file).read(columns=[self.label])[self.label]
+                where = f"column {self.label!r} of {printable(file)}"
+                columns.append(column_of(values, names, where))
+        return columns
 
     def stream(self) -> Iterator[bytes]:
         """The encoded images in order, a few at a time in memory."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         row = 0
         for file in self.files:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=[self.image]):
-                column = batch.column(0)
-                if pa.types.is_struct(column.type):
-                    column = column.field("bytes")
+            with _reading(file):
+                import pyarrow.parquet as pq
+
+                batches = pq.ParquetFile(file).iter_batches(batch_size=256, columns=[self.image])
+            while True:
+                with _reading(file):
+                    batch = next(batches, None)
+                    column = None if batch is None else _bytes_of(batch.column(0))
+                if column is None:
+                    break
                 for value in column:
-                    data = value.as_py()
-                    if not isinstance(data, bytes):
-                        raise ValueError(
-                            f"data: needs encoded bytes in column {self.image!r}, got none at {self.describe(row)}; "
-                            "embed the images when writing the shards (datasets does by default)."
-                        )
-                    yield data
+                    yield self._checked(value.as_py(), row)
                     row += 1
 
-    def describe(self, row: int) -> str:
-        import pyarrow.parquet as pq
+    def read(self, row: int) -> bytes:
+        shard, at = self._place(row)
+        first, column = _GROUPS.of(self.files[shard], self.image, at)
+        return self._checked(column[at - first].as_py(), row)
 
-        for file in self.files:
-            count = pq.read_metadata(file).num_rows
+    def describe(self, row: int) -> str:
+        shard, at = self._place(row)
+        name = ""
+        with contextlib.suppress(Exception):  # the path is a courtesy: columns of bytes have none
+            import pyarrow.parquet as pq
+
+            paths = pq.ParquetFile(self.files[shard]).read(columns=[f"{self.image}.path"])[self.image]
+            name = f" ({paths[at].as_py()['path']})"
+        return f"row {at} of {printable(self.files[shard])}{name}"
+
+    def _place(self, row: int) -> tuple[int, int]:
+        for shard, count in enumerate(self.counts):
             if row < count:
-                name = ""
-                with contextlib.suppress(Exception):  # the path is a courtesy: columns of bytes have none
-                    paths = pq.ParquetFile(file).read(columns=[f"{self.image}.path"])[self.image]
-                    name = f" ({paths[row].as_py()['path']})"
-                return f"row {row} of {file}{name}"
+                return shard, row
             row -= count
         raise AssertionError("a row beyond the last shard")
 
-
-def choose_label(columns: list[str], label: str | None, *, where: str) -> str:
-    """The label column: ``label`` itself, or the first of ``columns`` with "label" in its name."""
-    candidates = [name for name in columns if "label" in name.lower()]
-    if label is None and candidates:
-        return candidates[0]
-    if label is None or label not in columns:
-        wanted = f"the label column {label!r}" if label else "a column with 'label' in its name"
-        raise ValueError(
-            f"data: needs {wanted} in {where}, got the columns {', '.join(columns)}; choose one of them "
-            f"with label={(candidates or columns)[0]!r}."
-        )
-    return label
+    def _checked(self, data: object, row: int) -> bytes:
+        if not isinstance(data, bytes):
+            raise ValueError(
+                f"data: needs encoded bytes in column {self.image!r}, got none at {self.describe(row)}; "
+                "embed the images when writing the shards (datasets does by default)."
+            )
+        return data
 
 
-def _shards(root: Path) -> dict[str, tuple[Path, ...]]:
-    files = (
-        [root]
-        if root.is_file()
-        else sorted(root.glob("*.parquet")) or sorted((root / "data").glob("*.parquet"))
+class _Groups:
+    """The last group of rows that was read, in this process: neighbours come from it."""
+
+    def __init__(self) -> None:
+        self.key: tuple[Path, str, int] | None = None
+        self.found: tuple[int, Any] = (0, None)
+
+    def of(self, file: Path, image: str, row: int) -> tuple[int, Any]:
+        """The number of the first row of the group that ``row`` is in, and its column of bytes."""
+        with _reading(file):
+            import pyarrow.parquet as pq
+
+            parquet = pq.ParquetFile(file)
+            first = 0
+            for group in range(parquet.num_row_groups):
+                count = parquet.metadata.row_group(group).num_rows
+                if row < first + count:
+                    break
+                first += count
+            if self.key != (file, image, group):
+                column = parquet.read_row_group(group, columns=[image])[image].combine_chunks()
+                self.key, self.found = (file, image, group), (first, _bytes_of(column))
+        return self.found
+
+
+_GROUPS = _Groups()
+
+
+def _bytes_of(column: Any) -> Any:
+    import pyarrow as pa
+
+    return column.field("bytes") if pa.types.is_struct(column.type) else column
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """What pyarrow raises of a damaged file, as a ValueError that names it."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("data: "):
+            raise
+        raise _damaged(file, error) from error
+    except MemoryError as error:  # a damaged length asks for more than there is
+        raise _damaged(file, error) from error
+    except PermissionError as error:
+        raise unreadable(file, error) from error
+    except Exception as error:  # ArrowInvalid, OSError, KeyError, according to how the file is damaged
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: BaseException) -> ValueError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(
+        f"data: needs Parquet files, got {printable(file)}, which cannot be read ({reason}); replace the shard."
     )
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
+    """The label's names in the hub's metadata, None where there are none."""
+    try:
+        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
+        # older copies number their names: {"0": "apple", ...}
+        found = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else list(names)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return tuple(str(name) for name in found) or None
+
+
+def _shards(root: Path, opening: Opening) -> dict[str, tuple[Path, ...]]:
+    files = [root]
+    if root.is_dir():
+        inside = [
+            [f for f in sorted(folder.glob("*.parquet")) if not is_hidden(f.name)]
+            for folder in (root, root / "data")
+        ]
+        files = inside[0] or inside[1]
+        if inside[0] and inside[1]:
+            opening.note(
+                f"data: left out {len(inside[1])} shards in {printable(root / 'data')}, below others."
+            )
     shards: dict[str, tuple[Path, ...]] = {}
+    others = []
     for file in files:
-        match = re.match(r"([a-z]+)(?=[-._])", file.name)
-        split = SPLITS.get(match.group(1)) if match else None
-        if split is not None:
+        match = re.match(r"([a-z]+)(?=[-._ ])", file.name.lower())
+        split = SPLIT_NAMES.get(match.group(1)) if match else None
+        if split is None or not file.is_file():
+            others.append(file.name)
+        else:
             shards[split] = (*shards.get(split, ()), file)
     if not shards:
-        got = ", ".join(file.name for file in files[:5]) or "no .parquet files"
+        got = some(others, 5) or "no .parquet files"
         raise ValueError(
-            f"data: needs shards named train-*.parquet, test-*.parquet or validation-*.parquet in {root}, "
+            f"data: needs shards named train-*.parquet, test-*.parquet or validation-*.parquet in {printable(root)}, "
             f"got {got}; rename the files or give the folder that holds them."
         )
-    # a complete hub name counts its shards: a missing one would silently be a smaller data set
-    for split, found in shards.items():
-        total = re.search(r"-of-(\d+)\.parquet$", found[0].name)
-        if root.is_dir() and total and int(total.group(1)) != len(found):
-            raise ValueError(
-                f"data: needs all {int(total.group(1))} {split} shards in {root}, got {len(found)}; copy the missing ones."
-            )
-    return shards
+    if others:
+        opening.note(f"data: left out {some(others)} in {printable(root)}, which is of no split by its name.")
+    if root.is_dir():
+        for split, found in shards.items():
+            _check_numbers(root, split, found)
+    return {split: shards[split] for split in ("train", "val", "test") if split in shards}
+
+
+def _check_numbers(root: Path, split: str, files: tuple[Path, ...]) -> None:
+    """A complete hub name counts its shards: a missing one would silently be a smaller data set."""
+    matches = {file: _NUMBERED.search(file.name) for file in files}
+    numbered = {file: (int(m.group(1)), int(m.group(2))) for file, m in matches.items() if m}
+    if not numbered:
+        return
+    plain = [file for file in files if file not in numbered]
+    totals = sorted({total for _, total in numbered.values()})
+    if plain or len(totals) > 1:
+        odd = plain or [next(file for file in files if numbered[file][1] == totals[0])]
+        raise ValueError(
+            f"data: needs the {split} shards of one writing in {printable(root)}, got {some([f.name for f in odd])} beside "
+            f"{some([f.name for f in files if f not in odd])}; move those of another away."
+        )
+    (total,) = totals
+    by_number: dict[int, list[Path]] = {}
+    for file, (number, _) in numbered.items():
+        by_number.setdefault(number, []).append(file)
+    twice = next((same for same in by_number.values() if len(same) > 1), None)
+    if twice:
+        raise ValueError(
+            f"data: needs every {split} shard once in {printable(root)}, got {some([file.name for file in twice])}; remove "
+            "the copy, or the shards of an earlier writing."
+        )
+    start = 0 if 0 in by_number or total not in by_number else 1
+    missing = [number for number in range(start, start + total) if number not in by_number]
+    if missing or len(numbered) != total:
+        raise ValueError(
+            f"data: needs all {total} {split} shards in {printable(root)}, got {len(numbered)} (number {some(missing)} is "
+            "missing); copy the missing ones."
+        )

@@ -49,24 +49,30 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches an epoch on this process."""
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; any epoch may be asked for, in any order, again."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from step ``start`` on; any epoch may be asked for, in any order, again.
+
+        Those before ``start`` cost nothing: none of their images is decoded.
+        """
 
 
-def drops_last(num: int, batch_size: int, world_size: int, *, least: int) -> bool:
-    """Whether training leaves out an epoch's last, smaller batch: its processes would have unequal shares, or
-    fewer than ``least`` rows each (a batch norm needs two).
+def drops_last(num: int, batch_size: int, *, least: int) -> bool:
+    """Whether training leaves out an epoch's last, smaller batch: it has fewer than ``least`` rows (a batch norm
+    needs two). It does not depend on the number of processes.
 
-    >>> [drops_last(num, 32, 1, least=2) for num in (96, 97, 98)]
+    >>> [drops_last(num, 32, least=2) for num in (96, 97, 98)]
     [False, True, False]
     """
-    rest = num % batch_size
-    return rest > 0 and (rest % world_size > 0 or rest // world_size < least)
+    return 0 < num % batch_size < least
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which positions of a split make up which batch."""
+    """Which positions of a split make up which batch.
+
+    In training a process's share of a batch has ``least`` rows or more, or none: where a batch is too small for
+    all processes, the first ones share it.
+    """
 
     num: int
     batch_size: int
@@ -75,6 +81,7 @@ class Plan:
     drop_last: bool
     rank: int
     world_size: int
+    least: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
@@ -82,31 +89,34 @@ class Plan:
                 f"make_loader: needs batch_size >= 1 and 0 <= rank < world_size, got batch_size={self.batch_size}, "
                 f"rank={self.rank}, world_size={self.world_size}; set them from the process group."
             )
-        rest = self.num % self.batch_size
         if self.drop_last and self.num < self.batch_size:
             raise ValueError(
                 f"make_loader: needs batch_size <= {self.num} (the samples there are) when the last batch is "
                 f"dropped, got {self.batch_size}; lower it or keep the last batch."
             )
-        if self.shuffle and (
-            self.batch_size % self.world_size or (rest % self.world_size and not self.drop_last)
-        ):
-            raise ValueError(
-                f"make_loader: needs equal counts on all {self.world_size} processes to train, got batch_size="
-                f"{self.batch_size} and {rest} samples in the last batch; make batch_size a multiple and set drop_last."
-            )
 
-    def batches(self, epoch: int) -> list[Int64[Tensor, " share"]]:
-        """This process's positions, batch by batch; without batches of which it has no share."""
+    def batches(self, epoch: int, start: int = 0) -> list[Int64[Tensor, " share"]]:
+        """This process's positions, batch by batch from ``start`` on.
+
+        In training these are all batches, as all processes take every step; otherwise those of which it has a share.
+        """
         order = epoch_order(self.num, self.seed, epoch) if self.shuffle else torch.arange(self.num)
-        shares = [batch[self.rank :: self.world_size] for batch in order.split(self.batch_size)]
+        shares = [self._share(batch) for batch in order.split(self.batch_size)]
         if self.drop_last:
             shares = shares[: self.num // self.batch_size]
-        return [share for share in shares if len(share)]
+        shares = shares if self.shuffle else [share for share in shares if len(share)]
+        return shares[start:]
+
+    def _share(self, batch: Int64[Tensor, " batch"]) -> Int64[Tensor, " share"]:
+        sharers = min(self.world_size, max(len(batch) // self.least, 1)) if self.shuffle else self.world_size
+        return batch[self.rank :: sharers] if self.rank < sharers else batch[:0]
 
     def __len__(self) -> int:
         full, rest = divmod(self.num, self.batch_size)
-        return full * (self.rank < self.batch_size) + (rest > self.rank and not self.drop_last)
+        last = rest > 0 and not self.drop_last
+        if self.shuffle:
+            return full + last
+        return full * (self.rank < self.batch_size) + (rest > self.rank and last)
 
 
 @dataclass(frozen=True)
@@ -191,32 +201,71 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, position): workers outlive an epoch, so the epoch travels with the key."""
 
     def __init__(self, plan: Plan, shown: Callable[[Tensor, int], Tensor] | None = None) -> None:
-        self.plan, self.shown, self.epoch = plan, shown, 0
+        self.plan, self.shown, self.epoch, self.start = plan, shown, 0, 0
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for positions in self.plan.batches(self.epoch):
+        for positions in self.plan.batches(self.epoch, self.start):
             shown = positions if self.shown is None else self.shown(positions, self.epoch)
             yield [(self.epoch, position) for position in shown.tolist()]
 
 
-def decoding(
-    images: Dataset[Tensor],
-    batches: KeyedBatches,
-    join: Callable[[Any], Tensor],
-    *,
-    num_workers: int,
-    device: torch.device,
-) -> "DataLoader[Tensor]":
-    """``images`` by their keys, read by ``num_workers`` processes (0: by this one), a batch put together by ``join``."""
-    return DataLoader(
-        images,
-        batch_sampler=batches,
-        collate_fn=join,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # DataLoader draws a seed each epoch: not from the user's generator
-    )
+@dataclass(frozen=True)
+class Fault:
+    """A ``ValueError`` on its way from a worker, whose words would otherwise drown in the worker's traceback."""
+
+    reason: str
+
+
+class Guarded(Dataset[Any]):
+    """``images``, joined batch by batch; a batch with an image that cannot be read is its :class:`Fault`."""
+
+    def __init__(self, images: Any, join: Callable[[list[Tensor]], Tensor]) -> None:
+        self.images, self.join = images, join
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Tensor | Fault:
+        try:
+            several = getattr(self.images, "__getitems__", None)
+            return self.join(several(keys) if several else [self.images[key] for key in keys])
+        except ValueError as error:
+            return Fault(str(error))
+
+
+class Decoding:
+    """Batches of decoded images by their keys, from ``num_workers`` processes (0: this one).
+
+    What is wrong with an image is one ``ValueError``, the same with workers and without.
+    """
+
+    def __init__(
+        self,
+        images: Dataset[Tensor],
+        batches: KeyedBatches,
+        join: Callable[[list[Tensor]], Tensor],
+        *,
+        num_workers: int,
+        device: torch.device,
+    ) -> None:
+        self.keys = batches
+        self.workers: DataLoader[Any] = DataLoader(
+            Guarded(images, join),
+            batch_sampler=batches,
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # DataLoader draws a seed each epoch: not from the user's generator
+        )
+
+    def epoch(self, epoch: int, start: int) -> Iterator[Tensor]:
+        self.keys.epoch, self.keys.start = epoch, start
+        for batch in self.workers:
+            if isinstance(batch, Fault):
+                raise ValueError(batch.reason)
+            yield batch
+
+
+def _as_is(batch: Any) -> Any:
+    return batch  # Guarded has joined it already

@@ -72,6 +72,17 @@ def as_integers(random: Int64[Tensor, "*shape"], *, high: int) -> Int64[Tensor, 
     return (((random >> 32) & 0xFFFFFFFF) * high) >> 32
 
 
+def keyed_uniform(key: Int64[Tensor, "2"], index: Int64[Tensor, " n"], num: int) -> Float32[Tensor, "n num"]:
+    """``num`` numbers in [0, 1) for each sample, by a ``key`` (a seed and a count of draws) that stays on the device.
+
+    >>> drawn = keyed_uniform(torch.tensor([5, 2]), torch.tensor([7]), 3)
+    >>> drawn[0].tolist() == [uniform_at(5, 2, 7, number) for number in range(3)]
+    True
+    """
+    sample = _mix(index ^ _mix(_mix(key[:1]) ^ key[1:]))
+    return as_uniform(_mix(sample[:, None] ^ torch.arange(num, device=index.device)))
+
+
 def bits_at(seed: int, epoch: int, index: int, stream: int) -> int:
     """:func:`bits` of one sample in plain Python, as an unsigned integer."""
     return _mix_int(_mix_int((index & _MASK) ^ _key(seed, epoch)) ^ int(stream))

@@ -9,23 +9,37 @@ hf:NAME              a data set of the Hugging Face hub, or a local folder of on
 """
 
 import difflib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
-from outgrow.data.cache import CacheFile, cached_split, default_cache_dir, file_facts, fingerprint
+from outgrow.data.cache import default_cache_dir, usable
 from outgrow.data.folder import open_folder
-from outgrow.data.parquet import SPLITS, choose_label, open_parquet
-from outgrow.data.splits import ArraySplit, Found, ImageData, Split, check_labels, stratified_cut
+from outgrow.data.hub import open_hub
+from outgrow.data.identity import also_in, fingerprint, look_at, look_at_pixels
+from outgrow.data.notes import printable, say, some
+from outgrow.data.parquet import open_parquet
+from outgrow.data.reading import OnFault, Opening
+from outgrow.data.splits import (
+    ArraySplit,
+    FileSplit,
+    Found,
+    ImageData,
+    Part,
+    Split,
+    check_labels,
+    stratified_cut,
+)
 
 TEST_FRACTION = 0.2
 """Share of every class set aside as the test set where a source has none of its own."""
 _CUT_SEED = 0
 """Seed of cuts that belong to the source (test set, digits): no option moves them."""
+_FOLDERS = ("folder", "imagenet", "cifar10", "cifar100")
 
 
 def open_data(
@@ -34,25 +48,45 @@ def open_data(
     label: str | None = None,
     val_fraction: float = 0.0,
     seed: int = 0,
+    whole: bool = False,
+    on_fault: OnFault = "refuse",
     cache_dir: Path | None = None,
 ) -> ImageData:
     """Open a source of labelled images.
 
     ``spec`` is ``KIND`` or ``KIND:WHERE``, as listed in :mod:`outgrow.data.source`. ``label``
-    chooses the label column of ``parquet:`` and ``hf:``; by default it is the first whose name
-    contains "label". ``val_fraction`` of every class of the training images becomes ``val``, the
-    same for the same ``seed``; the test set is never touched.
+    chooses the label column of ``parquet:`` and ``hf:``, where there are several. ``val_fraction`` of every
+    class of the training images becomes ``val``, the same for the same ``seed``; the test set is never
+    touched.
 
-    A source with one held-out set (``test``, or else ``val`` or ``validation``) reports on it; with
-    both, ``val`` stays ``val``. A source with training images alone has 20 % of every class cut
-    off as its test set, always the same. The digits are cut into halves.
+    A source with one held-out set (``test``, or else ``val``) reports on it; with both, ``val`` stays ``val``. A
+    source with training images alone has 20 % of every class cut off as its test set, always the same. The
+    digits are cut into halves. ``whole``, for evaluation, takes all of a folder of class folders that names
+    no split as the test set.
+
+    ``on_fault="skip"`` leaves out images that cannot be decoded, which means to decode all of them once; by
+    default the first one that is met is an error.
 
     Small images of one size are decoded once, into files below ``cache_dir`` (default
     ``$XDG_CACHE_HOME/outgrow``, or ``~/.cache/outgrow``).
 
-    Raises ValueError: unknown source, missing path, unknown label column, labels out of range, an
-    empty class folder, splits with different classes, an image that cannot be decoded.
+    What may make a number another one than was meant is a :class:`outgrow.data.DataWarning`, and one of
+    ``ImageData.notes``: files left out, classes spelt in two ways, the same image for training and for testing.
+
+    Raises ValueError: unknown source, missing path, unknown or ambiguous label column, labels out of range,
+    fewer than two classes, an empty class folder, a training set that lacks a class, an image that cannot be
+    decoded.
     """
+    found = find_data(spec, label=label, on_fault=on_fault, cache_dir=cache_dir)
+    data = arrange(spec, found, val_fraction=val_fraction, seed=seed, whole=whole)
+    say(data.notes)
+    return data
+
+
+def find_data(
+    spec: str, *, label: str | None = None, on_fault: OnFault = "refuse", cache_dir: Path | None = None
+) -> Found:
+    """What a source holds, with its own splits; :func:`arrange` makes a data set of it."""
     kind, _, where = spec.partition(":")
     if kind == "coco":
         raise ValueError(
@@ -72,21 +106,67 @@ def open_data(
             f"{spec!r}; leave label out."
         )
     path = Path(where).expanduser()
-    if kind not in ("digits", "hf") and not path.exists():
+    if kind not in ("digits", "hf"):
+        _check_path(kind, spec, path)
+    notes: list[str] = []
+    cache = None
+    if kind in ("folder", "imagenet", "parquet", "hf"):
+        cache = usable((cache_dir or default_cache_dir()) / "data", notes)
+    opening = Opening(label, on_fault, cache, notes)
+    try:
+        found = _OPENERS[kind](where, opening)
+    except OSError as error:
+        reason = f"{error.strerror or error}: {printable(error.filename)}" if error.filename else str(error)
+        raise ValueError(
+            f"data: needs files and folders that can be read in {spec!r}, got {reason}; change their rights, or restore "
+            "them."
+        ) from error
+    if len(found.classes) < 2:
+        raise ValueError(
+            f"data: needs at least 2 classes, got {len(found.classes)} ({some(found.classes)}) in {printable(spec)}; give the "
+            "folder above the class folders, or add a class."
+        )
+    return replace(found, notes=tuple(opening.notes), faults=tuple(opening.faults))
+
+
+def _check_path(kind: str, spec: str, path: Path) -> None:
+    if not path.exists():
         hint = "create the folder to download into it" if kind.startswith("cifar") else "check the path"
         raise ValueError(
-            f"data: needs an existing path in {spec!r}, got {path.absolute()}, which is absent; {hint}."
+            f"data: needs an existing path in {spec!r}, got {printable(path.absolute())}, which is absent; {hint}."
         )
-    found = _OPENERS[kind](where, label, (cache_dir or default_cache_dir()) / "data")
-    return _arrange(spec, found, val_fraction=val_fraction, seed=seed)
+    if kind in _FOLDERS and not path.is_dir():
+        raise ValueError(
+            f"data: needs a folder in {spec!r}, got the file {printable(path.absolute())}; unpack it if it is an archive, or give "
+            "the folder that holds it."
+        )
+    if kind == "parquet" and not path.is_dir() and not path.is_file():
+        raise ValueError(
+            f"data: needs a folder of shards or one shard in {spec!r}, got {printable(path.absolute())}, which is neither; check "
+            "the path."
+        )
 
 
-def _arrange(spec: str, found: Found, *, val_fraction: float, seed: int) -> ImageData:
-    train, val, test = (found.splits.get(name) for name in ("train", "val", "test"))
-    identity = found.fingerprint
+def arrange(
+    spec: str, found: Found, *, val_fraction: float = 0.0, seed: int = 0, whole: bool = False
+) -> ImageData:
+    """The data set of what was found: which images train, which choose and which report."""
+    train, val, test = (
+        found.parts[name].split if name in found.parts else None for name in ("train", "val", "test")
+    )
+    identity, notes = found.fingerprint, list(found.notes)
     if test is None:
-        test, val = val, None
-    if test is None:
+        test, val, tested = val, None, "val"
+    else:
+        tested = "test"
+    if test is None and whole and found.flat:
+        assert train is not None
+        test, train, tested = train, None, "train"
+        notes.append(
+            f"data: all {len(test):,} images of {printable(spec)} are scored, since it names no split; a run on it trains on "
+            f"{1 - TEST_FRACTION:.0%} of them."
+        )
+    elif test is None:
         assert train is not None
         keep, taken = stratified_cut(train.labels, TEST_FRACTION, seed=_CUT_SEED)
         if not len(taken):
@@ -94,7 +174,12 @@ def _arrange(spec: str, found: Found, *, val_fraction: float, seed: int) -> Imag
                 f"data: needs two or more images of a class to set a test image aside, got {len(train)} of "
                 f"{len(found.classes)} classes in {spec!r}; add images, or put these into val/ to evaluate on them."
             )
-        train, test = train.subset(keep), train.subset(taken)
+        if whole:
+            notes.append(
+                f"data: {len(taken):,} of the {len(train):,} training images of {printable(spec)} are scored, those that a "
+                "run on it sets aside."
+            )
+        train, test, tested = train.subset(keep), train.subset(taken), "train"
     if val_fraction:
         if train is None or val is not None:
             got = "no training images" if train is None else "a validation set of the source's own"
@@ -105,35 +190,77 @@ def _arrange(spec: str, found: Found, *, val_fraction: float, seed: int) -> Imag
         keep, taken = stratified_cut(train.labels, val_fraction, seed=seed)
         train, val = train.subset(keep), train.subset(taken)
         identity = fingerprint([identity, val_fraction, seed])
-    return ImageData(spec, found.classes, train, val, test, identity)
+    duplicates = None
+    if train is not None:
+        duplicates = _duplicates(found, train, test, tested, notes)
+    return ImageData(
+        spec,
+        found.classes,
+        train,
+        val,
+        test,
+        identity,
+        duplicates=duplicates,
+        faults=found.faults,
+        notes=tuple(notes),
+    )
 
 
-def _digits(where: str, label: str | None, cache_dir: Path) -> Found:
+def _duplicates(found: Found, train: Split, test: Split, tested: str, notes: list[str]) -> int | None:
+    """How many test images the training set holds, too, byte for byte; None where nobody looked."""
+    here, there = found.parts[tested], found.parts["train"]
+    if here.digests is None or there.digests is None:
+        return None
+    mine, theirs = here.digests[test.index.numpy()], there.digests[train.index.numpy()]
+    if not mine.any() or not theirs.any():
+        return None
+    rows = also_in(mine, theirs)
+    same = [(int(test.index[k]), int(train.index[int(rows[k])])) for k in (rows >= 0).nonzero()[0].tolist()]
+    if here.rows is not None and there.rows is not None and isinstance(test, FileSplit):
+        # of large files a sample was seen: these few are compared whole
+        same = [pair for pair in same if here.rows.read(pair[0]) == there.rows.read(pair[1])]
+    if same:
+        names = [f"{here.describe(mine)} is {there.describe(theirs)}" for mine, theirs in same[:3]]
+        notes.append(
+            f"data: {len(same)} of {len(test):,} test images are among the training images, too, byte for byte ({some(names)}"
+            f"{', ...' if len(same) > 3 else ''}): the accuracy on them is one of training."
+        )
+    return len(same)
+
+
+def _digits(where: str, opening: Opening) -> Found:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     grey = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)
     labels = torch.from_numpy(digits.target).to(torch.int64)
     halves = zip(("train", "test"), stratified_cut(labels, 0.5, seed=_CUT_SEED), strict=True)
-    splits: dict[str, Split] = {
+    splits: dict[str, ArraySplit] = {
         name: ArraySplit.of(grey[rows].unsqueeze(1).repeat(1, 3, 1, 1), labels[rows]) for name, rows in halves
     }
-    return Found(tuple("0123456789"), splits, fingerprint(["digits", *labels.tolist(), int(grey.sum())]))
+    identity = fingerprint(["digits", *labels.tolist(), int(grey.sum())])
+    return Found(tuple("0123456789"), _pixels(splits), identity)
 
 
-def _folder(where: str, label: str | None, cache_dir: Path) -> Found:
-    return open_folder(Path(where).expanduser(), cache_dir=cache_dir)
+def _pixels(splits: Mapping[str, ArraySplit]) -> dict[str, Part]:
+    return {
+        name: Part(split, digests=look_at_pixels(np.asarray(split.images))) for name, split in splits.items()
+    }
 
 
-def _parquet(where: str, label: str | None, cache_dir: Path) -> Found:
-    return open_parquet(Path(where).expanduser(), label=label, cache_dir=cache_dir)
+def _folder(where: str, opening: Opening) -> Found:
+    return open_folder(Path(where).expanduser(), opening)
 
 
-def _cifar(kind_name: str, where: str, label: str | None, cache_dir: Path) -> Found:
+def _parquet(where: str, opening: Opening) -> Found:
+    return open_parquet(Path(where).expanduser(), opening)
+
+
+def _cifar(kind_name: str, where: str, opening: Opening) -> Found:
     from torchvision import datasets
 
     kind, root = getattr(datasets, kind_name), Path(where).expanduser()
-    splits: dict[str, Split] = {}
+    splits: dict[str, ArraySplit] = {}
     for name, train in (("train", True), ("test", False)):
         try:
             data = kind(root, train=train, download=False)
@@ -149,11 +276,12 @@ def _cifar(kind_name: str, where: str, label: str | None, cache_dir: Path) -> Fo
         check_labels(labels, len(data.classes), where=f"{root} ({name})")
         splits[name] = ArraySplit.of(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), labels)
         classes = tuple(data.classes)
-    files = sorted(path for path in (root / kind.base_folder).iterdir() if path.is_file())
-    return Found(classes, splits, fingerprint([*classes, *file_facts(files)]))
+    files = sorted(str(path) for path in (root / kind.base_folder).iterdir() if path.is_file())
+    identity = fingerprint([*classes, look_at(files, None).digests.tobytes()])
+    return Found(classes, _pixels(splits), identity)
 
 
-def _imagenet(where: str, label: str | None, cache_dir: Path) -> Found:
+def _imagenet(where: str, opening: Opening) -> Found:
     root = Path(where).expanduser()
     for split in ("train", "val"):
         if not (root / split).is_dir() and (root / f"ILSVRC2012_img_{split}.tar").is_file():
@@ -166,93 +294,14 @@ def _imagenet(where: str, label: str | None, cache_dir: Path) -> Found:
             "devkit, got none of them; ImageNet cannot be downloaded without an account: copy it there."
         )
     # torchvision's class order is that of the sorted wnids. Names are the wnids: its words repeat ("crane").
-    return open_folder(root, cache_dir=cache_dir)
+    return open_folder(root, opening)
 
 
-@dataclass(frozen=True)
-class HubImages:
-    """The encoded images of one split of a data set that the ``datasets`` library holds."""
-
-    dataset: Any
-    column: str
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def read(self, row: int) -> bytes:
-        value = self.dataset[row][self.column]
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-
-    def describe(self, row: int) -> str:
-        return f"row {row} of {self.name} ({self.dataset[row][self.column]['path']})"
-
-    def stream(self) -> Iterator[bytes]:
-        return (self.read(row) for row in range(len(self)))
+def _hub(where: str, opening: Opening) -> Found:
+    return open_hub(where, opening)
 
 
-def _hub(where: str, label: str | None, cache_dir: Path) -> Found:
-    import datasets
-
-    local = Path(where).expanduser()
-    try:
-        saved = (local / "dataset_dict.json").is_file() or (local / "dataset_info.json").is_file()
-        opened = datasets.load_from_disk(str(local)) if saved else datasets.load_dataset(where)
-    except Exception as error:  # not found, offline, gated, several configurations: the library says which
-        raise ValueError(
-            f"data: needs a data set of the hub or a local folder of one, got {where!r}, which cannot be loaded "
-            f"({error}); check the name, go online, or give the folder."
-        ) from error
-    if isinstance(opened, datasets.Dataset):
-        opened = {"train": opened}
-    named = {SPLITS[name]: data for name, data in opened.items() if name in SPLITS}
-    if not named:
-        raise ValueError(
-            f"data: needs a split train, test or validation in {where!r}, got {', '.join(opened)}; rename one."
-        )
-    splits: dict[str, Split] = {}
-    facts: list[object] = []
-    classes: tuple[str, ...] | None = None
-    for split, data in named.items():
-        column = next(
-            (name for name, kind in data.features.items() if isinstance(kind, datasets.Image)), None
-        )
-        if column is None:
-            raise ValueError(
-                f"data: needs a column of images in {where!r}, got {', '.join(data.column_names)}; cast one to "
-                "datasets.Image."
-            )
-        chosen = choose_label(data.column_names, label, where=where)
-        values = data[chosen][:]
-        if not values or not all(isinstance(value, int) for value in values):
-            raise ValueError(
-                f"data: needs an integer in every row of column {chosen!r} of {where} ({split}), got "
-                f"{data.features[chosen]}; choose another label column or cast it with class_encode_column."
-            )
-        labels = torch.tensor(values)
-        names = getattr(data.features[chosen], "names", None)
-        classes = classes or tuple(names or (str(number) for number in range(int(labels.max()) + 1)))
-        check_labels(labels, len(classes), where=f"column {chosen!r} of {where} ({split})")
-        identity = [
-            split,
-            column,
-            len(data),
-            *file_facts(Path(file["filename"]) for file in data.cache_files),
-        ]
-        facts += [chosen, *identity]
-        images = HubImages(
-            data.cast_column(column, datasets.Image(decode=False)), column, f"{where} ({split})"
-        )
-        stem = f"{local.name}-{split}-{fingerprint([where, column])[:8]}"
-        cache = CacheFile(cache_dir, stem, fingerprint(identity))
-        splits[split] = cached_split(
-            images.stream, labels, describe=images.describe, encoded=images, cache=cache
-        )
-    assert classes is not None
-    return Found(classes, splits, fingerprint([*classes, *facts]))
-
-
-_OPENERS: dict[str, Callable[[str, str | None, Path], Found]] = {
+_OPENERS: dict[str, Callable[[str, Opening], Found]] = {
     "digits": _digits,
     "folder": _folder,
     "parquet": _parquet,

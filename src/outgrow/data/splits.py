@@ -4,16 +4,16 @@ Both kinds keep, through any number of ``subset`` calls, the number ``index`` th
 the set it was read from: memories, caches, corrections and all randomness go by it.
 """
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from outgrow.data.identity import Digests
+from outgrow.data.pixels import decode, to_tensor
 from outgrow.data.randomness import Stream, bits
 
 if TYPE_CHECKING:
@@ -51,6 +51,13 @@ class Encoded(Protocol):
 
     def describe(self, row: int) -> str:
         """Where the image is, for messages."""
+
+
+@runtime_checkable
+class Rows(Encoded, Protocol):
+    """Encoded images that can be read from first to last, too, which may be much faster."""
+
+    def stream(self) -> Iterator[bytes]: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,7 +131,11 @@ class ImageData:
     ``train`` is None where there are only images to evaluate on; ``val``, for choosing between
     models, is a part of the training images or the source's own validation set where it also has a
     test set; ``test`` is for reporting. ``fingerprint`` changes whenever images, labels or the cut
-    between train and val may have changed.
+    between train and val may have changed, and is the same for a copy.
+
+    ``duplicates`` counts the test images whose bytes are among the training images, too; None where
+    there are none to train on. ``faults`` names the images that were left out because they cannot be
+    decoded. ``notes`` is all that was said when the source was opened.
     """
 
     name: str
@@ -133,6 +144,9 @@ class ImageData:
     val: Split | None
     test: Split
     fingerprint: str = field(repr=False)
+    duplicates: int | None = field(default=None, repr=False)
+    faults: tuple[str, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -140,49 +154,52 @@ class ImageData:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A split as it was read. ``rows`` are its encoded images, ``digests`` one of each; None where it has none."""
+
+    split: Split
+    rows: Rows | None = None
+    digests: Digests | None = None
+
+    def describe(self, row: int) -> str:
+        """Where an image is, for messages."""
+        return f"image {row}" if self.rows is None else self.rows.describe(row)
+
+
+@dataclass(frozen=True)
 class Found:
-    """What a source holds, before its splits are arranged: any of "train", "val" and "test"."""
+    """What a source holds, before its splits are arranged: any of "train", "val" and "test".
+
+    ``flat`` says that the source names no split at all.
+    """
 
     classes: tuple[str, ...]
-    splits: dict[str, Split]
+    parts: Mapping[str, Part]
     fingerprint: str
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    flat: bool = False
 
 
 @dataclass(frozen=True, repr=False)
-class PathList:
-    """Images in files of their own."""
+class Kept:
+    """Some of the images of a source, in its order."""
 
-    paths: Sequence[str]
+    source: Rows
+    rows: Int64[Tensor, " kept"]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.rows)
 
     def read(self, row: int) -> bytes:
-        return Path(self.paths[row]).read_bytes()
+        return self.source.read(int(self.rows[row]))
 
     def describe(self, row: int) -> str:
-        return self.paths[row]
+        return self.source.describe(int(self.rows[row]))
 
-
-def decode(data: bytes, *, where: Callable[[], str]) -> "Image":
-    """Encoded bytes as an RGB image; ValueError naming ``where()`` if they are not an image."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
-        raise ValueError(
-            f"data: needs images that Pillow can decode, got {where()} ({len(data)} bytes: {error}); "
-            "replace the file or remove it from the data set."
-        ) from error
-
-
-def to_tensor(image: "Image") -> UInt8[Tensor, "3 height width"]:
-    """An RGB image of PIL as a tensor."""
-    import numpy as np
-
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    def stream(self) -> Iterator[bytes]:
+        wanted = set(self.rows.tolist())
+        return (data for row, data in enumerate(self.source.stream()) if row in wanted)
 
 
 def stratified_cut(

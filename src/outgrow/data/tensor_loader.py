@@ -28,9 +28,9 @@ class TensorLoader(ImageLoader):
         super().__init__(split, plan, views, device)
         self._images = split.images.to(device) if _fits(split.images, device) else split.images
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         # A view does not know its neighbours, so several batches are made at once and cut apart.
-        batches = self._plan.batches(epoch)
+        batches = self._plan.batches(epoch, start)
         views = _GROUP_CPU if self._device.type == "cpu" else _GROUP
         group = max(1, views // (self._plan.batch_size * (2 if self._views.augment.mixes else 1)))
         for first in range(0, len(batches), group):
@@ -59,8 +59,9 @@ class TensorLoader(ImageLoader):
                 [
                     resized_crop_box(height, width, scale=scale, seed=v.seed, epoch=epoch, index=number)
                     for number in counter.tolist()
-                ]
-            )
+                ],
+                dtype=torch.int64,
+            ).view(len(counter), 4)
             pixels = crop_batch(to_float(images), boxes.to(self._device), size=v.size or height)
             return v.finish(v.crop_flip(pixels, index, epoch), index, epoch)
         pixels = to_float(v.crop_flip(images, index, epoch))

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+import posixpath
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
@@ -11,9 +12,13 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
+from outgrow.data.notes import some
+
 SMALLEST = 1.0
 """Boxes narrower or lower than this, in pixels, are not trained on. COCO has a few of width 0, which
 torchvision's references drop as well; a hair above 0 is no better, since regression takes a logarithm."""
+_ENOUGH = 8
+"""Boxes that a guess at their unit needs."""
 _LISTS = ("images", "annotations", "categories")
 
 
@@ -41,6 +46,13 @@ class AnnotationFile:
     area: Float64[Tensor, " rows"]
     boxes: Float32[Tensor, "rows 4"]
     usable: Bool[Tensor, " rows"]
+    notes: tuple[str, ...] = ()
+    """What was found odd and went on in spite of."""
+
+    @property
+    def num_objects(self) -> int:
+        """What somebody drew; crowds do not count."""
+        return int((~self.crowd).sum())
 
     def rows(self, number: int) -> slice:
         """The annotations of one picture."""
@@ -80,11 +92,12 @@ def read_annotations(path: Path) -> AnnotationFile:
     """Read and check a file in COCO's layout: ``images``, ``annotations`` and ``categories``.
 
     Boxes that reach over the edge are clipped. ``area`` (COCO's AP goes by it; by default that of the
-    box) and ``iscrowd`` (0) may be absent.
+    box) and ``iscrowd`` (0) may be absent. A box that is there twice counts once.
 
     Raises ValueError, naming the file and the id: unreadable JSON, no images, missing keys, ids that
-    repeat or point nowhere, sizes that are not positive, and boxes that are not four finite numbers,
-    have a negative side or lie outside their picture.
+    repeat or point nowhere, a picture under two ids or outside the folder of images, sizes that are not
+    positive, boxes that are not four finite numbers, have a negative side or lie outside their picture, and
+    boxes that are most likely fractions of the picture, or corners.
     """
     content = _load(path)
     categories = _Entries(path, "category", content["categories"]).checked("name")
@@ -101,6 +114,7 @@ def read_annotations(path: Path) -> AnnotationFile:
         for side in ("height", "width"):
             if not _is_integer(image[side]) or image[side] < 1:
                 _fail(path, f"a positive whole number of pixels as {side}", image[side], "image", number)
+    _check_names(path, images)
     entries = _Entries(path, "annotation", content["annotations"])
     annotations = entries.checked("image_id", "category_id", "bbox")
     places = {number: place for place, number in enumerate(images)}
@@ -108,6 +122,7 @@ def read_annotations(path: Path) -> AnnotationFile:
         complaint = _complaint(entry, places=places, labels=labels)
         if complaint:
             _fail(path, *complaint, "annotation", number)
+    annotations, notes = _without_copies(path, annotations)
 
     place = torch.tensor([places[entry["image_id"]] for entry in annotations.values()], dtype=torch.int64)
     by_picture = place.argsort(stable=True)
@@ -118,6 +133,7 @@ def read_annotations(path: Path) -> AnnotationFile:
     bbox = bbox.reshape(-1, 4)[by_picture]
     area = [e.get("area", e["bbox"][2] * e["bbox"][3]) for e in annotations.values()]
     boxes, usable = _corners(path, ids, bbox, sizes[place[by_picture]])
+    notes += _check_scale(path, ids, bbox, sizes[place[by_picture]], usable)
     return AnnotationFile(
         path=str(path),
         classes=tuple(categories[number]["name"] for number in order),
@@ -135,7 +151,94 @@ def read_annotations(path: Path) -> AnnotationFile:
         area=torch.tensor(area, dtype=torch.float64)[by_picture],
         boxes=boxes,
         usable=usable,
+        notes=tuple(notes),
     )
+
+
+def _check_names(path: Path, images: Mapping[int, dict[str, Any]]) -> None:
+    """Each picture has one id, and lies below the folder of images."""
+    known: dict[str, int] = {}
+    for number, image in images.items():
+        name = posixpath.normpath(image["file_name"].replace("\\", "/"))
+        if name.startswith(("/", "../")) or name in ("..", "."):
+            _fail(path, "a file_name below the folder of images", image["file_name"], "image", number)
+        if name in known:
+            _fail(
+                path,
+                f"one id for the picture {image['file_name']}, which is image {known[name]}, too",
+                "a second one",
+                "image",
+                number,
+            )
+        known[name] = number
+
+
+def _without_copies(
+    path: Path, annotations: Mapping[int, dict[str, Any]]
+) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """``annotations`` without those that draw the same box of the same category in the same picture again."""
+    first: dict[tuple[Any, ...], int] = {}
+    copies: list[tuple[int, int]] = []
+    kept = {}
+    for number, entry in annotations.items():
+        what = (entry["image_id"], entry["category_id"], *entry["bbox"], entry.get("iscrowd", 0))
+        if what in first:
+            copies.append((number, first[what]))
+        else:
+            first[what] = number
+            kept[number] = entry
+    if not copies:
+        return kept, []
+    names = some([f"{number} is {original}" for number, original in copies])
+    return kept, [
+        f"data: {len(copies)} of {len(annotations):,} annotations in {path} draw a box that is there already, and count once "
+        f"({names})."
+    ]
+
+
+def _check_scale(
+    path: Path,
+    ids: Int64[Tensor, " rows"],
+    bbox: Float64[Tensor, "rows 4"],
+    sizes: Int64[Tensor, "rows 2"],
+    usable: Bool[Tensor, " rows"],
+) -> list[str]:
+    """Notes on boxes that are not trained on, or clipped; ``ValueError`` where that looks like another unit."""
+    notes: list[str] = []
+    num, dropped = len(bbox), (~usable).nonzero().squeeze(1)
+    if 2 * len(dropped) > num:
+        row = int(dropped[0])
+        fractions = bool((bbox <= 1).all())
+        hint = (
+            "they look like fractions of the picture: multiply them by its width and height"
+            if fractions
+            else "bbox is left, top, width and height in pixels"
+        )
+        raise ValueError(
+            f"data: needs boxes of at least {SMALLEST:.0f} pixel, got {len(dropped)} of {num} smaller ones in {path} (annotation "
+            f"{int(ids[row])}: {bbox[row].tolist()}); {hint}."
+        )
+    if len(dropped):
+        notes.append(
+            f"data: {len(dropped)} of {num:,} boxes in {path} are under {SMALLEST:.0f} pixel wide or high inside their picture, and "
+            f"not trained on (annotation {some(ids[dropped].tolist())})."
+        )
+    limit = sizes.flip(1).to(torch.float64)
+    over = ((bbox[:, :2] < -1) | (bbox[:, :2] + bbox[:, 2:] > limit + 1)).any(1).nonzero().squeeze(1)
+    if len(over):
+        as_corners = (bbox[:, 2:] > bbox[:, :2]).all() and (bbox[:, 2:] <= limit + 1).all()
+        if num >= _ENOUGH and as_corners and 10 * len(over) >= num:
+            row = int(over[0])
+            raise ValueError(
+                f"data: needs bbox as left, top, width and height, got {len(over)} of {num} that reach over the edge of their "
+                f"picture in {path} (annotation {int(ids[row])}: {bbox[row].tolist()}), while all would fit as left, top, right "
+                "and bottom; subtract left and top from the other two."
+            )
+        notes.append(
+            f"data: {len(over)} of {num:,} boxes in {path} reach over the edge of their picture, and are clipped (annotation "
+            f"{some(ids[over].tolist())})."
+        )
+    return notes
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
@@ -184,7 +287,7 @@ class _Entries:
             for key in keys:
                 if key not in entry:
                     _fail(self.path, f"the key {key!r}", ", ".join(sorted(entry)), self.kind, number)
-                if key in ("name", "file_name") and not (isinstance(entry[key], str) and entry[key]):
+                if key in ("name", "file_name") and not (isinstance(entry[key], str) and entry[key].strip()):
                     _fail(self.path, f"text as {key}", entry[key], self.kind, number)
             found[number] = entry
         return found

@@ -57,4 +57,4 @@ class Scenes:
     @property
     def index(self) -> Int64[Tensor, " batch"]:
         """The pictures' numbers, for messages."""
-        return torch.tensor([truth.index for truth in self.truth])
+        return torch.tensor([truth.index for truth in self.truth], dtype=torch.int64)

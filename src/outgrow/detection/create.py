@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from outgrow.data.classes import match_classes, stated_names
 from outgrow.detection.detector import Detector
 from outgrow.detection.pyramid import build_pyramid
 from outgrow.models.weights import read_weights, write_weights
@@ -97,7 +98,9 @@ def create_detector(
     own_classes = tuple(classes) if classes is not None else _classes_of(name, state, metadata)
     net = _build(backbone, shape, arguments, len(own_classes) + 1, pretrained=False)
     if whole:
-        _load_whole(net, _in_order(state, metadata, own_classes), weights, name)
+        _load_whole(
+            net, state if classes is None else _in_order(name, state, metadata, own_classes), weights, name
+        )
     elif weights is not None:
         _load_backbone(net.backbone.body, state, Path(weights), name)
     if weights is not None:
@@ -221,21 +224,20 @@ def _check_anchors(name: str, shape: Shape, metadata: dict[str, Any]) -> None:
 
 
 def _in_order(
-    state: dict[str, Tensor], metadata: dict[str, Any], classes: tuple[str, ...]
+    name: str, state: dict[str, Tensor], metadata: dict[str, Any], classes: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """``state`` with the rows of its last layer in the order of ``classes``; without that layer where the
-    file names others."""
-    stated = metadata.get("classes")
-    if not isinstance(stated, list) or tuple(stated) == classes:
-        return state
+    file has others."""
     last = [key for key in state if key.startswith(LAST_LAYER)]
-    if set(stated) != set(classes):
+    outputs = len(state[f"{LAST_LAYER}cls_score.bias"]) if f"{LAST_LAYER}cls_score.bias" in state else 1
+    names = stated_names(metadata)
+    match = match_classes(names if names and len(names) == outputs - 1 else None, outputs - 1, classes)
+    if match.columns is None:
         return {key: value for key, value in state.items() if key not in last}
-    rows = torch.tensor([0, *(1 + stated.index(name) for name in classes)])
-    moved = {}
-    for key in last:
-        by_class = state[key].unflatten(0, (len(rows), -1))
-        moved[key] = by_class[rows].flatten(0, 1)
+    if match.how == "position":
+        warnings.warn(f"{name}: the classes of its file are taken {match.note}.", stacklevel=3)
+    rows = torch.tensor([0, *(1 + place for place in match.columns)])  # class 0 is the background
+    moved = {key: state[key].unflatten(0, (outputs, -1))[rows].flatten(0, 1) for key in last}
     return {**state, **moved}
 
 

@@ -7,17 +7,23 @@ ANNOTATIONS  a folder with instances_train*.json, instances_val*.json and instan
 Images of ``instances_train2017.json`` are in ``IMAGES/train2017``, else ``IMAGES/train``, else IMAGES.
 """
 
+import hashlib
 import os
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from outgrow.data.cache import file_facts, fingerprint
-from outgrow.data.splits import decode, to_tensor
+from outgrow.data.cache import default_cache_dir, usable
+from outgrow.data.files import PathList, read_bytes, read_picture
+from outgrow.data.identity import Digests, also_in, fingerprint, look_at
+from outgrow.data.notes import printable, say, some
+from outgrow.data.pixels import VERSION, decode, to_tensor
+from outgrow.data.reading import OnFault, Opening, kept_rows, note_look
 from outgrow.detection.annotations import AnnotationFile, read_annotations
 from outgrow.detection.boxes import Truth
 
@@ -86,12 +92,17 @@ class DetectionSplit:
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
         """A picture, RGB, 0..255.
 
+        Its annotations say which way up it is: turned as EXIF says where it then has the size that they
+        give, as it is stored where that has (COCO's own tools do not look at EXIF; a square one is not turned).
+
         Raises ValueError, with the file's name, where it cannot be decoded or has another size than
         its annotations say: boxes would be in the wrong place.
         """
         path = os.path.join(self.folder, self.name(position))
-        image = to_tensor(decode(Path(path).read_bytes(), where=lambda: path))
         height, width = self.size(position)
+        image = to_tensor(
+            decode(read_picture(path), where=lambda: printable(path), stored_size=(width, height))
+        )
         if image.shape[1:] != (height, width):
             raise ValueError(
                 f"data: needs a picture of {width}x{height} in {path}, as image {self.image_ids[position]} of "
@@ -108,7 +119,8 @@ class DetectionData:
     ``train`` is None where there are only pictures to evaluate on; ``val``, for choosing between
     models, is None unless the source has a test set too; ``test`` is for reporting. ``fingerprint``
     changes whenever pictures or annotations may have changed. A box of label i + 1 is of class
-    ``classes[i]``, which COCO's files call ``category_ids[i]``.
+    ``classes[i]``, which COCO's files call ``category_ids[i]``. ``duplicates``, ``faults`` and ``notes`` are as in
+    :class:`outgrow.data.ImageData`.
     """
 
     source: str
@@ -118,6 +130,9 @@ class DetectionData:
     val: DetectionSplit | None
     test: DetectionSplit
     fingerprint: str = field(repr=False)
+    duplicates: int | None = field(default=None, repr=False)
+    faults: tuple[str, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -125,14 +140,16 @@ class DetectionData:
         return len(self.classes)
 
 
-def open_coco(source: str) -> DetectionData:
+def open_coco(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | None = None) -> DetectionData:
     """Open ``coco:IMAGES:ANNOTATIONS``, laid out as :mod:`outgrow.detection.data` says.
 
     A source with one held-out set (test, or else val) reports on it; with both, val stays ``val``.
-    One file is all ``test``. "~" is the home folder.
+    One file is all ``test``. "~" is the home folder. ``on_fault="skip"`` leaves out pictures that cannot be
+    decoded, with their boxes, which means to decode all of them once. What files hold is remembered in
+    ``cache_dir``, as by :func:`outgrow.data.open_data`. Notes are :class:`outgrow.data.DataWarning`.
 
     Raises ValueError: a path or an image that is absent, two files for a split, files with different
-    categories, and everything that :func:`read_annotations` checks.
+    categories, no object to train on or to report on, and everything that :func:`read_annotations` checks.
     """
     kind, *parts = source.split(":")
     if kind != "coco" or len(parts) != 2 or not all(parts):
@@ -153,15 +170,38 @@ def open_coco(source: str) -> DetectionData:
     paths = _split_files(annotations) if annotations.is_dir() else {"test": annotations}
     files = {split: read_annotations(path) for split, path in paths.items()}
     _check_categories(list(files.values()))
+    _check_objects(files)
+    notes: list[str] = []
+    opening = Opening(None, on_fault, usable((cache_dir or default_cache_dir()) / "data", notes), notes)
     splits: dict[str, DetectionSplit] = {}
-    facts: list[object] = []
+    digests: dict[str, Digests] = {}
+    facts: list[object] = [VERSION]
     for split, file in files.items():
+        for note in file.notes:
+            opening.note(note)
         folder = _image_folder(images, paths[split], file.names[0])
-        pictures = _pictures(folder, file)
-        splits[split] = DetectionSplit(file, str(folder), torch.arange(len(pictures)))
-        facts += [split, *file_facts([paths[split], *pictures])]
+        pictures = _pictures(images, folder, file)
+        identity = fingerprint([os.path.realpath(folder), os.path.realpath(paths[split])])
+        look = look_at(pictures, opening.store(f"{images.name}-{split}", identity))
+        note_look(PathList(pictures), look, folder, opening)
+        kept = kept_rows(
+            PathList(pictures), name=images.name, identity=identity, key=look.key, opening=opening
+        )
+        splits[split] = DetectionSplit(file, str(folder), kept)
+        digests[split] = look.digests
+        content = read_bytes(paths[split])
+        facts += [
+            split,
+            hashlib.sha256(content).digest(),
+            *file.names,
+            look.digests.tobytes(),
+            *kept.tolist(),
+        ]
     one = splits["test"].file
-    return DetectionData(
+    duplicates = None
+    if "train" in splits:
+        duplicates = _duplicates(splits["train"], splits["test"], digests, opening)
+    data = DetectionData(
         source=source,
         classes=one.classes,
         category_ids=one.category_ids,
@@ -169,7 +209,43 @@ def open_coco(source: str) -> DetectionData:
         val=splits.get("val"),
         test=splits["test"],
         fingerprint=fingerprint(facts),
+        duplicates=duplicates,
+        faults=tuple(opening.faults),
+        notes=tuple(opening.notes),
     )
+    say(data.notes)
+    return data
+
+
+def _check_objects(files: Mapping[str, AnnotationFile]) -> None:
+    for split, file in files.items():
+        if split != "val" and not file.num_objects:
+            use = "train on" if split == "train" else "measure box AP on"
+            raise ValueError(
+                f"data: needs an object to {use}, got {len(file.names)} images without a box (crowds apart) in {file.path}; give "
+                "the file that has the boxes (those of a test set are often kept back)."
+            )
+
+
+def _duplicates(
+    train: DetectionSplit, test: DetectionSplit, digests: Mapping[str, Digests], opening: Opening
+) -> int:
+    """How many test pictures the training set holds, too, byte for byte."""
+    rows = also_in(digests["test"][test.index.numpy()], digests["train"][train.index.numpy()])
+    same = []
+    for position in (rows >= 0).nonzero()[0].tolist():
+        paths = [
+            os.path.join(split.folder, split.name(at))
+            for split, at in ((test, position), (train, int(rows[position])))
+        ]
+        if read_picture(paths[0]) == read_picture(paths[1]):  # of large files a sample was seen
+            same.append(" is ".join(map(printable, paths)))
+    if same:
+        opening.note(
+            f"data: {len(same)} of {len(test):,} test images are among the training images, too, byte for byte ({some(same)}): "
+            "the accuracy on them is one of training."
+        )
+    return len(same)
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
@@ -216,13 +292,44 @@ def _image_folder(images: Path, annotations: Path, name: str) -> Path:
     return next((folder for folder in folders if (folder / name).is_file()), folders[0])
 
 
-def _pictures(folder: Path, file: AnnotationFile) -> list[Path]:
-    pictures = [folder / name for name in file.names]
-    missing = [place for place, picture in enumerate(pictures) if not picture.is_file()]
+def _pictures(images: Path, folder: Path, file: AnnotationFile) -> list[str]:
+    """The paths of all pictures of a file: regular files below the folder of images, each once."""
+    pictures = [os.path.join(folder, name) for name in file.names]
+    missing, links, folders = [], [], set()
+    for place, picture in enumerate(pictures):
+        try:
+            found = os.lstat(picture)
+            if stat.S_ISLNK(found.st_mode):
+                links.append(place)
+                found = os.stat(picture)
+        except (OSError, ValueError):  # absent, or a name that no file can have
+            missing.append(place)
+            continue
+        folders.add(os.path.dirname(picture))
+        if not stat.S_ISREG(found.st_mode):
+            missing.append(place)
     if missing:
         first = missing[0]
         raise ValueError(
             f"data: needs all {len(pictures)} images of {file.path}, got {len(missing)} missing, the first "
-            f"{pictures[first]} (image {int(file.image_ids[first])}); check the folder, or remove their entries."
+            f"{printable(pictures[first])} (image {int(file.image_ids[first])}); check the folder, or remove their entries."
         )
+    homes = tuple({os.path.realpath(home) + os.sep for home in (images, folder)})
+    real = {place: os.path.realpath(pictures[place]) for place in links}
+    for path in [*real.values(), *(os.path.realpath(inside) + os.sep for inside in folders)]:
+        if not path.startswith(homes):
+            raise ValueError(
+                f"data: needs images below {printable(images)}, got a link to {printable(path)} for one of {file.path}; copy the image, "
+                "or give the folder that holds it."
+            )
+    known: dict[str, int] = {}
+    for place, picture in enumerate(pictures) if links else ():
+        path = real.get(place, os.path.realpath(picture))
+        if path in known:
+            ids = [int(file.image_ids[at]) for at in (known[path], place)]
+            raise ValueError(
+                f"data: needs one id for every picture, got the images {ids[0]} and {ids[1]} of {file.path} for {printable(path)}; "
+                "remove one of the links and its entry."
+            )
+        known[path] = place
     return pictures

@@ -8,6 +8,7 @@ It is torchvision's Faster R-CNN with a feature pyramid, whatever its backbone; 
 detectors in pixels of the original pictures, so each may resize as it likes.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import clip_boxes_to_image
 
+from outgrow.data.classes import match_classes
 from outgrow.detection.boxes import Detections, Truth
 from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
 from outgrow.outputs import Outputs
@@ -219,7 +221,8 @@ class NoDetector(BaseTeacher):
 class FrozenDetector(BaseTeacher):
     """``detector`` as a teacher: frozen, always in evaluation mode, without a gradient.
 
-    ``classes`` are the student's; its own are found among them by name. ``ValueError`` where one is missing.
+    ``classes`` are the student's; they are found among its own by name, or taken by position, with a warning,
+    where one side's names are only numbers. ``ValueError`` where one is missing.
     What it believes of classes that the student has not is background to the student.
     """
 
@@ -228,18 +231,19 @@ class FrozenDetector(BaseTeacher):
 
     def __init__(self, detector: Detector, classes: Sequence[str]) -> None:
         super().__init__()
-        place = {name: number for number, name in enumerate(detector.classes, start=1)}
-        missing = [name for name in classes if name not in place]
-        if missing:
+        match = match_classes(detector.classes, len(detector.classes), classes)
+        if match.columns is None:
             raise ValueError(
                 f"teacher {detector.name}: needs the student's classes among its own, by name, got none called "
-                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; it has {', '.join(detector.classes[:8])}"
-                f"{', ...' if len(detector.classes) > 8 else ''}. Rename the categories in the annotations, or train a "
-                "teacher for them (--train-teacher)."
+                f"{', '.join(match.missing[:5])}{', ...' if len(match.missing) > 5 else ''}; it has "
+                f"{', '.join(detector.classes[:8])}{', ...' if len(detector.classes) > 8 else ''}. Rename the categories "
+                "in the annotations, or train a teacher for them (--train-teacher)."
             )
+        if match.how == "position":
+            warnings.warn(f"teacher {detector.name}: its classes are taken {match.note}.", stacklevel=2)
         self.detector = detector.requires_grad_(False)
-        known = [place[name] for name in classes]
-        others = [number for number in place.values() if number not in known]
+        known = [1 + place for place in match.columns]  # class 0 is the background
+        others = [number for number in range(1, detector.num_classes) if number not in known]
         self.register_buffer("columns", torch.tensor([0, *known]))
         self.register_buffer("foreign", torch.tensor(others, dtype=torch.long))
         self.eval()

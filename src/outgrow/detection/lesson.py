@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from outgrow.detection.boxes import BACKGROUND, Scenes, Truth
 from outgrow.detection.detector import Answer, Proposals
 from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
-from outgrow.training.lesson import Lesson
+from outgrow.training.lesson import Lesson, without_rows
 
 MOST = 8.0
 """How much more a row of an object may count than it would unbalanced: with one object in a large batch
@@ -39,10 +39,21 @@ class Detect:
     fixed_shape = False
 
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Scenes) -> Lesson:
+        if not len(batch.images):
+            device = next(student.parameters()).device
+            return without_rows(self(student, teacher, _blank(device)))
         answer: Answer = student(batch.images, batch.truth)
         said: Outputs = teacher(batch.images, answer.proposals)
         own, other = _shared_levels(answer.outputs, said)
         return Lesson(own, other, target_of(answer.proposals, batch.truth), answer.task)
+
+
+def _blank(device: torch.device) -> Scenes:
+    """A picture with nothing on it, for a process that has none."""
+    nothing = torch.zeros(0, 4, device=device)
+    label = torch.zeros(0, dtype=torch.int64, device=device)
+    truth = Truth(boxes=nothing, label=label, crowd=nothing, index=0)
+    return Scenes([torch.zeros(3, 64, 64, device=device)], [truth])
 
 
 def target_of(proposals: Proposals, truth: Sequence[Truth]) -> Target:

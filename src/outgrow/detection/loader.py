@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from outgrow.data.plan import KeyedBatches, Plan, decoding
+from outgrow.data.plan import Decoding, KeyedBatches, Plan
 from outgrow.detection.boxes import Scenes
 from outgrow.detection.data import DetectionSplit
 from outgrow.detection.views import SceneViews, View
@@ -64,10 +64,10 @@ class SceneLoader:
     ) -> None:
         self._split, self._plan, self._device = split, plan, device
         self._views = views
-        self._keys = KeyedBatches(plan)
         keep = num_workers == 0 and decoded_bytes(split) <= MEMORY
-        self._loader = decoding(
-            _Decoded(split, views, keep=keep), self._keys, _end_to_end, num_workers=num_workers, device=device
+        images = _Decoded(split, views, keep=keep)
+        self._decoding = Decoding(
+            images, KeyedBatches(plan), _end_to_end, num_workers=num_workers, device=device
         )
 
     @property
@@ -84,10 +84,10 @@ class SceneLoader:
         """Batches an epoch on this process."""
         return len(self._plan)
 
-    def epoch(self, epoch: int) -> Iterator[Scenes]:
-        """The batches of one epoch; any epoch may be asked for, in any order, again."""
-        self._keys.epoch = epoch
-        for positions, pixels in zip(self._plan.batches(epoch), self._loader, strict=True):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Scenes]:
+        """The batches of one epoch from step ``start`` on; any epoch may be asked for, in any order, again."""
+        batches = self._plan.batches(epoch, start)
+        for positions, pixels in zip(batches, self._decoding.epoch(epoch, start), strict=True):
             # Truth takes no decoding: made here, it need not travel from a worker
             shown = [(at, view_at(self._split, self._views, epoch, at)) for at in positions.tolist()]
             pixels = pixels.to(self._device, non_blocking=True).to(torch.float32).div_(255)
@@ -133,4 +133,6 @@ class _Decoded(Dataset[Tensor]):
 
 def _end_to_end(images: list[Tensor]) -> UInt8[Tensor, " bytes"]:
     """One tensor, whatever the sizes: one file handle between processes and one copy to the device."""
+    if not images:  # the share of a process may be empty
+        return torch.empty(0, dtype=torch.uint8)
     return torch.cat([image.reshape(-1) for image in images])

@@ -46,7 +46,7 @@ class RunScenes:
 
 def open_run_scenes(config: Config) -> RunScenes:
     """The data of a run. ``ValueError`` where there is nothing to train on."""
-    data = open_coco(config.data.source)
+    data = open_coco(config.data.source, on_fault=config.data.on_fault)
     if data.train is None:
         raise ValueError(
             f"--data {config.data.source}: needs annotations to train on, got only some to evaluate; give the folder "
@@ -78,7 +78,7 @@ def train_scenes(
         device=device,
         seed=config.seed,
         shuffle=True,
-        drop_last=drops_last(len(split), batch_size, world_size, least=1),
+        drop_last=drops_last(len(split), batch_size, least=1),
         flip=augment.flip,
         resized_crop=augment.resized_crop,
         num_workers=config.data.workers,

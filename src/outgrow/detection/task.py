@@ -134,6 +134,8 @@ class Detection:
             train=len(data.train),
             val=0 if data.val is None else len(data.val),
             test=len(data.test),
+            duplicates=data.source.duplicates,
+            faults=data.source.faults,
         )
 
     def results(

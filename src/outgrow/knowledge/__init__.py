@@ -1,4 +1,4 @@
-"""What the student should believe: one file per rule, and the split that they rest on."""
+"""Correct the teacher's logits: the split into right and wrong rows, and one file per rule."""
 
 from outgrow.knowledge.rectifier import Rectifier, corrected_logits, label_trails, make_rule, rectify
 from outgrow.knowledge.registry import RULES

@@ -1,4 +1,4 @@
-"""What every rule is: a frozen value with a name, callable on rows."""
+"""The base class of rules: a frozen dataclass with a name, called with logits and labels."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -28,5 +28,5 @@ class BaseRule:
 def replace_logit(
     logits: Float[Tensor, "rows classes"], label: Int[Tensor, " rows"], value: Float[Tensor, " rows"]
 ) -> Float[Tensor, "rows classes"]:
-    """``logits`` with one class of each row set to ``value``, the others bit for bit as they were."""
+    """``logits`` with one class of each row set to ``value``; the others stay bit for bit the same."""
     return logits.scatter(1, label[:, None], value[:, None].to(logits.dtype))

@@ -1,4 +1,4 @@
-"""Raise the label's logit by a constant: the baseline nobody reports."""
+"""Raise the label's logit by a constant: a baseline that papers do not report."""
 
 import math
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ def boost(
 ) -> Float[Tensor, "rows classes"]:
     """Add ``delta`` to the label's logit, before the temperature divides it.
 
-    It ignores how far the label trails, so the label need not lead afterwards. Not idempotent.
-    No source: a baseline of our own, to see what the cheapest correction does.
+    The same ``delta`` is added however far the label trails, so the label need not lead afterwards. Not
+    idempotent. No source: our own baseline, to measure what the cheapest correction does.
 
     >>> import torch
     >>> boost(torch.tensor([[1.0, 5.0]]), torch.tensor([0]))

@@ -1,4 +1,4 @@
-"""Bias elimination alone: a wrong row teaches nothing."""
+"""Bias elimination alone: wrong rows are not distilled."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

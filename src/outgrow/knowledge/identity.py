@@ -1,4 +1,4 @@
-"""The teacher as it is: plain distillation, and the null of every comparison."""
+"""The teacher unchanged: plain distillation, the baseline of every comparison."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -20,7 +20,7 @@ def label_smooth(
 ) -> Float[Tensor, "rows classes"]:
     """``confidence`` on the label, the rest spread evenly, at ``temperature``.
 
-    Nothing of the teacher is left on the row.
+    The teacher's logits of the row are not used.
 
     Reference: Wen, Lai, Qian (2019), https://arxiv.org/abs/1911.07471, section 3.2 (0.9).
 
@@ -44,7 +44,7 @@ class LabelSmooth(BaseRule):
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
             raise ValueError(
-                f"label_smooth: needs a confidence between 0 and 1, got {self.confidence}; the paper has 0.9."
+                f"label_smooth: needs a confidence between 0 and 1, got {self.confidence}; the paper uses 0.9."
             )
 
     def __call__(

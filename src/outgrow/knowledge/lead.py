@@ -19,19 +19,19 @@ def lead(
     temperature: float,
     margin: float = 0.2,
 ) -> Float[Tensor, "rows classes"]:
-    r"""The mixture of teacher and label in which the label leads by exactly ``margin``.
+    r"""Mix the label into the teacher's distribution until the label leads by exactly ``margin``.
 
     .. math:: q = c\,t + (1 - c)\,e_y, \quad c = \frac{1 - \text{margin}}{1 - t_y + t_\text{max}}
 
     with :math:`t_\text{max}` the largest probability among the other classes. A row whose label
-    already leads by the margin stays as it is (:math:`c \ge 1`). Since all other classes shrink
-    together, only one *logit* moves: the label's, to
+    already leads by the margin does not change (:math:`c \ge 1`). All other classes shrink by the same
+    factor, so only the label's *logit* changes, to
     :math:`T (\log\sum e^{z/T} + \log((\text{margin} (1 - t_y) + t_\text{max}) / (1 - \text{margin})))`.
 
     References: Label Revision, https://arxiv.org/abs/2404.03693 (``eta = 1 - margin``); LoCa,
     https://arxiv.org/abs/2409.04778; MFT, https://arxiv.org/abs/2506.15702. They differ in
-    temperature and rows: MFT also treats right rows whose lead is too small (``rows="all"``); a
-    re-implementation of LoCa puts every row at exactly the margin, also one whose label leads by more.
+    temperature and rows. MFT also corrects right rows whose lead is too small (``rows="all"``). A
+    re-implementation of LoCa sets the lead of every row to the margin, also where it was larger.
 
     >>> t = torch.tensor([[0.2, 0.7, 0.1]])
     >>> q = lead(t.log(), torch.tensor([0]), temperature=1.0, margin=0.2).softmax(dim=1)

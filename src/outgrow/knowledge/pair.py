@@ -1,4 +1,4 @@
-"""The paper's rectification: label and top class share their mass anew."""
+"""The paper's rectification: redistribute probability between the label and the top class."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,7 @@ def pair(
     *,
     temperature: float,
 ) -> Float[Tensor, "rows classes"]:
-    r"""Move mass from the top class ``b`` to the label ``a``, keeping what the two hold together.
+    r"""Move probability from the top class ``b`` to the label ``a``. The sum of the two does not change.
 
     With :math:`t = \sigma(z / T)` and :math:`m = t_a + t_b`,
 
@@ -25,9 +25,9 @@ def pair(
               \text{others unchanged.}
 
     Always :math:`t'_a > t'_b`, but the label is *not* always the new top class: a third class can
-    lead. Sufficient for the label: :math:`t_a (1 + t_a) \ge t_b^2`. Not idempotent. A row whose label
-    is already the top class stays as it is. It depends on the temperature, which must be that of
-    the loss that reads it.
+    lead. The label leads if :math:`t_a (1 + t_a) \ge t_b^2`. Not idempotent. A row whose label is
+    already the top class does not change. The result depends on the temperature, which must be that of
+    the loss.
 
     Reference: Zhang et al. (AAAI 2025), https://arxiv.org/abs/2412.09874, "bias rectification".
 
@@ -40,7 +40,7 @@ def pair(
     old_top = label_logit(logits, top)
     log_label, log_top = label_logit(log_t, label), label_logit(log_t, top)
     log_mass = torch.logaddexp(log_label, log_top)
-    # what makes a logit of a log-probability: the top one's, since a label that is ruled out has none
+    # back from log-probabilities to logits; the shift comes from the top class, as the label's logit may be -inf
     shift = temperature * (log_mass - torch.log1p(log_mass.exp()) - log_top) + old_top
     new_label = shift + temperature * torch.log1p(log_label.exp())
     new_top = shift + temperature * log_top

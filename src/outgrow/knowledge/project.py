@@ -1,4 +1,4 @@
-"""Ours: the nearest belief in which the label leads."""
+"""Ours: the nearest distribution, in KL, in which the label leads."""
 
 import math
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ def project(
     .. math:: \min_q \sum_c t_c \log (t_c / q_c) \quad\text{with}\quad
               \log q_y \ge \log q_c + \text{margin} \;\; \forall c \ne y
 
-    The classes S that would otherwise lead are merged with the label, the rest keep their mass:
+    The classes S that would otherwise lead are merged with the label; the rest keep their probability:
     :math:`q_y = (t_y + \sum_S t) / (1 + |S| e^{-\text{margin}})`, :math:`q_c = q_y e^{-\text{margin}}`
-    on S. S is a prefix of the other classes in descending order. At margin 0 the label ends level
-    with them (a tie counts as right). A row in which the label already leads stays as it is.
-    Idempotent. The derivation is in docs/methods/project.md.
+    on S. S is a prefix of the other classes in descending order. At margin 0 the label ties with S,
+    and a tie counts as right. A row in which the label already leads does not change. Idempotent. The
+    derivation is in docs/methods/project.md.
 
     >>> q = project(torch.tensor([[0.1, 0.5, 0.4]]).log(), torch.tensor([0]), temperature=1.0)
     >>> q.softmax(dim=1)
@@ -40,7 +40,7 @@ def project(
     soft = logits / temperature
     own = label_logit(soft, label)
     others = soft.scatter(1, label[:, None], -math.inf)
-    led, order = others.sort(dim=1, descending=True, stable=True)  # the label itself comes last
+    led, order = others.sort(dim=1, descending=True, stable=True)  # the label comes last
     # merged[:, n]: the label's soft logit once the first n of the others are merged with it
     mass = torch.cat([own[:, None], led[:, :-1]], dim=1).logcumsumexp(dim=1)
     count = torch.arange(num_classes, device=logits.device, dtype=soft.dtype)

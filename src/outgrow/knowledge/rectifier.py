@@ -1,4 +1,4 @@
-"""From what the teacher said to what the student should believe."""
+"""Turn the teacher's outputs and the labels into knowledge, the student's soft targets."""
 
 import math
 import warnings
@@ -28,19 +28,18 @@ Transform = Callable[[Float[Tensor, "rows classes"]], Float[Tensor, "rows classe
 
 
 class Rectifier:
-    """Splits a teacher's rows into right and wrong and says how the wrong ones are corrected.
+    """Split a teacher's rows into right and wrong, and choose the rule that corrects the wrong ones.
 
-    ``rule`` is a name (``"pair"``, ``"lead(margin=0.3)"``) or a rule of one's own
-    (:class:`outgrow.outputs.Rule`). ``temperature`` is that of the loss that will read the result.
-    ``rows="all"`` lets the rule rewrite right rows too; rules that only bring the label to the lead
-    leave most of those alone by themselves. Rows without a label (:data:`outgrow.UNLABELLED`) are neither
-    right nor wrong: they are never rewritten and never dropped.
+    ``rule`` is a name (``"pair"``, ``"lead(margin=0.3)"``) or your own rule
+    (:class:`outgrow.outputs.Rule`). ``temperature`` is that of the loss. ``rows="all"`` applies the rule to
+    right rows too; rules that only bring the label into the lead change few of those. Rows without a label
+    (:data:`outgrow.UNLABELLED`) are neither right nor wrong. They are never rewritten or dropped.
 
-    Called as ``rectify(teacher, target) -> Knowledge``. It is the one place where knowledge leaves
-    the graph of whatever computed it. On the CPU, labels out of range and rows with a NaN,
-    an infinite logit or none that is finite raise ``ValueError``; on other devices, where looking would
-    stall every step, labels are checked when data are loaded and such a row makes the loss non-finite.
-    A logit of minus infinity beside finite ones rules its class out.
+    Called as ``rectify(teacher, target) -> Knowledge``. The teacher's logits are detached here. A logit of
+    minus infinity beside finite ones rules its class out. On the CPU, ``ValueError`` is raised for labels out
+    of range and for rows with a NaN, with an infinite logit or without a finite one. On other devices that
+    check would need a sync at every step. There labels are checked when data are loaded, and such a row
+    makes the loss non-finite.
 
     >>> knowledge = Rectifier("swap")(torch.tensor([[1.0, 5.0]]), torch.tensor([0]))
     >>> knowledge.wrong, corrected_logits(knowledge)
@@ -56,9 +55,7 @@ class Rectifier:
         self.rule: Rule = make_rule(rule) if isinstance(rule, str) else rule
         self.temperature, self.rows = temperature, rows
         if temperature is not None and not temperature > 0:
-            raise ValueError(
-                f"Rectifier: needs a positive temperature, got {temperature}; 4 is the field's habit."
-            )
+            raise ValueError(f"Rectifier: needs a positive temperature, got {temperature}; 4 is usual.")
         if rows not in ("wrong", "all"):
             raise ValueError(f"Rectifier: rows needs 'wrong' or 'all', got {rows!r}; 'wrong' is the default.")
         if rows == "all" and self.rule.effect != "rewrite":
@@ -69,7 +66,7 @@ class Rectifier:
         if temperature is None and self.rule.uses_temperature:
             raise ValueError(
                 f"Rectifier: the rule {self.rule.name!r} depends on a temperature, got None; "
-                "pass the temperature of the loss that will read the result."
+                "pass the temperature of the loss."
             )
 
     def __repr__(self) -> str:
@@ -82,14 +79,14 @@ class Rectifier:
         logits = teacher.logits
         _check_rows(logits, target)
         largest = logits.amax(dim=1) if logits.numel() else logits.new_zeros(len(logits))
-        # known on a CPU alone: looking would stall every step elsewhere
+        # only on a CPU: on other devices the check would sync at every step
         all_valid = logits.device.type == "cpu" and _check_values(largest, target, logits.shape[1])
         wrong = wrong_rows(logits, target, largest=largest, all_valid=all_valid)
         rule, precise = self.rule, lift(logits[:0]).dtype
         if rule.effect == "remove":
             weight = (target.takes_part & ~wrong).to(precise)
         else:
-            # one number for all rows, where all have a label
+            # a scalar expanded to all rows, where all have a label
             ones = torch.ones((), dtype=precise, device=logits.device).expand(len(wrong))
             weight = ones if all_valid else target.takes_part.to(precise)
         if rule.effect != "rewrite":
@@ -118,7 +115,7 @@ def rectify(
     temperature: float | None = 4.0,
     rows: Literal["wrong", "all"] = "wrong",
 ) -> Knowledge:
-    """:class:`Rectifier` in one call."""
+    """:class:`Rectifier`, built and called at once."""
     return Rectifier(rule, temperature, rows)(teacher, target)
 
 
@@ -127,9 +124,8 @@ def corrected_logits(
 ) -> Float[Tensor, "rows classes"]:
     """The teacher's logits after the correction, in float32 at least.
 
-    Rows that the rule does not rewrite, and within a rewritten row the logits that it does not
-    touch, are the teacher's own, bit for bit. ``transform`` (standardisation) is applied to the
-    teacher's logits first, so that the rule corrects what the loss will read.
+    Logits that the rule does not change are the teacher's, bit for bit. ``transform`` (standardisation) is
+    applied to the teacher's logits before the rule, so that the rule corrects the logits that the loss uses.
     """
     logits = lift(knowledge.teacher.logits)
     if transform is not None:
@@ -143,7 +139,7 @@ def corrected_logits(
 
 
 def label_trails(knowledge: Knowledge) -> Bool[Tensor, " rows"]:
-    """The rewritten rows in which another class still leads the label: a correction that failed."""
+    """The rewritten rows in which another class still leads the label: failed corrections."""
     logits = corrected_logits(knowledge)
     if not logits.numel():
         return knowledge.corrected
@@ -156,7 +152,7 @@ def make_rule(text: str) -> Rule:
     calls = spec.parse(text)
     if len(calls) != 1 or calls[0].weight != 1:
         raise ValueError(
-            f"rule: needs one rule without a weight, got {text!r}; rules do not add up, losses do."
+            f"rule: needs one rule without a weight, got {text!r}; only losses can be added and weighted."
         )
     return spec.build(RULES, calls[0], kind="rule")
 
@@ -175,22 +171,22 @@ def _check_rows(logits: Tensor, target: Target) -> None:
 
 
 def _check_values(largest: Tensor, target: Target, num_classes: int) -> bool:
-    """Refuses labels out of range and rows that are not finite; whether every row has a label."""
+    """Whether every row has a label. ``ValueError`` for labels out of range and for rows that are not finite."""
     all_valid = _check_label("label", target.label, target, num_classes)
     if target.partner is not None:
         _check_label("partner", target.partner, target, num_classes)
-    # one number says that all are finite; a sum of large ones may also overflow, so look again then
+    # a finite sum means that all are finite; large values can overflow it, so check each value then
     if not math.isfinite(largest.sum().item()) and not largest.isfinite().all():
         row = int((~largest.isfinite()).nonzero()[0])
         raise ValueError(
             f"teacher: needs finite logits (or minus infinity for a class that it rules out), got a largest logit of {float(largest[row])} in row {row}; "
-            "run the teacher in a wider precision or look at its input."
+            "run the teacher in float32 or check its input."
         )
     return all_valid
 
 
 def _check_label(name: str, label: Tensor, target: Target, num_classes: int) -> bool:
-    """Refuses labels out of range; whether every row has one."""
+    """Whether every row has a label. ``ValueError`` for labels out of range."""
     if not len(label):
         return True
     low, high = label.aminmax()

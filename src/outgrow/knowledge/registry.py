@@ -1,4 +1,4 @@
-"""Every rule by name. To use one of your own, pass the object: nothing needs registering."""
+"""All rules by name. Your own rule needs no entry: pass the object."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "sort": Sort,
     "project": Project,
     "boost": Boost,
-    # the names under which papers published `lead`
+    # names of `lead` in papers
     "revise": Lead,
     "calibrate": Lead,
     "threshold": Lead,

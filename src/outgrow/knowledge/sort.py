@@ -12,8 +12,8 @@ from outgrow.knowledge.base import BaseRule
 def sort(logits: Float[Tensor, "rows classes"], label: Int[Tensor, " rows"]) -> Float[Tensor, "rows classes"]:
     """The label takes the largest logit; every class that led it takes the next smaller one.
 
-    The values of the row stay the same set and the others keep their order. Classes behind the label
-    are untouched.
+    The row keeps its set of values, and the other classes keep their order. Classes behind the label do
+    not change.
 
     Reference: https://arxiv.org/abs/2508.16544.
 

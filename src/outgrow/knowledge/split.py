@@ -8,7 +8,7 @@ from outgrow.outputs import Target
 
 
 def safe_label(label: Int[Tensor, " rows"], num_classes: int) -> Int[Tensor, " rows"]:
-    """Labels that can index classes: rows without one point at class 0, where nobody looks."""
+    """Labels that are safe to index with: rows without a label get class 0, whose value is not used."""
     return label.clamp(0, num_classes - 1)
 
 
@@ -32,10 +32,10 @@ def wrong_rows(
 ) -> Bool[Tensor, " rows"]:
     """True where another class has a larger logit than the label.
 
-    A tie goes to the label. On a row blended by mixup or CutMix the teacher is right when its top
-    class is either of the two labels. Ignored rows and rows without a label are not wrong. A row that holds NaN counts as
-    right, so that no rule can rewrite or remove it: its loss is NaN, and seen. ``largest`` (of each row)
-    and ``all_valid`` (every row has a label in range) save work where they are known.
+    A tie counts as right. On a row blended by mixup or CutMix the teacher is right if its top class is
+    either of the two labels. Ignored rows and rows without a label are not wrong. A row with NaN counts as
+    right: no rule rewrites or removes it, so the NaN shows in the loss. ``largest`` (of each row) and
+    ``all_valid`` (every row has a label in range) save work where they are known.
 
     >>> wrong_rows(torch.tensor([[1.0, 2.0], [2.0, 2.0]]), Target(torch.tensor([0, 0])))
     tensor([ True, False])
@@ -48,6 +48,6 @@ def wrong_rows(
     wrong = largest > label_logit(logits, label)
     if target.partner is not None and target.mix is not None:
         partner_wrong = largest > label_logit(logits, safe_label(target.partner, num_classes))
-        # A label without a share is no label of the row.
+        # a label whose share is zero does not count
         wrong = (wrong | (target.mix <= 0)) & (partner_wrong | (target.mix >= 1))
     return wrong if all_valid else wrong & target.valid

@@ -13,8 +13,8 @@ from outgrow.knowledge.split import label_logit, top_class
 def swap(logits: Float[Tensor, "rows classes"], label: Int[Tensor, " rows"]) -> Float[Tensor, "rows classes"]:
     """The label gets the top class's logit and the top class the label's.
 
-    The label always leads afterwards, by the margin by which it trailed. Its own inverse only until
-    the label is the top class: a second application changes nothing.
+    Afterwards the label always leads, by as much as it trailed. A second application changes nothing,
+    since the label is then the top class.
 
     Reference: Wen, Lai, Qian (2019), https://arxiv.org/abs/1911.07471, "probability shift"; the
     correction in the first code released for https://arxiv.org/abs/2412.09874.

@@ -1,7 +1,7 @@
-"""How far the student is from what it should believe: one file per paper.
+"""Distillation losses: one file per paper.
 
-Each file has a function and a thin module; :data:`LOSSES` names the modules. To use a loss of your
-own, pass the object to :class:`outgrow.Objective`: nothing needs registering.
+Each file has a function and a module that wraps it. :data:`LOSSES` has the modules by name. Your own loss
+needs no entry: pass the object to :class:`outgrow.Objective`.
 """
 
 from collections.abc import Callable
@@ -86,18 +86,18 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 }
 
 DETECTOR_LOSSES: dict[str, Callable[..., Loss]] = {"box": Box}
-"""Losses on what only detectors say."""
+"""Losses on outputs that only detectors have."""
 
 
 def make_loss(text: str | spec.Call, *, temperature: float | None = None) -> Loss:
     """The loss that ``text`` names, such as ``"kd"``, ``"kd(4)"`` or ``"dkd(beta=6)"``.
 
-    ``temperature`` is handed on where the loss softens logits and ``text`` does not say one itself.
+    ``temperature`` is passed to the loss if it softens logits and ``text`` gives no temperature.
     """
     calls = spec.parse(text) if isinstance(text, str) else [text]
     if len(calls) != 1 or calls[0].weight != 1:
         raise ValueError(
-            f"loss: needs one loss without a weight, got {text!r}; several go to Objective(loss=...)."
+            f"loss: needs one loss without a weight, got {text!r}; pass several to Objective(loss=...)."
         )
     registry = {**LOSSES, **DETECTOR_LOSSES}
     factory = spec.lookup(registry, calls[0].name, kind="loss")

@@ -1,15 +1,14 @@
-"""What losses on features share: which taps are compared, and how their shapes are made comparable.
+"""Shared parts of losses on features: pairing of taps, and adapters between shapes.
 
-    pair_taps       which student feature meets which teacher feature
+    pair_taps       pairs of student and teacher features
     as_map          maps, token sequences and vectors as (images, channels, height, width)
     match_channels  a 1x1 convolution where channels differ
     pool_to_smaller, resize_to
-    unit, shares    directions and row weights that are safe at zero
+    unit, shares    unit vectors and row weights that are safe at zero
     MapLoss         an image loss on pairs of maps
-    RelationLoss    a batch loss on one vector a row
+    RelationLoss    a batch loss on one vector per row
 
-Shapes are looked at once, in :meth:`setup`, so that what cannot be compared is found before the first
-step.
+Shapes are checked in :meth:`setup`, so that features that cannot be compared raise before the first step.
 """
 
 import math
@@ -17,38 +16,40 @@ from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.losses.across import channel_mean, count_of
 from outgrow.losses.base import BatchLoss, Fixture, ImageLoss
 from outgrow.models.taps import NOT_TAPS, PENULTIMATE
 from outgrow.outputs import Outputs, Target, lift
 
 Paths = str | Sequence[str] | None
-"""Which taps a loss reads: a path, several in order, or None for a choice among the network's taps."""
+"""The taps that a loss reads: a path, several in order, or None for a choice by :data:`Default`."""
 
 Default = Literal["all", "last", "middle", "pyramid"]
-"""That choice: all, the last, the middle one; ``pyramid``: all, and then the penultimate features where
-both networks have them with one row an image."""
+"""The choice without paths: all taps, the last, or the middle one. ``pyramid``: all, and then the penultimate
+features if both networks have them with one row per image."""
 
 MAX_PREFIX = 5
-"""Tokens that may stand before the grid: a class token and, as in DINOv2, four registers."""
+"""Most tokens before the grid: a class token and, as in DINOv2, four registers."""
 
 
 class Layout(NamedTuple):
-    """How the axes of a tapped feature are to be read; decided once, from a dry run."""
+    """The meaning of a tapped feature's axes, found in a dry run."""
 
     kind: Literal["map", "tokens", "vector"]
     prefix: int = 0
-    """How many tokens stand before the grid."""
+    """The number of tokens before the grid."""
 
 
 def layout_of(shape: Sequence[int]) -> Layout | None:
-    """How a feature of this shape is laid out, or None where it is no map.
+    """The layout of a feature of this shape, None if it cannot be a map.
 
-    Four axes are (images, channels, height, width); three are (images, tokens, channels) with a square
-    grid behind up to five prefix tokens; two are a vector, a map of one position.
+    Four axes are (images, channels, height, width). Three are (images, tokens, channels), with a square grid
+    after up to five prefix tokens. Two are a vector, that is a map of one position.
 
     >>> layout_of((8, 64, 7, 7)), layout_of((8, 197, 384))
     (Layout(kind='map', prefix=0), Layout(kind='tokens', prefix=1))
@@ -66,7 +67,7 @@ def layout_of(shape: Sequence[int]) -> Layout | None:
 def as_map(
     value: Float[Tensor, "images *axes"], layout: Layout
 ) -> Float[Tensor, "images channels height width"]:
-    """``value`` as a feature map in at least float32, the tokens before the grid left out.
+    """``value`` as a feature map in at least float32, without the tokens before the grid.
 
     >>> as_map(torch.zeros(2, 17, 12), Layout("tokens", prefix=1)).shape
     torch.Size([2, 12, 4, 4])
@@ -87,7 +88,7 @@ def as_map(
 
 
 class MapPair(NamedTuple):
-    """Two taps that are compared, and how each is read."""
+    """Two taps that are compared, and their layouts."""
 
     student_path: str
     teacher_path: str
@@ -112,8 +113,9 @@ def pair_taps(
 ) -> list[tuple[str, str]]:
     """Pairs of taps in order, from early to late.
 
-    Where one network has more taps than the other and nobody chose among them, every so many of its
-    are taken, the last one always: the blocks of a transformer meet the stages of a ResNet.
+    If one network has more taps than the other and no paths are given for it, a subset of its taps is used:
+    evenly spaced, and ending with the last. So the blocks of a transformer are paired with the stages of a
+    ResNet.
 
     >>> few = Outputs(torch.zeros(1, 2), {"a": torch.zeros(1, 3), "b": torch.zeros(1, 3)})
     >>> many = Outputs(torch.zeros(1, 2), {name: torch.zeros(1, 3) for name in "123456"})
@@ -164,7 +166,7 @@ def _chosen(outputs: Outputs, paths: Paths, whose: str, default: Default, what: 
 
 
 def _spread(paths: list[str], number: int) -> list[str]:
-    """``number`` of ``paths``, evenly spaced and ending in the last; all where there are too few."""
+    """``number`` of ``paths``, evenly spaced, ending with the last; all of them if there are no more."""
     if len(paths) <= number:
         return paths
     return [paths[-(-(i + 1) * len(paths) // number) - 1] for i in range(number)]
@@ -179,9 +181,9 @@ def pair_maps(
     positions: int,
     what: str,
 ) -> list[MapPair]:
-    """:func:`pair_taps`, with every pair checked to be two maps of the same images.
+    """:func:`pair_taps`, with a check that each pair is two maps of the same images.
 
-    ``positions`` is how many positions a map needs for the loss to say anything.
+    ``positions`` is the number of positions that a map needs at least.
     """
     pairs = []
     for own, other in pair_taps(
@@ -211,20 +213,48 @@ def pair_maps(
 
 
 def match_channels(student: int, teacher: int) -> nn.Module:
-    """A 1x1 convolution from the student's channels to the teacher's; nothing where they agree."""
+    """A 1x1 convolution from the student's channels to the teacher's; the identity if they agree."""
     return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, kernel_size=1)
 
 
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm for connectors: a batch with one value a channel (one image, pooled) has no variance,
-    so the running statistics stand in instead of an error at the end of an epoch."""
+    so the running statistics stand in instead of an error at the end of an epoch.
+
+    Under several processes the statistics are those of all their images, on a CPU too, where torch's
+    SyncBatchNorm does not work.
+    """
+
+    process_group: dist.ProcessGroup | None = None
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.process_group is not None:
+            return self._together(input, self.process_group)
         if self.training and input.numel() == input.shape[1]:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         return super().forward(input)
+
+    def _together(self, input: Tensor, group: dist.ProcessGroup) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        count = count_of(input, group)
+        several = count > 1
+        mean = channel_mean(input, group)
+        variance = channel_mean((input - mean).square(), group)
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1).clamp_min(1)
+            for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
+                moved = running.lerp(now.flatten().to(running.dtype), self.momentum)
+                running.copy_(torch.where(several, moved, running))
+            self.num_batches_tracked += several
+        mean = torch.where(several, mean, self.running_mean[:, None, None])
+        variance = torch.where(several, variance, self.running_var[:, None, None])
+        scale = self.weight[:, None, None] / (variance + self.eps).sqrt()
+        return (input - mean) * scale + self.bias[:, None, None]
 
 
 def pool_to_smaller(
@@ -256,14 +286,14 @@ def resize_to(
 
 
 def unit(value: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """``value`` over its length along the last axis; what is zero stays zero, with a zero gradient.
+    """``value`` divided by its length along the last axis; zeros stay zeros, with a zero gradient.
 
     >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
     largest = value.detach().abs().amax(dim=-1, keepdim=True)
-    # Made safe before the maths; the square root of the smallest number keeps gradients finite.
+    # replaced before the division; the square root of the smallest number keeps gradients finite
     alive = largest > torch.finfo(value.dtype).tiny ** 0.5
     value = value / torch.where(alive, largest, torch.ones_like(largest))
     value = torch.where(alive, value, torch.zeros_like(value))
@@ -272,13 +302,13 @@ def unit(value: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
 
 
 def product(a: Float[Tensor, "*batch n k"], b: Float[Tensor, "*batch k m"]) -> Float[Tensor, "*batch n m"]:
-    """``a @ b`` in the precision of its inputs, which autocast would lower."""
+    """``a @ b`` in the precision of its inputs, also under autocast."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 
 
 def shares(weight: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """Row weights that sum to one; zeros where all are zero."""
+    """Row weights divided by their sum; zeros if all are zero."""
     total = weight.sum()
     return weight / torch.where(total > 0, total, torch.ones_like(total))
 
@@ -287,13 +317,13 @@ class MapLoss(ImageLoss):
     """An image loss on pairs of feature maps.
 
     ``student`` and ``teacher`` are paths of tapped modules, one or several in order; without them
-    :attr:`default` chooses. :meth:`setup` pairs them and lets the loss :meth:`build` what it learns;
-    each step, :meth:`compare` gets the pairs of maps, in at least float32.
+    :attr:`default` chooses. :meth:`setup` pairs the taps and calls :meth:`build` for trainable parts. Each step
+    calls :meth:`compare` with the pairs of maps, in at least float32.
     """
 
     default: Default = "all"
     positions: int = 1
-    """How many positions a map needs."""
+    """The number of positions that a map needs at least."""
     parts: str = "its taps paired"
 
     def __init__(self, student: Paths = None, teacher: Paths = None) -> None:
@@ -324,7 +354,7 @@ class MapLoss(ImageLoss):
             self.student_paths = self.teacher_paths = names
 
     def build(self, stages: list[tuple[Tensor, Tensor]]) -> None:
-        """Adapters for ``stages``, the pairs of maps of the dry run; most losses have none."""
+        """Build adapters for ``stages``, the pairs of maps of the dry run. Most losses have none."""
 
     def images(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " images"]:
         if not self.pairs:
@@ -333,7 +363,7 @@ class MapLoss(ImageLoss):
                 "with the outputs of one dry run before the first step."
             )
         stages = [pair.maps(student, teacher) for pair in self.pairs]
-        if not len(stages[0][0]):
+        if not len(stages[0][0]) and self.process_group is None:  # else other processes may wait for this one
             return torch.stack([own.flatten(1).sum(dim=1) for own, _ in stages]).sum(dim=0)
         return self.compare(stages, target)
 
@@ -342,11 +372,12 @@ class MapLoss(ImageLoss):
 
 
 class RelationLoss(BatchLoss):
-    """A batch loss on one vector a row, by default the penultimate features.
+    """A batch loss on one vector per row, by default the penultimate features.
 
-    ``student`` and ``teacher`` name other taps, which are flattened. A row's weight over the sum of all
-    weights is its share; a pair of rows weighs the product of their shares (a triple likewise), and the
-    whole is multiplied by the mean weight. Rows of weight zero are made safe before the maths.
+    ``student`` and ``teacher`` name other taps, which are flattened. A row's share is its weight divided by the
+    sum of all weights. The weight of a pair of rows is the product of their shares, and that of a triple
+    likewise. The sum is multiplied by the mean weight. Rows of weight zero are set to zeros first, so that
+    non-finite features in them have no effect.
     """
 
     reads = frozenset({"features"})
@@ -355,6 +386,9 @@ class RelationLoss(BatchLoss):
         super().__init__()
         self.student_path = PENULTIMATE if student is None else student
         self.teacher_path = PENULTIMATE if teacher is None else teacher
+
+    def student_taps(self, features: Collection[str]) -> frozenset[str]:
+        return frozenset({self.student_path})
 
     def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
         return frozenset({self.teacher_path})

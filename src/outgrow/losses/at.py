@@ -14,17 +14,17 @@ def at_loss(
     *,
     power: int = 2,
 ) -> Float[Tensor, " images"]:
-    r"""Mean squared difference of where two maps are active, one value an image.
+    r"""Mean squared difference of two attention maps, one value per image.
 
     .. math:: \tfrac{1}{HW} \Big\| \frac{a^s}{\|a^s\|_2} - \frac{a^t}{\|a^t\|_2} \Big\|_2^2,
               \quad a = \tfrac1C \sum_c f_c^{\,p}
 
-    Each network has its own channels: only the sizes must agree, so the larger map is pooled to the
-    smaller. At odd powers the sign of an activation is kept. Zero where the two attention maps are
-    proportional; a map of zeros attends nowhere and gets no gradient.
+    The numbers of channels may differ. The larger map is pooled to the size of the smaller. Odd powers keep
+    the sign of an activation. Zero where the two attention maps are proportional. A map of zeros has an
+    attention of zero and gets no gradient.
 
-    Reference: Zagoruyko, Komodakis (ICLR 2017), https://arxiv.org/abs/1612.03928, section 3.1, with the
-    mean over positions of the code.
+    Reference: Zagoruyko, Komodakis (ICLR 2017), https://arxiv.org/abs/1612.03928, section 3.1; the mean
+    over positions is from the authors' code.
 
     >>> at_loss(torch.tensor([[[[3.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]]))
     tensor([1.])

@@ -1,11 +1,11 @@
-"""What every loss is, by the axis on which it can be taken apart.
+"""The base classes of losses, by the shape of their value.
 
-    RowLoss     one value per row; rows do not look at each other
-    ImageLoss   one value per image, of feature maps; images do not look at each other
-    BatchLoss   relates the rows of a batch; takes their weights and returns a scalar
+    RowLoss     one value per row, independent of other rows
+    ImageLoss   one value per image, from feature maps, independent of other images
+    BatchLoss   a scalar that relates the rows of a batch; takes row weights
 
-All are called as ``loss(student, teacher, target)``: student first, unreduced as far as the axis
-allows, temperature and T^2 inside. Schedules, weights and reduction live in the objective.
+All are called as ``loss(student, teacher, target)``. Row and image losses are not reduced. Temperature and T^2
+are applied inside. Schedules, weights and reduction belong to the objective.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -23,11 +24,10 @@ Axis = Literal["row", "image", "batch"]
 
 @dataclass(frozen=True)
 class Fixture:
-    """What a loss may look at before the first step: one dry run, and which samples training will show.
+    """The input of :meth:`Loss.setup`: the outputs of a dry run, and the numbers of the training samples.
 
-    ``num_samples`` is how many numbers samples may have (:attr:`Target.index` lies below it). ``index`` are
-    the numbers of the training samples, None for all of them; ``label`` are the labels of exactly those, in
-    the same order.
+    Every :attr:`Target.index` is below ``num_samples``. ``index`` are the numbers of the training samples, None
+    for all below ``num_samples``. ``label`` are their labels, in the same order.
     """
 
     student: Outputs
@@ -47,7 +47,7 @@ class Fixture:
 
     @property
     def num_shown(self) -> int:
-        """How many samples training will show."""
+        """The number of training samples."""
         return self.num_samples if self.index is None else len(self.index)
 
     def _check_index(self, index: Tensor) -> None:
@@ -66,58 +66,68 @@ class Fixture:
 
 
 class Loss(nn.Module):
-    """Facts that a loss declares, for the objective and for the contract suite."""
+    """The base class of losses. Its attributes are declarations that the objective and the tests read."""
 
     axis: Axis = "row"
     temperature: float | None = None
-    """The temperature at which the loss softens the teacher's logits; None for several or none."""
+    """The temperature at which the loss softens the teacher's logits; None if there are several or none."""
     softens: bool = False
-    """Whether the constructor's ``temperature`` is that one (a contrastive temperature is not)."""
+    """Whether the constructor's ``temperature`` softens logits (a contrastive temperature does not)."""
     transform: Callable[[Tensor], Tensor] | None = None
     """Applied to both networks' logits before the teacher is corrected (standardisation)."""
     zero_at_match: bool = True
     shift_invariant: bool = True
     """Whether adding a constant to all logits of a row changes nothing."""
     detaches: bool = False
-    """Whether something of the student is held constant: the gradient is then not the value's own."""
+    """Whether a part that depends on the student is detached: the gradient is then not that of the value."""
     reads: frozenset[Literal["logits", "features"]] = frozenset({"logits"})
     draws: bool = False
-    """Whether random numbers are drawn in training, so that a row's place in the batch has an effect."""
+    """Whether random numbers are drawn in training: by the sample's number and a count that the buffer ``draw``
+    holds, so that neither the row's place nor the number of processes has an effect."""
     needs_label: bool = False
-    """Whether it says nothing of a row without a label: a row loss is then 0 there, with a zero gradient."""
+    """Whether it needs labels. On a row without a label a row loss is then 0, with a zero gradient."""
     batch_statistics: bool = False
-    """Whether statistics of the batch enter each image's value, in eval mode too."""
+    """Whether each image's value depends on statistics of the batch, in eval mode too."""
     inert: Mapping[str, str] = {}
-    """Rules that rewrite the teacher's logits and change nothing here, each with the reason; ``"all"`` for
-    every one. What reads no logits needs no entry."""
+    """Rules that rewrite the teacher's logits but do not change this loss, each with the reason; ``"all"`` for
+    every rule. A loss that reads no logits needs no entry."""
 
     closed_form: bool = False
-    """Whether ``outgrow.losses.kd_fast`` computes it, with its gradient, in one pass."""
+    """Whether ``outgrow.losses.kd_fast`` computes it and its gradient in one pass."""
     needs_index: bool = False
-    """Whether it remembers samples by their number in the training set."""
+    """Whether it has a memory of samples, by their number in the training set."""
+    process_group: dist.ProcessGroup | None = None
+    """The processes that share each batch. The objective sets it in every module that declares it. A loss that relates
+    rows is called with the rows of all processes and does not need it."""
 
     @property
     def wrapped(self) -> "Loss":
-        """The loss that is called on transformed logits; itself where it wraps none."""
+        """The loss that is called on transformed logits; ``self`` if it wraps none."""
         return self
 
     def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
-        """Which of the teacher's ``features`` it reads, once it is set up; all where it cannot tell."""
+        """The subset of the teacher's ``features`` that it reads, after :meth:`setup`; all if it is not known."""
+        return frozenset(features) if "features" in self.reads else frozenset()
+
+    def student_taps(self, features: Collection[str]) -> frozenset[str]:
+        """Which of the student's ``features`` it reads, once it is set up; all where it cannot tell."""
         return frozenset(features) if "features" in self.reads else frozenset()
 
     def prefer_taps(self, names: Sequence[str]) -> None:
-        """Compare the features called ``names`` where nobody chose any. For losses on feature maps."""
+        """Use the features ``names`` if the constructor was given no paths. For losses on feature maps."""
 
     def setup(self, fixture: Fixture) -> None:
-        """Build adapters and memories from one dry run. Most losses have none."""
+        """Build adapters and memories from the outputs of a dry run. Most losses have none."""
 
     def at(self, progress: float) -> None:
-        """Told before each call how far training is, in [0, 1]. Few losses depend on it; one that is
-        never told works as at the end of its own ramp."""
+        """Set the progress of training, in [0, 1]; the objective does so before each call.
+
+        Few losses depend on it. Without a call the loss behaves as at the end of its ramp.
+        """
 
 
 class RowLoss(Loss):
-    """Implements :meth:`rows`; see the module's text."""
+    """A loss with one value per row. Subclasses implement :meth:`rows`."""
 
     axis: Axis = "row"
 
@@ -133,7 +143,7 @@ class RowLoss(Loss):
 
 
 class ImageLoss(Loss):
-    """Implements :meth:`images`: one value for each image of the feature maps."""
+    """A loss with one value per image of the feature maps. Subclasses implement :meth:`images`."""
 
     axis: Axis = "image"
     reads = frozenset({"features"})
@@ -148,11 +158,14 @@ class ImageLoss(Loss):
 
 
 class BatchLoss(Loss):
-    """Implements :meth:`batch`.
+    """A loss with one value per batch. Subclasses implement :meth:`batch`.
 
-    ``weight`` (float, rows, at least 0; None for ones) scales as a loss does: twice the weights give
-    twice the value, and weights of 0 and 1 give the loss of the rows that are left times their share
-    of the batch. So a batch loss adds up with row losses under one schedule.
+    Under several processes it gets the rows of all of them, in the order of their ranks: the place of a row in the
+    batch must have no effect.
+
+    ``weight`` (float, rows, at least 0; None for ones) acts as it does on a mean over rows. Twice the weights
+    give twice the value. Weights of 0 and 1 give the loss of the rows with weight 1 times their share of the
+    batch. So batch losses and row losses can be added under one schedule.
     """
 
     axis: Axis = "batch"
@@ -183,7 +196,7 @@ def _nouns(
 
 
 def positive(value: float, *, what: str) -> float:
-    """``value`` if it is a positive number; refuses NaN too."""
+    """``value``; ``ValueError`` if it is not positive, or NaN."""
     if not value > 0:
         raise ValueError(f"{what} needs a positive number, got {value}.")
     return value

@@ -1,4 +1,4 @@
-"""Box regression from a teacher that draws better: ``box``."""
+"""Box regression towards the teacher's boxes where they are better: ``box``."""
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,14 @@ def box_loss(
 
     .. math:: [\mathrm{IoU}_t > \mathrm{IoU}_s] \sum_{i=1}^4 \ell_\beta(s_i - t_i)
 
-    Both regress the same proposal (offsets over its size, times the coder's weights), for the class that
-    it has been given. A teacher that draws worse than the student teaches nothing here: elsewhere the
-    value is zero, with a zero gradient. ``beta`` is where the square ends; 1/9 is Faster R-CNN's.
+    Both regress the same proposal for the class of its label (offsets divided by the proposal's size, times
+    the box coder's weights). On the other rows the value is zero, with a zero gradient. ``beta`` is where the
+    loss changes from quadratic to linear; Faster R-CNN uses 1/9.
 
     Reference: Girshick (ICCV 2015), https://arxiv.org/abs/1504.08083, equation 3, for the distance. The
-    comparison with the truth is in the spirit of Chen et al. (NeurIPS 2017), *Learning efficient object
-    detection models with knowledge distillation*, section 3.3, which bounds the student by the teacher's
-    error instead.
+    comparison of both with the ground truth follows the idea of Chen et al. (NeurIPS 2017), *Learning
+    efficient object detection models with knowledge distillation*, section 3.3. They use the teacher's error
+    as a bound on the student's instead.
 
     >>> box_loss(torch.zeros(2, 4), torch.ones(2, 4), torch.tensor([True, False]), beta=1.0)
     tensor([2., 0.])
@@ -38,11 +38,11 @@ def box_loss(
 
 
 class Box(RowLoss):
-    """:func:`box_loss` where a detector says what it needs.
+    """:func:`box_loss` on the outputs of two detectors.
 
-    Reads the features ``box`` (rows x 4: the regression for the row's class) and ``box_iou`` (rows: how
-    well the box so drawn overlaps the object that the row was matched to; 0 on background) of both
-    networks. Background rows have no box and count nothing.
+    Reads two features of both networks. ``box`` (rows x 4) is the regression for the row's class. ``box_iou``
+    (rows) is the IoU of that box with the object that the row is matched to, 0 on background. The value of
+    background rows is 0.
     """
 
     reads = frozenset({"features"})

@@ -24,8 +24,8 @@ def cc_loss(
               \quad C_{ij} = e^{-2\gamma} \sum_{q=0}^{P} \frac{(2\gamma)^q}{q!} \cos(f_i, f_j)^q
 
     :math:`p` are the rows' shares of the weights, :math:`\bar w` their mean; with equal weights it is the
-    paper's :math:`\|C^s - C^t\|^2 / n^2`. Zero where all cosines agree; a row of zeros is orthogonal to
-    everything, with a zero gradient.
+    paper's :math:`\|C^s - C^t\|^2 / n^2`. Zero where all cosines agree. A row of zeros has a cosine of 0 with
+    every row, and a zero gradient.
 
     Reference: Peng et al. (ICCV 2019), https://arxiv.org/abs/1904.01802, equations 6 to 10.
 

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from outgrow.data.randomness import keyed_uniform
 from outgrow.losses.base import BatchLoss, Fixture, positive
 from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import Outputs, Target, lift
 
 UNKNOWN = -1
-"""The class of a sample without a label, and the place of one without a memory."""
+"""The class of a sample without a label, and the slot of a sample without a memory."""
 
 
 def crd_loss(
@@ -22,12 +23,11 @@ def crd_loss(
     *,
     num_samples: int,
 ) -> Float[Tensor, " rows"]:
-    r"""Noise-contrastive estimation: tell a sample's own memory from K others, one value a row.
+    r"""Noise-contrastive estimation: distinguish a sample's own memory from K others, one value per row.
 
     .. math:: -\log \frac{u}{u + K/M} - \sum_k \log \frac{K/M}{v_k + K/M}
 
-    with :math:`u, v_k` the normalised scores :math:`e^{\cos / \tau} / Z` and M samples. It is never
-    zero.
+    with :math:`u, v_k` the normalised scores :math:`e^{\cos / \tau} / Z` and M samples. Never zero.
 
     Reference: Tian, Krishnan, Isola (ICLR 2020), https://arxiv.org/abs/1910.10699, equations 17 to 19.
 
@@ -40,20 +40,19 @@ def crd_loss(
 
 
 class CRD(BatchLoss):
-    """:func:`crd_loss` from student to the teacher's memory and back, with both memories.
+    """:func:`crd_loss` of the student with the teacher's memory, plus that of the teacher with the student's.
 
-    Both networks' penultimate features are embedded (linear, unit length) and compared with memories of
-    the training samples, found by :attr:`Target.index`. Memories, draws and M are those of the samples that
-    :meth:`setup` was told of (``index``). Negatives are drawn among samples of other classes where it was
-    given the labels, otherwise among all, and among all for a row without a label. The constant Z is the mean
-    score of the first batch times the number of samples, and detached. ``temperature`` divides the
-    cosines; it is no softening of logits, so the loss declares no temperature and reads no logits:
-    rules that correct logits are inert for it, ``drop`` is not.
+    Both networks' penultimate features are embedded (linear, unit length). They are compared with memories of
+    the training samples, found by :attr:`Target.index`. The samples are those given to :meth:`setup`
+    (``index``): they have memories, negatives are drawn from them, and M is their number. If :meth:`setup` got
+    labels, the negatives of a row are samples of other classes. Otherwise, and for a row without a label, they
+    are drawn from all. The constant Z is the mean score of the first batch times the number of samples,
+    detached.
 
-    A sample that :meth:`setup` was not told of is refused on a CPU; on other devices, where looking would
-    stall every step, its value is NaN.
-
-    A row's weight scales its own value; rows of weight zero do not enter the memories.
+    ``temperature`` divides the cosines. The loss reads no logits and declares no temperature. So rules that
+    correct logits do not change it, but ``drop`` does. A sample that was not given to :meth:`setup` raises
+    ``ValueError`` on a CPU. On other devices that check would need a sync at every step, and the value is NaN
+    instead. A row's weight scales its own value. Rows of weight zero do not enter the memories.
 
     Reference: Tian, Krishnan, Isola (ICLR 2020), https://arxiv.org/abs/1910.10699.
     """
@@ -70,6 +69,7 @@ class CRD(BatchLoss):
     by_class: Tensor
     class_size: Tensor
     class_start: Tensor
+    draw: Tensor
 
     def __init__(
         self, dim: int = 128, negatives: int = 16384, temperature: float = 0.07, momentum: float = 0.5
@@ -79,6 +79,9 @@ class CRD(BatchLoss):
         self.contrast_temperature = positive(temperature, what="crd: temperature")
         self.embed_student: nn.Module | None = None
         self.embed_teacher: nn.Module | None = None
+
+    def student_taps(self, features: Collection[str]) -> frozenset[str]:
+        return frozenset({PENULTIMATE})
 
     def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
         return frozenset({PENULTIMATE})
@@ -94,17 +97,19 @@ class CRD(BatchLoss):
             self.register_buffer(name, F.normalize(torch.rand(count, self.dim) * 2 - 1, dim=1))
         for name in ("z_student", "z_teacher"):
             self.register_buffer(name, torch.tensor(-1.0))  # not estimated yet
-        # where each sample's memory is; UNKNOWN for numbers that training will not show
+        # the slot of each sample's memory; UNKNOWN for numbers outside the training set
         slot = None
         if fixture.index is not None:
             slot = torch.full((fixture.num_samples,), UNKNOWN)
             slot[fixture.index.cpu()] = torch.arange(count)
         self.register_buffer("slot", slot)
-        # samples by class, those without a label first: the others of a class are all but one block
+        # samples sorted by class, those without a label first, so that each class is one block to skip
         known = label[label >= 0].bincount(minlength=1)
         self.register_buffer("by_class", label.clamp(min=UNKNOWN).argsort(stable=True))
         self.register_buffer("class_size", known)
         self.register_buffer("class_start", known.cumsum(0) - known + (label < 0).sum())
+        # the seed of the draws, and the batches that have drawn
+        self.register_buffer("draw", torch.stack([torch.randint(2**62, ()), torch.tensor(0)]))
 
     def batch(
         self, student: Outputs, teacher: Outputs, target: Target, weight: Float[Tensor, " rows"]
@@ -137,7 +142,7 @@ class CRD(BatchLoss):
     def _slots(
         self, index: Int[Tensor, " rows"], weight: Float[Tensor, " rows"]
     ) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
-        """Where each row's memory is, and whether there is one; 0 where there is none."""
+        """The slot of each row's memory, and whether it has one; slot 0 if it has none."""
         numbers = len(self.memory_student if self.slot is None else self.slot)
         known = (index >= 0) & (index < numbers)
         slot = index.clamp(0, numbers - 1)
@@ -155,7 +160,7 @@ class CRD(BatchLoss):
 
     @torch.no_grad()
     def _draw(self, slot: Int[Tensor, " rows"], label: Int[Tensor, " rows"]) -> Int[Tensor, "rows samples"]:
-        """Where each row's own memory is, then those of its negatives."""
+        """The slots of each row: that of its own memory, then those of its negatives."""
         num, classes = len(self.by_class), len(self.class_size)
         of_a_class = (label >= 0) & (label < classes) & (classes > 1)
         label = label.clamp(0, classes - 1)
@@ -163,13 +168,14 @@ class CRD(BatchLoss):
         size = torch.where(of_a_class, self.class_size[label], zero)[:, None]
         start = torch.where(of_a_class, self.class_start[label], zero)[:, None]
         room = num - size
-        position = (torch.rand(len(slot), self.negatives, device=slot.device) * room).long()
+        position = (keyed_uniform(self.draw, slot, self.negatives) * room).long()
+        self.draw[1] += 1
         position = torch.minimum(position, room - 1).clamp(min=0)
         position = position + size * (position >= start)
         return torch.cat([slot[:, None], self.by_class[position.clamp(max=num - 1)]], dim=1)
 
     def _side(self, anchor: Tensor, memory: Tensor, drawn: Tensor, z: Tensor) -> Float[Tensor, " rows"]:
-        # The memories change in place after this, so what the graph keeps is the gathered copy.
+        # the memories change in place later, so the graph keeps a gathered copy
         cosine = torch.bmm(memory[drawn].to(anchor.dtype), anchor[:, :, None])[:, :, 0]
         score = (cosine / self.contrast_temperature).exp()
         with torch.no_grad():
@@ -185,7 +191,7 @@ class CRD(BatchLoss):
         old = memory[slot]
         new = F.normalize(self.momentum * old + (1 - self.momentum) * value.to(memory.dtype), dim=1)
         new = torch.where(counts[:, None], new, old)
-        # a row that does not count repeats the first that does: its place may be another's
+        # a row that does not count repeats the first row that does, as its own slot may be another row's
         first = counts.long().argmax(dim=0, keepdim=True)
         memory[torch.where(counts, slot, slot[first])] = torch.where(counts[:, None], new, new[first])
 

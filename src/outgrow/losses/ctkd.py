@@ -12,7 +12,7 @@ from outgrow.losses.kd import divergence
 from outgrow.outputs import Outputs, Target, lift
 
 RAMP = 10 / 240
-"""The share of the training over which the adversary gains strength: the paper's 10 of 240 epochs."""
+"""The share of training in which ``strength`` grows from 0 to 1: the paper's 10 of 240 epochs."""
 
 
 def ctkd_loss(
@@ -24,13 +24,13 @@ def ctkd_loss(
     range: float = 20.0,
     strength: float = 1.0,
 ) -> Float[Tensor, " rows"]:
-    r"""KL divergence at a learnt temperature that is trained against the student.
+    r"""KL divergence at a learnt temperature that is trained to maximise it.
 
     .. math:: T^2\ KL\big(\sigma(z / T) \,\|\, \sigma(s / T)\big), \quad T = start + range \cdot \sigma(\theta)
 
-    The gradient in :math:`\theta` (``logit``) is reversed, times ``strength``: the optimiser that
-    minimises the loss in the student maximises it in the temperature, :math:`T^2` included. Its value
-    does not depend on ``strength``. Zero where the two distributions agree.
+    The gradient in :math:`\theta` (``logit``) is multiplied by ``-strength``. So the optimiser minimises the
+    loss in the student and maximises it in the temperature, including the factor :math:`T^2`. The value does
+    not depend on ``strength``. Zero where the two distributions agree.
 
     Reference: Li et al. (AAAI 2023), https://arxiv.org/abs/2211.16231, "Adversarial
     Distillation" and "Curriculum Temperature".
@@ -45,7 +45,7 @@ def ctkd_loss(
 
 
 class _Reverse(torch.autograd.Function):
-    """The identity, whose gradient is ``-strength`` times its own."""
+    """The identity, with the gradient multiplied by ``-strength``."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, strength: float) -> Tensor:
@@ -58,16 +58,16 @@ class _Reverse(torch.autograd.Function):
 
 
 class CTKD(RowLoss):
-    """:func:`ctkd_loss` with a learnable ``logit``, one for all rows. Declares no temperature: it moves.
+    """:func:`ctkd_loss` with one learnable ``logit`` for all rows.
 
-    :meth:`at` sets the adversary's strength; a loss that is never told has it in full.
+    Declares no temperature, as it changes in training. :meth:`at` sets ``strength``; without a call it is 1.
     """
 
     def __init__(self, start: float = 1.0, range: float = 20.0) -> None:
         super().__init__()
         self.start = positive(start, what="ctkd: start")
         self.range = positive(range, what="ctkd: range")
-        self.logit = nn.Parameter(torch.ones(()))  # 1 is the authors' code's: the first temperature is 15.6
+        self.logit = nn.Parameter(torch.ones(()))  # 1 as in the authors' code: the first temperature is 15.6
         self.strength = 1.0
 
     def at(self, progress: float) -> None:

@@ -16,13 +16,13 @@ def cwd_loss(
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, " images"]:
-    r"""KL divergence of where each channel is active, mean over channels, one value an image.
+    r"""KL divergence of each channel's distribution over positions, mean over channels, one value per image.
 
     .. math:: \frac{T^2}{C} \sum_c \sum_i t_{ci} (\log t_{ci} - \log s_{ci}),
               \quad t_c = \sigma(f^t_c / T),\ s_c = \sigma(f^s_c / T)
 
-    The softmax runs over the positions of one channel, so a channel's level does not count, only its
-    shape. Zero where channels agree up to a constant each; it always is on maps of one position.
+    The softmax runs over the positions of one channel, so a constant added to a channel changes nothing.
+    Zero where the channels agree up to such constants. Always zero on maps of one position.
 
     Reference: Shu et al. (ICCV 2021), https://arxiv.org/abs/2011.13256, equations 4 and 5.
 
@@ -36,10 +36,10 @@ def cwd_loss(
 
 
 class CWD(MapLoss):
-    """:func:`cwd_loss` summed over pairs of stages; without paths, of the last taps.
+    """:func:`cwd_loss` summed over pairs of stages; without paths, on the last tap of each network.
 
-    A 1x1 convolution on the student where channels differ, bilinear interpolation where sizes do.
-    ``temperature`` softens maps, not logits: the loss declares none.
+    Where channels differ, the student gets a 1x1 convolution. Where sizes differ, its map is resized
+    bilinearly. ``temperature`` softens maps, not logits, so the loss declares none.
     """
 
     default = "last"

@@ -22,14 +22,14 @@ def dist_loss(
     .. math:: T^2 \Big(\beta\, \tfrac1n \sum_i w_i (1 - \rho(t_{i\cdot}, p_{i\cdot}))
               + \gamma\, \bar w\, \tfrac1C \sum_c (1 - \rho_w(t_{\cdot c}, p_{\cdot c}))\Big)
 
-    A row's weight scales its own correlation, and weighs it in the mean, variance and covariance
-    :math:`\rho_w` of every column; :math:`\bar w` is the mean weight. Zero where the softened outputs
-    are related linearly (rows with positive slope), not only where they agree. A single row has no
-    correlation along its columns: that term is then the constant 1, without a gradient.
-    So is that of a class some 35 logits (over T) below the rest in every row: it does not vary.
+    A row's weight multiplies its own correlation. It is also its weight in the mean, variance and covariance
+    of :math:`\rho_w` for every column. :math:`\bar w` is the mean weight. Zero where the softened outputs
+    are related linearly (rows with positive slope), not only where they agree. With a single row the columns
+    have no correlation, and that term is the constant 1, without a gradient. So is the term of a class that is
+    some 35 logits (divided by T) below the rest in every row, as its probability does not vary.
 
     Reference: Huang et al. (NeurIPS 2022), https://arxiv.org/abs/2205.10536, equations 9 to 11; the
-    factor :math:`T^2` is the authors' code's.
+    factor :math:`T^2` is from the authors' code.
 
     >>> import torch
     >>> z = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
@@ -47,19 +47,19 @@ def dist_loss(
 
 
 def _pearson(a: Tensor, b: Tensor, weight: Tensor, *, dim: int) -> Tensor:
-    """Weighted correlation along ``dim``; 0, with a zero gradient, where either side does not vary."""
+    """Weighted correlation along ``dim``; 0, with a zero gradient, where either input does not vary."""
     w = weight / weight.sum().clamp_min(torch.finfo(a.dtype).tiny)
     w = w[:, None] if dim == 0 else w
     size_a, size_b = (w * a.square()).sum(dim=dim), (w * b.square()).sum(dim=dim)
     a = a - (w * a).sum(dim=dim, keepdim=True)
     b = b - (w * b).sum(dim=dim, keepdim=True)
     variance_a, variance_b = (w * a.square()).sum(dim=dim), (w * b.square()).sum(dim=dim)
-    # A deviation of a few roundings is none, nor is one whose square has lost its digits.
+    # A deviation within rounding error counts as zero, and so does one whose square underflows.
     precision = torch.finfo(a.dtype)
     tolerance, least = (8 * precision.eps) ** 2, precision.tiny / precision.eps
     varies_a = variance_a > (tolerance * size_a).clamp_min(least)
     varies = varies_a & (variance_b > (tolerance * size_b).clamp_min(least))
-    # made safe before the roots; divided by one after the other, as the product of two variances underflows
+    # replaced before the square roots; two divisions, as the product of two variances can underflow
     root_a, root_b = (torch.where(varies, v, torch.ones_like(v)).sqrt() for v in (variance_a, variance_b))
     a, b = a / root_a.unsqueeze(dim), b / root_b.unsqueeze(dim)
     return torch.where(varies, (w * a * b).sum(dim=dim), torch.zeros_like(root_a))

@@ -22,14 +22,14 @@ def dkd_loss(
     beta: float = 8.0,
     temperature: float = 4.0,
 ) -> Float[Tensor, " rows"]:
-    r"""KL of label against the rest, plus KL among the rest, each with its own weight.
+    r"""KL of (label, rest) times ``alpha``, plus KL within the rest times ``beta``.
 
     .. math:: T^2 (\alpha\, KL(b^t \| b^p) + \beta\, KL(\hat t \| \hat p))
 
     with :math:`b = (t_y, 1 - t_y)` and :math:`\hat t` the teacher without the label, renormalised.
-    ``alpha = 1`` and ``beta = 1 - t_y`` would be :func:`kd_loss`. Zero where the two distributions
-    agree. The classes of the rest are taken by removing the label, not by subtracting a large
-    constant, and in log space, so that confident rows stay finite.
+    With ``alpha = 1`` and ``beta = 1 - t_y`` it would be :func:`kd_loss`. Zero where the two distributions
+    agree. The label is masked with -inf, not with a large constant, and all is computed in log space, so
+    that confident rows stay finite.
 
     Reference: Zhao et al. (CVPR 2022), https://arxiv.org/abs/2203.08679, equation 7.
 
@@ -41,7 +41,7 @@ def dkd_loss(
     log_p, log_rest_p = _binary_and_rest(lift(student) / temperature, label, is_label)
     log_t, log_rest_t = _binary_and_rest(lift(teacher) / temperature, label, is_label)
     target_class = divergence(log_t, log_p)
-    non_target = divergence(log_rest_t, log_rest_p)  # the label carries no mass there
+    non_target = divergence(log_rest_t, log_rest_p)  # the label's probability is 0 there
     return temperature**2 * (alpha * target_class + beta * non_target)
 
 
@@ -55,7 +55,7 @@ def _binary_and_rest(soft: Tensor, label: Tensor, is_label: Tensor) -> tuple[Ten
 class DKD(RowLoss):
     """:func:`dkd_loss` with its constants fixed. Needs at least two classes.
 
-    A row without a label has nothing to take out of its classes: the value is 0, with a zero gradient.
+    On a row without a label the value is 0, with a zero gradient.
     """
 
     softens = True

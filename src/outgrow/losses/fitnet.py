@@ -12,7 +12,7 @@ def fitnet_loss(
     student: Float[Tensor, "images channels height width"],
     teacher: Float[Tensor, "images channels height width"],
 ) -> Float[Tensor, " images"]:
-    r"""Mean squared difference of two feature maps of one shape, one value an image.
+    r"""Mean squared difference of two feature maps of one shape, one value per image.
 
     .. math:: \tfrac{1}{CHW} \sum (r(f^s) - f^t)^2
 
@@ -30,12 +30,12 @@ def fitnet_loss(
 class FitNet(MapLoss):
     """:func:`fitnet_loss` through a connector: 1x1 convolution, batch norm, ReLU.
 
-    Without paths, the middle one of each network's taps. The connector is built by :meth:`setup`, trained
-    with the student, and never exported. The authors train this term first and alone; here it is one term
-    of many.
+    Without paths it reads the middle tap of each network. The connector is built by :meth:`setup`, trained with
+    the student and never exported. The authors first train with this term alone; here it is one term of the
+    objective.
     """
 
-    zero_at_match = False  # the connector stands between
+    zero_at_match = False  # it has a connector
     default = "middle"
     parts = "its connector"
 

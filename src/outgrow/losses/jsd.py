@@ -18,13 +18,13 @@ def jsd_loss(
     beta: float = 0.5,
     temperature: float = 4.0,
 ) -> Float[Tensor, " rows"]:
-    r"""Divergence of both from their mixture, one value a row.
+    r"""KL divergences of teacher and student from their mixture, one value per row.
 
     .. math:: T^2 \big(\beta\, KL(t \| m) + (1 - \beta)\, KL(p \| m)\big), \quad m = \beta t + (1 - \beta) p
 
-    Bounded: at most :math:`T^2` times the entropy of :math:`(\beta, 1 - \beta)`, so that a hopeless row
-    cannot dominate. Near agreement it is :math:`\beta (1 - \beta)` times :func:`kd_loss` (a quarter at
-    the default); divided by beta it tends to that loss as beta goes to 0, and divided by 1 - beta to
+    It is at most :math:`T^2` times the entropy of :math:`(\beta, 1 - \beta)`, so no single row can
+    dominate. Near agreement it is :math:`\beta (1 - \beta)` times :func:`kd_loss` (a quarter at the
+    default). Divided by beta it tends to :func:`kd_loss` as beta goes to 0; divided by 1 - beta it tends to
     :func:`reverse_kl_loss` as beta goes to 1. Zero where the two distributions agree.
 
     Reference: Lin (IEEE Transactions on Information Theory 1991); as a distillation loss Agarwal et al.
@@ -51,8 +51,8 @@ class JSD(RowLoss):
         super().__init__()
         if not 0 < beta < 1:
             raise ValueError(
-                f"jsd: beta needs a number between 0 and 1, both excluded, got {beta}; the ends are zero "
-                "everywhere, and their limits are the losses kd and reverse_kl."
+                f"jsd: beta needs a number between 0 and 1, both excluded, got {beta}; at 0 and 1 the loss is "
+                "zero everywhere; use kd or reverse_kl, its limits, instead."
             )
         self.beta = beta
         self.temperature: float = positive(temperature, what="jsd: temperature")

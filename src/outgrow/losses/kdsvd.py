@@ -10,7 +10,7 @@ from outgrow.losses.adapters import MapLoss, Paths, match_channels, product
 from outgrow.outputs import Target, lift
 
 CANDIDATES = 3
-"""How many further singular vectors of the student are looked at for a match (RepDistiller's number)."""
+"""How many more singular vectors of the student are candidates for a match (as in RepDistiller)."""
 
 
 def kdsvd_loss(
@@ -19,17 +19,17 @@ def kdsvd_loss(
     *,
     k: int = 1,
 ) -> Float[Tensor, " images"]:
-    r"""How the main directions of consecutive stages relate, one value an image.
+    r"""Squared difference of the relations between singular vectors of consecutive stages, one value per image.
 
     .. math:: \sum_{l} \sum_{i, c, d} \Big(e^{-(v^s_{l,ic} - v^s_{l-1,id})^2 / 8}
               - e^{-(v^t_{l,ic} - v^t_{l-1,id})^2 / 8}\Big)^2
 
-    :math:`v_{l,i}` is the i-th right singular vector of stage l as a matrix of positions by channels,
-    times the teacher's i-th singular value (the first k of which have unit length). Each of the teacher's
-    vectors is matched with that of the student's first k + 3 that is nearest, up to the sign; which sign
-    a linear algebra library returns is arbitrary, so the largest entry of a teacher's vector is made
-    positive. Where two singular values (nearly) agree, their vectors are not determined: that part of
-    the gradient is left out. Zero where the vectors agree.
+    Stage l is a matrix of positions by channels. :math:`v_{l,i}` is its i-th right singular vector, times
+    the teacher's i-th singular value (scaled so that the first k of these have unit length). Each teacher
+    vector is matched with the nearest of the student's first k + 3, up to the sign. Linear algebra libraries
+    return arbitrary signs, so the largest entry of a teacher vector is made positive. Where two singular
+    values (nearly) agree, their vectors are not determined, and that part of the gradient is left out. Zero
+    where the vectors agree.
 
     Reference: Lee, Kim, Song (ECCV 2018), https://arxiv.org/abs/1807.06819, section 3.
 
@@ -53,7 +53,7 @@ def _basis(a: Tensor, b: Tensor) -> Float[Tensor, "images channels channels2 k"]
 
 
 def _aligned(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Both networks' directions, matched and weighed: (images, channels, k)."""
+    """Both networks' singular vectors, matched and scaled: (images, channels, k)."""
     own, _ = _directions(student.flatten(2).mT, k + CANDIDATES)
     with torch.no_grad():
         other, size = _directions(teacher.flatten(2).mT, k)
@@ -70,15 +70,15 @@ def _aligned(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _directions(matrix: Float[Tensor, "images positions channels"], count: int) -> tuple[Tensor, Tensor]:
     """The first right singular vectors (images, channels, count) and singular values.
 
-    The vectors come without a graph and are given their exact first-order change: autograd's own formula
-    divides by differences of squared singular values, whatever these are.
+    The SVD is computed without a graph; the vectors' exact first-order derivative is added by hand. Autograd's
+    formula would divide by differences of squared singular values, even where these are zero.
     """
     with torch.no_grad():
         _, size, rows = torch.linalg.svd(matrix.nan_to_num(), full_matrices=False)
         vectors, power = rows.mT, size.square()
         count = min(count, size.shape[1])
         chosen, own = vectors[..., :count], power[:, None, :count]
-        floor = torch.finfo(matrix.dtype).eps ** 0.5 * power[:, None, :1]  # half of the digits
+        floor = torch.finfo(matrix.dtype).eps ** 0.5 * power[:, None, :1]  # half of the significant digits
         alive = own > floor
         gap = own - power[:, :, None]
         apart = gap.abs() > floor
@@ -93,8 +93,10 @@ def _directions(matrix: Float[Tensor, "images positions channels"], count: int) 
 
 
 class KDSVD(MapLoss):
-    """:func:`kdsvd_loss` over all pairs of stages; a 1x1 convolution on the student where its channels
-    are not the teacher's (the paper's networks agree in them)."""
+    """:func:`kdsvd_loss` over all pairs of stages.
+
+    Where channels differ, the student gets a 1x1 convolution (in the paper they are equal).
+    """
 
     parts = "its stages paired"
 

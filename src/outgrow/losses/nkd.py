@@ -19,14 +19,14 @@ def nkd_loss(
     gamma: float = 1.5,
     temperature: float = 1.0,
 ) -> Float[Tensor, " rows"]:
-    r"""Cross-entropy on the label by the teacher's trust in it, plus cross-entropy among the rest.
+    r"""Cross-entropy on the label, weighted by the teacher's probability of it, plus cross-entropy in the rest.
 
     .. math:: -t_y \log p_y - \gamma\, T^2 \sum_{c \ne y} \hat t_c \log \hat p_c
 
     with :math:`t, p` at temperature 1 and :math:`\hat t, \hat p` the rest at temperature T,
-    renormalised. Both terms are cross-entropies, not divergences: the gradient among the rest is that
-    of a KL, the value is larger by the teacher's entropy. So it is not zero where the two agree; it is
-    zero only where both are certain of the label and of one other class.
+    renormalised. Both terms are cross-entropies, not divergences. The gradient of the second is that of a
+    KL; its value is larger by the teacher's entropy. So the loss is not zero where the two agree. It is zero
+    only where both put probability 1 on the label and, within the rest, on the same class.
 
     Reference: Yang et al. (ICCV 2023), https://arxiv.org/abs/2303.13005, the NKD loss.
 
@@ -40,7 +40,7 @@ def nkd_loss(
     )
     rest_t = (lift(teacher) / temperature).masked_fill(is_label, -math.inf).softmax(dim=1)
     log_rest_p = (lift(student) / temperature).masked_fill(is_label, -math.inf).log_softmax(dim=1)
-    # at the label the product is 0 times -inf: it carries no mass, so it goes first
+    # at the label the product is 0 times -inf, NaN: set it to 0, as its probability is 0
     non_target = (rest_t * log_rest_p.masked_fill(is_label, 0.0)).sum(dim=1)
     return -target_class - gamma * temperature**2 * non_target
 
@@ -48,7 +48,7 @@ def nkd_loss(
 class NKD(RowLoss):
     """:func:`nkd_loss` with its constants fixed. Needs at least two classes.
 
-    A row without a label has nothing to take out of its classes: the value is 0, with a zero gradient.
+    On a row without a label the value is 0, with a zero gradient.
     """
 
     softens = True

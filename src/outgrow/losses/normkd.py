@@ -1,4 +1,4 @@
-"""Normalised logits, a temperature for each row: ``normkd``."""
+"""KL at a temperature for each row, from the deviation of its logits: ``normkd``."""
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +16,17 @@ def normkd_loss(
     *,
     temperature: float = 2.0,
 ) -> Float[Tensor, " rows"]:
-    r"""KL divergence at a temperature of each row's own, teacher and student apart.
+    r"""KL divergence at temperatures that depend on the row, one for the teacher and one for the student.
 
     .. math:: (T \sigma_z)^2\ KL\big(\sigma(z / (T \sigma_z)) \,\|\, \sigma(s / (T \sigma_s))\big)
 
-    with :math:`\sigma_z, \sigma_s` the (unbiased) deviation of that row's logits. The student may have
-    its own scale: zero where its logits are a positive multiple of the teacher's, up to a shift. The
-    gradient flows through :math:`\sigma_s`. A row of equal logits has no deviation: the student's is
-    then read at the teacher's temperature, the teacher's counts for nothing, as its factor is 0.
+    with :math:`\sigma_z, \sigma_s` the (unbiased) standard deviation of that row's logits. Zero where the
+    student's logits are a positive multiple of the teacher's, up to a shift: their scales may differ. The
+    gradient flows through :math:`\sigma_s`. If all student logits of a row are equal, the row uses the
+    teacher's temperature. If all teacher logits are equal, the value is 0, since its factor is 0.
 
-    Reference: Chi et al. (2023), https://arxiv.org/abs/2308.00520, "Normalized Knowledge Distillation";
-    unbiased deviation and the teacher's temperature as the factor as in the authors' code.
+    Reference: Chi et al. (2023), https://arxiv.org/abs/2308.00520, "Normalized Knowledge Distillation".
+    The unbiased deviation, and the factor from the teacher's temperature, are from the authors' code.
 
     >>> import torch
     >>> z = torch.tensor([[1.0, 2.0, 6.0]])
@@ -44,7 +44,7 @@ def normkd_loss(
 
 
 class NormKD(RowLoss):
-    """:func:`normkd_loss` with its factor fixed. Rows have temperatures of their own: declares none."""
+    """:func:`normkd_loss` with its factor fixed. Declares no temperature, as each row has its own."""
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()

@@ -12,15 +12,14 @@ def nst_loss(
     student: Float[Tensor, "images channels height width"],
     teacher: Float[Tensor, "images channels2 height2 width2"],
 ) -> Float[Tensor, " images"]:
-    r"""Squared maximum mean discrepancy of two sets of channels under the kernel (x . y)^2, one value an
-    image.
+    r"""Squared maximum mean discrepancy of two sets of channels, with kernel (x . y)^2, one value per image.
 
     .. math:: \tfrac{1}{C_t^2} \sum_{c,d} k(t_c, t_d) + \tfrac{1}{C_s^2} \sum_{c,d} k(s_c, s_d)
               - \tfrac{2}{C_s C_t} \sum_{c,d} k(s_c, t_d), \quad k(x, y) = (x \cdot y)^2
 
-    A channel is a vector over positions, of unit length; the number of channels may differ, the larger
-    map is pooled to the smaller. Zero where both have the same mean outer product of channels, whatever
-    their order. A channel of zeros stays zero.
+    A channel is a vector over positions, scaled to unit length. The numbers of channels may differ. The
+    larger map is pooled to the size of the smaller. Zero where the mean outer products of the channels
+    agree; the order of the channels does not count. A channel of zeros stays zero.
 
     Reference: Huang, Wang (2017), https://arxiv.org/abs/1707.01219, section 4.2.
 

@@ -16,17 +16,17 @@ def pkt_loss(
     teacher: Float[Tensor, "rows features2"],
     weight: Float[Tensor, " rows"],
 ) -> Float[Tensor, ""]:
-    r"""KL divergence of whom each row is similar to.
+    r"""KL divergence of each row's distribution of similarities to all rows.
 
     .. math:: \frac{\bar w}{n} \sum_i p_i \sum_j t_{ij} \log \frac{t_{ij}}{s_{ij}},
               \quad s_{ij} = \frac{p_j K_{ij}}{\sum_k p_k K_{ik}}, \quad K_{ij} = \frac{\cos(s_i, s_j) + 1}{2}
 
     :math:`p` are the rows' shares of the weights, :math:`\bar w` their mean and :math:`n = 1 / \sum p_i^2`
-    the number of rows (with equal weights). A row is also similar to itself. Zero where all cosines agree;
-    a row of zeros is half similar to everything, with a zero gradient.
+    the number of rows (with equal weights). The sum over j includes i. Zero where all cosines agree. A row of
+    zeros has a similarity of 1/2 to every row, with a zero gradient.
 
-    Reference: Passalis, Tefas (ECCV 2018), https://arxiv.org/abs/1803.10837, equations 5 to 8; the division
-    by n, the similarity to itself and the 1e-7 are the authors' code's.
+    Reference: Passalis, Tefas (ECCV 2018), https://arxiv.org/abs/1803.10837, equations 5 to 8. The division
+    by n, the similarity to itself and the 1e-7 are from the authors' code.
 
     >>> together, apart = torch.ones(2, 2), torch.eye(2)
     >>> pkt_loss(together, apart, torch.ones(2)).round(decimals=4)

@@ -1,4 +1,4 @@
-"""Review and correction, the student as its own teacher: ``rc``."""
+"""Review and correction: self-distillation from the student's corrected logits: ``rc``."""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,14 +16,14 @@ def rc_loss(
     *,
     temperature: float = 4.0,
 ) -> Float[Tensor, " rows"]:
-    r""":func:`kd_loss` from the student to itself, its largest logit added to the label's.
+    r""":func:`kd_loss` to the student's own logits, with the largest logit added to the label's.
 
     .. math:: T^2\ KL(\sigma(\tilde s / T) \| \sigma(s / T)), \quad
               \tilde s_y = s_y + \max_c s_c,\ \tilde s_c = s_c \ (c \ne y)
 
-    The corrected logits are held constant, and no teacher is read. The correction depends on the
-    origin of the logits: it vanishes where the largest is 0, which is also where the loss is zero, and
-    *lowers* the label where all are negative.
+    The corrected logits are detached, and no teacher is read. A constant added to all logits changes the
+    correction. Where the largest logit is 0 there is no correction, and the loss is zero. Where all logits
+    are negative the correction *lowers* the label.
 
     Reference: Cao et al. (IEEE Signal Processing Letters 2023), "Be an Excellent Student: Review,
     Preview, and Correction", as compared in https://arxiv.org/abs/2408.07703 and its code.
@@ -32,15 +32,15 @@ def rc_loss(
     >>> rc_loss(torch.tensor([[4.0, 0.0], [0.0, -4.0]]), torch.tensor([1, 1]))
     tensor([1.9218, 0.0000])
     """
-    belief = lift(student).detach()
-    corrected = replace_logit(belief, label, label_logit(belief, label) + belief.amax(dim=1))
+    own = lift(student).detach()
+    corrected = replace_logit(own, label, label_logit(own, label) + own.amax(dim=1))
     return kd_loss(student, corrected, temperature=temperature)
 
 
 class RC(RowLoss):
-    """:func:`rc_loss` with its temperature fixed. Declares none: it softens the student's logits only.
+    """:func:`rc_loss` with its temperature fixed.
 
-    A row without a label is not corrected, so the student has nothing to learn from itself: the value is 0,
+    Declares no temperature, as it softens only the student's logits. On a row without a label the value is 0,
     with a zero gradient.
     """
 

@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence the other way round: ``reverse_kl``."""
+"""Kullback-Leibler divergence with student and teacher exchanged: ``reverse_kl``."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -14,13 +14,13 @@ def reverse_kl_loss(
     *,
     temperature: float = 4.0,
 ) -> Float[Tensor, " rows"]:
-    r"""KL divergence from the softened teacher to the softened student, one value a row.
+    r"""KL(student || teacher) of the softened distributions, one value per row.
 
     .. math:: T^2 \sum_c p_c (\log p_c - \log t_c), \quad t = \sigma(z / T),\ p = \sigma(s / T)
 
-    It punishes mass where the teacher has none, and lets the student leave out classes that the
-    teacher believes in: it seeks one mode, where :func:`kd_loss` covers all. The two agree to second
-    order near agreement, where both are zero.
+    It penalises the student's probability on classes that the teacher excludes, and lets the student drop
+    classes that the teacher supports. So it is mode-seeking, and :func:`kd_loss` is mode-covering. Where the
+    distributions agree both are zero, and near there they are equal to second order.
 
     Reference: Gu et al. (ICLR 2024), https://arxiv.org/abs/2306.08543, section 2.1; the factor
     :math:`T^2` is that of :func:`kd_loss`.

@@ -9,22 +9,22 @@ from outgrow.losses.adapters import BatchNorm, MapLoss, Paths
 from outgrow.outputs import Target, lift
 
 LEVELS = (4, 2, 1)
-"""Sides of the pooled maps that are compared beside the map itself (the authors')."""
+"""Sides of the pooled maps that are compared in addition to the map (as in the authors' code)."""
 
 
 def reviewkd_loss(
     student: Float[Tensor, "images channels height width"],
     teacher: Float[Tensor, "images channels height width"],
 ) -> Float[Tensor, " images"]:
-    r"""Hierarchical context loss of two maps of one shape, one value an image.
+    r"""Hierarchical context loss of two maps of one shape, one value per image.
 
     .. math:: \frac{\sum_{l=0}^{L} 2^{-l} \, \overline{(P_l f^s - P_l f^t)^2}}{\sum_{l=0}^{L} 2^{-l}}
 
-    :math:`P_0` is the map itself, the others average it to 4x4, 2x2 and 1x1, those that are smaller than
-    the map; the bar is the mean over channels and positions. Zero where the maps agree.
+    :math:`P_0` is the identity. The other :math:`P_l` average the map to 4x4, 2x2 and 1x1; sizes not below
+    the map's are left out. The bar is the mean over channels and positions. Zero where the maps agree.
 
-    Reference: Chen et al. (CVPR 2021), https://arxiv.org/abs/2104.09044, section 3.3; the weights are the
-    authors' code's.
+    Reference: Chen et al. (CVPR 2021), https://arxiv.org/abs/2104.09044, section 3.3; the weights are from
+    the authors' code.
 
     >>> reviewkd_loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, -1.0], [1.0, -1.0]]]]))
     tensor([0.6667])
@@ -44,9 +44,9 @@ def _mean_square(difference: Tensor) -> Float[Tensor, " images"]:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion: a stage and what was fused of the deeper ones, blended position by position.
+    """Attention-based fusion: blends a stage with the fused map of the deeper stages, position by position.
 
-    Returns the student's map as the teacher's is shaped, and what the next stage gets.
+    Returns the student's map in the teacher's shape, and the fused map for the next stage.
     """
 
     def __init__(self, student: int, middle: int, teacher: int, *, deepest: bool) -> None:
@@ -54,7 +54,7 @@ class Fusion(nn.Module):
         reduce = nn.Conv2d(student, middle, kernel_size=1, bias=False)
         expand = nn.Conv2d(middle, teacher, kernel_size=3, padding=1, bias=False)
         for layer in (reduce, expand):
-            nn.init.kaiming_uniform_(layer.weight, a=1)  # the authors'
+            nn.init.kaiming_uniform_(layer.weight, a=1)  # as the authors
         self.reduce = nn.Sequential(reduce, BatchNorm(middle))
         self.expand = nn.Sequential(expand, BatchNorm(teacher))
         self.blend = None if deepest else nn.Conv2d(2 * middle, 2, kernel_size=1)
@@ -76,11 +76,12 @@ def _resized(value: Tensor, size: tuple[int, ...]) -> Tensor:
 class ReviewKD(MapLoss):
     """:func:`reviewkd_loss` of the teacher's stages and the student's, each fused with the deeper ones.
 
-    ``mid_channels`` bounds the width of the fusion (and so does the student's deepest stage). Without
-    paths all taps are stages, and the penultimate features are the deepest where both networks have them.
+    The width of the fusion is ``mid_channels`` or that of the student's deepest stage, whichever is less.
+    Without paths all taps are stages. The penultimate features are the deepest stage if both networks have
+    them.
     """
 
-    zero_at_match = False  # fusions stand between
+    zero_at_match = False  # it compares fused maps
     default = "pyramid"
     parts = "its fusions"
 

@@ -17,7 +17,7 @@ def rkd_loss(
     distance: float = 25.0,
     angle: float = 50.0,
 ) -> Float[Tensor, ""]:
-    r"""Huber loss of the distances between two rows and of the angles between three.
+    r"""Huber loss of the distances between pairs of rows and of the angles in triples of rows.
 
     .. math:: \bar w \Big(\lambda_D \sum_{i,j} p_i p_j\, h\Big(\frac{d^s_{ij}}{\mu^s}
               - \frac{d^t_{ij}}{\mu^t}\Big) + \lambda_A \sum_{i,j,k} p_i p_j p_k\,
@@ -25,8 +25,8 @@ def rkd_loss(
 
     :math:`p` are the rows' shares of the weights, :math:`\bar w` their mean, :math:`\mu` the weighted mean
     distance of two different rows, h Huber's function. Sums include pairs of a row with itself. Zero where
-    the student's rows are the teacher's moved, turned or scaled. Two equal rows have no direction between
-    them: that part has a zero gradient.
+    the student's rows are the teacher's, shifted, rotated or scaled. Two equal rows have no direction between
+    them, so their part has a zero gradient.
 
     Reference: Park et al. (CVPR 2019), https://arxiv.org/abs/1904.05068, equations 6 to 11.
 
@@ -49,10 +49,10 @@ def rkd_loss(
 
 
 def _edges(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors from each row to each other, and their lengths; zeros where two rows agree."""
+    """Unit vectors between all pairs of rows, and their distances; zeros for two equal rows."""
     edge = rows - rows[:, None]
     square = edge.square().sum(dim=2)
-    # A distance of a few roundings is none. Made safe before the root.
+    # A distance within rounding error counts as zero. It is replaced before the square root.
     size = rows.detach().square().sum(dim=1).amax()
     apart = square > (8 * torch.finfo(rows.dtype).eps) ** 2 * size
     length = torch.where(apart, torch.where(apart, square, torch.ones_like(square)).sqrt(), 0.0)
@@ -60,7 +60,7 @@ def _edges(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _relative(length: Tensor, pair: Tensor) -> Tensor:
-    """Lengths over their weighted mean between different rows."""
+    """Distances divided by their weighted mean over pairs of different rows."""
     different = pair - pair.diagonal().diag()
     total = different.sum()
     mean = (different * length).sum() / torch.where(total > 0, total, 1.0)

@@ -21,18 +21,18 @@ def rld_loss(
     beta: float = 8.0,
     temperature: float = 4.0,
 ) -> Float[Tensor, " rows"]:
-    r"""The student's label learns the teacher's confidence; the classes behind the label, their order.
+    r"""KL of the teacher's top probability to the student's label, plus KL within the classes below the label.
 
     .. math:: T^2 (\alpha\, KL(b^t \| b^p) + \beta\, KL(\hat t \| \hat p)), \quad
               b^t = (t_{max}, 1 - t_{max}),\ b^p = (p_y, 1 - p_y)
 
-    and :math:`\hat t, \hat p` the classes whose teacher logit is below the label's, renormalised. On a
-    row that the teacher gets right (no other class at the label's logit or above) this is
-    :func:`dkd_loss`. On a wrong row the first term pairs the teacher's *top* class with the student's
-    *label*, and the second forgets the label and every class that leads it; a label ranked last leaves
-    none, and the second term is 0. Zero at equal outputs on right rows only.
+    and :math:`\hat t, \hat p` the classes whose teacher logit is below the label's, renormalised. If no
+    other class has the label's logit or more, this is :func:`dkd_loss`. On a wrong row the first term
+    compares the teacher's *top* class with the student's *label*. The second leaves out the label and every
+    class that leads it; it is 0 if the label is ranked last. At equal outputs the loss is zero on right rows
+    only.
 
-    Both terms are at ``temperature``. The authors' code has the first one at 1 on CIFAR-100, which is
+    Both terms use ``temperature``. The authors' code has temperature 1 for the first on CIFAR-100. That is
     ``rld(alpha=1, beta=0, temperature=1) + rld(alpha=0, beta=8, temperature=4)``.
 
     Reference: Sun et al. (ICCV 2025), https://arxiv.org/abs/2408.07703, sample confidence and
@@ -49,11 +49,11 @@ def rld_loss(
     confidence = (log_t.exp() * (log_t - log_p)).sum(dim=1)
     leads = teacher >= label_logit(teacher, label)[:, None]
     some_behind = ~leads.all(dim=1)
-    # where nothing is left the row is made safe by leaving everything in, and its value not used
+    # if no class is below the label all are kept, to stay finite, and the value is not used
     removed = leads & some_behind[:, None]
     log_rest_p = (student / temperature).masked_fill(removed, -math.inf).log_softmax(dim=1)
     log_rest_t = (teacher / temperature).masked_fill(removed, -math.inf).log_softmax(dim=1)
-    # at a removed class both are -inf and their difference NaN: it carries no mass, so it goes first
+    # at a removed class both are -inf and their difference NaN: set it to 0, as its probability is 0
     difference = (log_rest_t - log_rest_p).masked_fill(removed, 0.0)
     correlation = (log_rest_t.exp() * difference).sum(dim=1)
     correlation = torch.where(some_behind, correlation, torch.zeros_like(correlation))
@@ -69,7 +69,7 @@ def _against_the_rest(soft: Tensor, chosen: Tensor) -> Tensor:
 class RLD(RowLoss):
     """:func:`rld_loss` with its constants fixed. Needs at least two classes.
 
-    A row without a label has no class whose confidence is learnt: the value is 0, with a zero gradient.
+    On a row without a label the value is 0, with a zero gradient.
     """
 
     softens = True

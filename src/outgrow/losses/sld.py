@@ -20,14 +20,13 @@ def sld_loss(
     *,
     temperatures: Sequence[float | int] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
 ) -> Float[Tensor, " rows"]:
-    r""":func:`kd_loss`, summed over temperatures, to a teacher whose label and top class are exchanged.
+    r""":func:`kd_loss`, summed over temperatures, to the teacher with label and top logit exchanged.
 
     .. math:: \sum_T T^2\ KL(\sigma(\bar z / T) \| \sigma(s / T)), \quad \bar z = swap(z, y)
 
-    The sum is not divided by the number of temperatures. The method has two such terms; in the second,
-    ``sld_loss(student, student, label)``, the student's own swapped logits are the teacher, *not* held
-    constant, so that the gradient flows through both sides. Zero where the outputs agree and the label
-    leads.
+    The sum is not divided by the number of temperatures. The method has two such terms. The second is
+    ``sld_loss(student, student, label)``: the teacher is the student with its logits swapped, *not* detached,
+    so that the gradient flows through both sides. Zero where the outputs agree and the label leads.
 
     Reference: Limantoro et al. (2025), https://arxiv.org/abs/2504.20108; temperatures and the
     gradient through the student's swapped logits as in the authors' code.
@@ -42,12 +41,11 @@ def sld_loss(
 
 
 class SLD(RowLoss):
-    """:func:`sld_loss` to the teacher and, from progress ``start`` on, to the student itself.
+    """:func:`sld_loss` to the teacher and, from progress ``start`` on, to the student's own logits.
 
-    :meth:`at` says where training stands; a loss that is never told has both terms. Several
-    temperatures: declares none. A ``start`` above 1 leaves the second term out.
-
-    A row without a label is not swapped: the teacher is believed as it is, and the second term is 0 there.
+    :meth:`at` sets the progress; without a call both terms are on. A ``start`` above 1 leaves the second term
+    out. Declares no temperature, as it has several. On a row without a label the teacher is not swapped and
+    the second term is 0.
     """
 
     zero_at_match = False
@@ -60,7 +58,7 @@ class SLD(RowLoss):
     ) -> None:
         super().__init__()
         if not temperatures:
-            raise ValueError("sld: temperatures needs at least one number, got none; the paper has 1 to 6.")
+            raise ValueError("sld: temperatures needs at least one number, got none; the paper uses 1 to 6.")
         self.temperatures = tuple(positive(float(t), what="sld: temperatures") for t in temperatures)
         self.start = start
         self.own_teacher = True
@@ -70,7 +68,7 @@ class SLD(RowLoss):
 
     def rows(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " rows"]:
         label = safe_label(target.dominant, student.num_classes)
-        # exchanged with itself, the top class stays where it is
+        # exchanging the top class with itself changes nothing
         first = torch.where(target.valid, label, teacher.logits.argmax(dim=1))
         value = sld_loss(student.logits, teacher.logits, first, temperatures=self.temperatures)
         if self.own_teacher:

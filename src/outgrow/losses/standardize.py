@@ -1,4 +1,4 @@
-"""Logit standardisation: a transform that any logit loss can take."""
+"""Logit standardisation, a transform for any loss on logits: ``standardize``."""
 
 from collections.abc import Collection, Sequence
 
@@ -11,13 +11,13 @@ from outgrow.outputs import Outputs, Target, as_outputs, lift, with_logits
 
 
 def standardize_logits(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
-    r"""Each row minus its mean, over its (unbiased) standard deviation plus 1e-7.
+    r"""Each row minus its mean, divided by its (unbiased) standard deviation plus 1e-7.
 
-    Right and wrong rows stay so. A row of equal logits (up to a few roundings) becomes zeros, with a
-    zero gradient.
+    The order of a row's logits does not change, so right rows stay right and wrong rows wrong. A row of equal
+    logits (up to rounding error) becomes zeros, with a zero gradient.
 
-    Reference: Sun et al. (CVPR 2024), https://arxiv.org/abs/2403.01427, section 4; deviation and
-    1e-7 as in the authors' code.
+    Reference: Sun et al. (CVPR 2024), https://arxiv.org/abs/2403.01427, section 4. The unbiased deviation
+    and the 1e-7 are from the authors' code.
 
     >>> standardize_logits(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])).round(decimals=4)
     tensor([[-1.,  0.,  1.],
@@ -32,7 +32,7 @@ def standardize_logits(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "
 def deviation(
     logits: Float[Tensor, "rows classes"],
 ) -> tuple[Float[Tensor, "rows 1"], Bool[Tensor, "rows 1"]]:
-    """Each row's (unbiased) deviation, and whether it has one; 1, without a gradient, where it has not.
+    """Each row's (unbiased) standard deviation, and whether the row varies. It is 1, without a gradient, if not.
 
     >>> deviation(torch.tensor([[1.0, 2.0, 3.0], [0.1, 0.1, 0.1]]))
     (tensor([[1.],
@@ -41,8 +41,8 @@ def deviation(
     """
     centred = logits - logits.mean(dim=1, keepdim=True)
     variance = centred.square().sum(dim=1, keepdim=True) / max(logits.shape[1] - 1, 1)
-    # A deviation of a few roundings is none: dividing by it would give gradients of 1e7. Nor is one whose
-    # square has lost its digits.
+    # A deviation within rounding error counts as zero: dividing by it would give gradients of 1e7. So does one
+    # whose square underflows.
     precision = torch.finfo(logits.dtype)
     tolerance = (8 * precision.eps) ** 2 * logits.square().mean(dim=1, keepdim=True)
     varies = variance > tolerance.clamp_min(precision.tiny / precision.eps)
@@ -52,9 +52,9 @@ def deviation(
 class Standardize(Loss):
     """``base`` on standardised logits of both networks.
 
-    ``base`` is a loss, or a name built with ``temperature`` (``standardize(base="dkd(beta=2)")``).
-    The objective standardises the teacher *before* it is corrected: the rule sees the logits that
-    the loss reads. Called directly it standardises what it is given.
+    ``base`` is a loss, or a name that is built with ``temperature`` (``standardize(base="dkd(beta=2)")``).
+    In an objective the teacher is standardised *before* it is corrected, so that the rule corrects the logits
+    that the loss reads. A direct call standardises both inputs.
     """
 
     softens = True
@@ -63,13 +63,13 @@ class Standardize(Loss):
         super().__init__()
         positive(temperature, what="standardize: temperature")
         if isinstance(base, str):
-            from outgrow.losses import make_loss  # the registry holds this class too
+            from outgrow.losses import make_loss  # avoids a circular import: the registry has this class
 
             base = make_loss(base, temperature=temperature)
         if "logits" not in base.reads:
             raise ValueError(
                 f"standardize: needs a loss that reads logits, got {type(base).__name__}; "
-                "features have their own scale and are not standardised."
+                "use the loss on features without standardize."
             )
         self.base = base
         self.axis = base.axis
@@ -84,6 +84,9 @@ class Standardize(Loss):
     @property
     def wrapped(self) -> Loss:
         return self.base
+
+    def student_taps(self, features: Collection[str]) -> frozenset[str]:
+        return self.base.student_taps(features)
 
     def teacher_taps(self, features: Collection[str]) -> frozenset[str]:
         return self.base.teacher_taps(features)

@@ -14,14 +14,14 @@ def ttm_loss(
     *,
     exponent: float = 0.2,
 ) -> Float[Tensor, " rows"]:
-    r"""KL divergence from the plain student to the teacher's probabilities to a power, renormalised.
+    r"""KL from the teacher's probabilities to a power, renormalised, to the student at temperature 1.
 
     .. math:: \sum_c q_c (\log q_c - \log p_c), \quad
               q_c = t_c^\gamma / \sum_j t_j^\gamma,\ t = \sigma(z),\ p = \sigma(s)
 
-    A power is a temperature of :math:`1 / \gamma`, on the teacher alone: the student is not softened
-    and there is no :math:`T^2`. So it is zero not where the two agree but where the student's logits
-    are ``exponent`` times the teacher's, up to a shift.
+    The power is a temperature of :math:`1 / \gamma` for the teacher alone. The student is not softened, and
+    there is no factor :math:`T^2`. The loss is zero where the student's logits are ``exponent`` times the
+    teacher's, up to a shift. It is not zero where the two agree.
 
     Reference: Zheng, Yang (ICLR 2024), https://arxiv.org/abs/2402.11148, section 3.
 
@@ -35,7 +35,7 @@ def ttm_loss(
 
 
 class TTM(RowLoss):
-    """:func:`ttm_loss` with its exponent fixed; declares the temperature that the exponent means."""
+    """:func:`ttm_loss` with its exponent fixed. Declares the temperature ``1 / exponent``."""
 
     zero_at_match = False
 

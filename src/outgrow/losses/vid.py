@@ -17,13 +17,14 @@ def vid_loss(
     teacher: Float[Tensor, "images channels height width"],
     variance: Float[Tensor, " channels"],
 ) -> Float[Tensor, " images"]:
-    r"""How unlikely the teacher's map is under a Gaussian that the student predicts, one value an image.
+    r"""Negative log-likelihood of the teacher's map under a Gaussian around the student's prediction.
 
     .. math:: \tfrac{1}{CHW} \sum_{c,h,w} \tfrac12 \Big(\frac{(t_{chw} - \mu_{chw})^2}{\sigma_c^2}
               + \log \sigma_c^2\Big)
 
-    A variance a channel is learnt, so channels that the student cannot predict come to count for little.
-    The constant of the Gaussian is left out; the loss has no zero and may be negative.
+    One value per image. The variance of each channel is learnt, so channels that the student cannot predict
+    get little weight. The constant of the Gaussian is left out. The loss may be negative and has no minimum
+    at zero.
 
     Reference: Ahn et al. (CVPR 2019), https://arxiv.org/abs/1904.05835, equation 5.
 
@@ -35,8 +36,11 @@ def vid_loss(
 
 
 class VID(MapLoss):
-    """:func:`vid_loss` with a mean from three 1x1 convolutions and the variance ``softplus(a) + eps``,
-    summed over pairs of stages; the larger map is pooled to the smaller. Both are trained."""
+    """:func:`vid_loss`, summed over pairs of stages.
+
+    Three 1x1 convolutions predict the mean. The variance is ``softplus(a) + eps``. Both are trained. The
+    larger map is pooled to the size of the smaller.
+    """
 
     zero_at_match = False
     parts = "its regressors"
@@ -60,7 +64,7 @@ class VID(MapLoss):
 
     def build(self, stages: list[tuple[Tensor, Tensor]]) -> None:
         softplus = self.initial_variance - self.eps
-        start = softplus + math.log(-math.expm1(-softplus))  # its inverse, without overflow
+        start = softplus + math.log(-math.expm1(-softplus))  # inverse of softplus, without overflow
         self.regressors, self.log_scales = nn.ModuleList(), nn.ParameterList()
         for own, other in stages:
             width = other.shape[1]

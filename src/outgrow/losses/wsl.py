@@ -16,17 +16,17 @@ def wsl_loss(
     *,
     temperature: float = 2.0,
 ) -> Float[Tensor, " rows"]:
-    r"""Soft cross-entropy, less where the student knows the label better than the teacher does.
+    r"""Soft cross-entropy, with less weight where the student predicts the label better than the teacher.
 
     .. math:: T^2\, w \Big(-\sum_c t_c \log p_c\Big), \quad
               w = 1 - \exp\Big(-\frac{\log \sigma(s)_y}{\log \sigma(z)_y}\Big)
 
-    with :math:`t, p` at temperature T and the weight at temperature 1. The weight is held constant:
-    no gradient flows through it. A cross-entropy, not a divergence, so it is not zero where the two
-    agree (the weight is :math:`1 - 1/e` there); zero only where the student is certain of the label.
+    with :math:`t, p` at temperature T and the weight at temperature 1. The weight is detached. It is a
+    cross-entropy, not a divergence, so it is not zero where the two agree; the weight is :math:`1 - 1/e`
+    there. It is zero only where the student's probability of the label is 1.
 
-    Reference: Zhou et al. (ICLR 2021), https://arxiv.org/abs/2102.00650, "weighted soft labels";
-    1e-7 in the weight's denominator as in the authors' code.
+    Reference: Zhou et al. (ICLR 2021), https://arxiv.org/abs/2102.00650, "weighted soft labels". The 1e-7
+    in the weight's denominator is from the authors' code.
 
     >>> wsl_loss(torch.zeros(1, 2), torch.tensor([[0.0, 4.0]]), torch.tensor([1]))
     tensor([2.7726])
@@ -44,7 +44,7 @@ def wsl_loss(
 class WSL(RowLoss):
     """:func:`wsl_loss` with its temperature fixed.
 
-    A row without a label has no weight: the value is 0, with a zero gradient.
+    On a row without a label the value is 0, with a zero gradient.
     """
 
     softens = True

@@ -14,13 +14,13 @@ def wttm_loss(
     *,
     exponent: float = 0.2,
 ) -> Float[Tensor, " rows"]:
-    r""":func:`ttm_loss`, each row times the power sum of the teacher's probabilities.
+    r""":func:`ttm_loss`, with each row multiplied by the power sum of the teacher's probabilities.
 
     .. math:: \Big(\sum_c t_c^\gamma\Big)\ KL(q \| p), \quad q_c = t_c^\gamma / \sum_j t_j^\gamma
 
-    The weight is 1 where the teacher is certain and :math:`C^{1 - \gamma}` where it knows nothing (40
-    with 100 classes at 0.2): smooth rows count more, and the size of the loss grows with the number of
-    classes. It looks at no other row and is not normalised. Zero where :func:`ttm_loss` is.
+    The weight is 1 for a one-hot teacher and :math:`C^{1 - \gamma}` for a uniform one (40 with 100 classes
+    at 0.2). So smooth rows count more, and the loss grows with the number of classes. The weight does not
+    depend on other rows and is not normalised. Zero where :func:`ttm_loss` is zero.
 
     Reference: Zheng, Yang (ICLR 2024), https://arxiv.org/abs/2402.11148, section 4.
 
@@ -33,7 +33,7 @@ def wttm_loss(
 
 
 class WTTM(RowLoss):
-    """:func:`wttm_loss` with its exponent fixed; declares the temperature that the exponent means."""
+    """:func:`wttm_loss` with its exponent fixed. Declares the temperature ``1 / exponent``."""
 
     zero_at_match = False
 

@@ -1,1 +1,1 @@
-"""What depends on the machine: code in C, host memory, the pass of batch norm and ReLU, precision."""
+"""What depends on the machine: C code, host memory, fused batch norm and ReLU, precision."""

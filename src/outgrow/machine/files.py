@@ -99,10 +99,14 @@ def sealed(content: Mapping[str, Any]) -> str:
     return json.dumps({**body, CHECKSUM: _json_checksum(body)}, indent=1, allow_nan=False) + "\n"
 
 
-def unsealed(text: str, *, where: str) -> dict[str, Any]:
-    """What :func:`sealed` wrote, without its checksum. JSON without one is taken as it is: older versions wrote none.
+def unsealed(
+    text: str, *, where: str, optional: Callable[[dict[str, Any]], bool] = lambda content: False
+) -> dict[str, Any]:
+    """What :func:`sealed` wrote, without its checksum.
 
-    ``ValueError`` for text that is no JSON object, or that was changed since it was written.
+    ``optional(content)`` says whether a file without one is taken as it is, as older versions wrote none. A checksum
+    of null is always taken: somebody changed the file by hand and says so. ``ValueError`` for text that is no JSON
+    object, or that was changed since it was written.
     """
     try:
         content = json.loads(text)
@@ -112,11 +116,13 @@ def unsealed(text: str, *, where: str) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise ValueError(f"needs a JSON object, got {type(content).__name__} in {where}; restore the file.")
+    given = CHECKSUM in content
     stated = content.pop(CHECKSUM, None)
-    if stated is not None and stated != _json_checksum(content):
+    right = stated is None if given else optional(content)
+    if not right and stated != _json_checksum(content):
         raise ValueError(
             f"needs the file as it was written, got {where}, which was changed or damaged since (its checksum differs); "
-            f"restore it, or remove its {CHECKSUM!r} if the change is yours."
+            f"restore it, or set its {CHECKSUM!r} to null if the change is yours."
         )
     return content
 

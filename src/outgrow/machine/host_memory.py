@@ -1,11 +1,11 @@
-"""Freed memory stays with the process while it trains on a CPU, as a step needs the same blocks every time.
+"""Keep freed memory in the process while it trains on a CPU: every step needs the same blocks.
 
-glibc maps every large tensor anew and gives it back when it dies. The kernel then clears each page at its
-first touch: thousands of page faults a step. Here large blocks come from one heap that is not trimmed, its
-first part on huge pages.
+By default glibc calls mmap for every large tensor and munmap when it is freed. The kernel then zeroes every
+page at its first use, which costs thousands of page faults a step. Here large blocks come from a heap that
+is not trimmed. The first part of the heap is on huge pages.
 
-Reference: mallopt(3), madvise(2); https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html
-recommends jemalloc for the same reason, which would be one more thing to install and to preload.
+Reference: mallopt(3), madvise(2). https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html
+recommends jemalloc for the same reason; that would have to be installed and preloaded.
 """
 
 import ctypes
@@ -17,16 +17,15 @@ from contextlib import contextmanager
 M_TRIM_THRESHOLD, M_MMAP_MAX, MADV_HUGEPAGE = -1, -4, 14
 PAGE = 4096
 DEFAULT_TRIM, DEFAULT_MAPPINGS = 128 * 1024, 65536
-"""glibc's own, to return to."""
+"""glibc's defaults, restored at the end."""
 HUGE_BYTES = 1 << 30
-"""Address space advised to be on huge pages: a ResNet-8x4 at 64 images of 32 x 32 needs 0.9 GB in all.
-Nothing is taken before it is touched; beyond it pages are small."""
+"""Bytes of address space advised to use huge pages: a ResNet-8x4 at 64 images of 32 x 32 needs 0.9 GB in all.
+Memory is taken only when it is used. Pages beyond these bytes are small."""
 
 
 @contextmanager
 def kept_pages(huge: int = HUGE_BYTES) -> Iterator[None]:
-    """Inside, freed memory is kept for the next allocation; at the end it goes back. Only with glibc; elsewhere
-    nothing happens."""
+    """Inside, freed memory is kept for later allocations; at the end it is returned. No effect without glibc."""
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         yield
         return
@@ -37,7 +36,7 @@ def kept_pages(huge: int = HUGE_BYTES) -> Iterator[None]:
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     block = libc.malloc(huge)
-    if block:  # an advice: where huge pages are switched off, small ones it is
+    if block:  # only advice: with huge pages disabled, small ones are used
         start = -(-block // PAGE) * PAGE
         libc.madvise(start, (block + huge - start) // PAGE * PAGE, MADV_HUGEPAGE)
         libc.free(block)

@@ -1,7 +1,7 @@
-"""Small files in C, built by the machine's compiler when they are first needed.
+"""Small C files, compiled on this machine at first use.
 
-A file builds within a second, without PyTorch's headers, and the library is kept for the next process.
-Whoever uses one has a plain path for machines without a compiler.
+A file compiles within a second, without PyTorch's headers. The library is cached for later processes.
+Every caller has a fallback for machines without a compiler.
 """
 
 import hashlib
@@ -19,10 +19,11 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shar
 def build(
     source: Path, flags: Sequence[str] = (), *, compilers: Sequence[str] = ("gcc", "clang", "cc")
 ) -> Path:
-    """The path of ``source`` as a library; its name tells source, flags, compiler and processor apart.
+    """Compile ``source`` to a shared library and return its path.
 
-    ``$CC`` comes before ``compilers``. ``OSError`` where there is none or the cache cannot be written;
-    ``subprocess.SubprocessError`` where the compiler fails.
+    The file name has a hash of source, flags, compiler and processor. ``$CC`` comes before ``compilers``.
+    ``OSError`` if there is no compiler or the cache cannot be written; ``subprocess.SubprocessError`` if the
+    compiler fails.
     """
     compiler = os.environ.get("CC") or next((c for c in compilers if shutil.which(c)), None)
     if compiler is None:
@@ -38,17 +39,17 @@ def build(
         made = Path(folder) / kept.name
         command = [*compiler.split(), *flags, str(source), "-o", str(made), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-        made.replace(kept)  # at once: another process may be building the same
+        made.replace(kept)  # atomic: another process may be building the same file
     return kept
 
 
 def processor_flags() -> frozenset[str]:
-    """What the processor can do, as Linux lists it; empty elsewhere."""
+    """The processor's feature flags, as Linux lists them; empty elsewhere."""
     return frozenset(_processor().partition(":")[2].split())
 
 
 def _processor() -> str:
-    """What ``-march=native`` depends on: a home may be shared by unlike machines."""
+    """What ``-march=native`` depends on: machines with different processors may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

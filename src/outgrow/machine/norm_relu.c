@@ -1,10 +1,10 @@
-/* ReLU of a batch norm in training, or of its sum with a shortcut; maps whose channels lie side by side: rows
-   of `channels`, in bfloat16, or in float32 where FLOAT32 is defined.
+/* ReLU of a batch norm in training mode, or of the norm plus a shortcut. The maps are in channels_last: rows
+   of `channels` values, in bfloat16, or in float32 with FLOAT32 defined.
 
-   Forward reads the maps twice and writes once, backward reads maps and gradient twice and writes once; the
-   ReLU's mask comes from the maps anew. With a shortcut the mask is the output's, and what passes it is
-   written first, as the shortcut's gradient, and read in the gradient's place from then on. Sums are of
-   float32 over 64 rows, then of double. */
+   Forward reads the maps twice and writes once. Backward reads maps and gradient twice and writes once; it
+   recomputes the ReLU's mask from the maps. With a shortcut the mask comes from the output. The masked
+   gradient is written first, as the shortcut's gradient, and then read instead of the gradient. Sums are in
+   float32 over 64 rows, then in double. */
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -25,23 +25,23 @@ static inline float up(map half) {
   memcpy(&value, &bits, sizeof value);
   return value;
 }
-/* to the nearest, ties to even; a NaN stays one */
+/* round to nearest, ties to even; NaN stays NaN */
 static inline map down(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   return value != value ? 0x7fc0 : (map)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
-static inline int passes(map value) { return (int16_t)value > 0; } /* NaN, too */
+static inline int passes(map value) { return (int16_t)value > 0; } /* true for NaN, too */
 #endif
 
-/* what of the gradient passes a ReLU with the output y; a NaN lets it pass */
+/* gradient of a ReLU with output y; it passes where y is NaN */
 static void pass(const map *restrict g, const map *restrict y, map *restrict d, int64_t first, int64_t last) {
 #pragma omp simd
   for (int64_t i = first; i < last; i++) d[i] = passes(y[i]) ? g[i] : 0;
 }
 
-/* first and second sums of a thread's rows: forward of x - shift and its square, backward of what passes
-   the ReLU and of that times x - shift */
+/* two sums over a thread's rows: in forward of x - shift and its square, in backward of the gradient after
+   the ReLU and of that gradient times x - shift */
 #define ADD(lanes, VALUE)                                     \
   _Pragma("omp simd") for (int c = 0; c < lanes; c++) {       \
     const int64_t k = at + c, i = r * channels + k;           \
@@ -77,7 +77,7 @@ typedef struct {
   int64_t first, last;
 } part;
 
-/* this thread's rows; the team may be smaller than was asked for (a limit, a region around this one) */
+/* this thread's rows; the team may be smaller than requested (a thread limit, a nested parallel region) */
 static part mine_of(int64_t rows) {
   const int64_t each = (rows + omp_get_num_threads() - 1) / omp_get_num_threads();
   const int64_t first = each * omp_get_thread_num();
@@ -96,7 +96,7 @@ void norm_relu_forward(const map *x, int64_t rows, int64_t channels, const float
                        double *work, const map *shortcut, map *restrict y, int32_t threads) {
   float *restrict mean = saved, *restrict inverse = saved + channels, *restrict scale = saved + 2 * channels,
         *restrict offset = saved + 3 * channels;
-  for (int64_t c = 0; c < channels; c++) mean[c] = up(x[c]); /* near enough to the mean to subtract */
+  for (int64_t c = 0; c < channels; c++) mean[c] = up(x[c]); /* a shift close to the mean, for stable sums */
 #pragma omp parallel num_threads(threads)
   {
     const part own = mine_of(rows);

@@ -1,8 +1,9 @@
-"""ReLU after a batch norm, with or without a shortcut added: in one pass on a CPU where that was asked for.
+"""Batch norm, an optional shortcut sum, and ReLU: fused into one pass on a CPU, inside :func:`fused_norms`.
 
-All are bound by memory, not by arithmetic: one by one, norm and ReLU read and write the maps thirteen times
-in a step of training, together eight; with the sum of a residual block sixteen, together eleven. The pass in C (``norm_relu.c``) takes float32 and bfloat16 maps in
-channels_last; its sums are of float32 and double, and it rounds to bfloat16 once where they round twice.
+These operations are bound by memory, not by arithmetic. In a training step, norm and ReLU read and write the
+maps thirteen times as separate operations and eight times fused. With the sum of a residual block it is
+sixteen and eleven. The C code (``norm_relu.c``) takes float32 and bfloat16 maps in channels_last. It sums in
+float32 and double. It rounds to bfloat16 once, the separate operations twice.
 """
 
 import ctypes
@@ -26,17 +27,17 @@ from outgrow.machine.native import build
 
 SOURCE = Path(__file__).with_name("norm_relu.c")
 TYPES = {torch.bfloat16: (), torch.float32: ("-DFLOAT32",)}
-"""Of the maps, and what the compiler is told for each."""
+"""Dtypes of the maps, each with its compiler flags."""
 FLAGS = ("-fopenmp", *(("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()))
 SHARE = 1 << 15
-"""Elements below which a second thread is not worth waking."""
+"""The fewest elements a thread gets: with less work another thread does not pay."""
 
 _fused: ContextVar[bool] = ContextVar("outgrow_fused_norms", default=False)
 
 
 @contextmanager
 def fused_norms() -> Iterator[None]:
-    """Inside, :func:`norm_relu` takes the pass in C where it can; elsewhere nothing changes."""
+    """Inside, :func:`norm_relu` uses the C code where it can; outside nothing changes."""
     token = _fused.set(True)
     try:
         yield
@@ -45,7 +46,7 @@ def fused_norms() -> Iterator[None]:
 
 
 def calls_it(net: nn.Module) -> bool:
-    """Whether a module of ``net`` comes from a file that imports :func:`norm_relu`; others call norm and ReLU."""
+    """Whether any module of ``net`` is defined in a file that imports :func:`norm_relu`."""
     files = (sys.modules.get(type(module).__module__) for module in net.modules())
     return any(getattr(file, "norm_relu", None) is norm_relu for file in files)
 
@@ -55,8 +56,8 @@ def norm_relu(
 ) -> Float[Tensor, "*maps"]:
     """``relu(norm(maps))``, or ``relu(norm(maps) + shortcut)``; maps are batch x channels x height x width.
 
-    Inside :func:`fused_norms` a plain batch norm in training, on a CPU, on float32 or bfloat16 maps in
-    channels_last, shares one pass with what follows; a norm with hooks (a tap) runs by itself.
+    Inside :func:`fused_norms` it is one pass for a plain batch norm in training mode, on a CPU, on float32 or
+    bfloat16 maps in channels_last. A norm with hooks (a tap) is not fused.
 
     >>> norm_relu(nn.BatchNorm2d(1).eval(), torch.tensor([[[[-1.0, 2.0]]]])).detach().round(decimals=3)
     tensor([[[[0., 2.]]]])
@@ -89,7 +90,7 @@ def _takes(norm: nn.Module, maps: Tensor) -> bool:
         and maps.device.type == "cpu"
         and maps.dtype in TYPES
         and maps.is_contiguous(memory_format=torch.channels_last)
-        and maps.numel() > maps.shape[1]  # one value a channel has no variance: torch says so
+        and maps.numel() > maps.shape[1]  # one value a channel has no variance: torch raises
         and not (
             norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
         )
@@ -170,8 +171,11 @@ def _threads(maps: Tensor) -> int:
 
 @functools.cache
 def library(dtype: torch.dtype) -> Any:
-    """The pass in C for maps of that type, or None where it cannot be built, or where it would bring an OpenMP of its own: that
-    one's threads would wait for work on the cores of torch's. gcc's is by its name the one torch brings."""
+    """The C library for maps of ``dtype``, or None where it cannot be built or would load a second OpenMP.
+
+    The threads of a second OpenMP runtime would spin on the cores of torch's. gcc's runtime has the name of
+    the one that torch loads.
+    """
     before = _openmps()
     try:
         lib = ctypes.CDLL(str(build(SOURCE, (*FLAGS, *TYPES[dtype]), compilers=("gcc",))))

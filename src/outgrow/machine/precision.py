@@ -1,7 +1,7 @@
-"""Which precision is fast here: ``auto`` is bfloat16 where the machine computes in it, else float32.
+"""The fast precision of this machine: ``auto`` is bfloat16 where the hardware supports it, else float32.
 
 A processor without bfloat16 emulates it: a step of a ResNet-8x4 then takes 14 times as long as in float32
-(AVX2). A processor with it (AMX) takes a third.
+(AVX2). On a processor with bfloat16 (AMX) it takes a third of the float32 time.
 """
 
 import warnings
@@ -11,11 +11,11 @@ import torch
 from outgrow.machine.native import processor_flags
 
 CPU_FLAGS = {"amx_bf16", "avx512_bf16"}
-"""As Linux names them. Other processors have not been measured, and ``auto`` is float32 there."""
+"""Names as in /proc/cpuinfo. Other processors have not been measured; ``auto`` is float32 there."""
 
 
 def device_type(device: str) -> str:
-    """The type of device that ``device`` means here: ``auto`` is CUDA, else MPS, else the CPU."""
+    """The device type of ``device``: ``auto`` is CUDA, else MPS, else the CPU."""
     if device != "auto":
         return device
     if torch.cuda.is_available():
@@ -31,7 +31,7 @@ def computes_bfloat16(device: str) -> bool:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """``precision`` with ``auto`` replaced by what is fast on ``device`` (a type, or ``auto``)."""
+    """``precision``, with ``auto`` replaced by the fast one of ``device`` (a device type, or ``auto``)."""
     if precision != "auto":
         return precision
     return "bf16" if computes_bfloat16(device_type(device)) else "fp32"

@@ -1,14 +1,16 @@
 """Nets by name: ``cifar/resnet32x4``, ``timm/...``, ``torchvision/...``, ``hf/...``, ``py:FILE:CALLABLE``."""
 
 import difflib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from outgrow.models.cifar import CIFAR_MODELS
-from outgrow.models.network import Network, resized
+from outgrow.models.network import Network, describe_input, normalised, resized
 from outgrow.models.sources import build_cifar, build_file, build_hf, build_timm, build_torchvision
 from outgrow.models.timm_extra import TIMM_EXTRA
-from outgrow.models.weights import load_weights
+from outgrow.models.weight_file import read_file
+from outgrow.models.weights import load_file, order_heads, stated_count, stated_size, states_normalisation
 
 FAMILIES: dict[str, Callable[[str, int | None, bool, int | None], Network]] = {
     "cifar": build_cifar,
@@ -26,32 +28,46 @@ def create_model(
     pretrained: bool = False,
     weights: str | Path | None = None,
     input_size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Network:
     """A classifier by name, with the normalisation and the input size that it wants.
 
     - ``cifar/NAME``: the nets of the CRD protocol for 32x32 images (100 classes by default).
     - ``timm/NAME``, with keyword arguments where needed: ``timm/mobilenetv2_100?pad_type=same``.
     - ``torchvision/NAME``: its classifiers.
-    - ``hf/NAME``: a local directory or an id on the Hugging Face hub. A directory that holds weights
-      gives them, asked or not; one that holds only ``config.json`` gives random ones.
+    - ``hf/NAME``: an id on the Hugging Face hub, which gives its published weights, or a local directory. One
+      that holds weights gives them, asked or not; one that holds only ``config.json`` gives random ones.
     - ``py:FILE:CALLABLE``: your own file, which is run; the callable takes the number of classes (nothing
       where ``num_classes`` is None) and returns a module that takes images in [0, 1], or a
       :class:`Network`.
 
     ``num_classes=None`` keeps the net's own number. ``pretrained=True`` fetches the published weights of
     the family; ``weights`` is a file of your own instead (:func:`load_weights`): with ``num_classes=None``
-    the net takes over the file's classes, otherwise a head of another size stays new. ``input_size`` is
-    the side in pixels to which images are resized, None for the net's own.
+    the net takes over the file's classes, otherwise a head of another size stays new. ``classes`` names the
+    ``num_classes`` that the net is for: a trained head that names its own is put into their order.
+
+    ``input_size`` is the side in pixels to which images are resized; by default what the file states, else the
+    net's own. ``mean`` and ``std`` (of RGB in [0, 1]) are for weights whose normalisation is known to you alone.
+    ``network.notes`` say what was used and where it is from.
 
     Raises ``ValueError`` for a name that is not known, with the nearest ones that are.
 
     >>> create_model("cifar/resnet8", 10).num_classes
     10
     """
+    if num_classes is None and classes is not None:
+        num_classes = len(classes)
     if num_classes is not None and num_classes < 1:
         raise ValueError(
             f"create_model {name}: num_classes needs at least 1, got {num_classes}; "
             "leave it out for the net's own number."
+        )
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(
+            f"create_model {name}: needs one name for each of {num_classes} classes, got {len(classes)}; leave one of the "
+            "two out."
         )
     if pretrained and weights is not None:
         raise ValueError(
@@ -59,12 +75,45 @@ def create_model(
             "leave one of them out."
         )
     family, rest = _split(name)
-    network = FAMILIES[family](rest, num_classes, pretrained, input_size)
-    if weights is not None:
-        load_weights(network, weights, role="teacher" if num_classes is None else "student")
+    file = None if weights is None else read_file(weights)
+    # a directory may hold weights, or not; an id of the hub always means them
+    published = pretrained or (family == "hf" and file is None and not Path(rest).is_dir())
+    stated = None if file is None else stated_size(file)
+    count = num_classes
+    if file is not None and count is None and family == "timm" and stated_count(file) != 1000:
+        count = stated_count(file)  # some of timm's nets have no head unless told how many classes
+    network = FAMILIES[family](rest, count, published, input_size or stated)
+    source = "published with the weights" if network.weights == "published" else f"the default of {family}"
+    if family == "py":
+        source = "its own file"
+    if file is not None:
+        load_file(network, file, role="teacher" if num_classes is None else "student", classes=classes)
+        source = "stated by the file" if states_normalisation(file) else f"{source}; the file states none"
+    elif classes is not None and network.weights is not None:
+        order_heads(network, classes)
     if input_size is not None:
+        if stated not in (None, input_size):
+            _overridden(network, f"an input size of {stated}", str(input_size))
         resized(network, input_size)
+    if mean is not None or std is not None:
+        if file is not None and states_normalisation(file):
+            spec = network.input_spec
+            _overridden(
+                network, f"mean {spec.mean} and std {spec.std}", f"{mean or spec.mean} and {std or spec.std}"
+            )
+        normalised(network, mean, std)
+        source = "yours"
+    if classes is not None:
+        network.classes = tuple(classes)
+    network.notes.append(f"{name}: {describe_input(network.input_spec)} ({source})")
     return network
+
+
+def _overridden(network: Network, stated: str, given: str) -> None:
+    warnings.warn(
+        f"create_model {network.name}: its file states {stated}, and you gave {given}, which is used.",
+        stacklevel=3,
+    )
 
 
 def list_models() -> dict[str, list[str]]:

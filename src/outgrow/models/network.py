@@ -59,7 +59,9 @@ class Network(nn.Module):
 
     ``name`` is what :func:`outgrow.models.create_model` was asked for, ``classes`` the names of the
     ``num_classes`` classes in the order of the logits, None where unknown. Feature taps name modules of
-    ``network.net``. The state dict holds ``net`` alone: mean and std are of the specification, not learned.
+    ``network.net``. ``weights`` says where they are from: a file, ``published``, ``own`` (whoever made the net
+    knows), None where they were drawn at random. ``notes`` are lines on how they were read, for whoever runs it.
+    The state dict holds ``net`` alone: mean and std are of the specification, not learned.
 
     >>> spec = InputSpec(None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
@@ -78,6 +80,7 @@ class Network(nn.Module):
         num_classes: int,
         input_spec: InputSpec,
         classes: tuple[str, ...] | None = None,
+        weights: str | None = "own",
     ) -> None:
         super().__init__()
         if classes is not None and len(classes) != num_classes:
@@ -89,6 +92,8 @@ class Network(nn.Module):
         self.name = name
         self.num_classes = num_classes
         self.classes = classes
+        self.weights = weights
+        self.notes: list[str] = []
         self.register_buffer("mean", torch.zeros(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(3, 1, 1), persistent=False)
         self.set_input_spec(input_spec)
@@ -139,6 +144,25 @@ def fit_size(images: Float[Tensor, "batch 3 height width"], spec: InputSpec) -> 
 def resized(network: Network, size: int) -> None:
     """``network`` sees its images at ``size`` x ``size`` pixels from now on."""
     network.set_input_spec(replace(network.input_spec, size=size))
+
+
+def normalised(
+    network: Network, mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None
+) -> None:
+    """``network`` normalises by ``mean`` and ``std`` from now on; by its own where one is None."""
+    spec = network.input_spec
+    network.set_input_spec(replace(spec, mean=mean or spec.mean, std=std or spec.std))
+
+
+def describe_input(spec: InputSpec) -> str:
+    """What a net sees, in words.
+
+    >>> describe_input(InputSpec(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    'sees images at 224 pixels, mean 0.5 0.5 0.5, std 0.5 0.5 0.5'
+    """
+    size = "as they come" if spec.size is None else f"at {spec.size} pixels"
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
+    return f"sees images {size}, mean {mean}, std {std}"
 
 
 def _check_images(images: Tensor, name: str) -> None:

@@ -7,10 +7,16 @@ published weights, and the side of the input in pixels (None: the net's own).
 import ast
 import importlib.util
 import json
+import socket
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import nn
 
@@ -18,7 +24,10 @@ from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.structure import heads_of, num_outputs, replace_heads, soften_heads
 from outgrow.models.timm_extra import TIMM_EXTRA
+from outgrow.models.weight_file import check_tensors
 
+PATIENCE = 10.0
+"""Seconds to wait for a server that does not answer."""
 CIFAR_SPEC = InputSpec(None, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 """The statistics of CIFAR-100's training set, as the CRD protocol has them."""
 CIFAR_OWN = {
@@ -42,7 +51,8 @@ def build_cifar(rest: str, num_classes: int | None, pretrained: bool, input_size
         )
     count = 100 if num_classes is None else num_classes
     net = CIFAR_MODELS[rest](count)
-    return Network(net, name=f"cifar/{rest}", num_classes=count, input_spec=CIFAR_OWN.get(rest, CIFAR_SPEC))
+    spec = CIFAR_OWN.get(rest, CIFAR_SPEC)
+    return Network(net, name=f"cifar/{rest}", num_classes=count, input_spec=spec, weights=None)
 
 
 def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
@@ -55,17 +65,21 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
         return _build_timm_extra(name, arguments, num_classes, pretrained)
     if num_classes is not None:
         arguments["num_classes"] = num_classes
+    hub = pretrained or ":" in name  # hf-hub:...
+    with fetching(f"timm/{rest}", pretrained, hub=hub):
+        configuration = timm.get_pretrained_cfg(name, allow_unregistered=True)
     # Transformers and mixers are built for one size; convolutions take any.
-    configuration = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if input_size is not None and getattr(configuration, "fixed_input_size", False):
+    fixed = bool(getattr(configuration, "fixed_input_size", False))
+    if input_size is not None and fixed:
         arguments.setdefault("img_size", input_size)
-    try:
-        net = timm.create_model(name, pretrained=pretrained, **arguments)
-    except TypeError as error:
-        raise ValueError(
-            f"timm/{name}: needs keyword arguments that its constructor knows, got {arguments} ({error}); "
-            "correct what stands behind the question mark."
-        ) from error
+    with fetching(f"timm/{rest}", pretrained, hub=hub):
+        try:
+            net = timm.create_model(name, pretrained=pretrained, **arguments)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(
+                f"timm/{name}: needs keyword arguments that its constructor knows, got {arguments} ({error}); "
+                "correct what stands behind the question mark."
+            ) from error
     heads_of(net)  # a net without a head (num_classes=0) is no classifier
     if pretrained and num_classes not in (None, getattr(configuration, "num_classes", None)):
         soften_heads(net)
@@ -85,7 +99,21 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
     classes = tuple(str(label) for label in labels) if known and len(labels) == count else None
     if classes is None and known and count == 1000 and net.default_cfg.get("num_classes") == 1000:
         classes = imagenet_classes()
-    return Network(net, name=f"timm/{rest}", num_classes=count, input_spec=spec, classes=classes)
+    network = Network(
+        net,
+        name=f"timm/{rest}",
+        num_classes=count,
+        input_spec=spec,
+        classes=classes,
+        weights="published" if pretrained else None,
+    )
+    published = int(configuration.input_size[-1]) if fixed and pretrained else spec.size
+    if published != spec.size:
+        network.notes.append(
+            f"timm/{rest}: the positions of the published weights were resampled by timm from input size {published} to "
+            f"{spec.size}"
+        )
+    return network
 
 
 def _build_timm_extra(
@@ -100,7 +128,9 @@ def _build_timm_extra(
     build, spec = TIMM_EXTRA[name]
     count = 1000 if num_classes is None else num_classes
     classes = imagenet_classes() if num_classes is None else None
-    return Network(build(count), name=f"timm/{name}", num_classes=count, input_spec=spec, classes=classes)
+    return Network(
+        build(count), name=f"timm/{name}", num_classes=count, input_spec=spec, classes=classes, weights=None
+    )
 
 
 def build_torchvision(
@@ -115,7 +145,10 @@ def build_torchvision(
         arguments["init_weights"] = True  # they warn where it is left unsaid
     if rest.startswith("vit_") and input_size is not None and not pretrained:
         arguments["image_size"] = input_size
-    net = models.get_model(rest, weights=weights if pretrained else None, **arguments)
+    if rest == "maxvit_t" and input_size is not None and not pretrained:
+        arguments["input_size"] = (input_size, input_size)
+    with fetching(f"torchvision/{rest}", pretrained, hub=False):
+        net = models.get_model(rest, weights=weights if pretrained else None, **arguments)
     count = 1000 if num_classes is None else num_classes
     if count != 1000:
         replace_heads(net, count)
@@ -133,14 +166,21 @@ def build_torchvision(
             size / short_side,
         )
     classes = imagenet_classes() if num_classes is None or (pretrained and count == 1000) else None
-    return Network(net, name=f"torchvision/{rest}", num_classes=count, input_spec=spec, classes=classes)
+    return Network(
+        net,
+        name=f"torchvision/{rest}",
+        num_classes=count,
+        input_spec=spec,
+        classes=classes,
+        weights="published" if pretrained else None,
+    )
 
 
 def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
     """An image classifier of Hugging Face, from a local directory or from the hub.
 
     A local directory that holds weights is a checkpoint: they are loaded, asked or not. One that holds
-    only ``config.json`` gives random weights.
+    only ``config.json`` gives random weights, which a note says. No code from either is run.
     """
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
@@ -156,39 +196,78 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
             f"hf/{rest}: pretrained=True needs weights in the directory (*.safetensors), got none; "
             "save them there, or leave pretrained out for random weights."
         )
-    try:
-        config = AutoConfig.from_pretrained(rest)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"hf/{rest}: needs a directory with config.json or the id of a model on the hub, got neither "
-            f"({(str(error) or type(error).__name__).splitlines()[0]}); check the path, or the network and the id."
-        ) from error
-    same_classes = num_classes is None or num_classes == config.num_labels
-    if num_classes is not None and not same_classes:
-        config.num_labels = num_classes
-    if pretrained or stored:
-        net = AutoModelForImageClassification.from_pretrained(
-            rest, config=config, ignore_mismatched_sizes=not same_classes
-        )
-    else:
-        if input_size is not None and hasattr(config, "image_size"):
-            config.image_size = input_size
-        net = AutoModelForImageClassification.from_config(config)
+    online = not folder.is_dir()
+    with _reachable_hub(online):
+        try:
+            config = AutoConfig.from_pretrained(rest, trust_remote_code=False)
+        except Exception as error:  # not there, offline, gated, code of its own: the library says which
+            raise ValueError(
+                f"hf/{rest}: needs a directory with config.json or the id of a model on the hub that needs no code of its "
+                f"own, got neither ({_line(error)}); check the path, or the network and the id."
+            ) from error
+        same_classes = num_classes is None or num_classes == config.num_labels
+        if num_classes is not None and not same_classes:
+            config.num_labels = num_classes
+        fresh = False
+        if pretrained or stored:
+            net, fresh = _hf_weights(rest, config, same_classes, own_head=num_classes is None)
+        else:
+            if input_size is not None and hasattr(config, "image_size"):
+                config.image_size = input_size
+            net = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+        spec, guessed = _hf_spec(rest, config)
     count = int(config.num_labels)
     names = tuple(str(config.id2label[number]) for number in range(count)) if same_classes else ()
     invented = all(name == f"LABEL_{number}" for number, name in enumerate(names))
-    spec = _hf_spec(rest, config)
-    return Network(
+    network = Network(
         net.train(),  # as a new net of any other family is
         name=f"hf/{rest}",
         num_classes=count,
         input_spec=spec,
-        classes=None if invented else names,
+        classes=None if invented or fresh else names,
+        weights="published" if pretrained or stored else None,
     )
+    if fresh:
+        soften_heads(network)
+    if not (pretrained or stored):
+        network.notes.append(f"hf/{rest}: weights drawn at random")
+    elif guessed:
+        warnings.warn(
+            f"create_model hf/{rest}: needs a preprocessor_config.json, got none; mean and deviation one half are a guess: "
+            "give mean and std where it is another.",
+            stacklevel=3,
+        )
+    return network
 
 
-def _hf_spec(rest: str, config: Any) -> InputSpec:
-    """From the image processor beside the configuration; mean and std one half where there is none."""
+def _hf_weights(rest: str, config: Any, same_classes: bool, *, own_head: bool) -> tuple[nn.Module, bool]:
+    """The net with its published or stored weights, and whether its head is new."""
+    from transformers import AutoModelForImageClassification
+
+    with fetching(f"hf/{rest}", True, hub=False):
+        net, facts = AutoModelForImageClassification.from_pretrained(
+            rest,
+            config=config,
+            ignore_mismatched_sizes=not same_classes,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    heads = [f"{path}." for path, _ in heads_of(net)]
+    new = {str(key) for key in facts["missing_keys"]}
+    new |= {str(entry[0] if isinstance(entry, tuple) else entry) for entry in facts["mismatched_keys"]}
+    lacking = sorted(key for key in new if own_head or not key.startswith(tuple(heads)))
+    if lacking:
+        raise ValueError(
+            f"hf/{rest}: needs weights for all of the classifier, got none for {', '.join(lacking[:5])}"
+            f"{', ...' if len(lacking) > 5 else ''}; it is the weights of a trunk or of another net: give those of a "
+            "classifier, or use it as a student, which gets a new head."
+        )
+    check_tensors(net.state_dict(), {}, Path(rest))
+    return net, bool(new)
+
+
+def _hf_spec(rest: str, config: Any) -> tuple[InputSpec, bool]:
+    """From the image processor beside the configuration; mean and std one half where there is none: a guess."""
     size = getattr(config, "image_size", None)
     size = int(size[0] if isinstance(size, list | tuple) else size) if size else None
     fallback = InputSpec(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -196,26 +275,82 @@ def _hf_spec(rest: str, config: Any) -> InputSpec:
     if folder.is_dir():
         file = folder / "preprocessor_config.json"
         if not file.is_file():
-            return fallback
-        seen = json.loads(file.read_text())
-    else:
-        from transformers import AutoImageProcessor
-
+            return fallback, True
         try:
-            seen = AutoImageProcessor.from_pretrained(rest).to_dict()
-        except (OSError, ValueError, ImportError):
-            return fallback
+            seen = json.loads(file.read_text(encoding="utf-8"))
+            return _spec_of(seen, fallback), False
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            raise ValueError(
+                f"hf/{rest}: needs an image processor's configuration, got {file}, which cannot be read ({_line(error)}); "
+                "restore the file."
+            ) from error
+    from transformers import AutoImageProcessor
+
+    try:
+        seen = AutoImageProcessor.from_pretrained(rest, trust_remote_code=False).to_dict()
+    except (OSError, ValueError, ImportError):
+        return fallback, True
+    return _spec_of(seen, fallback), False
+
+
+def _spec_of(seen: Any, fallback: InputSpec) -> InputSpec:
     wanted = seen.get("crop_size") if seen.get("do_center_crop") else seen.get("size")
     if isinstance(wanted, dict):
         wanted = wanted.get("height") or wanted.get("shortest_edge")
     mean, std = ((0.0,) * 3, (1.0,) * 3) if seen.get("do_normalize") is False else (None, None)
     return InputSpec(
-        int(wanted) if wanted else size,
+        int(wanted) if wanted else fallback.size,
         _triple(mean or seen.get("image_mean") or fallback.mean),
         _triple(std or seen.get("image_std") or fallback.std),
         "bilinear" if seen.get("resample") == 2 else "bicubic",  # 2 is PIL's number of it
         min(1.0, float(seen.get("crop_pct") or 1.0)),
     )
+
+
+@contextmanager
+def fetching(name: str, pretrained: bool, *, hub: bool) -> Iterator[None]:
+    """Turns whatever goes wrong while published weights are fetched and read into a message."""
+    before = socket.getdefaulttimeout()
+    try:
+        with _reachable_hub(hub):
+            if pretrained and before is None:
+                socket.setdefaulttimeout(PATIENCE)  # torchvision sets none of its own
+            yield
+    except ValueError:
+        raise
+    except Exception as error:
+        wanted = "published weights" if pretrained else "a model that can be built"
+        raise ValueError(
+            f"{name}: needs {wanted}, got an error ({type(error).__name__}: {_line(error)}); go online once, so that they "
+            "are kept, or give a file of weights (--teacher-weights, --student-weights, --weights, or weights= in Python)."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@contextmanager
+def _reachable_hub(asked: bool) -> Iterator[None]:
+    """Asks the hub's cache at once where the hub cannot be reached: the library would try for half a minute first."""
+    if not asked or getproxies().keys() & {"http", "https", "all"}:
+        yield
+        return
+    from huggingface_hub import constants
+
+    before, address = constants.HF_HUB_OFFLINE, urlsplit(constants.ENDPOINT)
+    if not before and address.hostname is not None:
+        try:
+            port = address.port or (80 if address.scheme == "http" else 443)
+            socket.create_connection((address.hostname, port), timeout=PATIENCE).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def build_file(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:

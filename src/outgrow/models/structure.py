@@ -1,8 +1,10 @@
 """What a net is made of: which module is its classifier, which modules are worth tapping."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Head = nn.Linear | nn.Conv2d
 
@@ -84,6 +86,18 @@ def soften_heads(net: nn.Module) -> None:
         nn.init.normal_(head.weight, std=0.01)
         if head.bias is not None:
             nn.init.zeros_(head.bias)
+
+
+def place_heads(net: nn.Module, trained: Mapping[str, Tensor], places: Sequence[int | None]) -> None:
+    """Copies rows of trained heads: row ``i`` becomes row ``places[i]`` of ``trained`` (by the paths of
+    :func:`heads_of`), and stays as it is where that is None."""
+    rows = [row for row, place in enumerate(places) if place is not None]
+    sources = [place for place in places if place is not None]
+    with torch.no_grad():
+        for path, head in heads_of(net):
+            for name, parameter in head.named_parameters(recurse=False):
+                value = trained[f"{path}.{name}"][sources]
+                parameter[rows] = value.to(parameter)
 
 
 def _like(old: Head, num_classes: int) -> Head:

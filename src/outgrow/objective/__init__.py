@@ -1,7 +1,8 @@
-"""How much each loss counts, on which rows, at which point of the training.
+"""Combine losses, row weights and a schedule into the training loss.
 
 schedule.py     pure functions: progress -> weights of task, easy and hard rows
-objective.py    the only place where losses, weights, rows and reduction meet
+terms.py        a loss with its weight, rows and warmup
+objective.py    the weighted sum of task and distillation losses over rows
 presets.py      named pairs of rectifier and objective
 """
 

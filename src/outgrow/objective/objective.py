@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from outgrow.knowledge.rectifier import corrected_logits
 from outgrow.losses import Fixture, Loss, kd_fast
+from outgrow.losses.across import whole_batch
 from outgrow.objective.schedule import Schedule, Weights, make_schedule
 from outgrow.objective.terms import Rows, Term, named_terms
 from outgrow.outputs import (
@@ -63,8 +64,11 @@ class Objective(nn.Module):
     ``loss`` is a name (``"kd"``, ``"dkd(beta=6)"``), a sum of names (``"kd + 0.8*crd"``), a module, a
     :class:`Term`, or a sequence or mapping of these. ``normalize="rows"`` divides by the batch;
     ``"subset"`` divides right rows by their own number and wrong rows by theirs (the paper's; a few
-    wrong rows then weigh as much as all right ones). ``process_group`` makes the divisors global, so
-    that N processes with uneven batches give the gradient of one.
+    wrong rows then weigh as much as all right ones).
+
+    With ``process_group`` its processes share each batch, evenly or not, and the average of their gradients is
+    that of one process with the whole batch: divisors count all rows, a loss that relates rows gets those of
+    all, and connectors' batch norms have the statistics of all. Every process must call it in every step.
 
     One ``kd`` beside the cross-entropy goes through a single pass with its gradient in closed form
     where that is possible (:mod:`outgrow.losses.kd_fast`: on a CPU or a CUDA device, equal within
@@ -126,6 +130,22 @@ class Objective(nn.Module):
         self.schedule_task = schedule_task
         self.process_group = process_group
         self.fast = fast
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The processes that share each batch; None for this one alone."""
+        return self._process_group
+
+    @process_group.setter
+    def process_group(self, group: dist.ProcessGroup | None) -> None:
+        self._process_group = group
+        for module in self.modules():
+            if hasattr(type(module), "process_group") and module is not self:
+                module.process_group = group  # type: ignore[assignment]
+
+    @property
+    def num_processes(self) -> int:
+        return 1 if self.process_group is None else dist.get_world_size(self.process_group)
 
     @property
     def temperature(self) -> float | None:
@@ -196,6 +216,7 @@ class Objective(nn.Module):
         for term in self.terms.values():
             if isinstance(term.loss, Loss):
                 term.loss.setup(fixture)
+        self.process_group = self.process_group  # what has been built belongs to it too
         self.to(student.logits.device)
 
     def forward(
@@ -235,8 +256,12 @@ class Objective(nn.Module):
             value, parts = self._term(term, safe, knowledge, target, row_weights, weights)
             terms[name] = term.scale(progress) * value
             stats |= {f"{name}.{part}": number for part, number in parts.items()}
+        total = torch.stack(list(terms.values())).sum()
+        if self.process_group is not None:
+            # a process without rows moves its learnable parts too: the others wait for their gradients
+            total = total + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         return ObjectiveResult(
-            total=torch.stack(list(terms.values())).sum(),
+            total=total,
             terms={name: value.detach() for name, value in terms.items()},
             stats={name: value.detach() for name, value in stats.items()},
         )
@@ -315,11 +340,12 @@ class Objective(nn.Module):
         weight = row_weights.scheduled(weights, term.rows)
         axis = getattr(loss, "axis", "row")
         if axis == "batch":
+            if self.process_group is not None:
+                student, teacher, target, weight = self._whole(loss, student, teacher, target, weight)
             return loss(student, teacher, target, weight=weight * len(weight)), {}
         value = loss(student, teacher, target)
         if axis == "image":
-            share = _image_weights(weight * len(weight), target, len(value))
-            return (share * value).sum() / max(len(value), 1), {}
+            return (self._image_weights(weight, target, len(value)) * value).sum(), {}
         _check_row_values(value, weight, loss)
         parts = {}
         if term.rows != "wrong":
@@ -330,10 +356,54 @@ class Objective(nn.Module):
         total = torch.stack([schedule[part] * number for part, number in parts.items()]).sum()
         return total, parts
 
+    def _whole(
+        self, loss: nn.Module, student: Outputs, teacher: Outputs, target: Target, weight: Tensor
+    ) -> tuple[Outputs, Outputs, Target, Tensor]:
+        """The rows of all processes, and their weights in one whole batch, for a loss that relates rows."""
+        assert self.process_group is not None
+        own: Collection[str] = student.features
+        other: Collection[str] = teacher.features
+        logits = True
+        if isinstance(loss, Loss):
+            logits = "logits" in loss.reads
+            own, other = loss.student_taps(own), loss.teacher_taps(other)
+        student, teacher, target, weight = whole_batch(
+            student,
+            teacher,
+            target,
+            weight,
+            self.process_group,
+            logits=logits,
+            student_taps=own,
+            teacher_taps=other,
+        )
+        return student, teacher, target, weight / self.num_processes  # they were divided by the mean share
+
+    def _image_weights(
+        self, row_weight: Float[Tensor, " rows"], target: Target, num_images: int
+    ) -> Float[Tensor, " images"]:
+        """What multiplies each image's value, all divisions included: its row's weight, or the mean over its
+        rows, and the mean over all rows where it has none."""
+        if target.image is None:
+            if len(row_weight) != num_images:
+                raise ValueError(
+                    f"objective: needs to know which image each row belongs to, got {len(row_weight)} rows and "
+                    f"{num_images} images; pass Target(..., image=...)."
+                )
+            return row_weight
+        sizes = row_weight.new_tensor([len(row_weight), num_images])
+        total, rows, images = self._global(torch.cat([row_weight.sum()[None], sizes])).unbind()
+        everywhere = torch.where(rows > 0, total, torch.ones_like(total))
+        zeros = row_weight.new_zeros(num_images)
+        summed = zeros.index_add(0, target.image, row_weight)
+        count = zeros.index_add(0, target.image, torch.ones_like(row_weight))
+        share = torch.where(count > 0, rows * summed / count.clamp_min(1), everywhere)
+        return share / images.clamp_min(1 / self.num_processes)
+
     def _count(self, target: Target) -> "_Count":
-        """How many rows there are, over all processes their mean; at least 1, to divide by."""
+        """How many rows there are, over all processes their mean; above 0, to divide by."""
         both = self._global(torch.stack((target.valid, target.takes_part)).sum(dim=1))
-        labelled, rows = both.clamp_min(1).unbind()
+        labelled, rows = both.clamp_min(1 / self.num_processes).unbind()
         return _Count(labelled, rows, (both[1] - both[0]) / rows)
 
     def _row_weights(self, knowledge: Knowledge, count: Tensor) -> _RowWeights:
@@ -355,7 +425,7 @@ class Objective(nn.Module):
         """``count`` averaged over the processes: gradients are averaged over them too."""
         if self.process_group is None:
             return count
-        count = count.to(torch.float32)
+        count = count.clone() if count.is_floating_point() else count.to(torch.float32)
         dist.all_reduce(count, group=self.process_group)
         return count / dist.get_world_size(self.process_group)
 
@@ -423,22 +493,6 @@ def _safe(student: Outputs, knowledge: Knowledge) -> Outputs:
 def _masked(logits: Tensor, weight: Tensor) -> Tensor:
     """Zeros where the weight is zero, *before* the maths: an infinity masked afterwards still poisons."""
     return torch.where((weight > 0)[:, None], logits, torch.zeros_like(logits))
-
-
-def _image_weights(row_weight: Tensor, target: Target, num_images: int) -> Tensor:
-    """Each image's weight: its row's, or the mean over its rows, and the plain mean where it has none."""
-    if target.image is None:
-        if len(row_weight) != num_images:
-            raise ValueError(
-                f"objective: needs to know which image each row belongs to, got {len(row_weight)} rows and "
-                f"{num_images} images; pass Target(..., image=...)."
-            )
-        return row_weight
-    zeros = row_weight.new_zeros(num_images)
-    total = zeros.index_add(0, target.image, row_weight)
-    count = zeros.index_add(0, target.image, torch.ones_like(row_weight))
-    mean = row_weight.mean() if len(row_weight) else row_weight.new_ones(())
-    return torch.where(count > 0, total / count.clamp_min(1), mean)
 
 
 def _check_row_values(value: Tensor, weight: Tensor, loss: nn.Module) -> None:

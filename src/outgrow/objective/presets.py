@@ -1,4 +1,4 @@
-"""Named pairs of rectifier and objective, each made for the other."""
+"""Named pairs of a rectifier and an objective."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ from outgrow.outputs import Rule
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset chooses. ``correct_teacher`` is for whoever builds the teacher: the trainer."""
+    """The choices of a preset. The trainer reads ``correct_teacher`` when it builds the teacher."""
 
     about: str
     rule: str
@@ -27,13 +27,13 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
-        "arXiv 2412.09874 as its formulas say: (1 - p) (CE + easy KL) + p hard KL, rectified in pairs",
+        "the formulas of arXiv 2412.09874: (1 - p) (CE + easy KL) + p hard KL, wrong rows corrected by pair",
         rule="pair",
         schedule="linear",
         normalize="subset",
     ),
     "released": Preset(
-        "what the authors' first published code does: a swap, temperature 5, a cosine exchange",
+        "the authors' first published code: wrong rows corrected by swap, temperature 5, a cosine schedule",
         rule="swap",
         loss="kd(temperature=5.0)",
         schedule="cosine",
@@ -42,9 +42,9 @@ PRESETS: dict[str, Preset] = {
         weight=0.5,
     ),
     "kd": Preset(
-        "plain distillation, CE 1 + KD 1 at temperature 4: the null of every comparison", rule="identity"
+        "plain distillation, CE 1 + KD 1 at temperature 4: the baseline of every comparison", rule="identity"
     ),
-    "none": Preset("no teacher: the student alone, through the same loop", rule="identity", loss=""),
+    "none": Preset("no teacher: the student trained alone, in the same loop", rule="identity", loss=""),
     "drop": Preset("plain distillation without the rows that the teacher gets wrong", rule="drop"),
     "outgrow": Preset(
         "ours: plain distillation from a teacher whose bias is corrected where that is measured to help",
@@ -65,12 +65,11 @@ def preset(
     task_weight: float | None = None,
     normalize: Literal["rows", "subset"] | None = None,
 ) -> tuple[Rectifier, Objective]:
-    """The rectifier and the objective of a preset, with parts of one's own where given.
+    """The rectifier and the objective of a preset. Each argument that is given replaces a part of it.
 
-    ``temperature`` goes to the losses that soften logits; without it a loss that replaces the
-    preset's keeps its own default. The rectifier works at the temperature of the losses.
-    ``ValueError`` where several losses soften at different temperatures under a rule that depends
-    on it.
+    ``temperature`` is passed to the losses that soften logits. Without it a ``loss`` keeps its own default.
+    The rectifier has the temperature of the losses. ``ValueError`` if the losses have different
+    temperatures and the rule depends on the temperature.
 
     >>> rectify, objective = preset("paper", temperature=2.0)
     >>> rectify.rule.name, rectify.temperature, objective.temperature
@@ -85,13 +84,13 @@ def preset(
         weight=chosen.weight if weight is None else weight,
         task_weight=chosen.task_weight if task_weight is None else task_weight,
     )
-    # losses of several temperatures in one, or none, leave the rule to work at the field's habit
+    # losses without one common temperature: the rule then works at the usual 4
     rectifier = Rectifier(chosen.rule if rule is None else rule, objective.temperature or 4.0)
     declared = sorted(objective.temperatures)
     if len(declared) > 1 and rectifier.rule.uses_temperature:
         raise ValueError(
-            f"preset: the rule {rectifier.rule.name!r} works at one temperature, got losses that read at "
-            f"{' and '.join(str(t) for t in declared)}; give both the same, or take a rule without one, such as swap."
+            f"preset: the rule {rectifier.rule.name!r} needs one temperature for all losses, got "
+            f"{' and '.join(str(t) for t in declared)}; give all the same one, or use a rule without one, such as swap."
         )
     return rectifier, objective
 

@@ -1,7 +1,7 @@
-"""From easy to hard: pure functions of progress.
+"""Schedules, from easy to hard: pure functions of progress.
 
-A schedule maps ``progress`` in [0, 1] (completed epochs over all, or steps) to three weights: of the
-task, of the rows that the teacher gets right (easy) and of those that it gets wrong (hard).
+A schedule maps ``progress`` in [0, 1] (completed epochs or steps, divided by their total) to three weights:
+of the task, of the rows that the teacher gets right (easy) and of those that it gets wrong (hard).
 """
 
 import math
@@ -21,12 +21,12 @@ Schedule = Callable[[float], Weights]
 
 
 def constant(progress: float) -> Weights:
-    """Everything counts from the start: plain distillation."""
+    """All weights are 1 throughout: plain distillation."""
     return Weights(1.0, 1.0, 1.0)
 
 
 def linear(progress: float) -> Weights:
-    """The paper's: from task and easy rows to hard rows. At the end only hard rows count.
+    """The paper's schedule: from task and easy rows to hard rows. At the end only hard rows count.
 
     >>> linear(0.25)
     Weights(task=0.75, easy=0.75, hard=0.25)
@@ -35,29 +35,29 @@ def linear(progress: float) -> Weights:
 
 
 def linear_keep(progress: float) -> Weights:
-    """:func:`linear` with the task kept."""
+    """:func:`linear`, but the task keeps weight 1."""
     return Weights(1.0, 1.0 - progress, progress)
 
 
 def cosine(progress: float) -> Weights:
-    """The authors' first released code: a smooth exchange of easy for hard."""
+    """The schedule of the authors' first released code: a smooth change from easy to hard rows."""
     hard = math.sin(0.5 * math.pi * progress) ** 2
     return Weights(1.0, 1.0 - hard, hard)
 
 
 def grow(progress: float) -> Weights:
-    """Hard rows are added; nothing is taken away."""
+    """The weight of hard rows grows from 0 to 1; the others stay at 1."""
     return Weights(1.0, 1.0, progress)
 
 
 def step(at: float = 0.5) -> Schedule:
-    """Hard rows enter at once, at progress ``at``: :func:`grow` without a ramp."""
+    """The weight of hard rows changes from 0 to 1 at progress ``at``; the others stay at 1."""
     _fraction(at, "step: at")
     return lambda progress: Weights(1.0, 1.0, 1.0 if progress >= at else 0.0)
 
 
 def warmup(until: float = 0.1) -> Schedule:
-    """Task alone at first; easy and hard rows together grow to full weight at progress ``until``."""
+    """The weights of easy and hard rows grow from 0 to 1 until progress ``until``; the task stays at 1."""
     _fraction(until, "warmup: until")
 
     def schedule(progress: float) -> Weights:
@@ -87,7 +87,7 @@ def make_schedule(text: str) -> Schedule:
     calls = spec.parse(text)
     if len(calls) != 1 or calls[0].weight != 1:
         raise ValueError(
-            f"schedule: needs one schedule without a weight, got {text!r}; weights belong to losses."
+            f"schedule: needs one schedule without a weight, got {text!r}; only losses have weights."
         )
     return spec.build(SCHEDULES, calls[0], kind="schedule")
 
@@ -95,5 +95,5 @@ def make_schedule(text: str) -> Schedule:
 def _fraction(value: float, what: str) -> None:
     if not 0 <= value <= 1:
         raise ValueError(
-            f"{what} needs a progress in [0, 1], got {value}; divide epochs by the number of all."
+            f"{what} needs a progress in [0, 1], got {value}; divide the epoch by the number of epochs."
         )

@@ -1,1 +1,1 @@
-"""From records to pictures and pages. Imported on use: drawing needs matplotlib, pages jinja2."""
+"""Tables, plots and HTML pages from records of runs. Imported on use: plots need matplotlib, pages jinja2."""

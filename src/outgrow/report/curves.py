@@ -1,7 +1,8 @@
-"""The curves of one run: for its page, and as a picture for its folder."""
+"""The curves of one run, for its page and as a PNG in its folder."""
 
 from pathlib import Path
 
+from outgrow.machine.files import write_atomically
 from outgrow.report.palette import COLOURS as COLOURS
 from outgrow.report.palette import colour
 from outgrow.report.plots import (
@@ -16,11 +17,11 @@ from outgrow.report.plots import (
 from outgrow.training.record import Run, RunRecord, parse_record
 
 HEIGHT, WIDTH = 400.0, 420.0
-"""Points of the picture, and of each of its plots without the names beside it."""
+"""Height of the picture, and width of each plot without the names beside it, in points."""
 
 
 def draw_curves(record: Run, path: str | Path) -> None:
-    """Write a PNG: the score of student and teacher, and the terms of the loss, by epoch."""
+    """Write a PNG with the scores of student and teacher, and the terms of the loss, by epoch."""
     record = parse_record(record)
     plots: list[tuple[list[Series], list[Level], float | None, dict[str, str]]] = [
         (
@@ -40,7 +41,9 @@ def draw_curves(record: Run, path: str | Path) -> None:
             draw_lines(axis, lines, levels, ceiling=ceiling)
             axis.set(xlabel="epoch", **texts)
             left += width
-        figure.savefig(path, dpi=110, metadata={"Software": None})
+        write_atomically(
+            path, lambda part: figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
+        )
 
 
 def score_lines(record: RunRecord) -> list[Series]:

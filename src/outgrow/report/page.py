@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a study: nothing on it is fetched from elsewhere, and no script runs."""
+"""A self-contained HTML page for a study: it loads no other files and runs no script."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from outgrow.report.table import NO_TEACHER, AnyRecords, Records, Row, Table, pa
 from outgrow.training.record import Metric, RunRecord
 
 OWN = "outgrow"
-"""The preset whose images are shown, where a study has it."""
+"""The preset whose images are shown, if the study has it."""
 
 
 def write_page(
@@ -28,10 +28,10 @@ def write_page(
     test: Split | None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Write the page of a study: the finding, its numbers, plots and images, and its conditions.
+    """Write the page of a study: headline, table, plots, images and conditions.
 
-    ``about`` maps methods to what readers call them; ``test`` has the images that the records' comparisons
-    point into, None where none has any; ``notes`` are paragraphs on how the teacher came to be imperfect.
+    ``about`` maps methods to the names on the page. ``test`` are the test images that the records' comparisons
+    refer to, None if no record has a comparison. ``notes`` are paragraphs on why the teacher is imperfect.
     """
     parsed = parse_records(records)
     if not table.rows or not all(row.method in parsed for row in table.rows):
@@ -81,33 +81,33 @@ def write_page(
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of the table of results. ``held`` of ``told`` comparisons were won."""
+    """A line of the table of results. The student won ``won`` of ``compared`` comparisons."""
 
     name: str
     row: Row
     over_kd: Difference | None
     best: bool
     alone: bool
-    held: int
-    told: int
+    won: int
+    compared: int
 
 
 def _line(row: Row, names: Mapping[str, str], over_kd: Mapping[str, Difference], best: Row) -> _Line:
     three = (row.over_teacher, row.over_corrected, row.over_none)
-    told = [d.better for d in three if d is not None and d.n > 1]
+    better = [d.better for d in three if d is not None and d.n > 1]
     return _Line(
         name=names[row.method],
         row=row,
         over_kd=over_kd.get(row.method),
         best=row is best,
         alone=row.method == NO_TEACHER,
-        held=sum(told),
-        told=len(told),
+        won=sum(better),
+        compared=len(better),
     )
 
 
 def _colours(table: Table) -> dict[str, str]:
-    """A colour for each method: grey without a teacher, the first for our own or else the best."""
+    """A colour for each method: the first for our own preset (or the best method), grey for no teacher."""
     lead = next((row.method for row in table.rows if row.method == OWN), words.best_row(table).method)
     others = [row.method for row in table.rows if row.method not in (lead, NO_TEACHER)]
     return {
@@ -122,7 +122,7 @@ def _scores(runs: Sequence[RunRecord]) -> list[float]:
 
 
 def _over(records: Records, null: str) -> dict[str, Difference]:
-    """Each method's difference to the method ``null``, where both have the same seeds."""
+    """The difference of each method to the method ``null``, if both have the same seeds."""
     others = records.get(null, [])
     return {
         name: paired(_scores(runs), _scores(others))
@@ -134,7 +134,7 @@ def _over(records: Records, null: str) -> dict[str, Difference]:
 def _curves(
     records: Records, names: Mapping[str, str], colours: Mapping[str, str], table: Table
 ) -> Plot | None:
-    """Mean over seeds of the score by epoch, with a band of one deviation to either side."""
+    """Mean score over seeds by epoch, with a band of one standard deviation on each side."""
     lines = []
     for name, label in names.items():
         epochs = {epoch: summarize(values) for epoch, values in _tested(records[name]).items()}
@@ -154,7 +154,7 @@ def _curves(
 
 
 def _tested(runs: Sequence[RunRecord]) -> dict[int, list[float]]:
-    """The score of every seed, by the epochs at which all were tested."""
+    """The scores of all seeds by epoch, for the epochs in which every seed was tested."""
     tested = [dict(run.epoch_scores) for run in runs]
     common = [epoch for epoch in tested[0] if all(epoch in one for one in tested)]
     return {epoch: [one[epoch] for one in tested] for epoch in common}
@@ -172,7 +172,7 @@ def _curve_table(records: Records, names: Mapping[str, str]) -> list[tuple[int, 
 def _effects(
     records: Records, names: Mapping[str, str], colours: Mapping[str, str], metric: Metric
 ) -> dict[str, Any] | None:
-    """Differences by seed to the student without a teacher, or to plain KD where a study lacks it."""
+    """Differences by seed to the student without a teacher, or to plain KD if the study lacks it."""
     null = next((name for name in (NO_TEACHER, words.KD) if name in names), None)
     if null is None:
         return None
@@ -196,7 +196,7 @@ def _effects(
 
 
 def _shown(records: Records, best: str) -> str | None:
-    """The method whose images are shown: our preset, else the best, else any that has a teacher."""
+    """The method whose images are shown: our preset, else the best, else any with a teacher."""
     compared = [name for name, runs in records.items() if runs[0].compared is not None]
     own = [name for name in compared if records[name][0].preset == OWN]
     return next((name for name in (*own, best, *compared) if name in compared), None)
@@ -209,6 +209,6 @@ def _pictures(
 
 
 def _corrections(records: Records) -> list[RunRecord]:
-    """The runs of one method that looked for a correction: methods of a seed share their teacher."""
+    """The runs of one method that fitted a correction. One is enough: a seed's methods share the teacher."""
     found = [[run for run in runs if run.correction is not None] for runs in records.values()]
     return max(found, key=len, default=[])

@@ -1,4 +1,4 @@
-"""The colours of pages and plots, in one place."""
+"""The colours of pages and plots."""
 
 PALETTE = {
     "paper": ("#ffffff", "#15181a"),
@@ -17,11 +17,11 @@ PALETTE = {
     "teacher": ("#4a4f54", "#c3c8cc"),
     "corrected": ("#b34700", "#ffa06b"),
 }
-"""Colours by name, light and dark; ``s0`` to ``s7`` are distinct for colour-blind readers."""
+"""Colours by name, for light and dark mode. ``s0`` to ``s7`` are distinct for colour-blind readers."""
 LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 COLOURS = tuple(LIGHT[f"s{number}"] for number in range(8))
 
 
 def colour(number: int) -> str:
-    """The name of the colour of the series ``number``."""
+    """The palette name for series ``number``."""
     return f"s{number % len(COLOURS)}"

@@ -1,4 +1,4 @@
-"""What the pages of a study and of a run share: the template engine, and the parts made from records."""
+"""Shared parts of the pages of studies and runs: the template engine, images, conditions."""
 
 import math
 import re
@@ -15,27 +15,28 @@ from markupsafe import Markup, escape
 from torch import Tensor
 
 from outgrow.data import Split
+from outgrow.machine.files import write_atomically
 from outgrow.report.palette import PALETTE
 from outgrow.report.pictures import Picture, picture
 from outgrow.training.config import TrainConfig
-from outgrow.training.record import DataRecord, RunRecord, TeacherRecord
+from outgrow.training.record import DataRecord, ExampleRecord, RunRecord, TeacherRecord
 
 MINUS = "\u2212"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a run's page that its task hands in.
+    """A section of a run's page that its task adds.
 
-    ``template`` is PACKAGE/FILE, of a package with a folder ``templates``, for example
-    ``"outgrow.detection/detection.html"``; ``context`` is all that the template sees. It may import ``parts.html``.
+    ``template`` is PACKAGE/FILE, for a package with a folder ``templates``, for example
+    ``"outgrow.detection/detection.html"``. It is rendered with ``context`` alone and may import ``parts.html``.
     """
 
     template: str
     context: Mapping[str, Any]
 
     def html(self) -> Markup:
-        """The section, filled in."""
+        """The rendered section."""
         package = self.template.partition("/")[0]
         return Markup(_environment(package).get_template(self.template).render(self.context))
 
@@ -43,12 +44,12 @@ class Section:
 def write_template(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
     """Render a template of this package to a file."""
     page = _environment().get_template(template).render(context, palette=PALETTE)
-    Path(path).write_text(page, encoding="utf-8")
+    write_atomically(path, page)
 
 
 @cache
 def _environment(package: str | None = None) -> Environment:
-    """The templates of this package and, with their package before their name, those of another."""
+    """The templates of this package by name, and those of ``package`` as ``package/name``."""
     own = PackageLoader("outgrow.report")
     others = {} if package is None else {package: PackageLoader(package)}
     environment = Environment(
@@ -69,7 +70,7 @@ def _environment(package: str | None = None) -> Environment:
 
 
 def signed(value: float) -> str:
-    """Two decimals with a sign, and a true minus.
+    """Two decimals with a sign; negative numbers get U+2212.
 
     >>> signed(1.741)
     '+1.74'
@@ -79,7 +80,7 @@ def signed(value: float) -> str:
 
 
 def count(value: int | float) -> str:
-    """A number of things; a mean of them keeps one decimal.
+    """A count with thousands separators; one decimal if it is not whole.
 
     >>> count(12345), count(2 / 3)
     ('12,345', '0.7')
@@ -88,14 +89,14 @@ def count(value: int | float) -> str:
 
 
 def tone(difference: Any) -> str:
-    """A CSS class for a difference: whether its interval lies above zero, below it, or around it."""
+    """The CSS class of a difference: its interval is above zero, below zero, or has zero in it."""
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "unclear"
 
 
 def prose(text: str) -> Markup:
-    """Text as it stands in a docstring: escaped, then its ``*emphasis*`` and double backticks marked up.
+    """HTML of a docstring's text: escaped, with ``*emphasis*`` and double backticks marked up.
 
     >>> prose("a *b* <c>")
     Markup('a <em>b</em> &lt;c&gt;')
@@ -107,10 +108,12 @@ def prose(text: str) -> Markup:
 
 @dataclass(frozen=True)
 class Example:
-    """An image, and the names of what it is, what the teacher saw, and what the student saw."""
+    """An image with the names of its label, of the teacher's top class and of the student's."""
 
     picture: Picture
     position: int
+    name: str
+    """The image's file; empty where it has none."""
     label: str
     teacher: str
     student: str
@@ -125,7 +128,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class PicturesPart:
-    """Images of a run that only its student gets right, and who is right on how many: means over the runs."""
+    """Images that only the student of a run gets right, and counts of who is right, as means over the runs."""
 
     method: str
     seed: int
@@ -133,11 +136,11 @@ class PicturesPart:
     examples: tuple[Example, ...]
     total: int
     cells: Mapping[str, Cell] | None
-    """None where a run had no teacher to compare with."""
+    """None if a run had no teacher."""
 
 
 def pictures(runs: Sequence[RunRecord], method: str, test: Split | None) -> PicturesPart | None:
-    """The images are those of the first run; None where it compared nothing."""
+    """The images of the first run, and counts over all; None if the first run has no comparison."""
     first = runs[0]
     if first.compared is None:
         return None
@@ -146,17 +149,30 @@ def pictures(runs: Sequence[RunRecord], method: str, test: Split | None) -> Pict
     )
 
 
+def lost(runs: Sequence[RunRecord], method: str, test: Split | None) -> PicturesPart | None:
+    """The images of the first run that only its teacher gets right; None if its record has none."""
+    first = runs[0]
+    if first.compared is None or not first.compared.lost:
+        return None
+    shown = _examples(first, first.compared.lost, test)
+    return PicturesPart(method, first.seed, len(runs), shown, first.compared.only_teacher, None)
+
+
 def examples(run: RunRecord, test: Split | None) -> tuple[Example, ...]:
-    """The images of a run's comparison."""
-    shown = () if run.compared is None else run.compared.examples
+    """The images of a run's comparison that only its student gets right."""
+    return _examples(run, () if run.compared is None else run.compared.examples, test)
+
+
+def _examples(run: RunRecord, shown: Sequence[ExampleRecord], test: Split | None) -> tuple[Example, ...]:
     if shown and test is None:
         raise ValueError(
-            "page: needs the test images that its record points into, got none; give test=data.test."
+            "page: needs the test images that its record refers to, got none; give test=data.test."
         )
     return tuple(
         Example(
             picture(_image(test, one.position)),
             one.position,
+            _file_name(test, one.position),
             run.class_name(one.label),
             run.class_name(one.teacher),
             run.class_name(one.student),
@@ -164,6 +180,14 @@ def examples(run: RunRecord, test: Split | None) -> tuple[Example, ...]:
         for one in shown
         if test is not None
     )
+
+
+def _file_name(test: Split, position: int) -> str:
+    """Class folder and file of a photograph; empty for images without files of their own."""
+    describe = getattr(getattr(test, "source", None), "describe", None)
+    if describe is None:
+        return ""
+    return "/".join(Path(str(describe(int(test.index[position])))).parts[-2:])
 
 
 def _image(test: Split, position: int) -> UInt8[Tensor, "3 height width"]:
@@ -176,7 +200,7 @@ def _image(test: Split, position: int) -> UInt8[Tensor, "3 height width"]:
 
 
 def who_is_right(runs: Sequence[RunRecord]) -> dict[str, Cell] | None:
-    """The two by two of teacher and student: means over the runs; None where a run has no teacher."""
+    """The 2 x 2 table of teacher and student, right or wrong: means over the runs. None if a run has no teacher."""
     compared = [run.compared for run in runs if run.compared is not None]
     if len(compared) < len(runs):
         return None
@@ -192,7 +216,7 @@ Condition = tuple[str, tuple[str, ...]]
 
 
 def conditions(runs: Sequence[RunRecord]) -> list[Condition]:
-    """How the numbers came to be: name and values, more than one where the runs differ."""
+    """The conditions of the runs: name and values, several values if the runs differ."""
     found: list[Condition] = []
 
     def add(name: str, values: Iterable[Any]) -> None:

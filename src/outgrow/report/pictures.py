@@ -1,4 +1,4 @@
-"""Images as data URIs: a page carries them in itself."""
+"""Images as data URIs, embedded in a page."""
 
 import base64
 import io
@@ -10,16 +10,16 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 MAX_SIDE = 160
-"""Pixels of the longer side in a page: twice what it is shown at."""
+"""Pixels of an embedded image's longer side: twice its size on the page."""
 MAX_DRAWN_SIDE = 1000
-"""The same of a picture with things drawn on it, which are read and not only seen."""
+"""The same for a picture with boxes and text drawn on it, which must stay legible."""
 CRISP_SIDE = 64
-"""Up to this size an image is stored exactly and enlarged pixel by pixel."""
+"""Images up to this size are stored as PNG and enlarged without smoothing."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """``crisp`` asks for sharp pixels when it is enlarged."""
+    """An embedded image; if ``crisp`` it is enlarged without smoothing."""
 
     uri: str
     width: int
@@ -28,7 +28,7 @@ class Picture:
 
 
 def picture(image: UInt8[Tensor, "3 height width"]) -> Picture:
-    """An image in the form that a page can carry: PNG if it is small, else a JPEG of at most 160 pixels."""
+    """An image to embed: PNG if it is small, else a JPEG of at most 160 pixels."""
     from PIL import Image
 
     pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
@@ -39,15 +39,15 @@ def picture(image: UInt8[Tensor, "3 height width"]) -> Picture:
 
 
 def drawn_picture(folder: str | Path, name: str) -> Picture:
-    """A file in ``folder`` with things drawn on it, as a JPEG of at most 1000 pixels."""
+    """The picture in a file of ``folder`` to embed, as a JPEG of at most 1000 pixels."""
     from PIL import Image
 
-    # a record may come from anybody: its page never has a file from elsewhere in it
+    # records may be untrusted: never embed a file from outside the folder
     path = (Path(folder) / name).resolve()
     if not path.is_relative_to(Path(folder).resolve()):
         raise ValueError(
             f"pictures of a page: needs files within the run's folder, got {name!r}; "
-            "take it out of the record, or copy it to the folder."
+            "remove it from the record, or copy it to the folder."
         )
     try:
         with Image.open(path) as file:

@@ -1,11 +1,11 @@
-"""The plots of pages and of run folders, all drawn by matplotlib.
+"""Plots for pages and run folders, drawn by matplotlib.
 
     line_plot(series, levels, name=..., title=...)    # scores or losses by epoch, for a page
     dot_plot(effects, name=..., title=...)            # differences by seed, for a page
     draw_lines(axis, series, levels)                  # the same lines on an axis of a picture
 
-A page has a wide and a narrow version of a plot, so that text is as large on a phone as on a desk. Lengths are in
-points, which are the SVG's units: about a pixel each.
+A page has a wide and a narrow version of each plot, so that text has the same size on a phone and on a desktop.
+Lengths are in points, the units of the SVG, about one pixel each.
 """
 
 import math
@@ -22,18 +22,18 @@ from outgrow.report.palette import LIGHT
 from outgrow.report.svg import inline_svg, titled
 
 LINES = ("-", "--", ":", "-.")
-"""For lines whose colour comes again."""
+"""Line styles for colours that repeat."""
 LEVEL_DASHES = {"teacher": (0, (5, 3.5)), "corrected": (0, (1, 2))}
 
 WIDE, NARROW = 880.0, 370.0
 LINE_GAP = 16.0
-"""Least distance between two names beside the lines: a line of text."""
+"""Smallest distance between two names beside the lines: one line of text."""
 LETTER = 6.6
 """Width of a letter."""
 MAX_NAME = 30
-"""Letters of a name in a plot; the rest of it is in the tables."""
+"""Most letters of a name in a plot; tables have the whole name."""
 MAX_MARKS = 60
-"""Points of a line that are marked one by one."""
+"""Lines with more points than this have no markers."""
 STYLE = {
     "axes.autolimit_mode": "round_numbers",
     "axes.axisbelow": True,
@@ -62,19 +62,19 @@ _SETTINGS = threading.Lock()
 
 @dataclass(frozen=True)
 class Series:
-    """A line and, over several seeds, the band around it: ``(epoch, low, high)``. ``colour`` is of the palette."""
+    """A line and, for several seeds, the band around it: ``(epoch, low, high)``. ``colour`` is a palette name."""
 
     label: str
     points: Sequence[tuple[int, float]]
     band: Sequence[tuple[int, float, float]] = ()
     colour: str = "s0"
     lead: bool = False
-    """The line that is looked for first: it is thicker."""
+    """Whether it is drawn thicker, as the main line."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line: something that was not trained."""
+    """A horizontal line, for a value that does not depend on the epoch."""
 
     label: str
     value: float
@@ -83,7 +83,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Effect:
-    """One line of a dot plot: a difference per seed, their mean, and its interval if there is one."""
+    """One row of a dot plot: a difference per seed, their mean, and its interval if there is one."""
 
     label: str
     values: Sequence[float]
@@ -96,7 +96,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Plot:
-    """Both versions as inline SVG, and what its colours mean: names and colours of the palette."""
+    """Both versions as inline SVG, and the legend: labels with palette names."""
 
     wide: Markup
     narrow: Markup
@@ -104,7 +104,7 @@ class Plot:
 
 
 def teacher_levels(own: float | None, corrected: float | None) -> list[Level]:
-    """The teacher as it is and, where that is something else, after correction."""
+    """The teacher's score and, if it differs, the score after correction."""
     levels = [] if own is None else [Level("teacher", own, "teacher")]
     if corrected is not None and corrected != own:
         levels.append(Level("teacher, corrected", corrected, "corrected"))
@@ -119,16 +119,16 @@ def line_plot(
     title: str,
     ceiling: float | None = None,
 ) -> Plot | None:
-    """Lines by epoch; None where nothing was measured. ``name`` is unique on a page.
+    """Lines by epoch; None without series. ``name`` must be unique on a page.
 
-    ``ceiling`` is a value that the axis need not pass: 100 for percent.
+    The axis does not extend above ``ceiling`` if all data are below it; 100 for percent.
     """
     if not series:
         return None
     ends = [f"{one.label} {significant(one.points[-1][1])}" for one in series]
     ends += [f"{level.label} {level.value:.2f} across" for level in levels]
     named: list[Series | Level] = [*series, *levels]
-    said = f"Line plot by epoch. At the end: {', '.join(ends)}."
+    description = f"Line plot by epoch. At the end: {', '.join(ends)}."
 
     def drawn(kind: str, width: float, height: float) -> Markup:
         with new_figure(width, height) as figure:
@@ -136,7 +136,7 @@ def line_plot(
             axis = add_axis(figure, 46.0, width - beside, 14.0, height - 42)
             draw_lines(axis, series, levels, ceiling=ceiling, names=kind == "wide")
             axis.set_xlabel("epoch", labelpad=4)
-            return inline_svg(figure, kind, f"{name}-{kind}", title, said)
+            return inline_svg(figure, kind, f"{name}-{kind}", title, description)
 
     return Plot(
         drawn("wide", WIDE, 380.0),
@@ -153,7 +153,7 @@ def draw_lines(
     ceiling: float | None = None,
     names: bool = True,
 ) -> None:
-    """Draw on an axis of :func:`new_figure`; with ``names`` they stand beside the ends of the lines."""
+    """Draw on an axis of :func:`new_figure`; with ``names``, labels are placed beside the ends of the lines."""
     for one in series:
         if one.band:
             axis.fill_between(
@@ -181,7 +181,7 @@ def draw_lines(
     axis.xaxis.set_major_locator(round_ticks(integer=True))
     axis.yaxis.set_major_locator(round_ticks())
     epochs = [x for one in series for x, _ in one.points]
-    pad = 1 if len(set(epochs)) == 1 else 0  # one epoch: a range of one to either side, not of hundredths
+    pad = 1 if len(set(epochs)) == 1 else 0  # a single epoch gets one epoch of margin on each side
     axis.set_xlim(min(epochs) - pad, max(epochs) + pad)
     floor, roof = axis.dataLim.intervaly
     low, high = axis.get_ylim()
@@ -211,19 +211,63 @@ def _names_beside(axis: Any, series: Sequence[Series], levels: Sequence[Level]) 
         )
 
 
-def dot_plot(effects: Sequence[Effect], *, name: str, title: str, x_label: str) -> Plot | None:
-    """Differences by seed, their means and intervals, zero always visible; None without any."""
-    if not effects:
+def calibration_plot(
+    lines: Sequence[tuple[str, Sequence[tuple[float, float]], str]], *, name: str, title: str
+) -> Plot | None:
+    """Accuracy by confidence, both in percent, with the diagonal. A line is a label, points and a colour.
+
+    None if no line has points.
+    """
+    lines = [line for line in lines if line[1]]
+    if not lines:
         return None
-    said = f"Dot plot of {x_label}. Means: {', '.join(f'{e.label} {e.text}' for e in effects)}."
+    description = "Line plot of accuracy by confidence. " + "; ".join(
+        f"{label}: {', '.join(f'{x:.0f} to {y:.0f}' for x, y in points)}" for label, points, _ in lines
+    )
+
+    def drawn(kind: str, width: float, height: float) -> Markup:
+        with new_figure(width, height) as figure:
+            axis = add_axis(figure, 46.0, min(width - 10.0, height + 120.0), 14.0, height - 42)
+            axis.plot([0, 100], [0, 100], color=LIGHT["soft"], ls=LEVEL_DASHES["teacher"], lw=1.2)
+            for number, (label, points, colour) in enumerate(lines):
+                axis.plot(
+                    *zip(*points, strict=True),
+                    color=LIGHT[colour],
+                    lw=2.8 if number == 0 else 1.8,
+                    marker="o",
+                    ms=4.8,
+                    mew=0,
+                    clip_on=False,
+                    gid=titled(f"{label}: {x:.0f} % sure, {y:.0f} % right" for x, y in points),
+                )
+            axis.grid(clip_on=False)
+            axis.set_xlim(0, 100)
+            axis.set_ylim(0, 100)
+            axis.set_xlabel("probability of the top class (%)", labelpad=4)
+            return inline_svg(figure, kind, f"{name}-{kind}", title, description)
+
     return Plot(
-        _dot_plot("wide", effects, name, title, said, x_label),
-        _dot_plot("narrow", effects, name, title, said, x_label),
+        drawn("wide", WIDE, 380.0),
+        drawn("narrow", NARROW, 340.0),
+        [(label, colour) for label, _, colour in lines],
     )
 
 
-def _dot_plot(kind: str, effects: Sequence[Effect], name: str, title: str, said: str, x_label: str) -> Markup:
-    # beside the plot where there is room for names and numbers, above each line where there is not
+def dot_plot(effects: Sequence[Effect], *, name: str, title: str, x_label: str) -> Plot | None:
+    """Differences by seed, with means and intervals; the axis always includes zero. None without effects."""
+    if not effects:
+        return None
+    description = f"Dot plot of {x_label}. Means: {', '.join(f'{e.label} {e.text}' for e in effects)}."
+    return Plot(
+        _dot_plot("wide", effects, name, title, description, x_label),
+        _dot_plot("narrow", effects, name, title, description, x_label),
+    )
+
+
+def _dot_plot(
+    kind: str, effects: Sequence[Effect], name: str, title: str, description: str, x_label: str
+) -> Markup:
+    # names and numbers are beside the plot in the wide version, above each row in the narrow one
     wide = kind == "wide"
     width, row = (WIDE, 38.0) if wide else (NARROW, 56.0)
     height = 8 + row * len(effects) + 46
@@ -260,12 +304,12 @@ def _dot_plot(kind: str, effects: Sequence[Effect], name: str, title: str, said:
             up = 0 if wide else 18
             axis.annotate(short(e.label), (0, y), xytext=(-left, up), color=LIGHT["ink"], **at)
             axis.annotate(e.text, (1, y), xytext=(width - right, up), ha="right", **at)
-        return inline_svg(figure, kind, f"{name}-{kind}", title, said)
+        return inline_svg(figure, kind, f"{name}-{kind}", title, description)
 
 
 def _dot_range(effects: Sequence[Effect]) -> tuple[float, float]:
-    """Round bounds. An interval over two seeds may be a hundred times as wide as what it is about: then it
-    runs out of the plot."""
+    """Round bounds of the axis. An interval over two seeds can be a hundred times as wide as the differences; it is
+    then cut off at the edge."""
     values = [0.0, *(value for e in effects for value in e.values)]
     span = max(values) - min(values) or 1.0
     floor, roof = min(values) - 2 * span, max(values) + 2 * span
@@ -277,15 +321,15 @@ def _dot_range(effects: Sequence[Effect]) -> tuple[float, float]:
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Any]:
-    """A figure of that many points, drawn and saved within, in our style alone: no one else's settings apply."""
+    """A figure of that size in points. Draw and save it inside: only there our style applies, and no other."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    # matplotlib's settings are the process's: one thread at a time, and everything is put back
+    # matplotlib's settings are global: take a lock, and restore them afterwards
     with _SETTINGS, style.context(["default", STYLE]), warnings.catch_warnings():
-        # a letter that matplotlib's font lacks is one that a browser's has
+        # browsers have fonts for letters that matplotlib's font lacks
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure = Figure(figsize=(width / 72, height / 72))  # not pyplot's, whose figures are a notebook's
+        figure = Figure(figsize=(width / 72, height / 72))  # not pyplot.figure, which notebooks display
         yield figure
 
 
@@ -297,7 +341,7 @@ def round_ticks(*, integer: bool = False) -> Any:
 
 
 def add_axis(figure: Any, left: float, right: float, top: float, bottom: float) -> Any:
-    """An axis whose edges are in points from the figure's upper left corner."""
+    """An axis with edges in points from the figure's upper left corner."""
     width, height = figure.get_size_inches() * 72
     return figure.add_axes(
         (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height)
@@ -305,12 +349,12 @@ def add_axis(figure: Any, left: float, right: float, top: float, bottom: float) 
 
 
 def names_width(named: Sequence[Series | Level | Effect]) -> float:
-    """Room for names beside a plot."""
+    """The width of names beside a plot, in points."""
     return 24 + LETTER * max(len(short(one.label)) for one in named)
 
 
 def short(name: str) -> str:
-    """A name that fits beside a plot.
+    """A name, shortened to fit beside a plot.
 
     >>> short("a" * 40) == "a" * 29 + "\u2026"
     True
@@ -320,7 +364,7 @@ def short(name: str) -> str:
 
 
 def spread(places: Sequence[float], gap: float, top: float) -> list[float]:
-    """Rising places between 0 and ``top``, at least ``gap`` apart, moved as little as that needs.
+    """Ascending positions between 0 and ``top``, at least ``gap`` apart, moved as little as possible.
 
     >>> spread([10.0, 50.0, 51.0, 52.0], 16.0, 100.0)
     [10.0, 50.0, 66.0, 82.0]
@@ -336,12 +380,12 @@ def spread(places: Sequence[float], gap: float, top: float) -> list[float]:
 
 
 def significant(value: float) -> str:
-    """Two decimals, or three digits of what is smaller than that."""
+    """Two decimals, or three significant digits for values below 0.1."""
     return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
 
 
 def signed_tick(value: float) -> str:
-    """A tick of differences: signed, with a true minus.
+    """A tick label of differences: signed, with U+2212 as the minus.
 
     >>> signed_tick(2.0), signed_tick(-0.5), signed_tick(0.0)
     ('+2', '\u22120.5', '0')

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for one run of ``outgrow distill``."""
+"""A self-contained HTML page for one run of ``outgrow distill``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,16 @@ from outgrow.training.record import Column, NetworkRecord, Run, RunRecord, parse
 
 
 def write_run_page(
-    path: str | Path, record: Run, test: Split | None, sections: Sequence[Section] = ()
+    path: str | Path,
+    record: Run,
+    test: Split | None,
+    sections: Sequence[Section] = (),
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write the page of a run.
 
-    ``test`` has the images that the record's comparison points into, None where it has none; ``sections`` are
-    what the run's task shows besides, in their order.
+    ``test`` are the test images that the record's comparison refers to, None if it has none. ``sections`` are
+    further sections from the run's task, in order. ``warnings`` are shown at the top of the page.
     """
     record = parse_record(record)
     measure, teacher, levels = record.measure, record.teacher, score_levels(record)
@@ -40,6 +44,8 @@ def write_run_page(
         "terms": line_plot(terms, name="terms", title="Weighted terms of the training loss by epoch"),
         "term_names": [line.label for line in terms],
         "pictures": parts.pictures([record], record.student.short_name, test),
+        "warnings": warnings,
+        "lost": parts.lost([record], record.student.short_name, test),
         "sections": [section.html() for section in sections],
         "corrections": [record] if record.correction is not None else [],
         "conditions": [("method", (record.method_text,)), *parts.conditions([record])],
@@ -53,7 +59,7 @@ _IN_WORDS = {"teacher": "the teacher", "teacher, corrected": "the teacher after 
 
 
 def headline(record: RunRecord) -> str:
-    """One sentence with the measured result; one run is never called more than that."""
+    """One sentence with the measured result. It draws no conclusion from one run."""
     teacher, measure, own = record.teacher, record.measure, record.teacher_score
     reached = f"{record.student.short_name} reaches {measure.value(record.student_score)}"
     if teacher is None:
@@ -65,7 +71,7 @@ def headline(record: RunRecord) -> str:
 
 @dataclass(frozen=True)
 class _Result:
-    """A line of the table of results; ``beside`` are the cells of the columns next to the score."""
+    """A line of the table of results; ``beside`` are the cells of the further columns."""
 
     name: str
     note: str
@@ -76,13 +82,13 @@ class _Result:
 
 
 def _columns(record: RunRecord) -> list[Column]:
-    """The further columns for which one of the networks has a number."""
+    """The further columns for which at least one network has a number."""
     networks = (record.student, record.teacher)
     return [column for column in record.measure.beside if any(column.text(one) for one in networks)]
 
 
 def _results(record: RunRecord) -> list[_Result]:
-    """The student, at its last and at its best epoch, and the teacher, as it is and corrected."""
+    """Lines for the student (last and best epoch) and the teacher (as it is and corrected)."""
     columns = _columns(record)
     empty = ("",) * len(columns)
 
@@ -95,10 +101,13 @@ def _results(record: RunRecord) -> list[_Result]:
         line("student", record.student, record.student_score, "", "strong"),
         _Result(best, "", "soft", record.best_score, empty, None),
     ]
+    found = record.classification
     for level in score_levels(record):
         if level.label == "teacher" and record.teacher is not None:
             note = "mapped to these classes" if record.is_mapped else ""
             lines.append(line("teacher", record.teacher, level.value, note, ""))
         else:
             lines.append(_Result(level.label, "", "", level.value, empty, None))
+    if found is not None:
+        lines.append(_Result("always the most frequent class", "", "soft", found.majority, empty, None))
     return lines

@@ -1,4 +1,4 @@
-"""What several seeds say: means, deviations, and paired comparisons."""
+"""Statistics over seeds: means, deviations, and paired differences."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and sample deviation over ``n`` seeds; the deviation of one is 0."""
+    """Mean and sample standard deviation over ``n`` seeds; the deviation is 0 for one seed."""
 
     n: int
     mean: float
@@ -40,7 +40,8 @@ class Difference:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """
+    """Mean and standard deviation of ``values``.
+
     >>> str(summarize([1.0, 2.0, 3.0]))
     '2.00 +- 1.00'
     """

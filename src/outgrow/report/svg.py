@@ -1,4 +1,4 @@
-"""A figure of matplotlib as an SVG element of a page: text stays text, and colours are those of the page."""
+"""Convert a matplotlib figure to an SVG element of a page. Text stays text; colours are the page's variables."""
 
 import io
 import json
@@ -13,39 +13,39 @@ from outgrow.report.palette import LIGHT, PALETTE
 
 _NAMES = {light: name for name, light in LIGHT.items()}
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that no page may have."""
+"""Characters that XML does not allow."""
 
 
 def titled(titles: Iterable[str]) -> str:
-    """What a pointer over each mark of a line says, in the place where :func:`inline_svg` finds it."""
+    """The tooltips of a line's markers, encoded as a gid that :func:`inline_svg` decodes."""
     return json.dumps(list(titles))
 
 
-def inline_svg(figure: Any, kind: str, name: str, title: str, said: str) -> Markup:
-    """A figure as an SVG element of a page, the same bytes each time.
+def inline_svg(figure: Any, kind: str, name: str, title: str, description: str) -> Markup:
+    """A figure as an SVG element of a page, the same bytes every time.
 
-    Its ids begin with ``name``, so that no two plots of a page share one.
+    All ids begin with ``name``, so that they are unique on the page.
     """
     file = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=metadata)
     root = ElementTree.fromstring(_NO_XML.sub(" ", file.getvalue()))
-    root.remove(root[0])  # rules for every element: in a page they would be for the page's, too
+    root.remove(root[0])  # its CSS rules would apply to the whole page
     svg = {"class": f"plot {kind}", "viewBox": root.attrib["viewBox"], "role": "img"}
-    svg |= {"aria-labelledby": f"{name}-title", "aria-describedby": f"{name}-said"}
+    svg |= {"aria-labelledby": f"{name}-title", "aria-describedby": f"{name}-desc"}
     svg |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
     root.attrib = svg
     for element in list(root.iter()):
         _settle(element, name)
-    for tag, text in (("desc", said), ("title", title)):
-        element = ElementTree.Element(tag, id=f"{name}-{tag.replace('desc', 'said')}")
+    for tag, text in (("desc", description), ("title", title)):
+        element = ElementTree.Element(tag, id=f"{name}-{tag}")
         element.text = text
         root.insert(0, element)
     return Markup(_NO_XML.sub(" ", ElementTree.tostring(root, encoding="unicode")))
 
 
 def _settle(element: ElementTree.Element, name: str) -> None:
-    """One element as it stands in a page: no names of XML, ids of its own, the page's font and colours."""
+    """Prepare one element for a page: no XML namespaces, unique ids, the page's font and colours."""
     old = element.attrib
     element.tag = element.tag.rpartition("}")[2]
     element.attrib = new = {}
@@ -80,7 +80,7 @@ def _title_marks(line: ElementTree.Element, titles: Sequence[str]) -> None:
 
 
 def standalone(svg: str, font_size: float = 12.5) -> str:
-    """An SVG element of a page as a file of its own, with the page's colours, light and dark."""
+    """An SVG element of a page as a complete file, with the colours of light and dark mode."""
     light, dark = (
         " ".join(f"--{name}: {shades[shade]};" for name, shades in PALETTE.items()) for shade in (0, 1)
     )

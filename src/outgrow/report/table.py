@@ -1,4 +1,4 @@
-"""A study in numbers: one row a method, compared seed by seed."""
+"""The table of a study: one row per method, with differences paired by seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,19 +9,19 @@ from outgrow.report.statistics import Difference, Summary, paired, summarize
 from outgrow.training.record import Metric, Run, RunRecord, common_metric, parse_record, read_record
 
 Records = dict[str, list[RunRecord]]
-"""Records of runs by method, in the order of seeds."""
+"""Records of runs by method, ordered by seed."""
 AnyRecords = Mapping[str, Sequence[Run]]
-"""The same, or as ``outgrow.distill`` returns them."""
+"""The same, or dictionaries as ``outgrow.distill`` returns them."""
 NO_TEACHER = "none"
 """The name of the method, and of the preset, that has no teacher."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method; scores in percent. Differences are paired by seed; None where there is nothing to compare with.
+    """One method; scores in percent. Differences are paired by seed, None if there is nothing to compare with.
 
-    ``outgrew`` is True where the student beats the teacher as it is, the teacher after correction, and
-    the same student without a teacher, each by a 95 % interval over seeds.
+    ``outgrew`` is True if the student beats the teacher as it is, the teacher after correction, and the same
+    student without a teacher, each with a 95 % interval over seeds above zero.
     """
 
     method: str
@@ -41,10 +41,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A study in numbers. ``corrected`` is None where no correction was made."""
+    """The table of a study. ``corrected`` is None if no correction was used."""
 
     metric: Metric
-    """What all of its runs were judged by."""
+    """The metric of all its runs."""
     rows: tuple[Row, ...]
     teacher: Summary | None
     corrected: Summary | None
@@ -61,9 +61,9 @@ class Table:
 
 
 def read_records(folder: str | Path) -> Records:
-    """The finished runs under ``folder``: ``<method>/seed<k>/record.json``, by method, in the order of seeds.
+    """The finished runs under ``folder``: ``<method>/seed<k>/record.json``, by method, ordered by seed.
 
-    Methods that lack seeds which others have are refused: differences are paired by seed.
+    ``ValueError`` if methods have different seeds, since differences are paired by seed.
     """
     folder = Path(folder)
     found: dict[str, dict[int, RunRecord]] = {}
@@ -87,12 +87,12 @@ def read_records(folder: str | Path) -> Records:
 
 
 def parse_records(records: AnyRecords) -> Records:
-    """All of them as records, without the methods that have no run."""
+    """``records`` with every run as a :class:`RunRecord`, without the methods that have no run."""
     return {name: [parse_record(run) for run in runs] for name, runs in records.items() if runs}
 
 
 def tabulate(records: AnyRecords) -> Table:
-    """Means over seeds, and what is better than what. Runs that were not judged alike are refused."""
+    """Means over seeds and paired differences. ``ValueError`` if the runs have different metrics."""
     parsed = parse_records(records)
     metric = common_metric([run for runs in parsed.values() for run in runs])
     none = _scores(parsed.get(NO_TEACHER, []))
@@ -132,7 +132,7 @@ def _scores(runs: Sequence[RunRecord]) -> list[float]:
 
 
 def _first(records: Records, number: Callable[[RunRecord], float | None]) -> list[float]:
-    """The numbers of the first method whose records have them: methods of a seed share their teacher."""
+    """The numbers of the first method whose records have them. All methods of a seed share their teacher."""
     return next(
         (
             [found for run in runs if (found := number(run)) is not None]
@@ -144,7 +144,7 @@ def _first(records: Records, number: Callable[[RunRecord], float | None]) -> lis
 
 
 def _corrected(records: Records) -> list[float]:
-    """The teacher after correction, seed by seed; as it is where the correction left it alone."""
+    """The scores of the teacher after correction, by seed; the plain score if nothing was corrected."""
     sought = {name: runs for name, runs in records.items() if runs[0].correction is not None}
     return _first(
         sought or records,

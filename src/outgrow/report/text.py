@@ -1,4 +1,4 @@
-"""A study as lines of text: for terminals, and as a Markdown table."""
+"""A study's table as text for terminals and as Markdown."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from outgrow.report.table import Row, Table
 
 
 def text_table(table: Table, about: Mapping[str, str] | None = None) -> str:
-    """Aligned columns. ``about`` maps methods to what stands in their place."""
+    """The table with aligned columns. ``about`` maps methods to the names to show."""
     cells = [_head(table), *(_cells(row, about or {}) for row in table.rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
@@ -18,7 +18,7 @@ def text_table(table: Table, about: Mapping[str, str] | None = None) -> str:
 
 
 def markdown_table(table: Table, about: Mapping[str, str] | None = None) -> str:
-    """The same as GitHub's Markdown."""
+    """The table in GitHub's Markdown."""
     head = _head(table)
     lines = [head, tuple("---" for _ in head), *(_cells(row, about or {}) for row in table.rows)]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -26,7 +26,7 @@ def markdown_table(table: Table, about: Mapping[str, str] | None = None) -> str:
 
 
 def summary_lines(table: Table) -> list[str]:
-    """What stands below the table: the teacher, the sizes, how to read it."""
+    """The lines below the table: the teacher, the sizes, and how to read it."""
     lines, unit = [], table.metric.unit
     if table.teacher is not None:
         wrong = (

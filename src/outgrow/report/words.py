@@ -1,6 +1,6 @@
-"""What a study found, in sentences: the headline of its page, and the three comparisons behind a verdict.
+"""The sentences on a study's page: its headline, and the three comparisons behind the verdict.
 
-Plain about what was not shown: a gain within its interval is not called one, and *outgrown* takes all three.
+A difference whose interval has zero in it is not called a gain. *Outgrown* needs all three comparisons.
 """
 
 import math
@@ -16,7 +16,7 @@ KD = "kd"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One of the three. ``holds`` is None where it cannot be told: nothing to compare with, or one seed."""
+    """One of the three. ``holds`` is None if it is unknown: nothing to compare with, or only one seed."""
 
     against: str
     difference: Difference | None
@@ -25,14 +25,14 @@ class Comparison:
 
 
 def best_row(table: Table) -> Row:
-    """The highest mean at the last epoch; of equals the first."""
+    """The row with the highest mean at the last epoch; the first of equal ones."""
     return max(table.rows, key=lambda row: row.score.mean)
 
 
 def comparisons(row: Row, table: Table, *, mapped: bool = False) -> tuple[Comparison, ...]:
-    """The three that a student has to win to have outgrown its teacher.
+    """The three comparisons that a student must win to have outgrown its teacher.
 
-    ``mapped``: the teacher has other classes, and is nothing in these before its map to them.
+    ``mapped``: the teacher has other classes, so it has no score before it is mapped to the student's.
     """
     if mapped:
         same = "the map to these classes is the correction, so this is the line above"
@@ -82,37 +82,41 @@ def _verdict(row: Row, table: Table) -> str:
         return ""
     if row.outgrew:
         return ", and has outgrown its teacher"
-    told = [c.holds for c in comparisons(row, table)]
-    if False in told:
+    holds = [c.holds for c in comparisons(row, table)]
+    if False in holds:
         return ", but has not outgrown its teacher"
     return "; whether it outgrew its teacher was not shown"
 
 
 def lede(table: Table, about: Mapping[str, str], over_kd: Mapping[str, Difference]) -> list[str]:
-    """The numbers of the headline, sentence by sentence."""
+    """Sentences with the numbers behind the headline."""
     row = best_row(table)
     name = about.get(row.method, row.method)
     seeds = f"{row.score.n} seeds" if row.score.n > 1 else "one seed"
     spread = f" \u00b1 {row.score.deviation:.2f}" if row.score.n > 1 else ""
-    said = [f"{table.metric.title} of {name} at the last epoch: {row.score.mean:.2f}{spread} % ({seeds})."]
+    sentences = [
+        f"{table.metric.title} of {name} at the last epoch: {row.score.mean:.2f}{spread} % ({seeds})."
+    ]
     for against, difference in (
         (about.get(NO_TEACHER, "no teacher"), row.over_none),
         (about.get(KD, "plain KD"), over_kd.get(row.method)),
     ):
         if difference is not None:
-            said.append(f"Against {against}: {interval(difference)} points.")
+            sentences.append(f"Against {against}: {interval(difference)} points.")
     if table.teacher is not None:
         corrected = (
             f", and {table.corrected.mean:.2f} % after correction of its bias"
             if table.corrected is not None
             else ""
         )
-        said.append(f"The teacher {table.metric.sentence.format(table.teacher.mean)}{corrected}.")
+        sentences.append(f"The teacher {table.metric.sentence.format(table.teacher.mean)}{corrected}.")
         if table.teacher_parameters:
             share = row.parameters / table.teacher_parameters
-            said.append(f"The student has {row.parameters:,} parameters, {_share(share)} of the teacher's.")
-        said.append(_who_outgrew(table, about))
-    return said
+            sentences.append(
+                f"The student has {row.parameters:,} parameters, {_share(share)} of the teacher's."
+            )
+        sentences.append(_who_outgrew(table, about))
+    return sentences
 
 
 def _who_outgrew(table: Table, about: Mapping[str, str]) -> str:

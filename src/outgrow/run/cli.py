@@ -1,5 +1,6 @@
 """The command: ``outgrow demo | distill | evaluate | list``. Only words here; the work is elsewhere."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +11,6 @@ if TYPE_CHECKING:
     from outgrow.training.config import Config
 
 app = typer.Typer(
-    help="Knowledge distillation in which the student may outgrow the teacher.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,6 +29,29 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="change one field of the configuration"),
 ]
+
+
+def _print_version(wanted: bool | None) -> bool:
+    if wanted:
+        import platform
+
+        import torch
+
+        from outgrow import __version__
+
+        print(f"outgrow {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+        raise typer.Exit
+    return bool(wanted)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="of this, torch and Python"),
+    ] = False,
+) -> None:
+    """Knowledge distillation in which the student may outgrow the teacher."""
 
 
 @app.command()
@@ -88,6 +111,7 @@ def distill(
     """Distil a teacher into a student on your own data."""
     from outgrow.run import distill as run
     from outgrow.training.config import assignments, merge
+    from outgrow.training.processes import is_main
     from outgrow.training.progress import make_reporter
 
     flags: dict[str, Any] = {
@@ -115,7 +139,7 @@ def distill(
             "distill: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
         )
     record = run(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter())
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and is_main():
         print_result(record)
 
 
@@ -207,12 +231,15 @@ def report(
 @app.command("list")
 def list_(
     what: Annotated[
-        Literal["presets", "losses", "rules", "schedules", "models", "recipes", "features"],
+        Literal["presets", "losses", "rules", "schedules", "models", "recipes", "fields", "features", "data"],
         typer.Argument(help="what to list"),
     ],
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="for features: whose")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL|SRC]", help="for features a model, for data a source")
+    ] = None,
 ) -> None:
-    """What there is: presets, losses, rules, schedules, models, recipes, or the features of a MODEL."""
+    """What there is: presets, losses, rules, schedules, models, recipes, the fields of a configuration, the features of
+    a MODEL, or what is in a source of data SRC (with a sheet of pictures, outgrow-data.png)."""
     from outgrow.run.listing import listing
 
     for line in listing(what, model):
@@ -265,6 +292,25 @@ DONE, FAILED, REFUSED, DIVERGED, MACHINE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 finite; the machine could not (disk full, out of memory); interrupted by Ctrl-C."""
 
 
+MACHINE_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENOSPC",
+        "EDQUOT",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "EIO",
+        "EFBIG",
+        "EMFILE",
+        "ENFILE",
+        "ENOMEM",
+        "ESTALE",
+    )
+)
+"""What a disk or its rights can cause: no fault of the program."""
+
+
 def main() -> None:
     """The entry point: what a user can meet is one message and an exit code, never a traceback."""
     import warnings
@@ -274,46 +320,66 @@ def main() -> None:
 
 
 def _run() -> int:
-    import click
+    from outgrow.training.processes import leave
+    from outgrow.training.watch import Ended, Reason, Watch, lost_another
 
-    from outgrow.machine.files import NotWritten
-    from outgrow.training.guard import NonFiniteLoss
-
-    try:
-        code = app(standalone_mode=False)
-    except click.exceptions.Abort:
-        return _say("interrupted; --resume continues a run from its last checkpoint", INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except KeyboardInterrupt:
-        return _say("interrupted; --resume continues a run from its last checkpoint", INTERRUPTED)
-    except ValueError as error:
-        return _say(str(error), REFUSED)
-    except NonFiniteLoss as error:
-        return _say(str(error), DIVERGED)
-    except NotWritten as error:
-        return _say(f"{error.strerror}; --resume continues the run", MACHINE)
-    except BrokenPipeError:  # the reader of a pipe has what it wanted (head, less)
-        sys.stderr.close()
-        return DONE
-    except Exception as error:
-        if _out_of_memory(error):
-            return _say(
-                f"needs more memory than this machine has free, got {_first_line(error)}; lower train.batch_size or the size "
-                "of the images.",
-                MACHINE,
-            )
-        return _say(
-            f"an unexpected error, {type(error).__name__}: {_first_line(error)}; {_log(error)}", FAILED
-        )
+    watch = Watch(_show, lost=MACHINE, told=INTERRUPTED)
+    with watch():
+        try:
+            code = app(standalone_mode=False)
+            leave()
+        except Ended:
+            return watch.lost_others()
+        except BaseException as error:
+            if lost_another(error):
+                return watch.lost_others(error)
+            text, number = _reason(error)
+            return watch.failed(Reason(text, number)) if text else number
     return code if isinstance(code, int) else DONE
 
 
-def _say(text: str, code: int) -> int:
+def _reason(error: BaseException) -> tuple[str, int]:
+    """What to say of ``error``, and the exit code."""
+    from outgrow.machine.files import NotWritten
+    from outgrow.training.guard import NonFiniteLoss
+
+    match error:
+        case typer.Abort() | KeyboardInterrupt():
+            return "interrupted; --resume continues a run from its last checkpoint", INTERRUPTED
+        case Exception() if hasattr(error, "exit_code") and hasattr(error, "show"):
+            # a mistyped command; by what it can do, since newer versions of Typer bring a Click of their own
+            error.show()
+            return "", int(error.exit_code)
+        case ValueError():
+            return str(error), REFUSED
+        case NonFiniteLoss():
+            return str(error), DIVERGED
+        case NotWritten():
+            return f"{error.strerror}; --resume continues the run", MACHINE
+        case BrokenPipeError():  # the reader of a pipe has what it wanted (head, less)
+            sys.stderr.close()
+            return "", DONE
+        case OSError() if error.errno in MACHINE_ERRORS:
+            what = error.filename or "a file"
+            return (
+                f"needs to read or write {what}, got: {error.strerror}; free some room or change its rights. What was "
+                "written before is whole; --resume continues a run.",
+                MACHINE,
+            )
+        case Exception() if _out_of_memory(error):
+            return (
+                f"needs more memory than this machine has free, got {_first_line(error)}; lower train.batch_size or the "
+                "size of the images.",
+                MACHINE,
+            )
+        case Exception():
+            return f"an unexpected error, {type(error).__name__}: {_first_line(error)}; {_log(error)}", FAILED
+    raise error
+
+
+def _show(text: str) -> None:
     safe = f"outgrow: {text}".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
-    print(safe.decode(sys.stderr.encoding or "utf-8"), file=sys.stderr)
-    return code
+    print(safe.decode(sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)
 
 
 def _first_line(error: BaseException) -> str:
@@ -355,4 +421,7 @@ def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> 
     """A warning as one line, without the line of code that it came from."""
     if issubclass(category, DeprecationWarning | PendingDeprecationWarning):
         return
-    _say(f"warning: {message}", DONE)
+    from outgrow.training.processes import is_main
+
+    if is_main():
+        _show(f"warning: {message}")

@@ -103,6 +103,6 @@ def sloppy_teacher(config: Config) -> nn.Module:
     sloppy = torch.rand(len(rows), generator=generator) < SLOPPY
     labels = torch.where(sloppy, (rows.labels + 1) % data.num_classes, rows.labels)
     torch.manual_seed(config.seed)
-    network = create_model(config.teacher.name, data.num_classes)
+    network = create_model(config.teacher.name, classes=data.classes)
     train_alone(config, replace(rows, labels=labels), data, network)
     return network

@@ -24,7 +24,7 @@ from outgrow.training.config import Config, build_config, settle
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
 from outgrow.training.folder import open_folder, write_config
 from outgrow.training.meter import EpochRecord
-from outgrow.training.processes import is_main, process_group
+from outgrow.training.processes import is_main, on_main, process_group
 from outgrow.training.progress import Reporter
 from outgrow.training.provenance import provenance
 from outgrow.training.record import VERSION, RunRecord
@@ -97,8 +97,8 @@ def start(
     out = Path(config.out) if config.out else None
     if config.out == "" or (resume and out is None):
         raise ValueError(f"--out: needs the folder of a run, got {config.out!r}; name one.")
-    if out is not None and is_main():
-        open_folder(out, config, resume=resume, overwrite=overwrite)
+    if out is not None:
+        on_main(lambda: open_folder(out, config, resume=resume, overwrite=overwrite))
     return RunContext(config, device, report, out, resume)
 
 

@@ -10,6 +10,12 @@ def listing(what: str, model: str | None = None) -> Iterator[str]:
     if what == "features":
         yield from _features(model)
         return
+    if what == "data":
+        yield from _data(model)
+        return
+    if what == "fields":
+        yield from _fields()
+        return
     if what == "models":
         from outgrow.models import list_models
 
@@ -101,3 +107,31 @@ def _levels(model: str) -> Iterator[str]:
     for key, value in maps.items():
         yield f"  {detector.levels[key]:<24}{' x '.join(str(n) for n in value.shape[1:])}"
     yield "  penultimate, box        one of each proposal"
+
+
+def _fields() -> Iterator[str]:
+    """Every field of a configuration, as ``--set`` takes it: type, default, meaning."""
+    from outgrow.training.config import Config, describe_fields
+
+    for name, kind, default, about in describe_fields(Config):
+        yield f"{name}: {kind} = {default}"
+        yield f"    {about}"
+
+
+def _data(source: str | None) -> Iterator[str]:
+    """What is in a source, and where a sheet of its pictures is."""
+    from outgrow.data.describe import describe_data, write_contact_sheet
+    from outgrow.run.tasks import task_name
+
+    if source is None:
+        raise ValueError(
+            "list data: needs a source, got none; for example `outgrow list data folder:photos`."
+        )
+    if task_name(source) == "detection":
+        from outgrow.detection.describe import describe_coco, write_scene_sheet
+
+        yield from describe_coco(source)
+        yield f"pictures: {write_scene_sheet(source, 'outgrow-data.png')}"
+        return
+    yield from describe_data(source)
+    yield f"pictures: {write_contact_sheet(source, 'outgrow-data.png')}"

@@ -1,9 +1,9 @@
-"""Teachers: frozen, corrected, cached. Every one is called as ``teacher(images, *, index=None) -> Outputs``.
+"""Teachers: frozen, corrected, cached. All are called as ``teacher(images, *, index=None) -> Outputs``.
 
-teacher.py          Teacher: any model, frozen, always in eval mode, without a gradient
-inference.py        the same outputs with less work: batch norms folded, own precision, torch.compile
-correction.py       BiasCorrection and CorrectedTeacher; correction_fit.py is the fit
-cache.py            outputs kept on disk, by view
+teacher.py          Teacher: any model, frozen, always in eval mode, without gradients
+inference.py        faster inference: batch norms folded, a precision for the teacher, torch.compile
+correction.py       BiasCorrection and CorrectedTeacher; correction_fit.py has the fit
+cache.py            a cache of outputs on disk, by epoch and sample
 """
 
 from outgrow.teacher.correction import BiasCorrection, CorrectedTeacher

@@ -1,16 +1,16 @@
-"""What a teacher says about a view, kept: views are reproducible, so its logits and features are too.
+"""Cache a teacher's outputs on disk. Views (augmented images) are reproducible, so the outputs are too.
 
     cache = TeacherCache(folder, facts, num_indices=..., num_classes=..., features={"layer3": (64, 8, 8)})
     teacher = CachedTeacher(teacher, cache)
     teacher.at(epoch)                       # then teacher(images, index=...) reads, or computes and writes
 
-A folder is one teacher on one set of views: ``facts`` say what its numbers depend on (weights, data, views,
-precision), and another teacher has another folder. In it a file holds one epoch of one thing, the logits or
-a tap: float16 by sample index, memory-mapped, its shape in its header. So runs that read other taps share
-the logits. A file appears when its epoch is whole, so an interrupted run leaves nothing that looks finished.
+Each teacher and set of views has its own folder. ``facts`` are what the outputs depend on (weights, data,
+views, precision); the folder's name is their hash. A file has the logits, or one tap, of one epoch: a
+memory-mapped float16 array by sample index. Runs with different taps therefore share the logits. A file gets
+its final name when its epoch is complete, so an interrupted run leaves no file that looks complete.
 
-Float16 rounds, and a tie counts as right: classes that tie only through rounding are kept apart, so that
-right and wrong, and the top class, are exactly those of the logits that were stored.
+Rounding to float16 can make two classes tie, and a tie counts as right. Such classes are kept apart: the top
+class, and whether a row is right or wrong, are those of the logits before rounding.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ from outgrow.teacher.teacher import BaseTeacher
 
 FORMAT = 1
 LOGITS = ""
-"""The name of the logits among what is kept; no tap is called so."""
+"""The name of the logits among the cached arrays; no tap has this name."""
 
 
 class TeacherCache:
-    """What one teacher said, by epoch and sample index, in a folder of its own under ``folder``.
+    """One teacher's outputs, by epoch and sample index, in a subfolder of ``folder``.
 
-    ``features`` are the taps to keep and the shape of each for one image. ``ValueError`` for a folder that
-    holds another teacher's.
+    ``features`` are the taps to cache and the shape of each for one image. ``ValueError`` if the subfolder has
+    the outputs of another teacher.
     """
 
     def __init__(
@@ -63,21 +63,21 @@ class TeacherCache:
         differing = sorted(k for k in {*held, *self.facts} if held.get(k) != self.facts.get(k))
         if differing:
             raise ValueError(
-                f"cache: needs what this teacher says on these views, got another's in {self.folder} (differing: "
+                f"cache: needs the outputs of this teacher on these views, got others in {self.folder} (differing: "
                 f"{', '.join(differing)}); delete that folder or name another."
             )
 
     @property
     def contents(self) -> str:
-        """What is kept, in words: ``logits (100) and features layer3 (64 x 8 x 8)``."""
-        said = [f"{name or 'logits'} ({' x '.join(map(str, s[1:]))})" for name, s in self.shapes.items()]
-        return said[0] if len(said) == 1 else f"{said[0]} and features {', '.join(said[1:])}"
+        """The cached arrays for messages: ``logits (100) and features layer3 (64 x 8 x 8)``."""
+        parts = [f"{name or 'logits'} ({' x '.join(map(str, s[1:]))})" for name, s in self.shapes.items()]
+        return parts[0] if len(parts) == 1 else f"{parts[0]} and features {', '.join(parts[1:])}"
 
     def bytes_per_epoch(self) -> int:
         return sum(2 * math.prod(shape) for shape in self.shapes.values())
 
     def bytes_missing(self, epochs: int) -> int:
-        """What the first ``epochs`` epochs have yet to take."""
+        """Bytes that the files still to be written for the first ``epochs`` epochs will take."""
         sizes = {name: 2 * math.prod(shape) for name, shape in self.shapes.items()}
         return sum(
             size
@@ -87,7 +87,7 @@ class TeacherCache:
         )
 
     def check_room(self, epochs: int) -> None:
-        """``ValueError`` where the disk has no room for what ``epochs`` epochs have yet to take."""
+        """``ValueError`` if the disk has less free space than :meth:`bytes_missing`."""
         missing, free = self.bytes_missing(epochs), shutil.disk_usage(self.folder).free
         if missing > free:
             raise ValueError(
@@ -100,9 +100,9 @@ class TeacherCache:
         return self.folder / f"epoch{epoch:05d}{'-' if name else ''}{quote(name, safe='')}.npy"
 
     def read(self, epoch: int, name: str = LOGITS) -> Float16[np.memmap, "indices *shape"] | None:
-        """The logits or a tap of an epoch; None if there are none.
+        """The logits or a tap of an epoch; None if the epoch is not cached.
 
-        A sample that was not seen in it has NaN in its first number.
+        The first number of a sample without outputs in that epoch is NaN.
         """
         path, shape = self.path(epoch, name), self.shapes[name]
         if not path.is_file():
@@ -111,17 +111,17 @@ class TeacherCache:
             held = np.load(path, mmap_mode="r")
         except (ValueError, EOFError) as error:
             raise ValueError(
-                f"cache: needs a whole file, got {path} cut short ({error}); delete it, it will be made anew."
+                f"cache: needs a whole file, got {path} cut short ({error}); delete it, it will be written again."
             ) from None
         if held.shape != shape or held.dtype != np.float16:
             raise ValueError(
                 f"cache: needs float16 {name or 'logits'} of shape {shape}, got {held.dtype} of shape {held.shape} in "
-                f"{path}; delete it, it will be made anew."
+                f"{path}; delete it, it will be written again."
             )
         return held
 
     def start(self, epoch: int, name: str = LOGITS) -> Float16[np.memmap, "indices *shape"]:
-        """An empty epoch to write into; :meth:`finish` makes it count."""
+        """An empty array for an epoch, to write into; :meth:`finish` completes it."""
         shape = self.shapes[name]
         held = np.lib.format.open_memmap(self._part(epoch, name), mode="w+", dtype=np.float16, shape=shape)
         held.reshape(len(held), -1)[:, 0] = np.nan
@@ -137,10 +137,11 @@ class TeacherCache:
 
 
 class CachedTeacher(BaseTeacher):
-    """``teacher``, asked once for each view.
+    """``teacher``, computed once for each view and read from ``cache`` after that.
 
-    Reading and writing happen between :meth:`at` an epoch and the next; outside, and for calls without
-    ``index``, the teacher itself answers. Its features are those that the cache keeps, and no others.
+    Call :meth:`at` at the start of each epoch. Before the first call, after ``at(None)`` and without
+    ``index``, the teacher is computed and nothing is cached. Otherwise the outputs have only the features
+    that are cached.
     """
 
     def __init__(self, teacher: BaseTeacher, cache: TeacherCache, *, write: bool = True) -> None:
@@ -152,11 +153,11 @@ class CachedTeacher(BaseTeacher):
 
     @property
     def uncached(self) -> BaseTeacher:
-        """The teacher whose outputs are kept."""
+        """The teacher whose outputs are cached."""
         return self.teacher
 
     def at(self, epoch: int | None) -> None:
-        """From now on views are those of ``epoch``; None ends the last one."""
+        """Start ``epoch``: complete the files of the one before. None ends the last epoch."""
         if self.epoch is not None:
             for name, part in self.parts.items():
                 self.cache.finish(self.epoch, part, name)
@@ -177,10 +178,10 @@ class CachedTeacher(BaseTeacher):
         at = index.cpu().numpy()
         if len(self.held) == len(self.cache.shapes):
             rows = {name: torch.from_numpy(held[at]) for name, held in self.held.items()}
-            # the files are on the host: no device is asked
+            # the arrays are in CPU memory: no device sync
             if not any(bool(value.flatten(1)[:, 0].isnan().any()) for value in rows.values()):
-                said = {name: value.to(images.device).float() for name, value in rows.items()}
-                return Outputs(said.pop(LOGITS), said)
+                cached = {name: value.to(images.device).float() for name, value in rows.items()}
+                return Outputs(cached.pop(LOGITS), cached)
         outputs: Outputs = self.teacher(images, index=index)
         values = {name: outputs.features[name] if name else outputs.logits for name in self.cache.shapes}
         halves = {
@@ -189,13 +190,13 @@ class CachedTeacher(BaseTeacher):
         }
         for name, part in self.parts.items():
             part[at] = halves[name].cpu().numpy()
-        # what a later pass reads, and a resumed one: the first pass must not see more digits
+        # rounded as in the cache, so that the first pass equals later and resumed ones
         rounded = {name: half.float() for name, half in halves.items()}
         return Outputs(rounded.pop(LOGITS), rounded)
 
 
 def feature_half(feature: Float[Tensor, "rows *shape"], name: str) -> Float16[Tensor, "rows *shape"]:
-    """``feature`` in float16; ``ValueError`` for one that float16 cannot hold."""
+    """``feature`` in float16; ``ValueError`` if a value is out of float16's range."""
     half = feature.half()
     if not bool(half.isfinite().all()):
         raise ValueError(
@@ -206,7 +207,7 @@ def feature_half(feature: Float[Tensor, "rows *shape"], name: str) -> Float16[Te
 
 
 def readable(size: int) -> str:
-    """Bytes in words.
+    """A number of bytes for messages.
 
     >>> readable(3 * 2**20), readable(5 * 2**30)
     ('3.0 MiB', '5.0 GiB')
@@ -215,9 +216,9 @@ def readable(size: int) -> str:
 
 
 def to_half(logits: Float[Tensor, "rows classes"]) -> Float16[Tensor, "rows classes"]:
-    """``logits`` in float16 with the same top classes: what rounding would tie with them stays below.
+    """``logits`` in float16 with the same top classes: no other class ties with them through rounding.
 
-    ``ValueError`` for logits that float16 cannot hold.
+    ``ValueError`` if a value is out of float16's range.
 
     >>> to_half(torch.tensor([[1.0, 1.00001], [2.0, 2.0]]))
     tensor([[1.0000, 1.0010],
@@ -235,7 +236,7 @@ def to_half(logits: Float[Tensor, "rows classes"]) -> Float16[Tensor, "rows clas
 
 
 def digest(module: nn.Module) -> str:
-    """A fingerprint of all weights and buffers."""
+    """A hash of all weights and buffers."""
     total = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         total.update(name.encode())

@@ -15,11 +15,13 @@ import json
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from outgrow.models.weight_file import read_safetensors, write_weights
 from outgrow.outputs import Outputs, Target, as_outputs, as_target, with_logits
 from outgrow.teacher.correction_fit import (
     Candidate,
@@ -167,9 +169,7 @@ class BiasCorrection(nn.Module):
         return torch.where(known, self.fold_of[index.clamp(0, len(self.fold_of) - 1)].long(), -1)
 
     def save(self, path: str | Path) -> None:
-        """Write maps, folds and report to one safetensors file."""
-        from safetensors.torch import save_file
-
+        """Write maps, folds and report to one safetensors file, whole or not at all."""
         assert self.report is not None
         meta = {
             "num_classes": self.num_classes,
@@ -177,30 +177,50 @@ class BiasCorrection(nn.Module):
             "source": self.source,
             "report": asdict(self.report),
         }
-        save_file(
-            {k: v.contiguous() for k, v in self.state_dict().items()}, path, {"outgrow": json.dumps(meta)}
-        )
+        write_weights(self.state_dict(), path, {"outgrow": json.dumps(meta)})
 
     @classmethod
     def load(cls, path: str | Path) -> "BiasCorrection":
-        """Read what :meth:`save` wrote."""
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads(file.metadata()["outgrow"])
+        """Read what :meth:`save` wrote. ``ValueError`` for a file that is damaged, or is none of ours."""
+        tensors, metadata = read_safetensors(path, who="BiasCorrection.load")
+        try:
+            meta = json.loads(metadata["outgrow"])
             loaded = cls(meta["num_classes"], meta["folds"])
-            for name in file.keys():  # noqa: SIM118  (not a dictionary)
-                setattr(loaded, name, file.get_tensor(name))
-        report = meta["report"]
-        loaded.source = meta["source"]
-        loaded.report = CorrectionReport(
-            candidates=tuple(Candidate(**c) for c in report["candidates"]),
-            chosen=Candidate(**report["chosen"]),
-            raw=Candidate(**report["raw"]) if report["raw"] else None,
-            reason=report["reason"],
-            num_images=report["num_images"],
-        )
+            report = meta["report"]
+            loaded.source = meta["source"]
+            loaded.report = CorrectionReport(
+                candidates=tuple(Candidate(**c) for c in report["candidates"]),
+                chosen=Candidate(**report["chosen"]),
+                raw=Candidate(**report["raw"]) if report["raw"] else None,
+                reason=report["reason"],
+                num_images=report["num_images"],
+            )
+            loaded._take(tensors)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"BiasCorrection.load: needs a file that save() wrote, got {path}, in which something is missing or does "
+                f"not fit ({error}); fit the correction again."
+            ) from error
         return loaded
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        if tensors.keys() != dict(self.named_buffers()).keys() or self.source not in get_args(Source):
+            raise ValueError(f"tensors {', '.join(sorted(tensors))} for {self.source}")
+        maps = self.folds + 1
+        width = tensors["weight"].shape[1] if tensors["weight"].dim() == 3 else 0
+        shapes = {
+            "scale": (maps,),
+            "weight": (maps, width, self.num_classes),
+            "bias": (maps, self.num_classes),
+        }
+        for name, value in tensors.items():
+            if self.source != "none" and name in shapes and value.shape != shapes[name]:
+                raise ValueError(f"{name} has the shape {tuple(value.shape)}")
+            if name == "fold_of" and (value.dim() != 1 or bool(((value < -1) | (value > self.folds)).any())):
+                raise ValueError("fold_of names folds that there are not")
+            if not value.isfinite().all():
+                raise ValueError(f"{name} is not finite")
+            setattr(self, name, value)
 
 
 class CorrectedTeacher(BaseTeacher):

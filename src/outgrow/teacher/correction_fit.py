@@ -1,9 +1,9 @@
-"""The fit behind a correction: one linear map, by penalised logistic regression, chosen out of fold.
+"""Fit of a bias correction: one linear map, by penalised logistic regression, chosen by out-of-fold likelihood.
 
-Data         labels, folds by image, every image weighing the same
-try_all      each candidate with its out-of-fold likelihood, from strong ridges to weak ones
-choose       the simplest that nothing beats by two standard errors
-fit_map      the one optimisation problem
+Data         labels, folds by image, equal weight for each image
+try_all      all candidates with their out-of-fold likelihood, from strong ridges to weak ones
+choose       the simplest candidate that no other beats by two standard errors
+fit_map      the optimisation: one fit by L-BFGS
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import UNLABELLED, Outputs, Target, lift
 
 RIDGES = (3e4, 3e3, 300.0, 30.0, 3.0, 0.3)
-"""Strengths tried, strongest first, as pseudo-counts of images on standardised inputs. Ours."""
+"""Ridge strengths to try, strongest first, in pseudo-counts of images on standardised inputs. Our choice."""
 
 
 Source = Literal["none", "scale", "logits", "probabilities", "features"]
@@ -26,7 +26,7 @@ Source = Literal["none", "scale", "logits", "probabilities", "features"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to correct, and how it does on rows whose labels it has not seen.
+    """One kind of correction, and its scores out of fold: on rows whose labels it was not fitted on.
 
     ``nll`` is the mean negative log-likelihood in nats per image, ``accuracy`` a share in [0, 1].
     """
@@ -47,7 +47,7 @@ class LinearMap(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Standardised inputs of a map, and how they were standardised (from inputs alone: no labels)."""
+    """Standardised inputs of a map, with the mean and deviation used (they do not depend on labels)."""
 
     values: Float[Tensor, "rows inputs"]
     mean: Float[Tensor, " inputs"]
@@ -55,7 +55,7 @@ class Inputs(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The rows to fit: labels (two for mixed rows), folds by image, each image weighing the same."""
+    """The rows to fit: labels (two for mixed rows), folds by image, equal weight for each image."""
 
     label: Int[Tensor, " rows"]
     partner: Int[Tensor, " rows"]
@@ -86,7 +86,7 @@ class Data(NamedTuple):
         if not len(outputs.logits) == len(target.label) == len(index):
             raise ValueError(
                 f"BiasCorrection.fit: needs one label and one index a row, got {len(outputs.logits)} rows, "
-                f"{len(target.label)} labels and {len(index)} indices."
+                f"{len(target.label)} labels and {len(index)} indices; pass the three of the same rows."
             )
         strange = target.takes_part & ~target.valid & (target.label != UNLABELLED)
         strange = strange | (target.label >= num_classes)
@@ -174,7 +174,7 @@ def try_all(data: Data, outputs: Outputs, same_classes: bool, *, only_raw: bool)
         tried.append(_out_of_fold(data, "temperature alone", "scale", nothing, base, None, []))
     sources: list[tuple[str, Source]] = [("map of the logits", "logits")]
     if not same_classes:
-        # several of the teacher's classes make one of the student's: their probabilities add up
+        # where several teacher classes form one student class, their probabilities add
         sources.append(("map of the probabilities", "probabilities"))
     if PENULTIMATE in kept.features:
         sources.append(("head on the features", "features"))
@@ -182,7 +182,7 @@ def try_all(data: Data, outputs: Outputs, same_classes: bool, *, only_raw: bool)
         inputs = standardised(inputs_of(kept, source).double())
         best, worse = float("inf"), 0
         maps: list[LinearMap] = []
-        for ridge in RIDGES:  # from strong to weak, each starting where the last one ended
+        for ridge in RIDGES:  # from strong to weak, each warm-started from the one before
             attempt = _out_of_fold(
                 data, name, source, inputs, base if source == "logits" else None, ridge, maps
             )
@@ -230,7 +230,7 @@ def fit_map(
     rows: Tensor,
     start: LinearMap | None,
 ) -> LinearMap:
-    """Penalised multinomial logistic regression; convex for a fixed scale, smooth in all."""
+    """Penalised multinomial logistic regression: smooth, and convex for a fixed scale."""
     x = inputs.values[rows]
     b = None if base is None else base[rows]
     weight = data.weight[rows]
@@ -239,7 +239,7 @@ def fit_map(
         start = LinearMap(
             x.new_ones(()), x.new_zeros(x.shape[1], data.num_classes), x.new_zeros(data.num_classes)
         )
-    # a temperature turns nothing upside down: the scale is a power of e; the floor keeps its logarithm finite
+    # fitting the logarithm keeps the scale positive; the floor keeps the logarithm finite
     log_scale = start.scale.clamp_min(1e-6).log().requires_grad_(b is not None)
     map_, bias = start.weight.clone(), start.bias.clone()
     parameters = [log_scale] if b is not None else []
@@ -269,7 +269,7 @@ def fit_map(
 
 
 def choose(tried: list[Tried], data: Data) -> tuple[Tried, str]:
-    """The simplest that nothing beats by two standard errors over images."""
+    """The simplest candidate that no other beats by two standard errors over images, and the reason."""
     best_map = min(
         (t for t in tried if t.candidate.ridge is not None), key=lambda t: t.candidate.nll, default=None
     )
@@ -278,7 +278,7 @@ def choose(tried: list[Tried], data: Data) -> tuple[Tried, str]:
         ladder.append(best_map)
     chosen = ladder[0]
     reason = (
-        "of the ways to the student's classes it has the best likelihood out of fold"
+        "among the maps to the student's classes it has the best out-of-fold likelihood"
         if len(ladder) == 1
         else "nothing beats it by two standard errors"
     )

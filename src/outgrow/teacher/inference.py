@@ -1,10 +1,11 @@
-"""A frozen network is inference: less work for the same answers, or the reason why not.
+"""Faster inference of a frozen teacher.
 
-    fold_norms        batch norms folded into the convolutions before them
-    InPrecision       a teacher that speaks in a precision of its own
-    compiled          a teacher through torch.compile, where there is a compiler
+    fold_norms        fold batch norms into the convolutions before them
+    InPrecision       run the teacher in a precision other than the student's
+    compiled          run the teacher through torch.compile, where there is a compiler
 
-Each is checked on real images when it is made; what does not hold there is not used, and a note says so.
+Folding and compiling are checked on real images. If the outputs differ by too much, the network is left
+as it is. The returned note has the reason.
 """
 
 import copy
@@ -25,11 +26,11 @@ from outgrow.outputs import Outputs
 from outgrow.teacher.teacher import BaseTeacher, Teacher
 
 FOLD_TOLERANCE = 1e-4
-"""Of the largest value of an output. Measured: 3e-7 to 1e-6 (ResNet-56, ResNet-32x4, WRN-40-2)."""
+"""Relative to the largest value of an output. Measured: 3e-7 to 1e-6 (ResNet-56, ResNet-32x4, WRN-40-2)."""
 
 COMPILE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Of the largest logit, by the precision compiled for: a compiler keeps some sums in float32 that eager
-rounds, so in bfloat16 the two differ by as much as either differs from float32 (at most 2 % for a
+"""Relative to the largest logit, by dtype of the logits. A compiler keeps some sums in float32 that eager mode
+rounds. In bfloat16 the two therefore differ by as much as each differs from float32 (at most 2 % for a
 ResNet-56 on 3072 images)."""
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -38,16 +39,16 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 def fold_norms(
     network: nn.Module, images: Float[Tensor, "batch ..."], *, taps: Sequence[str] = ()
 ) -> tuple[nn.Module, str]:
-    """A frozen copy of ``network`` without the batch norms that can go, and a note on what was done.
+    """A frozen copy of ``network`` with batch norms folded into convolutions, and a note on what was done.
 
-    A pair is folded where a forward pass shows that the convolution's output goes into that batch norm and
-    nowhere else, and that neither runs twice. Activations at ``taps`` (as in :class:`Taps`) are kept: a
-    tapped convolution stays, a tapped batch norm still returns what it did. Watching the operations of a
-    real pass needs no symbolic trace, which control flow stops, and sees tied or recomputed weights.
-    Logits and taps on ``images`` must then agree within ``FOLD_TOLERANCE`` in float32; where they do not,
-    and where there is nothing to fold, ``network`` itself comes back.
+    A forward pass on ``images`` is recorded. A batch norm is folded if the convolution's output goes into it
+    and nowhere else, and if each of the two runs once. Activations at ``taps`` (as in :class:`Taps`) do not
+    change: a tapped convolution is not folded, and a tapped batch norm returns the same values as before.
+    Unlike a symbolic trace, recording works with control flow and detects tied or recomputed weights.
 
-    ``images`` are on the device of ``network``, which is not touched; ``ValueError`` is what Taps raises.
+    The logits and taps on ``images`` must then agree within ``FOLD_TOLERANCE`` in float32. If they do not, or
+    if there is nothing to fold, ``network`` is returned. ``network`` is not changed. ``images`` are on its
+    device. ``ValueError`` as in Taps.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)).eval()
     >>> folded, note = fold_norms(net, torch.zeros(1, 3, 3, 3))
@@ -65,8 +66,8 @@ def fold_norms(
         before = Taps(folded, taps)
         watch = _Watch()
         with watch:
-            said = before(images)
-        pairs = _pairs(folded, watch, keep=(said.logits, *said.features.values()))
+            expected = before(images)
+        pairs = _pairs(folded, watch, keep=(expected.logits, *expected.features.values()))
         if not pairs:
             return (
                 network,
@@ -75,8 +76,8 @@ def fold_norms(
         for layer, norm in pairs:
             _replace(folded, layer, _fused(layer, norm))
             _replace(folded, norm, _rest_of(norm))
-        off = _distance(Taps(folded, taps)(images), said)
-    if not off <= FOLD_TOLERANCE:  # nor where it is NaN
+        off = _distance(Taps(folded, taps)(images), expected)
+    if not off <= FOLD_TOLERANCE:  # true for NaN, too
         return network, (
             f"no batch norms folded: the outputs would be off by {off:.1e} of the largest, over {FOLD_TOLERANCE:.0e}"
         )
@@ -84,7 +85,7 @@ def fold_norms(
 
 
 class InPrecision(BaseTeacher):
-    """``teacher`` in ``precision`` whatever the student trains in."""
+    """``teacher`` in ``precision``, independent of the precision of training."""
 
     def __init__(self, teacher: nn.Module, precision: Literal["fp32", "bf16"]) -> None:
         super().__init__()
@@ -92,13 +93,13 @@ class InPrecision(BaseTeacher):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
-        # a nested autocast wins over the run's; float32 is the absence of one
+        # the inner autocast overrides that of the run; float32 means that it is disabled
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.teacher(images, index=index)
 
 
 class CompiledTeacher(BaseTeacher):
-    """``teacher``, through ``fast`` for the batches that it takes."""
+    """``teacher``, computed by ``fast`` for the batches that ``fast`` supports."""
 
     def __init__(self, teacher: Teacher, fast: Compiled) -> None:
         super().__init__()
@@ -112,18 +113,18 @@ class CompiledTeacher(BaseTeacher):
 
 
 def compiled(teacher: Teacher, images: Float[Tensor, "batch ..."]) -> tuple[BaseTeacher, str]:
-    """``teacher`` through torch.compile, and a note; ``teacher`` itself where that does not work here.
+    """``teacher`` through torch.compile, and a note. If that fails, ``teacher`` and a note with the reason.
 
-    Called under the autocast and with ``images`` of the shape and layout of the training's batches. Without
-    a compiler (a C++ compiler on a CPU, Triton on a GPU), or where the compiled net's outputs on ``images``
-    differ by more than rounding, the note has the reason.
+    It fails without a compiler (a C++ compiler on a CPU, Triton on a GPU), and if the compiled outputs on
+    ``images`` differ by more than rounding. Call it under the autocast of training, with ``images`` of the
+    shape and memory format of the training batches.
     """
     fast = Compiled(teacher.network)
     with torch.no_grad():
-        eager, said = teacher(images), fast(images)
+        eager, ours = teacher(images), fast(images)
     if fast.reason is not None:
         return teacher, f"not compiled: {fast.reason}"
-    off, allowed = _distance(said, eager), COMPILE_TOLERANCE.get(eager.logits.dtype, 1e-3)
+    off, allowed = _distance(ours, eager), COMPILE_TOLERANCE.get(eager.logits.dtype, 1e-3)
     if not off <= allowed:
         return (
             teacher,
@@ -133,7 +134,7 @@ def compiled(teacher: Teacher, images: Float[Tensor, "batch ..."]) -> tuple[Base
 
 
 class _Watch(TorchDispatchMode):
-    """All operations of a forward pass with the tensors they read, which live on here so that ids hold."""
+    """Records all operations of a forward pass and the tensors they read. It keeps these alive: ids stay unique."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +150,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _pairs(net: nn.Module, watch: _Watch, keep: Sequence[Tensor]) -> list[tuple[Convolution, nn.Module]]:
-    """Convolutions and the batch norms that alone read them, as the watched pass shows."""
+    """Pairs of a convolution and the batch norm that is the only reader of its output."""
     layers = {id(m.weight): m for m in net.modules() if isinstance(m, Convolution)}
     norms = {id(m.running_mean): m for m in net.modules() if _foldable(m)}
     kept = {id(value) for value in keep}
@@ -157,7 +158,7 @@ def _pairs(net: nn.Module, watch: _Watch, keep: Sequence[Tensor]) -> list[tuple[
     found: list[tuple[Convolution, nn.Module]] = []
     for name, read, result in watch.steps:
         ids = [id(value) for value in read]
-        # a weight that is standardised first is another tensor by then, and not found here
+        # a standardised weight is a new tensor, so that convolution is not found here
         if "convolution" in name and ids[1] in layers and watch.reads[ids[1]] == 1:
             if watch.reads[id(result)] == 1 and id(result) not in kept:
                 made[id(result)] = layers[ids[1]]
@@ -169,7 +170,7 @@ def _pairs(net: nn.Module, watch: _Watch, keep: Sequence[Tensor]) -> list[tuple[
 
 
 def _foldable(module: nn.Module) -> bool:
-    """A batch norm with statistics, and nothing else in it that :func:`_rest_of` does not know."""
+    """Whether it is a batch norm with statistics and with no other parts than :func:`_rest_of` handles."""
     plain = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     known = plain or (type(module).__name__ == "BatchNormAct2d" and hasattr(module, "act"))
     return known and getattr(module, "running_mean", None) is not None
@@ -183,13 +184,13 @@ def _rest_of(norm: Any) -> nn.Module:
 
 
 def _fused(layer: Any, norm: Any) -> nn.Module:
-    """Both in one layer like ``layer``; in double on the host, so that every machine rounds to the same weights."""
+    """Both in one layer of ``layer``'s type. Folded in double on the CPU: every machine gets the same weights."""
     one = fuse_conv_bn_eval(copy.deepcopy(layer).cpu().double(), copy.deepcopy(norm).cpu().double())
     return one.to(layer.weight.device, layer.weight.dtype)
 
 
 def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """``new`` wherever ``net`` holds ``old``, under all its names."""
+    """Replace ``old`` by ``new`` in ``net``, under all its names."""
     for parent in list(net.modules()):
         for name, child in list(parent._modules.items()):
             if child is old:
@@ -209,7 +210,7 @@ def _distance(ours: Outputs, theirs: Outputs) -> float:
 
 
 def _true_float32() -> Any:
-    """cuDNN without TF32, whose rounding would hide what is compared."""
+    """cuDNN without TF32, whose rounding is larger than the tolerance."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(
         enabled=cudnn.enabled, benchmark=False, deterministic=cudnn.deterministic, allow_tf32=False

@@ -1,4 +1,4 @@
-"""The teacher: frozen, always in evaluation mode, without a gradient."""
+"""The teacher: frozen, always in eval mode, without gradients."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from outgrow.outputs import Outputs, with_logits
 
 
 class BaseTeacher(nn.Module):
-    """What every teacher is: called as ``teacher(images, *, index=None) -> Outputs``, without a gradient.
+    """The base class of teachers, called as ``teacher(images, *, index=None) -> Outputs``, without gradients.
 
-    ``images`` are RGB in [0, 1]; ``index`` is each sample's number in the training set. A teacher that wraps
-    another one keeps it as ``self.teacher``.
+    ``images`` are RGB in [0, 1]. ``index`` is each sample's number in the training set. A teacher that wraps
+    another one has it as ``self.teacher``.
     """
 
     def at(self, epoch: int | None) -> None:
-        """The images that follow are the views of ``epoch``; None ends it. Only a cache uses this."""
+        """Announce that the next images are those of ``epoch``; None ends the epoch. Only a cache uses this."""
         inner = getattr(self, "teacher", None)
         if isinstance(inner, BaseTeacher):
             inner.at(epoch)
@@ -27,10 +27,10 @@ class BaseTeacher(nn.Module):
 class Teacher(BaseTeacher):
     """``model`` as a teacher, called as ``teacher(images) -> Outputs``.
 
-    Its parameters are frozen, its batch norms keep their statistics, and it stays in evaluation mode
-    whatever ``train()`` is called on, itself, a module that holds it, or ``model``. ``taps`` are module
-    paths of ``model`` whose activations go into the outputs. ``index`` (the samples' numbers in the
-    training set) is accepted and not looked at: teachers that are corrected out of fold need it.
+    Its parameters are frozen and its batch norm statistics do not change. It stays in eval mode even if
+    ``train()`` is called on it, on a parent module or on ``model``. ``taps`` are module paths of ``model``
+    whose activations are added to the outputs. ``index`` (the samples' numbers in the training set) is
+    ignored here; teachers with a correction fitted out of fold need it.
 
     >>> teacher = Teacher(nn.Linear(3, 2)).train()
     >>> teacher.training, teacher(torch.zeros(1, 3)).logits.requires_grad
@@ -53,8 +53,10 @@ class Teacher(BaseTeacher):
 
 
 class NoTeacher(BaseTeacher):
-    """A teacher that says nothing: every class level, every row right. With no terms in the objective
-    it is the student trained alone, through the same loop."""
+    """A teacher whose logits are all zero, so that every row counts as right.
+
+    With an objective without distillation terms, the same loop then trains the student alone.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -65,7 +67,7 @@ class NoTeacher(BaseTeacher):
 
 
 class SelectedClasses(BaseTeacher):
-    """``teacher`` with only some of its classes, in the order of ``columns``: the student's classes by name."""
+    """``teacher`` with the classes ``columns`` only, in that order: those that the student has too."""
 
     columns: Tensor
 

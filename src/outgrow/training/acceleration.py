@@ -1,19 +1,25 @@
 """What makes a step fast on this machine: device and precision, memory layout, fused norms, torch.compile."""
 
+import inspect
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from outgrow.machine.host_memory import kept_pages
 from outgrow.machine.norm_relu import calls_it, fused_norms, library
 from outgrow.models.compiled import Compiled
 from outgrow.models.taps import Taps
 from outgrow.training.config import TrainConfig, settled
+from outgrow.training.processes import TIMEOUT, launched, process_group
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -32,7 +38,27 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         # one process may train a teacher in one precision and a student in another; device and process
         # group stay
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
+    several = launched() > 1
+    for name, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(
+                f"accelerate launch: needs plain data parallelism, got {name}, which would split the student and its "
+                "losses over the processes; leave its options out, or start the run with torchrun."
+            )
+    if several and config.device == "mps":
+        raise ValueError(
+            "train.device: needs cuda or cpu for several processes, got mps; use cpu, or start one process."
+        )
+    # without a GPU they work on the CPU: left to itself, Accelerate would make each a run of its own
+    on_cpu = config.device == "cpu" or (several and not torch.cuda.is_available())
+    timeout = InitProcessGroupKwargs(timeout=TIMEOUT)
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[timeout])
+    if several and process_group() is None:
+        raise ValueError(
+            f"train.device: needs {launched()} processes that work together, got {accelerator.device} alone; start them "
+            "with torchrun or accelerate launch, on devices of one kind."
+        )
+    return accelerator
 
 
 @contextmanager
@@ -67,8 +93,17 @@ def place(
     trained = _compiled(config, student, accelerator.device) if compiles else student
     if accelerator.num_processes == 1:
         return trained, objective
-    learns = any(p.requires_grad for p in objective.parameters())
-    return accelerator.prepare_model(trained), accelerator.prepare_model(objective) if learns else objective
+    return accelerator.prepare_model(trained), _shared(objective, accelerator.device)
+
+
+def _shared(objective: nn.Module, device: torch.device) -> nn.Module:
+    """``objective`` behind DDP where it learns. Its memories move alike on all processes and need not be sent."""
+    if not any(p.requires_grad for p in objective.parameters()):
+        return objective
+    options: dict[str, Any] = {} if device.type == "cpu" else {"device_ids": [device]}
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since torch 2.14
+    options["forward_sync_buffers" if new else "broadcast_buffers"] = False
+    return DistributedDataParallel(objective, **options)
 
 
 def _compiled(config: TrainConfig, student: nn.Module, device: torch.device) -> nn.Module:

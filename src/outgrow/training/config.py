@@ -15,26 +15,37 @@ from outgrow.machine.precision import resolve_precision
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class AugmentConfig(_Section):
     """How training images are varied; see :class:`outgrow.data.Augment`."""
 
     crop_padding: int = 4
+    """Pixels of padding before a random crop back to the image's size; 0 for no crop."""
     padding: Literal["zero", "reflect"] = "zero"
+    """What that padding is filled with."""
     flip: bool = True
+    """Flip half of the images from left to right."""
     cutout: int = 0
+    """Side in pixels of a square that is blanked out at random; 0 for none."""
     randaugment: float = 0.0
+    """Magnitude of RandAugment (two operations an image), 0 to 1; 0 for none."""
     mixup: float = 0.0
+    """Parameter of mixup's beta distribution; 0 for none."""
     cutmix: float = 0.0
+    """Parameter of CutMix's beta distribution; 0 for none."""
     resized_crop: tuple[float, float] | None = None
+    """Smallest and largest share of an image's area that a random resized crop keeps; None for none."""
 
 
 class DataConfig(_Section):
     """Where images and labels come from, and how training sees them."""
 
     source: str = "digits"
+    """digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, hf:NAME, coco:IMAGES:ANNOTATIONS."""
     label: str | None = None
     """The label column, where a source has several (``fine_label`` or ``coarse_label``)."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
@@ -43,19 +54,33 @@ class DataConfig(_Section):
     train_rows: int | None = Field(None, ge=1)
     """Train on the first rows of a seeded shuffle alone; None for all."""
     size: int | None = Field(None, ge=1)
-    """Side of the training views in pixels; None for the larger of what the two networks want."""
+    """Side in pixels of the training views, and of what the student is made for and tested on; None for the larger
+    of what the two networks want. A student that is built for one size has ``student.input_size`` instead."""
+    on_fault: Literal["refuse", "skip"] = "refuse"
+    """An image that cannot be decoded: an error that names it, or left out, counted and named in the record. To
+    skip means to decode all images once before the first epoch."""
     workers: int = Field(2, ge=0)
+    """Processes that decode images; 0 decodes in the training process. Changes no number."""
     augment: AugmentConfig = AugmentConfig()
+    """How training images are varied."""
 
 
 class ModelConfig(_Section):
     """A network by name, and where its weights come from."""
 
     name: str = ""
+    """cifar/NAME, timm/NAME, torchvision/NAME, hf/NAME, py:FILE:CALLABLE, or a detector such as fasterrcnn:BACKBONE."""
     weights: str | None = None
+    """File of weights: safetensors, or a torch file. None for none."""
     pretrained: bool = False
     """Published weights through the model's own library."""
     input_size: int | None = Field(None, ge=1)
+    """Side in pixels of the network's input; None for its own."""
+    mean: tuple[float, float, float] | None = None
+    """What is subtracted from red, green and blue in [0, 1], for weights whose normalisation is known to you alone;
+    None for what the file of weights states, else the default of the model's family."""
+    std: tuple[float, float, float] | None = None
+    """What they are then divided by; as ``mean``."""
 
 
 class TeacherConfig(ModelConfig):
@@ -66,6 +91,7 @@ class TeacherConfig(ModelConfig):
     rows: Literal["same", "disjoint"] = "same"
     """What a teacher that is trained here sees: the student's rows, or only the others."""
     correct: Literal["auto", "always", "never"] = "auto"
+    """Correct the teacher's bias: auto where the preset asks for it and it is measured to help."""
     cache: str | None = None
     """Folder for the teacher's logits by view: computed once, read by every later run that shares them."""
     cache_features: bool = False
@@ -85,36 +111,56 @@ class MethodConfig(_Section):
     """What to believe and how far to be from it: a preset, and parts of one's own."""
 
     preset: str = "outgrow"
+    """`outgrow list presets`."""
     loss: str | None = None
+    """Such as "dkd(beta=6)" or "kd + 0.8*crd"; None for the preset's."""
     rule: str | None = None
+    """What is done with rows that the teacher gets wrong, such as "pair"; None for the preset's."""
     schedule: str | None = None
+    """How easy and hard rows are weighted over the training; None for the preset's."""
     temperature: float | None = Field(None, gt=0)
+    """Of the losses that soften logits, and of the rule; None for the losses' own."""
     weight: float | None = None
+    """Multiplies all distillation terms; None for the preset's."""
     task_weight: float | None = None
+    """Multiplies the task's own loss; None for the preset's."""
     normalize: Literal["rows", "subset"] | None = None
+    """Divide by the rows of the batch, or right and wrong rows each by their own number; None for the preset's."""
 
 
 class TrainConfig(_Section):
     """How a network is trained."""
 
     epochs: int = Field(30, ge=1)
+    """Passes over the training images."""
     batch_size: int = Field(64, ge=1)
+    """Images a step, over all processes."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
     lr: float = Field(0.05, gt=0)
+    """The highest learning rate of the schedule."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of SGD."""
     nesterov: bool = False
+    """Nesterov's form of momentum, for SGD."""
     weight_decay: float = Field(5e-4, ge=0)
+    """L2 penalty of SGD; decoupled decay of AdamW."""
     lr_schedule: Literal["step", "cosine", "one_cycle", "constant"] = "cosine"
+    """How the learning rate changes over the training."""
     milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
     """Where a step schedule multiplies the rate by ``lr_decay``, as fractions of the training."""
     lr_decay: float = Field(0.1, gt=0, le=1)
+    """What a step schedule multiplies the learning rate by at each milestone."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Fraction of the training over which the rate rises linearly."""
     clip: float | None = Field(None, gt=0)
+    """Largest norm of the gradient; None for no clipping."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """``auto`` is bfloat16 where the machine computes in it, else float32: :mod:`outgrow.machine.precision`."""
     channels_last: bool = False
+    """Memory layout with the channels last: faster for convolutions in bfloat16."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto is CUDA, else MPS, else the CPU."""
     keep_memory: bool = True
     """On a CPU under Linux, keep freed memory for the next step instead of giving it back; see
     :mod:`outgrow.machine.host_memory`. Changes no number."""
@@ -151,14 +197,23 @@ class Config(_Section):
     """One distillation run."""
 
     recipe: str = "default"
+    """`outgrow list recipes`: the fields that a run starts from."""
     data: DataConfig = DataConfig()
+    """Images and labels."""
     teacher: TeacherConfig = TeacherConfig()
+    """The teacher."""
     student: ModelConfig = ModelConfig()
+    """The student."""
     method: MethodConfig = MethodConfig()
+    """Losses, rule and schedule."""
     train: TrainConfig = TrainConfig()
+    """The student's training."""
     teacher_train: TrainConfig = TrainConfig()
+    """The teacher's training, with teacher.train."""
     seed: int = Field(0, ge=0)
+    """Of all random choices; equal seeds give equal runs on one machine."""
     out: str | None = None
+    """The run folder; None writes nothing."""
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -248,6 +303,21 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
             nested = {part: nested}
         result = merge(result, nested)
     return result
+
+
+def describe_fields(section: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of every field, section by section."""
+    found: list[tuple[str, str, str, str]] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += describe_fields(kind, f"{prefix}{name}.")
+            continue
+        shown = getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind)
+        text = (shown or str(kind)).replace("typing.", "")
+        about = " ".join((field.description or "").split()).replace("``", "")
+        found.append((prefix + name, text, repr(field.default), about))
+    return found
 
 
 def known_fields(values: Mapping[str, Any], section: type[BaseModel] = Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The one check for a loss that is not finite, before it moves the student."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from outgrow.outputs import ObjectiveResult
@@ -18,17 +19,28 @@ class Guard:
     """Raises :class:`NonFiniteLoss` with the step, its terms and its samples.
 
     On a CPU it does so at once. Elsewhere the flag stays on the device: the fused optimiser skips the step
-    by it, and the host reads it every ``READ_EVERY`` steps.
+    by it, and the host reads it every ``READ_EVERY`` steps. Several processes share the flag, and all raise.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, *, scaled: bool) -> None:
-        self.optimizer, self.scaled = optimizer, scaled
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        *,
+        scaled: bool,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.optimizer, self.scaled, self.group = optimizer, scaled, group
         self.at_once = device.type == "cpu"
         self.waiting: list[tuple[Tensor, ObjectiveResult, Samples, int, int]] = []
 
     def before_step(self, result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> None:
         """Check ``result`` before the optimiser uses its gradient."""
         bad = ~result.total.detach().isfinite()
+        if self.group is not None:
+            anywhere = bad.float()
+            dist.all_reduce(anywhere, op=dist.ReduceOp.MAX, group=self.group)
+            bad = anywhere > 0
         self.waiting.append((bad, result, batch, epoch, step))
         if self.at_once:
             self.read()
@@ -45,16 +57,24 @@ class Guard:
             return
         flags = torch.stack([bad for bad, *_ in waiting]).tolist()
         if any(flags):
-            _, result, batch, epoch, step = waiting[flags.index(True)]
-            terms = ", ".join(f"{name} {value.item():g}" for name, value in result.terms.items())
-            index = batch.index
-            rows = (
-                ""
-                if index is None
-                else f" Its samples: {index.tolist()[:16]}{' ...' if len(index) > 16 else ''}."
-            )
-            raise NonFiniteLoss(
-                f"training: needs a finite loss, got {result.total.item()} in epoch {epoch + 1}, step {step + 1} "
-                f"({terms}).{rows} The step was not taken. Lower train.lr, set train.clip=1.0, or use "
-                "train.precision=fp32; `--resume` continues from the last whole epoch."
-            )
+            raise NonFiniteLoss(self._told(*waiting[flags.index(True)][1:]))
+
+    def _told(self, result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> str:
+        """What to say, of the first process whose own loss was not finite."""
+        own = None if result.total.isfinite() else _message(result, batch, epoch, step)
+        if self.group is None:
+            return own or ""
+        said: list[str | None] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(said, own, group=self.group)
+        return next(text for text in said if text is not None)
+
+
+def _message(result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> str:
+    terms = ", ".join(f"{name} {value.item():g}" for name, value in result.terms.items())
+    index = batch.index
+    rows = "" if index is None else f" Its samples: {index.tolist()[:16]}{' ...' if len(index) > 16 else ''}."
+    return (
+        f"training: needs a finite loss, got {result.total.item()} in epoch {epoch + 1}, step {step + 1} "
+        f"({terms}).{rows} The step was not taken. Lower train.lr, set train.clip=1.0, or use "
+        "train.precision=fp32; `--resume` continues from the last whole epoch."
+    )

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 from outgrow.outputs import ObjectiveResult
+from outgrow.training.processes import mean
 
 
 @dataclass
@@ -34,38 +35,43 @@ def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord:
 
 
 class Meter:
-    """Sums of loss, terms and statistics over the rows of an epoch."""
+    """Sums of loss, terms and statistics over the images of an epoch."""
 
     def __init__(self, state: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> None:
         self.sums: dict[tuple[str, str], Tensor] = {}
-        self.rows = 0
+        self.images: Tensor | int = 0
         if state:
-            self.rows = state["rows"]
+            self.images = state["images"]
+            if isinstance(self.images, Tensor):
+                self.images = self.images.to(device)
             self.sums = {(kind, name): value.to(device) for kind, name, value in state["sums"]}
 
     def state(self) -> dict[str, Any]:
         """What :class:`Meter` continues from, for a checkpoint."""
-        return {"rows": self.rows, "sums": [(kind, name, v.clone()) for (kind, name), v in self.sums.items()]}
+        return {
+            "images": self.images,
+            "sums": [(kind, name, v.clone()) for (kind, name), v in self.sums.items()],
+        }
 
-    def add(self, result: ObjectiveResult, rows: int) -> None:
-        """Count one step of ``rows`` rows. Nothing is read from the device."""
-        self.rows += rows
-        self._sum("loss", "", result.total.detach(), rows)
+    def add(self, result: ObjectiveResult, images: Tensor | int) -> None:
+        """Count one step of ``images``, of several processes their mean. Nothing is read from the device."""
+        self.images = self.images + images
+        self._sum("loss", "", result.total.detach(), images)
         for kind, values in (("terms", result.terms), ("stats", result.stats)):
             for name, value in values.items():
-                self._sum(kind, name, value, rows)
+                self._sum(kind, name, value, images)
 
-    def _sum(self, kind: str, name: str, value: Float[Tensor, ""], rows: int) -> None:
+    def _sum(self, kind: str, name: str, value: Float[Tensor, ""], images: Tensor | int) -> None:
         key = (kind, name)
-        value = value.float() * rows
+        value = value.float() * images
         self.sums[key] = self.sums[key] + value if key in self.sums else value
 
-    def read(self, accelerator: Accelerator) -> tuple[float, dict[str, float], dict[str, float]]:
-        """Loss, terms and statistics: means over the epoch's rows, of all processes."""
-        sums = torch.stack(list(self.sums.values())) / self.rows
-        if accelerator.num_processes > 1:
-            sums = accelerator.reduce(sums, reduction="mean")  # each process has the same number of rows
-        mean = dict(zip(self.sums, sums.tolist(), strict=True))
-        terms = {name: value for (kind, name), value in mean.items() if kind == "terms"}
-        stats = {name: value for (kind, name), value in mean.items() if kind == "stats"}
-        return mean[("loss", "")], terms, stats
+    def read(
+        self, group: dist.ProcessGroup | None = None
+    ) -> tuple[float, dict[str, float], dict[str, float]]:
+        """Loss, terms and statistics: means over the epoch's images, of all processes."""
+        sums = mean(torch.stack(list(self.sums.values())) / self.images, group)
+        read = dict(zip(self.sums, sums.tolist(), strict=True))
+        terms = {name: value for (kind, name), value in read.items() if kind == "terms"}
+        stats = {name: value for (kind, name), value in read.items() if kind == "stats"}
+        return read[("loss", "")], terms, stats

@@ -1,6 +1,20 @@
-"""The processes of a distributed run."""
+"""The processes of a distributed run: who they are, and what they agree on."""
 
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from outgrow.data.randomness import bits_at
+
+TIMEOUT = timedelta(minutes=10)
+"""How long processes wait for one that is there and does not answer: the first step of a compiled net takes minutes."""
+
+T = TypeVar("T")
 
 
 def process_group() -> dist.ProcessGroup | None:
@@ -9,11 +23,63 @@ def process_group() -> dist.ProcessGroup | None:
     return dist.group.WORLD if several else None
 
 
+def launched() -> int:
+    """How many processes a launcher (torchrun, accelerate launch) says there are; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def rank() -> int:
+    """This process's rank among all."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main() -> bool:
-    """Whether this process writes files."""
-    return process_group() is None or dist.get_rank() == 0
+    """Whether this process writes files and speaks."""
+    return rank() == 0
 
 
 def rank_and_size(group: dist.ProcessGroup | None) -> tuple[int, int]:
     """This process's rank in ``group`` and the number of processes; 0 and 1 without a group."""
     return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+
+
+def on_main(work: Callable[[], T]) -> T | None:
+    """Do ``work`` on the main process alone; what it raises is raised on all. None on the others."""
+    if process_group() is None:
+        return work()
+    result, error = None, None
+    if is_main():
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+    told = [error]
+    dist.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise told[0]
+    return result
+
+
+def mean(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The mean over the processes; ``value`` itself without a group."""
+    if group is None:
+        return value
+    value = value.clone()
+    dist.all_reduce(value, group=group)
+    return value / dist.get_world_size(group)
+
+
+def seed_step(seed: int, step: int, group: dist.ProcessGroup | None) -> None:
+    """Set the generators as a function of the seed, the step and the rank, so that no state of them need be kept:
+    processes draw different numbers, and a resumed run the same ones. One process draws on as it did."""
+    if group is not None:
+        torch.manual_seed(bits_at(seed, step, dist.get_rank(group), 0) >> 1)
+
+
+def leave() -> None:
+    """Part from the other processes at the end of a run: all wait for the one that writes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -117,6 +117,8 @@ class ComparedRecord(_Part):
     only_student: int
     neither: int
     examples: tuple[ExampleRecord, ...] = ()
+    lost: tuple[ExampleRecord, ...] = ()
+    """The first ones that only the teacher gets right."""
 
 
 class ErrorsRecord(_Part):
@@ -134,6 +136,56 @@ class ErrorsRecord(_Part):
 
 
 Measured = TypeVar("Measured")
+
+
+class BinRecord(_Part):
+    """The images whose largest probability is in one bin: its mean, and how many are right; percent."""
+
+    confidence: float | None
+    accuracy: float | None
+    count: int
+
+
+class ClassesRecord(_Part):
+    """A classifier on the test images beyond its accuracy; percent. ``per_class`` is None for a class without images.
+
+    ``ece`` is the expected calibration error of ``reliability``'s bins.
+    """
+
+    balanced_accuracy: float
+    ece: float
+    per_class: tuple[float | None, ...]
+    reliability: tuple[BinRecord, ...]
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    """``confusion[i][j]`` images of class i were taken for class j; None where there are too many classes."""
+
+
+class LatencyRecord(_Part):
+    """Milliseconds a batch of ``batch`` images of ``size`` pixels: median and 95th percentile of ``repeats`` passes."""
+
+    batch: int
+    size: int
+    median: float
+    p95: float
+    repeats: int
+
+
+class CostRecord(_Part):
+    """What a network costs on the machine of the run, in float32. ``flops`` are of one image, a multiply-add is two."""
+
+    bytes: int
+    flops: int | None
+    latency: tuple[LatencyRecord, ...]
+
+
+class ClassificationRecord(_Part):
+    """Both networks on the test images, by class, and what they cost. ``majority`` is the accuracy of always
+    naming the most frequent class, ``counts`` the images of each class."""
+
+    majority: float
+    counts: tuple[int, ...]
+    classes: "Both[ClassesRecord]"
+    cost: "Both[CostRecord]"
 
 
 class Both(_Part, Generic[Measured]):
@@ -163,8 +215,14 @@ class DataRecord(_Part):
     train: int
     val: int
     test: int
+    size: int | None = None
+    """Side in pixels of what a classifier was trained and tested on; None where images have sizes of their own."""
     image_size: tuple[int, int] | None = None
-    """Height and width of the test images where all have one; None for photographs of any size."""
+    """Height and width of the test images where all have one and are kept in memory; None for photographs."""
+    duplicates: int | None = None
+    """Test images whose bytes are among the training images, too; None where nobody looked."""
+    faults: tuple[str, ...] = ()
+    """Images that were left out because they cannot be decoded."""
 
 
 class RunRecord(_Part):
@@ -179,6 +237,7 @@ class RunRecord(_Part):
     epochs: tuple[EpochRecord, ...] = Field(min_length=1)
     compared: ComparedRecord | None = None
     detection: DetectionRecord | None = None
+    classification: ClassificationRecord | None = None
     data: DataRecord
     config: Config
     versions: dict[str, str] = Field(default_factory=dict)
@@ -317,7 +376,7 @@ def read_record(path: str | Path) -> RunRecord:
             "config.yaml."
         ) from None
     try:
-        content = unsealed(text, where=str(path))
+        content = unsealed(text, where=str(path), optional=lambda found: found.get("version", 1) == 1)
     except ValueError as error:
         raise ValueError(f"report: {error}") from None
     return parse_record(content, where=str(path))

@@ -7,9 +7,11 @@ seed, epoch and sample alone. What the student learns is the rectifier's and the
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
@@ -24,6 +26,7 @@ from outgrow.training.guard import Guard
 from outgrow.training.lesson import Ask, Batches, Samples
 from outgrow.training.meter import EpochRecord, Meter
 from outgrow.training.optimizer import lr_factor, make_optimizer
+from outgrow.training.processes import mean, process_group, rank_and_size, seed_step
 
 
 @dataclass(frozen=True)
@@ -65,21 +68,28 @@ class Trainer:
         self.config = settled(self.config)
         warn_if_emulated(self.config.precision, self.config.device)
         accelerator = self.accelerator or make_accelerator(self.config)
+        seed = torch.initial_seed()
         with fast_steps(self.config, self.student, accelerator.device):
-            return self._fit(accelerator, resume)
+            history = self._fit(accelerator, resume, seed)
+        if process_group() is not None:
+            torch.manual_seed(seed)  # what follows draws alike on all processes
+        return history
 
     @property
     def compiles(self) -> bool:
         """Whether the student's steps go through torch.compile: asked for, and batches have one shape."""
         return bool(self.config.compile) and self.ask.fixed_shape
 
-    def _fit(self, accelerator: Accelerator, resume: bool) -> list[EpochRecord]:
-        config = self.config
+    def _fit(self, accelerator: Accelerator, resume: bool, seed: int) -> list[EpochRecord]:
+        config, group = self.config, process_group()
+        if self.objective.process_group is None:
+            self.objective.process_group = group
+        _, processes = rank_and_size(group)
         student, objective = place(
             config, accelerator, self.student, self.teacher, self.objective, compiles=self.compiles
         )
         optimizer = make_optimizer(config, student, objective)
-        guard = Guard(optimizer, accelerator.device, scaled=accelerator.scaler is not None)
+        guard = Guard(optimizer, accelerator.device, scaled=accelerator.scaler is not None, group=group)
         if accelerator.scaler is not None:  # float16: the optimiser must unscale, and skips what overflowed
             optimizer = accelerator.prepare_optimizer(optimizer)
         total_steps = config.epochs * self._steps()
@@ -106,7 +116,9 @@ class Trainer:
                 progress = epoch / config.epochs
                 if config.progress == "step":
                     progress = (epoch * self._steps() + step) / total_steps
-                result = self._step(accelerator, student, objective, batch, progress)
+                seed_step(seed, epoch * self._steps() + step, group)
+                images = _mean_count(len(batch.images), accelerator.device, group)
+                result = self._step(accelerator, student, objective, batch, progress, images)
                 guard.before_step(result, batch, epoch, step)
                 accelerator.backward(result.total)
                 if config.clip is not None:
@@ -115,8 +127,8 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
                 lr = float(scheduler.get_last_lr()[0])  # of this step
                 scheduler.step()
-                meter.add(result, len(batch.images))
-                done += len(batch.images)
+                meter.add(result, images)
+                done += len(batch.images) * processes
                 if self.on_step is not None:
                     self.on_step(epoch, done)
                 if (step + 1) % config.checkpoint_steps == 0 and step + 1 < self._steps():
@@ -141,6 +153,7 @@ class Trainer:
         objective: nn.Module,
         batch: Samples,
         progress: float,
+        images: torch.Tensor | int,
     ) -> ObjectiveResult:
         try:
             with accelerator.autocast():
@@ -152,6 +165,9 @@ class Trainer:
                 f"train.batch_size: needs at least two images a step for a network with batch norms, got "
                 f"{len(batch.images)}; raise it, or train on more images."
             ) from None
+        if lesson.task is not None and isinstance(images, torch.Tensor):
+            # a mean over this process's images counts by their number
+            lesson = replace(lesson, task=lesson.task * len(batch.images) / images)
         knowledge = self.rectify(lesson.teacher, lesson.target)
         return objective(lesson.student, knowledge, lesson.target, progress, lesson.task)
 
@@ -160,11 +176,7 @@ class Trainer:
 
     def _batches(self, epoch: int, start: int) -> Iterator[Any]:
         """The batches of an epoch from step ``start`` on."""
-        batches = self.loader.epoch(epoch)
-        for step in range(self._steps()):
-            batch = next(batches)
-            if step >= start:
-                yield batch
+        yield from islice(self.loader.epoch(epoch, start), self._steps() - start)
 
     def _restore(self, stateful: dict[str, Any]) -> _Progress:
         """Load the checkpoint into what has state. Where none was written yet, training starts."""
@@ -194,7 +206,7 @@ class Trainer:
         seconds: float,
         lr: float,
     ) -> EpochRecord:
-        loss, terms, stats = meter.read(accelerator)
+        loss, terms, stats = meter.read(process_group())
         last = epoch + 1 == self.config.epochs
         due = self.evaluate is not None and ((epoch + 1) % self.config.eval_every == 0 or last)
         return EpochRecord(
@@ -205,6 +217,11 @@ class Trainer:
             score=self.evaluate(self.student) if due and self.evaluate is not None else None,
             lr=lr,
             seconds=seconds,
-            images_per_second=images * accelerator.num_processes / seconds,
+            images_per_second=images / seconds,
             stats=stats,
         )
+
+
+def _mean_count(images: int, device: torch.device, group: dist.ProcessGroup | None) -> torch.Tensor | int:
+    """How many images of a step a process has, of several the mean: shares may be uneven."""
+    return images if group is None else mean(torch.tensor(float(images), device=device), group)

@@ -30,16 +30,17 @@ class Batch(NamedTuple):
     rule: Rule
     temperature: float
 
-    def lifted(self) -> "Batch":
-        """The same in the type to compute in."""
+    def lifted(self, into: Float[Tensor, "two rows classes"] | None = None) -> "Batch":
+        """The same in the type to compute in, copied to ``into`` where that is given."""
         compute = self.weight.dtype
-        return self._replace(student=self.student.to(compute), teacher=self.teacher.to(compute))
+        if into is None:
+            return self._replace(student=self.student.to(compute), teacher=self.teacher.to(compute))
+        return self._replace(student=into[0].copy_(self.student), teacher=into[1].copy_(self.teacher))
 
     def rows(self, first: int, last: int) -> "Batch":
-        """Some of the rows, lifted."""
-        if first > 0 or last < len(self.label):
-            return Batch._make((*(tensor[first:last] for tensor in self[:5]), *self[5:])).lifted()
-        return self.lifted()
+        if first == 0 and last >= len(self.label):
+            return self
+        return Batch._make((*(tensor[first:last] for tensor in self[:5]), *self[5:]))
 
 
 class Sums(NamedTuple):

@@ -90,20 +90,27 @@ def on_host(batch: Batch, wanted: bool, fast: Fast) -> Sums:
     if fast == "compiled":
         native.say_if_missing()
     student, (num_rows, classes) = batch.student, batch.student.shape
-    direct = student.dtype == batch.weight.dtype
     if fast != "eager" and native.takes(batch):
         run = native.rows
         elements = student.numel() if native.reads(batch) else native.SHARE * torch.get_num_threads()
     else:
         run, elements = eager.rows, eager.BLOCK
+    step, compute = max(1, min(num_rows, elements // classes)), batch.weight.dtype
     gradient = torch.empty(num_rows, classes, dtype=student.dtype) if wanted else None
-    step, task, easy, hard = max(1, min(num_rows, elements // classes)), 0.0, 0.0, 0.0
+    # copies of all blocks lie in one piece of memory: fresh pages would cost more than the copies
+    as_is = student.dtype == batch.teacher.dtype == compute
+    memory = None if as_is else torch.empty(3, step, classes, dtype=compute)
+    task = easy = hard = 0.0
     for first in range(0, num_rows, step):
-        out = None if gradient is None else gradient[first : first + step]
-        part = run(batch.rows(first, first + step), wanted, out if direct else None)
+        block = batch.rows(first, first + step)
+        out = whole = None if gradient is None else gradient[first : first + step]
+        if memory is not None:
+            copies = memory[:, : len(block.label)]
+            block, out = block.lifted(copies[:2]), None if whole is None else copies[2]
+        part = run(block, out)
         task, easy, hard = task + float(part.task), easy + float(part.easy), hard + float(part.hard)
-        if out is not None and part.gradient is not None and not direct:
-            out.copy_(part.gradient)
+        if whole is not None and out is not None and out is not whole:
+            whole.copy_(out)
     return Sums(task, easy, hard, gradient)
 
 

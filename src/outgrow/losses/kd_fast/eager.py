@@ -21,10 +21,9 @@ Scratch = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 _local = threading.local()
 
 
-def rows(batch: Batch, wanted: bool, out: Tensor | None) -> Sums:
-    """:func:`closed_form` in memory that this thread keeps: fresh pages would cost more than the maths.
-
-    Without ``out`` the gradient lies there too, until the next call.
+def rows(batch: Batch, out: Tensor | None) -> Sums:
+    """:func:`closed_form` in memory that this thread keeps: fresh pages would cost more than the maths. The gradient goes to
+    ``out`` where that is given.
     """
     size = batch.student.numel()
     held: Tensor | None = getattr(_local, "scratch", None)
@@ -34,7 +33,7 @@ def rows(batch: Batch, wanted: bool, out: Tensor | None) -> Sums:
         if size <= BLOCK:  # rows longer than a block are not worth keeping
             _local.scratch = held
     a, b, c, d = held[:, :size].view(4, *batch.student.shape).unbind()
-    return closed_form(batch, wanted, (a, b, c, d if out is None else out))
+    return closed_form(batch, out is not None, (a, b, c, d if out is None else out))
 
 
 def closed_form(batch: Batch, wanted: bool, scratch: Scratch = (None,) * 4) -> Sums:

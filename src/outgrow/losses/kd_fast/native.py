@@ -50,8 +50,8 @@ def reads(batch: Batch) -> bool:
     return all(x.dtype == torch.float32 and x.is_contiguous() for x in batch[:2])
 
 
-def rows(batch: Batch, wanted: bool, out: Tensor | None) -> Sums:
-    """The pass, row by row; with the gradient, in ``out`` where that is given, where it is ``wanted``."""
+def rows(batch: Batch, out: Tensor | None) -> Sums:
+    """The pass, row by row; the gradient goes to ``out`` (contiguous) where that is given."""
     call, (num_rows, classes) = library(), batch.student.shape
     assert call is not None
     number, parameter = parameters(batch.rule, batch.temperature)
@@ -59,7 +59,6 @@ def rows(batch: Batch, wanted: bool, out: Tensor | None) -> Sums:
     label, wrong = batch.label.long().contiguous(), batch.wrong.contiguous()
     weight = batch.weight if batch.weight.stride(0) == 0 else batch.weight.contiguous()
     scales = (ctypes.c_double * 3)(*map(float, batch.scales))
-    gradient = torch.empty_like(student) if wanted and out is None else out
     threads = max(1, min(torch.get_num_threads(), num_rows, student.numel() // SHARE))
     buffer = torch.empty(threads, 3 * classes)
     sums = (ctypes.c_double * (3 * threads))()
@@ -86,7 +85,7 @@ def rows(batch: Batch, wanted: bool, out: Tensor | None) -> Sums:
             batch.temperature,
             buffer.data_ptr() + thread * 12 * classes,
             ctypes.byref(sums, 24 * thread),
-            None if gradient is None else gradient.data_ptr() + matrix,
+            None if out is None else out.data_ptr() + matrix,
         )
 
     if threads == 1:
@@ -94,7 +93,7 @@ def rows(batch: Batch, wanted: bool, out: Tensor | None) -> Sums:
     else:  # a call into C lets go of the interpreter, so plain threads run side by side
         list(_pool(threads).map(part, range(threads)))
     task, easy, hard = (sum(sums[i::3]) for i in range(3))
-    return Sums(task, easy, hard, gradient)
+    return Sums(task, easy, hard, out)
 
 
 @functools.cache

@@ -1,0 +1,130 @@
+"""Whether a classifier whose classes are taken by position has them in another order.
+
+A net that is right on every picture scores near zero where its outputs are counted in another order than the
+data's. Then one permutation explains its answers on pictures that it was not fitted on.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+TIMES, POINTS = 2.0, 0.2
+"""A permutation must be right this many times as often as the order at hand, and on so many more of the images: a
+teacher that is right on 41 in 100 and takes 45 for the next class keeps its order, as does one that guesses."""
+ERRORS = 3.0
+"""And so many standard errors more often than one answer for all would be: a few guesses may fall any way."""
+MOST_CLASSES = 4096
+"""The assignment takes a square of the classes in memory and more in time."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Shares of images that are right, where every class with images counts alike for the ``balanced`` ones."""
+
+    by_position: float
+    balanced: float
+    crossed: float
+    """Under the best permutation of the other half of the images."""
+    balanced_crossed: float
+    chance: float
+    """What the most frequent class would score as the answer for all."""
+    num_images: int
+    likely: tuple[int | None, ...]
+    """The class that each output stands for, if a permutation explains them; None where nothing is known."""
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether a permutation explains the answers, and the order at hand does not."""
+        error = math.sqrt(self.chance * (1 - self.chance) / self.num_images)
+        if self.crossed < self.chance + ERRORS * error:
+            return False
+        pairs = ((self.by_position, self.crossed), (self.balanced, self.balanced_crossed))
+        return all(after >= TIMES * before and after >= before + POINTS for before, after in pairs)
+
+
+def order_of(predicted: Int[Tensor, " rows"], label: Int[Tensor, " rows"], num_classes: int) -> Order:
+    """How well ``predicted`` outputs agree with labels as they are, and under a permutation.
+
+    The permutation is fitted on every second image of a class and measured on the others, and the other way
+    round: on few images one can always be found that fits those.
+
+    >>> label = torch.arange(3).repeat(8)
+    >>> order_of((label + 1) % 3, label, 3).likely
+    (2, 0, 1)
+    """
+    predicted, label = predicted.cpu().long(), label.cpu().long()
+    right = predicted == label
+    crossed = torch.zeros_like(right)
+    half = _halves(label, num_classes)
+    for number in (0, 1):
+        fitted = _assignment(predicted[half != number], label[half != number], num_classes)
+        held = half == number
+        crossed[held] = fitted[predicted[held]] == label[held]
+    likely = _assignment(predicted, label, num_classes).tolist()
+    return Order(
+        right.float().mean().item(),
+        _balanced(right, label, num_classes),
+        crossed.float().mean().item(),
+        _balanced(crossed, label, num_classes),
+        torch.bincount(label).max().item() / len(label),
+        len(label),
+        tuple(None if place < 0 else place for place in likely),
+    )
+
+
+def check_order(
+    predicted: Int[Tensor, " rows"], label: Int[Tensor, " rows"], classes: Sequence[str], *, who: str
+) -> None:
+    """``ValueError`` where the outputs of ``who`` are those of ``classes`` in another order.
+
+    It is asked where classes are taken by position.
+    """
+    if not 1 < len(classes) <= MOST_CLASSES or len(label) < 2:
+        return
+    order = order_of(predicted, label, len(classes))
+    if not order.is_wrong:
+        return
+    names = ["?" if place is None else classes[place] for place in order.likely]
+    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    raise ValueError(
+        f"{who}: needs its outputs in the order of the data's classes ({', '.join(classes[:12])}"
+        f"{', ...' if len(classes) > 12 else ''}), got {100 * order.by_position:.1f} % right by position and "
+        f"{100 * order.crossed:.1f} % in the order that fits the other half of the images: its outputs are likely {listed}; "
+        "name its classes in their own order (a JSON list as 'classes' in the metadata of its safetensors file, or "
+        "Network(classes=...)), so that they are found by name."
+    )
+
+
+def _halves(label: Tensor, num_classes: int) -> Tensor:
+    """0 and 1 in turn within every class, by the position of its images; classes with an odd number alternate."""
+    half = torch.empty_like(label)
+    start = 0
+    for number in range(num_classes):
+        rows = (label == number).nonzero()[:, 0]
+        half[rows] = (torch.arange(len(rows)) + start) % 2
+        start += len(rows) % 2
+    return half
+
+
+def _assignment(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """The class that each output is assigned, one to one, so that most are right; -1 for outputs never seen."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts = torch.bincount(predicted * num_classes + label, minlength=num_classes**2)
+    counts = counts.view(num_classes, num_classes)
+    outputs, classes = linear_sum_assignment(counts.numpy(), maximize=True)
+    place = torch.full((num_classes,), -1)
+    place[torch.from_numpy(outputs)] = torch.from_numpy(classes)
+    place[counts.sum(1) == 0] = -1
+    return place
+
+
+def _balanced(right: Tensor, label: Tensor, num_classes: int) -> float:
+    images = torch.bincount(label, minlength=num_classes)
+    hits = torch.bincount(label, weights=right.double(), minlength=num_classes)
+    there = images > 0
+    return (hits[there] / images[there]).mean().item()

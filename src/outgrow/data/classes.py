@@ -1,0 +1,240 @@
+"""Classes have names, and names decide: the one place where the classes of two sides meet.
+
+    match = match_classes(network.classes, network.num_classes, data.classes)
+    match.columns     where each of the data's classes stands among the network's; None where they do not fit
+
+Names match as they are written, else in one spelling for all the usual ones. Position counts only where a
+side has no names, and ``match.note`` says so. The standard library alone is imported here.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+How = Literal["names", "spelling", "position", "none", "partial"]
+
+APOSTROPHES = "'`\u00b4\u2018\u2019\u02bc\uff07"
+SEPARATORS = re.compile(r"[\s_\-\u00ad\u2010-\u2015\u2212]+")
+NUMBER = re.compile(r"[0-9]+")
+INVENTED = re.compile(r"label[_ ]?[0-9]+", re.IGNORECASE)
+"""What Hugging Face calls the classes of a model that was given no names."""
+WORDNET = re.compile(r"n[0-9]{8}")
+IN_ORDER = 0.99
+"""Share of ImageNet's 1,000 classes that must stand at their own place for a list of words to be its order;
+lists in use differ from one another in up to two of them."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How the wanted classes stand among a side's own."""
+
+    columns: tuple[int, ...] | None
+    """The place of each wanted class among the own ones; None where not all are there."""
+    how: How
+    missing: tuple[str, ...]
+    """Wanted names that are not among the own ones."""
+    extra: tuple[str, ...]
+    """Own names that are not wanted."""
+    places: tuple[int | None, ...]
+    """``columns``, with None for each class that is missing."""
+    note: str
+    """All of this in words."""
+
+
+def match_classes(own: Sequence[str] | None, num_own: int, wanted: Sequence[str]) -> Match:
+    """Where each of the ``wanted`` classes stands among ``num_own`` classes called ``own``.
+
+    ``how`` is ``names`` (as written) or ``spelling`` (one for one, where case, accents' encoding, underscores,
+    hyphens, spaces, apostrophes, or WordNet's ids and ImageNet's words differ): all are there. ``partial``: some
+    are. ``none``: no name is, or the numbers of classes differ where a side has no names. ``position``: a side
+    has no names, or only numbers or ``LABEL_0``, ``LABEL_1``, ... and there are as many on the other.
+
+    >>> match_classes(["dog", "Polar_Bear", "cat"], 3, ["cat", "polar bear"]).columns
+    (2, 1)
+    >>> match_classes(None, 3, ["bird", "cat", "dog"]).how
+    'position'
+    """
+    wanted = tuple(map(str, wanted))
+    names = None if own is None else tuple(map(str, own))
+    if names is not None and len(names) != num_own:
+        raise ValueError(
+            f"classes: needs one name for each of {num_own} classes, got {len(names)}; name all, or none."
+        )
+    nothing: tuple[int | None, ...] = (None,) * len(wanted)
+    if names is not None:
+        places, spelled = _places(names, wanted)
+        found = [place for place in places if place is not None]
+        missing = tuple(name for name, place in zip(wanted, places, strict=True) if place is None)
+        extra = tuple(name for place, name in enumerate(names) if place not in found)
+        if not missing:
+            note = "by name" + (f", in another spelling ({_few(spelled)})" if spelled else "")
+            return Match(tuple(found), "spelling" if spelled else "names", (), extra, places, note)
+        # two lists of numbers that overlap are names, such as those of folders
+        if found or not (_nameless(names) or _nameless(wanted)):
+            how: How = "partial" if found else "none"
+            note = (
+                f"{len(found) or 'none'} of {len(wanted)} are there by name (missing: {_few(missing)}; "
+                f"others there: {_few(extra)})"
+            )
+            return Match(None, how, missing, extra, places, note)
+    if num_own != len(wanted):
+        note = f"{num_own} classes without names for {len(wanted)}"
+        return Match(None, "none", wanted, names or (), nothing, note)
+    columns = tuple(range(num_own))
+    return Match(columns, "position", (), (), columns, _by_position(names, wanted))
+
+
+def spelling(name: str) -> str:
+    """One spelling for the usual ones of a name.
+
+    >>> spelling("Jack-o'-Lantern"), spelling("jack_o_lantern"), spelling("007")
+    ('jack o lantern', 'jack o lantern', '7')
+    """
+    text = "".join(letter for letter in name if letter not in APOSTROPHES)
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    text = SEPARATORS.sub(" ", text).strip()
+    return str(int(text)) if NUMBER.fullmatch(text) else text
+
+
+def stated_names(statements: Mapping[str, object]) -> tuple[str, ...] | None:
+    """The names of classes in what a file says of itself, in the order of its outputs; None where it has none.
+
+    Read are a list, and tables in either direction (``class_to_idx``, ``id2label``), under their usual keys.
+
+    >>> stated_names({"class_to_idx": {"dog": 1, "cat": 0}})
+    ('cat', 'dog')
+    """
+    for key in ("classes", "class_names", "class_to_idx", "idx_to_class", "id2label", "label_names"):
+        value = statements.get(key)
+        if isinstance(value, list | tuple) and value and all(isinstance(name, str | int) for name in value):
+            return tuple(map(str, value))
+        if not isinstance(value, Mapping) or not value:
+            continue
+        number_first = all(NUMBER.fullmatch(str(place)) for place in value) and not all(
+            isinstance(name, int) for name in value.values()
+        )
+        table = value if number_first else {place: name for name, place in value.items()}
+        if all(NUMBER.fullmatch(str(place)) for place in table):
+            ordered = {int(str(place)): str(name) for place, name in table.items()}
+            if sorted(ordered) == list(range(len(value))):
+                return tuple(ordered[place] for place in range(len(value)))
+    return None
+
+
+def is_guess(wanted: Sequence[str]) -> bool:
+    """Whether the names are whole numbers in an order other than that of numbers: 0, 1, 10, 11, 2."""
+    numbers = [int(name) for name in wanted if NUMBER.fullmatch(name)]
+    return len(numbers) == len(wanted) and numbers != sorted(numbers)
+
+
+def _by_position(names: tuple[str, ...] | None, wanted: tuple[str, ...]) -> str:
+    why = (
+        "the weights name no classes"
+        if names is None
+        else f"the weights' own names are none ({_few(names, 2)})"
+        if _nameless(names)
+        else f"the data's names are only numbers ({_few(wanted, 2)})"
+    )
+    note = f"by position, as {why}: output 0 is taken for {wanted[0]!r}, the last for {wanted[-1]!r}"
+    if is_guess(wanted):
+        note += (
+            f"; the data's order is that of text ({_few(wanted)}), as in torchvision's data sets, but timm's and many "
+            "others' is that of numbers, so the order is a guess"
+        )
+    return note
+
+
+def _nameless(names: Sequence[str]) -> bool:
+    return all(NUMBER.fullmatch(name) or INVENTED.fullmatch(name) for name in names)
+
+
+def _places(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[int | None, ...], list[str]]:
+    """The place of each wanted name, and what was matched in another spelling."""
+    once = _unique(names)
+    places = [once.get(name) if wanted.count(name) == 1 else None for name in wanted]
+    spelled: list[str] = []
+    for keys in (_spellings, _wordnet_ids):
+        if None not in places:
+            break
+        theirs, ours = keys(names, wanted), keys(wanted, names)
+        if theirs is None or ours is None:
+            continue
+        free, counts = _unique(theirs), Counter(ours)
+        for number, key in enumerate(ours):
+            place = free.get(key)
+            if places[number] is None and counts[key] == 1 and place is not None and place not in places:
+                places[number] = place
+                spelled.append(f"{names[place]} for {wanted[number]}")
+    return tuple(places), spelled
+
+
+def _unique(keys: Sequence[str]) -> dict[str, int]:
+    counts = Counter(keys)
+    return {key: place for place, key in enumerate(keys) if counts[key] == 1}
+
+
+def _spellings(names: tuple[str, ...], others: tuple[str, ...]) -> list[str] | None:
+    return [spelling(name) for name in names]
+
+
+def _wordnet_ids(names: tuple[str, ...], others: tuple[str, ...]) -> list[str] | None:
+    """The WordNet id of each name that is one of ImageNet's, else its spelling; None where neither side has to do
+    with ImageNet: ids, or words as it lists them."""
+    if not any(WORDNET.fullmatch(name) or ", " in name for name in (*names, *others)):
+        return None
+    imagenet = _imagenet()
+    if len(names) == len(imagenet.ids):
+        # words repeat ("crane"), but in ImageNet's own order their places tell them apart
+        fitting = sum(spelling(name) in w for name, w in zip(names, imagenet.words, strict=True))
+        if fitting >= IN_ORDER * len(names):
+            return list(imagenet.ids)
+    return [imagenet.id_of(spelling(name)) for name in names]
+
+
+class _ImageNet:
+    """ImageNet-1k's WordNet ids in order, and which words mean which."""
+
+    def __init__(self) -> None:
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo()
+        self.ids = tuple(info.label_names())
+        texts = [info.index_to_description(place) for place in range(len(self.ids))]
+        synonyms = [[spelling(word) for word in text.split(",")] for text in texts]
+        self.words = [
+            {own, spelling(text), *words} for own, text, words in zip(self.ids, texts, synonyms, strict=True)
+        ]
+        # the usual name of a class is its first word, which may be a synonym of another one ("partridge")
+        first = [
+            {own, spelling(t), words[0]} for own, t, words in zip(self.ids, texts, synonyms, strict=True)
+        ]
+        self._meanings = [self._table(first), self._table(self.words)]
+
+    def id_of(self, word: str) -> str:
+        """The one id that ``word`` means, or ``word`` itself."""
+        for meanings in self._meanings:
+            found = meanings.get(word, ())
+            if found:
+                return found[0] if len(found) == 1 else word
+        return word
+
+    def _table(self, words: Sequence[set[str]]) -> dict[str, list[str]]:
+        table: dict[str, list[str]] = {}
+        for own, spellings in zip(self.ids, words, strict=True):
+            for word in spellings:
+                table.setdefault(word, []).append(own)
+        return table
+
+
+@lru_cache(maxsize=1)
+def _imagenet() -> _ImageNet:
+    return _ImageNet()
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    listed = ", ".join(names[:most])
+    return (listed + (f" and {len(names) - most} more" if len(names) > most else "")) or "none"

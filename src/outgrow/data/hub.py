@@ -1,0 +1,156 @@
+"""Data sets of the Hugging Face hub, through the ``datasets`` library: by name, or a local folder of one."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outgrow.data.files import read_picture
+from outgrow.data.folder import SPLIT_NAMES
+from outgrow.data.identity import fingerprint, look_at
+from outgrow.data.labels import choose_label, column_of, to_classes
+from outgrow.data.notes import printable
+from outgrow.data.reading import Opening, look_inside, split_of
+from outgrow.data.splits import Found, Part
+
+
+@dataclass(frozen=True)
+class HubImages:
+    """The encoded images of one split of a data set that the ``datasets`` library holds.
+
+    Those in files of their own are read from below ``home`` alone: a data set comes from somebody else.
+    """
+
+    dataset: Any
+    column: str
+    name: str
+    home: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, row: int) -> bytes:
+        return self._bytes(self._value(row), row)
+
+    def describe(self, row: int) -> str:
+        path = self._value(row).get("path")
+        return f"row {row} of {self.name}" + (f" ({printable(path)})" if path else "")
+
+    def stream(self) -> Iterator[bytes]:
+        return (self.read(row) for row in range(len(self)))
+
+    def _value(self, row: int) -> dict[str, Any]:
+        try:
+            return self.dataset[row][self.column] or {}
+        except Exception as error:  # pyarrow's, according to how the file is damaged
+            raise ValueError(
+                f"data: needs a data set that can be read, got row {row} of {self.name} ({error}); fetch it again."
+            ) from error
+
+    def paths(self) -> list[str] | None:
+        """The files of all images; None where the data set holds any image itself."""
+        found = []
+        for row in range(len(self)):
+            value = self._value(row)
+            if value.get("bytes") is not None:
+                return None
+            found.append(self._path(value, row))
+        return found
+
+    def _bytes(self, value: dict[str, Any], row: int) -> bytes:
+        data = value.get("bytes")
+        return data if isinstance(data, bytes) else read_picture(self._path(value, row))
+
+    def _path(self, value: dict[str, Any], row: int) -> str:
+        path = value.get("path")
+        if not path:
+            raise ValueError(
+                f"data: needs an image in every row, got none at row {row} of {self.name}; remove the row."
+            )
+        real = os.path.realpath(path)
+        if os.path.commonpath([real, self.home]) != self.home:
+            raise ValueError(
+                f"data: needs images below {printable(self.home)}, got {printable(path)} at row {row} of {self.name}, "
+                "which is elsewhere; copy the image into the data set and correct its path."
+            )
+        return real
+
+
+def open_hub(where: str, opening: Opening) -> Found:
+    """A data set by its name on the hub, or in a local folder."""
+    import datasets
+
+    local = Path(where).expanduser()
+    try:
+        saved = (local / "dataset_dict.json").is_file() or (local / "dataset_info.json").is_file()
+        opened = datasets.load_from_disk(str(local)) if saved else datasets.load_dataset(where)
+    except Exception as error:  # not found, offline, gated, several configurations: the library says which
+        raise ValueError(
+            f"data: needs a data set of the hub or a local folder of one, got {where!r}, which cannot be loaded "
+            f"({error}); check the name, go online, or give the folder."
+        ) from error
+    home = os.path.realpath(local if local.exists() else datasets.config.HF_CACHE_HOME)
+    if isinstance(opened, datasets.Dataset):
+        opened = {"train": opened}
+    named: dict[str, Any] = {}
+    for name, data in opened.items():
+        split = SPLIT_NAMES.get(str(name).lower())
+        if split in named:
+            raise ValueError(
+                f"data: needs one {split} split in {where!r}, got {', '.join(map(str, opened))}; rename one."
+            )
+        if split is None:
+            opening.note(
+                f"data: left out the split {name} of {where}: it is none of train, validation and test."
+            )
+        elif len(data):
+            named[split] = data
+    if not named:
+        raise ValueError(
+            f"data: needs a split train, test or validation in {where!r}, got {', '.join(map(str, opened))}; rename one."
+        )
+    named = {split: named[split] for split in ("train", "val", "test") if split in named}
+    images, columns, facts = {}, {}, []
+    for split, data in named.items():
+        column = next(
+            (name for name, kind in data.features.items() if isinstance(kind, datasets.Image)), None
+        )
+        if column is None:
+            raise ValueError(
+                f"data: needs a column of images in {where!r}, got {', '.join(data.column_names)}; cast one to "
+                "datasets.Image."
+            )
+        chosen = choose_label(data.column_names, opening.label, where=where)
+        kind = data.features[chosen]
+        names = getattr(kind, "names", None)
+        name = f"column {chosen!r} of {where} ({split})"
+        try:
+            values = list(data[chosen])
+            encoded = data.cast_column(column, datasets.Image(decode=False))
+        except Exception as error:
+            raise ValueError(
+                f"data: needs a data set that can be read, got {name} ({error}); fetch it again."
+            ) from error
+        columns[split] = [column_of(values, tuple(names) if names else None, name)]
+        images[split] = HubImages(encoded, column, f"{where} ({split})", home)
+        facts += [split, chosen, column]
+    classes, labels = to_classes(columns, opening)
+    parts: dict[str, Part] = {}
+    for split, rows in images.items():
+        identity = fingerprint([os.path.realpath(local), where, split, rows.column])
+        name = f"{local.name}-{split}"
+        files = [str(file["filename"]) for file in named[split].cache_files]
+        look = look_at(files, opening.store(name, identity))
+        size, key = sum(os.path.getsize(file) for file in files), look.key
+        paths = rows.paths()
+        if paths is not None:
+            inside = look_at(paths, opening.store(f"{name}-files", identity))
+            key = fingerprint([key, inside.key])
+        else:
+            inside = look_inside(rows, size=size, name=name, identity=identity, key=key, opening=opening)
+        facts += [*labels[split].tolist(), (inside if inside.known else look).digests.tobytes()]
+        parts[split] = split_of(
+            rows, labels[split], inside, name=name, identity=identity, key=key, pack=False, opening=opening
+        )
+    return Found(classes, parts, fingerprint([*classes, *facts]))

@@ -1,0 +1,181 @@
+"""From a column of labels to classes: which column, which classes, and what is no label at all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from outgrow.data.notes import some
+from outgrow.data.reading import Opening
+from outgrow.data.splits import check_labels
+
+
+@dataclass(frozen=True)
+class Column:
+    """The labels of some rows: whole numbers, or text. ``names`` are what the numbers mean, where that is known.
+
+    ``where`` is for messages.
+    """
+
+    values: Sequence[Any]
+    names: tuple[str, ...] | None
+    where: str
+
+
+def choose_label(columns: Sequence[str], label: str | None, *, where: str) -> str:
+    """The label column: ``label`` itself, or the one called label or labels, or the only one with that in its name."""
+    if label is not None and label in columns:
+        return label
+    candidates = [name for name in columns if "label" in name.lower()]
+    if label is None:
+        exact = [name for name in candidates if name.lower() in ("label", "labels")]
+        for found in (exact, candidates):
+            if len(found) == 1:
+                return found[0]
+        if candidates:
+            raise ValueError(
+                f"data: needs one label column in {where}, got {', '.join(exact or candidates)}; choose one of them with "
+                f"--label {(exact or candidates)[0]} (label= in Python)."
+            )
+    wanted = f"the label column {label!r}" if label is not None else "a column with 'label' in its name"
+    raise ValueError(
+        f"data: needs {wanted} in {where}, got the columns {', '.join(columns)}; choose one of them "
+        f"with label={(candidates or list(columns) or ['label'])[0]!r}."
+    )
+
+
+def column_of(values: Any, names: tuple[str, ...] | None, where: str) -> Column:
+    """An Arrow array, or a list, as a column of labels."""
+    found = values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+    if names is None and found and all(isinstance(value, bool) for value in found):
+        names = ("False", "True")
+    return Column(found, names, where)
+
+
+def to_classes(
+    splits: Mapping[str, Sequence[Column]], opening: Opening
+) -> tuple[tuple[str, ...], dict[str, Int64[Tensor, " n"]]]:
+    """The classes of all splits together, and the labels of each split as numbers of them.
+
+    Text is sorted. Numbers have the names of the first column that has names (of train, where there is one),
+    and those of other columns are found by name; without any, each number is its own name.
+    """
+    for columns in splits.values():
+        for column in columns:
+            _check(column)
+    columns = [column for split in splits.values() for column in split]
+    kinds = {isinstance(column.values[0], str) for column in columns if len(column.values)}
+    if not kinds:
+        raise ValueError(f"data: needs rows with labels, got none in {columns[0].where}; add some.")
+    if len(kinds) > 1:
+        texts, numbers = (
+            next(c.where for c in columns if len(c.values) and isinstance(c.values[0], str) is text)
+            for text in (True, False)
+        )
+        raise ValueError(
+            f"data: needs labels of one kind, got text in {texts} and numbers in {numbers}; write them alike."
+        )
+    names = _named(columns, opening)
+    if kinds == {True} or names is None:
+        present = sorted({value for column in columns for value in column.values})
+        names = tuple(present) if kinds == {True} else _numbered(present, columns[0].where, opening)
+    place = {name: number for number, name in enumerate(names)}
+    labels = {}
+    for split, parts in splits.items():
+        labels[split] = torch.cat([_numbers(part, place, names) for part in parts])
+    return names, labels
+
+
+def _check(column: Column) -> None:
+    """Every value is a label, and all are of one kind."""
+    for row, value in enumerate(column.values):
+        got = _complaint(value, text=isinstance(column.values[0], str))
+        if got:
+            raise ValueError(
+                f"data: needs a whole number or a name as label in every row, got {got} at row {row} of "
+                f"{column.where}; choose another label column, or correct it."
+            )
+    if column.names is not None:
+        bad = [name for name in column.names if not str(name).strip()]
+        twice = sorted({name for name in column.names if column.names.count(name) > 1})
+        if bad or twice:
+            got = "an empty name" if bad else f"{twice[0]!r} twice"
+            raise ValueError(
+                f"data: needs class names that differ, got {got} in {column.where}; write the data again with other names."
+            )
+
+
+def _complaint(value: object, *, text: bool) -> str | None:
+    """What is wrong with a label; ``text`` says that the first one is text."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, str) and not value.strip():
+        return "an empty text"
+    if not isinstance(value, int | str):
+        return f"{value!r}, a {type(value).__name__}"
+    if isinstance(value, str) is not text:
+        return f"{value!r} beside {'text' if text else 'numbers'}"
+    if isinstance(value, int) and value >= 1 << 31:
+        return f"the number {value}, which is far too large for a class"
+    return None
+
+
+def _named(columns: Sequence[Column], opening: Opening) -> tuple[str, ...] | None:
+    """The names of the first column that has some."""
+    named = [column for column in columns if column.names]
+    if not named:
+        return None
+    first = named[0].names
+    assert first is not None
+    for other in named[1:]:
+        assert other.names is not None
+        if other.names == first:
+            continue
+        extra = sorted(set(other.names) - set(first))
+        used = {
+            other.names[value]
+            for value in other.values
+            if isinstance(value, int) and 0 <= value < len(other.names)
+        }
+        if used - set(first):
+            raise ValueError(
+                f"data: needs the same classes in every split, got {some(extra)} in {other.where}, which "
+                f"{named[0].where} does not have; write the data again with one set of class names."
+            )
+        opening.note(
+            f"data: {other.where} has its classes in another order than {named[0].where}; they are matched by name."
+        )
+    return first
+
+
+def _numbered(present: Sequence[int], where: str, opening: Opening) -> tuple[str, ...]:
+    """Numbers as their own names, if they are those from 0 up."""
+    least, largest = present[0], present[-1]
+    if least >= 0:  # others are refused with their row
+        missing, known = largest + 1 - len(present), set(present)
+        first = list(islice((number for number in range(largest) if number not in known), 3))
+        if missing > len(present):
+            raise ValueError(
+                f"data: needs labels that count from 0, got {len(present)} different ones up to {largest} in {where} "
+                f"({some(first)} and others are missing); number the classes from 0, or give them names."
+            )
+        if missing:
+            opening.note(
+                f"data: {missing} of the {largest + 1} classes in {where} have no image ({some(first)}); if they count "
+                "from 1, subtract 1."
+            )
+    return tuple(str(number) for number in range(max(largest, 0) + 1))
+
+
+def _numbers(column: Column, place: Mapping[str, int], names: Sequence[str]) -> Int64[Tensor, " n"]:
+    if len(column.values) and isinstance(column.values[0], str):
+        return torch.tensor([place[value] for value in column.values], dtype=torch.int64)
+    values = torch.tensor([int(value) for value in column.values], dtype=torch.int64)
+    check_labels(values, len(column.names or names), where=column.where)
+    if column.names is None or tuple(column.names) == tuple(names):
+        return values
+    return torch.tensor([place.get(name, -1) for name in column.names], dtype=torch.int64)[values]
