@@ -8,6 +8,7 @@ Every file is read back and compared with the student on real images before it c
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from outgrow.classification.layout import layout_of
 from outgrow.classification.scores import evaluate
 from outgrow.classification.view import EvalView, eval_view, whole_size
 from outgrow.data import Split
+from outgrow.data.notes import DataWarning
 from outgrow.data.pixels import decode
 from outgrow.models import Network, create_model
 from outgrow.models.network import fit_size
@@ -36,7 +38,7 @@ from outgrow.models.portable import (
 )
 from outgrow.models.weights import network_state, read_weights, write_weights
 from outgrow.training.config import TrainConfig
-from outgrow.training.deployment import Exported, ExportedFile, FinishedRun, Request
+from outgrow.training.deployment import Exported, ExportedFile, FinishedRun, Request, public_name
 from outgrow.training.progress import Reporter
 
 WEIGHTS, PROGRAM, ONNX, ONNX8 = "model.safetensors", "model.pt2", "model.onnx", "model.int8.onnx"
@@ -140,7 +142,9 @@ def _open(run: FinishedRun) -> tuple[RunData | None, list[str]]:
     """The data of the run where they are still there, and what is to be said of that."""
     record = run.record
     try:
-        data = open_run_data(record.config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # the run has said what there is to say
+            data = open_run_data(record.config)
     except (ValueError, OSError) as error:
         return None, [
             f"the run's data cannot be opened ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
@@ -224,7 +228,7 @@ def _facts(network: Network, view: EvalView) -> dict[str, Any]:
     """What a file says of itself."""
     return {
         "task": "classification",
-        "model": network.name,
+        "model": public_name(network.name),
         "classes": list(network.classes or map(str, range(network.num_classes))),
         "input": {
             "images": "float32, batch x 3 x height x width, RGB in [0, 1]; normalised inside",
@@ -239,7 +243,7 @@ def _header(network: Network, view: EvalView) -> dict[str, str]:
     return {
         "format": "pt",
         "task": "classification",
-        "model": network.name,
+        "model": public_name(network.name),
         "num_classes": str(network.num_classes),
         "input_spec": json.dumps(asdict(network.input_spec)),
         "classes": json.dumps(list(network.classes or map(str, range(network.num_classes)))),

@@ -15,6 +15,7 @@ from outgrow.classification.view import EvalView
 from outgrow.models import Network, create_model
 from outgrow.models.timm_extra import TIMM_EXTRA
 from outgrow.models.weights import network_state
+from outgrow.training.deployment import public_name
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """Heads of torchvision's Inception and GoogLeNet that help in training alone."""
@@ -234,8 +235,7 @@ def _own(network: Network, view: EvalView) -> Layout:
         ).eval()
         return lambda images: read(images)
 
-    name = network.name.rpartition("/")[2] if network.name.startswith("py:") else network.name
-    name = f"py:{name}" if network.name.startswith("py:") and not name.startswith("py:") else name
+    name = public_name(network.name)
     return Layout(
         library="pytorch",
         write=partial(_write_json, "config.json", _own_config(network, view)),
@@ -256,7 +256,7 @@ def _own_config(network: Network, view: EvalView) -> dict[str, Any]:
     """For people, and for nets whose library has no layout of its own."""
     spec = network.input_spec
     return {
-        "model": network.name,
+        "model": public_name(network.name),
         "num_classes": network.num_classes,
         "classes": _names(network),
         "input": {

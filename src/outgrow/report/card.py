@@ -1,7 +1,8 @@
 """The README of an exported student, as a model card of the Hugging Face hub."""
 
-from outgrow.report.words import short_source
-from outgrow.training.deployment import Exported
+import re
+
+from outgrow.training.deployment import Exported, public_name, public_source
 from outgrow.training.record import RunRecord
 
 SHOWN = 40
@@ -19,9 +20,9 @@ def model_card(record: RunRecord, exported: Exported) -> str:
         "# license: choose one; it must suit the data and the weights that this was made from",
         "---",
         "",
-        f"# {student.short_name}, distilled",
+        f"# {public_name(student.short_name)}, distilled",
         "",
-        f"{student.name}, {student.parameters:,} parameters, {_task(record)} "
+        f"{public_name(student.name)}, {student.parameters:,} parameters, {_task(record)} "
         f"{len(record.data.classes)} classes: {_classes(record.data.classes)}.",
         "",
         "## How good it is",
@@ -41,9 +42,9 @@ def model_card(record: RunRecord, exported: Exported) -> str:
         "## What it was made from",
         "",
         f"- Teacher: {_teacher(record)}",
-        f"- Data: {short_source(record.data.source)}, {record.data.train:,} images for training; fingerprint "
+        f"- Data: {public_source(record.data.source)}, {record.data.train:,} images for training; fingerprint "
         f"`{record.data.fingerprint[:16]}`",
-        f"- Method: {record.method_text}; {len(record.epochs)} epochs, seed {record.seed}",
+        f"- Method: {_plain(record.method_text)}; {len(record.epochs)} epochs, seed {record.seed}",
         f"- Made with outgrow {record.versions.get('outgrow', '')}, torch {record.versions.get('torch', '')}"
         f"{f', {record.started[:10]}' if record.started else ''}",
         "",
@@ -56,7 +57,7 @@ def _task(record: RunRecord) -> str:
 
 
 def _classes(names: tuple[str, ...]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:SHOWN])
+    shown = ", ".join(f"`{_plain(name)}`" for name in names[:SHOWN])
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more (config.json)"
 
 
@@ -75,9 +76,18 @@ def _scores(record: RunRecord) -> list[str]:
         lines.append(f"| {who} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"On {data.test:,} test images of {short_source(data.source)}, after the last epoch, of one run (seed {record.seed}).",
+        f"On {data.test:,} test images of {public_source(data.source)}, after the last epoch, of one run (seed {record.seed}).",
     ]
     return lines
+
+
+def _plain(text: str) -> str:
+    """Text on one line that Markdown leaves as it is.
+
+    >>> _plain("a`b" + chr(10) + "c")
+    "a'b c"
+    """
+    return re.sub(r"\s+", " ", text).replace("`", "'")
 
 
 def _teacher(record: RunRecord) -> str:
@@ -85,5 +95,5 @@ def _teacher(record: RunRecord) -> str:
     if teacher is None:
         return "none"
     corrected = record.corrected_score
-    words = f"{teacher.name}, {teacher.parameters:,} parameters"
+    words = f"{public_name(teacher.name)}, {teacher.parameters:,} parameters"
     return words if corrected is None else f"{words}; corrected, {record.measure.value(corrected)}"

@@ -7,7 +7,6 @@
 A task answers in ``export.py``: ``export_student(run, request, report) -> Exported``.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -87,6 +86,26 @@ def open_run(folder: Path, *, command: str = "export") -> FinishedRun:
     raise ValueError(f"{command} {folder}: needs the folder of a run (distill --out), got {got}; name one.")
 
 
-def megabytes(files: Sequence[ExportedFile]) -> str:
-    """The sizes of ``files`` in a line."""
-    return ", ".join(f"{one.name} {one.bytes / 1e6:.2f} MB" for one in files)
+def public_name(name: str) -> str:
+    """A model's name for others to read: without the folders of this machine.
+
+    >>> public_name("py:/home/me/nets.py:small"), public_name("timm/resnet50")
+    ('py:nets.py:small', 'timm/resnet50')
+    """
+    if name.startswith("py:"):
+        file, _, attribute = name.removeprefix("py:").rpartition(":")
+        return f"py:{Path(file).name}:{attribute}"
+    folder = Path(name.removeprefix("hf/"))
+    return f"hf/{folder.name}" if name.startswith("hf/") and folder.is_dir() else name
+
+
+def public_source(source: str) -> str:
+    """A data source for others to read: without the folders of this machine.
+
+    >>> public_source("folder:/home/me/photos"), public_source("coco:/data/coco:/data/coco/annotations")
+    ('folder:photos', 'coco:coco:annotations')
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "hf" and not Path(rest).exists():
+        return source
+    return ":".join([kind, *(Path(part).name for part in rest.split(":") if part)])
