@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from outgrow.classification.view import PHOTO, eval_view, whole_size
 from outgrow.data import ArraySplit, Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader
 from outgrow.data.notes import say
 from outgrow.data.source import arrange, find_data
@@ -14,8 +15,6 @@ from outgrow.models.network import resized
 from outgrow.training.config import Config, ModelConfig, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
 
-PHOTO = 224
-"""Side in pixels at which photographs are seen where nobody asks for another: that of most published nets."""
 PLAIN = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """What a net wants that says nothing."""
 LEAST = 2
@@ -184,16 +183,15 @@ def eval_loader(
     split: Split, network: Network, train: TrainConfig, device: torch.device, workers: int
 ) -> Loader:
     """Images as ``network`` wants to be evaluated on them: its size, its crop, one centre view."""
-    spec = network.input_spec
-    size = view_size(None, split, [network])
+    view = eval_view(network.input_spec, whole_size(split))
     return make_loader(
         split,
         # small on a CPU: activations that fit the allocator's pools are not mapped anew for every layer
         batch_size=train.batch_size if device.type == "cpu" else max(train.batch_size, 256),
         device=device,
-        size=size,
-        crop_pct=_crop(spec, split, size),
-        interpolation=spec.interpolation,
+        size=view.size if view.whole is None else None,
+        crop_pct=view.crop_pct,
+        interpolation=view.interpolation,
         shuffle=False,
         num_workers=workers,
     )

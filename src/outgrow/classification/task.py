@@ -15,6 +15,7 @@ from outgrow.classification.record import classification_record, compare
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import student_network, tapped
 from outgrow.classification.teacher import cached_teacher, freeze_teacher, make_teacher
+from outgrow.classification.view import whole_size
 from outgrow.data import Loader, Split
 from outgrow.knowledge import Rectifier
 from outgrow.models import Network, num_parameters, save_student
@@ -128,6 +129,7 @@ class Classification:
             val=0 if data.val is None else len(data.val),
             test=len(data.test),
             size=data.size,
+            image_size=whole_size(data.test),
             duplicates=data.source.duplicates,
             faults=data.source.faults,
         )

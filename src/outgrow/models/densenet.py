@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.machine.norm_relu import norm_relu
-from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
+from outgrow.models.layers import Scriptable, conv1x1, conv3x3, global_pool, init_convolutions
 
 
 class DenseLayer(nn.Module):
@@ -50,7 +50,7 @@ class Transition(nn.Module):
         return F.avg_pool2d(self.conv1(norm_relu(self.bn1, maps)), 2)
 
 
-class DenseNetBC(nn.Module):
+class DenseNetBC(Scriptable):
     """Depth 6n + 4, ``n`` layers a block, twice ``growth`` channels in the stem, reduction one half."""
 
     feature_paths = ("block1", "block2", "block3")

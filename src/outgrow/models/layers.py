@@ -5,7 +5,19 @@ Nothing here works in place: a tapped activation must still be what the stage sa
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+
+class Scriptable(nn.Module):
+    """A whole net that ``torch.jit.script`` takes: it is handed the net's graph, as it can read neither our
+    shapes nor functions that take modules. Script a net in evaluation mode: the graph is of the mode it is in."""
+
+    def __prepare_scriptable__(self) -> fx.GraphModule:
+        traced = fx.symbolic_trace(self)
+        for node in traced.graph.nodes:
+            node.type = None  # our shapes again: without them everything is a Tensor
+        traced.recompile()
+        return traced
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:

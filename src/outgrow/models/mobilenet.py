@@ -9,7 +9,7 @@ Reference: Sandler et al. (2018), https://arxiv.org/abs/1801.04381, table 2.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions, init_head
+from outgrow.models.layers import Scriptable, conv1x1, conv3x3, global_pool, init_convolutions, init_head
 
 # (expansion, channels at width 1, blocks, stride of the first block)
 STAGES = (
@@ -46,7 +46,7 @@ class InvertedResidual(nn.Module):
         return maps + self.conv(maps) if self.residual else self.conv(maps)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Scriptable):
     """Seven stages; the last one a resolution is tapped. ``width`` scales all channels but the last."""
 
     feature_paths = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")

@@ -107,13 +107,7 @@ class Network(nn.Module):
     def prepare(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 _ _"]:
         """What the net gets to see of RGB ``images`` in [0, 1]: resized where need be, and normalised."""
         _check_images(images, self.name)
-        size = self.input_spec.size
-        if size is not None and images.shape[-2:] != (size, size):
-            mode = self.input_spec.interpolation
-            images = F.interpolate(images, size=(size, size), mode=mode, antialias=True)
-            if mode == "bicubic":  # overshoots at edges
-                images = images.clamp(0, 1)
-        return (images - self.mean) / self.std
+        return (fit_size(images, self.input_spec) - self.mean) / self.std
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         """Logits of RGB ``images`` in [0, 1], one row per image.
@@ -136,6 +130,15 @@ class Network(nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, num_classes={self.num_classes}, input_spec={self.input_spec}"
+
+
+def fit_size(images: Float[Tensor, "batch 3 height width"], spec: InputSpec) -> Float[Tensor, "batch 3 _ _"]:
+    """``images`` at the size of ``spec``; as they are where they have it, or where any size will do."""
+    size, mode = spec.size, spec.interpolation
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    images = F.interpolate(images, size=(size, size), mode=mode, antialias=True)
+    return images.clamp(0, 1) if mode == "bicubic" else images  # bicubic overshoots at edges
 
 
 def resized(network: Network, size: int) -> None:

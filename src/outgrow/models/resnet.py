@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.machine.norm_relu import norm_relu
-from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
+from outgrow.models.layers import Scriptable, conv1x1, conv3x3, global_pool, init_convolutions
 
 
 class BasicBlock(nn.Module):
@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
         return norm_relu(self.bn2, self.conv2(hidden), self.downsample(maps))
 
 
-class ResNet(nn.Module):
+class ResNet(Scriptable):
     """A CIFAR ResNet. ``stem`` channels leave the first convolution; stages have ``width`` times 1, 2, 4."""
 
     feature_paths = ("layer1", "layer2", "layer3")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.machine.norm_relu import norm_relu
-from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
+from outgrow.models.layers import Scriptable, conv1x1, conv3x3, global_pool, init_convolutions
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
@@ -58,7 +58,7 @@ class Bottleneck(nn.Module):
         return norm_relu(self.bn3, self.conv3(hidden), self.shortcut(maps))
 
 
-class StemResNet(nn.Module):
+class StemResNet(Scriptable):
     """Four stages of 64, 128, 256 and 512 channels (times the block's expansion), ``blocks`` in each."""
 
     feature_paths = ("layer1", "layer2", "layer3", "layer4")

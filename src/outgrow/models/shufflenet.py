@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.machine.norm_relu import norm_relu
-from outgrow.models.layers import channel_shuffle, conv1x1, conv3x3, global_pool
+from outgrow.models.layers import Scriptable, channel_shuffle, conv1x1, conv3x3, global_pool
 
 STEM = 24
 
@@ -47,7 +47,7 @@ class GroupedUnit(nn.Module):
         return F.relu(made + maps)
 
 
-class ShuffleNetV1(nn.Module):
+class ShuffleNetV1(Scriptable):
     """Three groups; stages of 240, 480 and 960 channels with 4, 8 and 4 units."""
 
     feature_paths = ("layer1", "layer2", "layer3")
@@ -121,7 +121,7 @@ class DownUnit(nn.Module):
         return channel_shuffle(torch.cat([short, long], dim=1), 2)
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Scriptable):
     """Width 1: stages of 116, 232 and 464 channels with 4, 8 and 4 units, then a 1x1 to 1024."""
 
     feature_paths = ("layer1", "layer2", "layer3")

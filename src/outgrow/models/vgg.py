@@ -9,14 +9,14 @@ convolution a block.
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from outgrow.models.layers import global_pool, init_convolutions, init_head
+from outgrow.models.layers import Scriptable, global_pool, init_convolutions, init_head
 
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-class VGG(nn.Module):
+class VGG(Scriptable):
     """``convolutions`` says how many of them each of the five blocks has."""
 
     feature_paths = ("act1", "act2", "act3", "act4")
@@ -38,11 +38,14 @@ class VGG(nn.Module):
         maps = self.act1(self.block1(F.max_pool2d(maps, 2)))
         maps = self.act2(self.block2(F.max_pool2d(maps, 2)))
         maps = self.act3(self.block3(F.max_pool2d(maps, 2)))
-        # The protocol pools a fourth time only for images larger than CIFAR's (Tiny ImageNet's 64).
-        if images.shape[-2] >= 64:
-            maps = F.max_pool2d(maps, 2)
-        maps = self.act4(self.block4(maps))
+        maps = self.act4(self.block4(pool_if_large(maps, images.shape[-2])))
         return self.classifier(global_pool(maps))
+
+
+@fx.wrap
+def pool_if_large(maps: Tensor, height: int) -> Tensor:
+    """The protocol pools a fourth time only for images larger than CIFAR's (Tiny ImageNet's 64)."""
+    return F.max_pool2d(maps, 2) if height >= 64 else maps
 
 
 def _block(in_channels: int, out_channels: int, convolutions: int) -> nn.Sequential:

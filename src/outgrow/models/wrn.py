@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.machine.norm_relu import norm_relu
-from outgrow.models.layers import conv1x1, conv3x3, global_pool, init_convolutions
+from outgrow.models.layers import Scriptable, conv1x1, conv3x3, global_pool, init_convolutions
 
 
 class PreActivationBlock(nn.Module):
@@ -49,7 +49,7 @@ class WideStage(nn.Module):
         return self.layer(maps)
 
 
-class WideResNet(nn.Module):
+class WideResNet(Scriptable):
     """Depth 6n + 4, stages of 16, 32 and 64 channels times ``widen``."""
 
     feature_paths = ("block1", "block2", "block3")

@@ -217,6 +217,8 @@ class DataRecord(_Part):
     test: int
     size: int | None = None
     """Side in pixels of what a classifier was trained and tested on; None where images have sizes of their own."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the test images where all have one and are kept in memory; None for photographs."""
     duplicates: int | None = None
     """Test images whose bytes are among the training images, too; None where nobody looked."""
     faults: tuple[str, ...] = ()

@@ -1,0 +1,351 @@
+"""The student of a run in files that its users load without this library.
+
+    safetensors   in the layout of the library that the net comes from (timm, transformers, torchvision)
+    torch         torch.export's ``.pt2``: any net, ours too, with torch alone
+    onnx          any net, with onnxruntime alone; in 8 bits where asked for
+
+Every file is read back and compared with the student on real images before it counts.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from outgrow.classification.data import RunData, eval_loader, open_run_data
+from outgrow.classification.layout import layout_of
+from outgrow.classification.scores import evaluate
+from outgrow.classification.view import EvalView, eval_view, whole_size
+from outgrow.data import Split
+from outgrow.data.notes import DataWarning
+from outgrow.data.pixels import decode
+from outgrow.models import Network, create_model
+from outgrow.models.network import fit_size
+from outgrow.models.portable import (
+    OnnxModel,
+    program_of,
+    read_program,
+    require,
+    write_onnx,
+    write_program,
+)
+from outgrow.models.weights import network_state, read_weights, write_weights
+from outgrow.training.config import TrainConfig
+from outgrow.training.deployment import Exported, ExportedFile, FinishedRun, Request, public_name
+from outgrow.training.progress import Reporter
+
+WEIGHTS, PROGRAM, ONNX, ONNX8 = "model.safetensors", "model.pt2", "model.onnx", "model.int8.onnx"
+ROUNDING = 1e-4
+"""Difference of logits, over the largest of them, that is still rounding. Measured: 1e-7 to 1e-6."""
+COMPARED = 64
+"""Test images that a file is compared on."""
+CALIBRATION = 256
+"""Training images that the ranges of an int8 file are taken from."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What files are compared on: images in [0, 1] at the size that the net sees, and in words where from."""
+
+    images: Float[Tensor, "n 3 height width"]
+    words: str
+
+
+def export_student(run: FinishedRun, request: Request, report: Reporter) -> Exported:
+    """Write the formats that are asked for. ``ValueError`` where one differs from the student by more than rounding,
+    or cannot be written."""
+    network = load_student(run)
+    data, notes = _open(run)
+    whole = run.record.data.image_size if data is None else whole_size(data.test)
+    view = eval_view(network.input_spec, whole)
+    shown = _images(run, request, network, view, data)
+    side = (shown.images.shape[2], shown.images.shape[3])
+    files, loading = [], []
+    layout = layout_of(network, view)
+    formats = request.formats
+    if request.int8 and "onnx" not in formats:
+        formats = (*formats, "onnx")
+    facts = _facts(network, view)
+    if "safetensors" in formats:
+        write_weights(
+            layout.state or network_state(network), request.folder / WEIGHTS, _header(network, view)
+        )
+        layout.write(request.folder)
+        files.append(_checked(request.folder / WEIGHTS, layout.load(request.folder), network, [shown]))
+        loading.append(layout.loading)
+        if not layout.elsewhere:
+            notes.append(
+                f"{WEIGHTS}: loads with outgrow; --format torch and onnx make files that load without"
+            )
+    if "torch" in formats or "onnx" in formats:
+        program, any_size = program_of(network, side, any_size=network.input_spec.size is None)
+        facts["input"]["side"] = None if any_size else list(side)
+        probes = _probes(shown, any_size)
+        words = "any size" if any_size else f"{side[0]} x {side[1]} pixels"
+        if "torch" in formats:
+            write_program(program, request.folder / PROGRAM, facts)
+            files.append(
+                _checked(request.folder / PROGRAM, read_program(request.folder / PROGRAM)[0], network, probes)
+            )
+            loading.append(_PROGRAM_LOADING.format(words=words))
+        if "onnx" in formats:
+            write_onnx(program, request.folder / ONNX, facts)
+            model = OnnxModel(request.folder / ONNX)
+            files.append(_checked(request.folder / ONNX, lambda x: model(x)[0], network, probes))
+            loading.append(_ONNX_LOADING.format(words=words))
+    if request.int8:
+        files.append(_quantized(request, network, view, data, shown))
+        loading.append(f"`{ONNX8}` loads as `{ONNX}` does; its weights and activations have 8 bits.")
+    for one in files:
+        report.note(f"{one.name} ({one.bytes / 1e6:.2f} MB): {one.check}")
+    return Exported(
+        files=tuple(files),
+        library=layout.library,
+        loading="\n\n".join(loading),
+        pipeline="image-classification",
+        preparation=f"RGB, {view}, divided by 255",
+        notes=tuple(notes),
+    )
+
+
+def load_student(run: FinishedRun) -> Network:
+    """The student of a run, in evaluation mode. ``ValueError`` where its name does not build it any more."""
+    record = run.record
+    name, classes = record.student.name, record.data.classes
+    stated = read_weights(run.student)[1]
+    if ":" not in name and "/" not in name:
+        raise ValueError(
+            f"export {run.folder}: needs a student that is built from its name, got one that was passed to outgrow.distill "
+            f"as a module ({name!r}); make it in a file and name that (--student py:FILE:CALLABLE)."
+        )
+    count = int(stated.get("num_classes") or len(classes))
+    if classes and count != len(classes):
+        raise ValueError(
+            f"export {run.folder}: needs a student for the run's {len(classes)} classes, got {run.student.name} with "
+            f"{count}; restore the file, or run it again."
+        )
+    network = create_model(
+        name, count, weights=run.student, input_size=record.config.student.input_size
+    ).eval()
+    network.classes = network.classes or classes or None
+    return network.requires_grad_(False)
+
+
+def _open(run: FinishedRun) -> tuple[RunData | None, list[str]]:
+    """The data of the run where they are still there, and what is to be said of that."""
+    record = run.record
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # the run has said what there is to say
+            data = open_run_data(record.config)
+    except (ValueError, OSError) as error:
+        return None, [
+            f"the run's data cannot be opened ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ]
+    if data.source.fingerprint != record.data.fingerprint:
+        return data, ["the run's data have changed since the run"]
+    return data, []
+
+
+def _images(
+    run: FinishedRun, request: Request, network: Network, view: EvalView, data: RunData | None
+) -> Images:
+    """Test images of the run, else the pictures that were given, else noise."""
+    if data is not None:
+        return Images(
+            _prepared(data.test, COMPARED, network),
+            f"{min(COMPARED, len(data.test))} test images of the run",
+        )
+    if request.images:
+        return Images(_pictures(request.images[:COMPARED], network, view), "the pictures given")
+    side = network.input_spec.size or run.record.config.data.size or view.size
+    noise = torch.rand(16, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return Images(noise, "16 random images: the run's own cannot be opened; --images compares on yours")
+
+
+def _prepared(split: Split, most: int, network: Network) -> Float[Tensor, "n 3 height width"]:
+    """Images of a split, spread evenly, as the net sees them in an evaluation, not yet normalised."""
+    chosen = torch.linspace(0, len(split) - 1, min(most, len(split))).round().long().unique()
+    loader = eval_loader(
+        split.subset(chosen), network, TrainConfig(batch_size=16), torch.device("cpu"), workers=0
+    )
+    return torch.cat([fit_size(batch.images, network.input_spec) for batch in loader.epoch(0)])
+
+
+def _pictures(paths: tuple[Path, ...], network: Network, view: EvalView) -> Float[Tensor, "n 3 height width"]:
+    spec = replace(network.input_spec, size=network.input_spec.size or view.size)
+    shown = [view.of(decode(path.read_bytes(), where=lambda path=path: str(path))) for path in paths]  # type: ignore[misc]
+    return torch.cat([fit_size(image[None], spec) for image in shown])
+
+
+def _probes(shown: Images, any_size: bool) -> list[Images]:
+    """The images, one alone, and all at another size where the file takes any."""
+    probes = [shown, Images(shown.images[:1], "")]
+    if any_size:
+        height, width = shown.images.shape[2:]
+        larger = F.interpolate(
+            shown.images[:4], size=(height + 8, width + 24), mode="bilinear", antialias=True
+        )
+        probes.append(Images(larger, ""))
+    return probes
+
+
+@torch.no_grad()
+def _checked(
+    path: Path, theirs: Callable[[Tensor], Tensor], network: Network, probes: list[Images]
+) -> ExportedFile:
+    """The file, compared with the student; ``ValueError`` where they differ by more than rounding."""
+    largest, same, scale = 0.0, 0, 1.0
+    for number, probe in enumerate(probes):
+        for images in probe.images.split(16):
+            ours, found = network(images), theirs(images)
+            difference = float((ours - found).abs().max()) if ours.shape == found.shape else float("inf")
+            largest = max(largest, difference if difference == difference else float("inf"))
+            scale = max(scale, float(ours.abs().max()))
+            if number == 0 and ours.shape == found.shape:
+                same += int((ours.argmax(1) == found.argmax(1)).sum())
+    count = len(probes[0].images)
+    check = (
+        f"largest difference {largest:.1e} in logits up to {scale:.1f}, same top class on {same} of {count} "
+        f"({probes[0].words})"
+    )
+    if not largest <= ROUNDING * scale:
+        raise ValueError(
+            f"export: needs {path.name} to compute what the student does, got {check}, and nothing was written; leave this "
+            "format out (--format), and please report the net."
+        )
+    return ExportedFile(path.name, path.stat().st_size, check)
+
+
+def _facts(network: Network, view: EvalView) -> dict[str, Any]:
+    """What a file says of itself."""
+    return {
+        "task": "classification",
+        "model": public_name(network.name),
+        "classes": list(network.classes or map(str, range(network.num_classes))),
+        "input": {
+            "images": "float32, batch x 3 x height x width, RGB in [0, 1]; normalised inside",
+            "side": None,
+        },
+        "view": asdict(view),
+    }
+
+
+def _header(network: Network, view: EvalView) -> dict[str, str]:
+    """The header of a safetensors file: what save_student writes, and how pictures are shown."""
+    return {
+        "format": "pt",
+        "task": "classification",
+        "model": public_name(network.name),
+        "num_classes": str(network.num_classes),
+        "input_spec": json.dumps(asdict(network.input_spec)),
+        "classes": json.dumps(list(network.classes or map(str, range(network.num_classes)))),
+        "view": json.dumps(asdict(view)),
+    }
+
+
+def _quantized(
+    request: Request, network: Network, view: EvalView, data: RunData | None, shown: Images
+) -> ExportedFile:
+    """The ONNX file with weights and activations of 8 bits, and what that costs."""
+    require("onnx", "onnxruntime", what="--quantize int8")
+    if data is not None:
+        images = _prepared(data.train, CALIBRATION, network)
+    elif request.images:
+        images = _pictures(request.images[:CALIBRATION], network, view)
+    else:
+        raise ValueError(
+            "--quantize int8: needs pictures to take the ranges of activations from, got none, as the run's data cannot be "
+            "opened; give some with --images."
+        )
+    source, path = request.folder / ONNX, request.folder / ONNX8
+    quantize(source, path, images)
+    model = OnnxModel(path)
+    agreed = sum(
+        int((network(part).argmax(1) == model(part)[0].argmax(1)).sum()) for part in shown.images.split(16)
+    )
+    check = f"same top class on {agreed} of {len(shown.images)} ({shown.words})"
+    if data is not None:
+        test = eval_loader(data.test, network, TrainConfig(batch_size=16), torch.device("cpu"), workers=0)
+        exact, short = evaluate(network, test).top1, evaluate(_Runs(model, network), test).top1
+        check = (
+            f"top-1 {short:.2f} % on {len(data.test)} test images, {exact:.2f} % in float32; ranges from {len(images)} "
+            f"training images; {check}"
+        )
+    else:
+        check += f"; ranges from {len(images)} pictures given"
+    return ExportedFile(path.name, path.stat().st_size, check)
+
+
+def quantize(source: Path, path: Path, images: Float[Tensor, "n 3 height width"]) -> None:
+    """Static quantisation of an ONNX file of ours: int8, a scale for each channel of the weights."""
+    import logging
+
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.parts: Iterator[Tensor] = iter(images.split(16))
+
+        def get_next(self) -> dict[str, Any] | None:
+            part = next(self.parts, None)
+            return None if part is None else {"images": part.numpy()}
+
+    prepared = path.with_suffix(".prepared")
+    loud = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(path),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        logging.disable(loud)
+        prepared.unlink(missing_ok=True)
+
+
+class _Runs(nn.Module):
+    """An ONNX file where a network is expected."""
+
+    def __init__(self, model: OnnxModel, network: Network) -> None:
+        super().__init__()
+        self.model, self.spec = model, network.input_spec
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(fit_size(images, self.spec))[0]
+
+
+_PROGRAM_LOADING = """`model.pt2` needs torch alone. It takes any number of float32 RGB images in [0, 1] of {words}, and
+normalises them itself:
+
+```python
+import torch
+
+model = torch.export.load("model.pt2").module()
+logits = model(images)
+```"""
+
+_ONNX_LOADING = """`model.onnx` needs onnxruntime alone. It takes any number of float32 RGB images in [0, 1] of {words}, and
+normalises them itself; its metadata hold the classes:
+
+```python
+import json, onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+logits = session.run(None, {{"images": images}})[0]
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+```"""

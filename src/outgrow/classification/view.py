@@ -1,0 +1,70 @@
+"""How a picture is shown to a classifier that is scored or used: one rule for both."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float32
+from PIL.Image import Image
+from torch import Tensor
+
+from outgrow.data import ArraySplit, Split
+from outgrow.data.geometry import centre_view
+from outgrow.data.pixels import to_tensor
+from outgrow.data.transforms import to_float
+from outgrow.models import InputSpec
+
+PHOTO = 224
+"""Side in pixels at which photographs are seen where nobody asks for another: that of most published nets."""
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """The short side of a picture is resized to ``floor(size / crop_pct)`` and the centre cut out.
+
+    ``whole`` is the height and width of test images that all have one size: a picture of just that size is
+    shown as it is.
+    """
+
+    size: int
+    crop_pct: float
+    interpolation: str
+    whole: tuple[int, int] | None = None
+
+    def of(self, picture: Image) -> Float32[Tensor, "3 height width"]:
+        """What is shown of an RGB picture, in [0, 1]."""
+        if (picture.height, picture.width) != self.whole:
+            picture = centre_view(
+                picture, size=self.size, crop_pct=self.crop_pct, interpolation=self.interpolation
+            )
+        return to_float(to_tensor(picture)[None])[0]
+
+    def __str__(self) -> str:
+        short = math.floor(self.size / self.crop_pct)
+        words = f"the short side resized to {short} pixels ({self.interpolation}), the centre {self.size} x {self.size} cut out"
+        if self.whole is None:
+            return words
+        height, width = self.whole
+        return f"{height} x {width} images as they are; of others {words}"
+
+
+def eval_view(spec: InputSpec, whole: tuple[int, int] | None) -> EvalView:
+    """What a net of this specification sees of test images; ``whole`` is their size where they are kept in memory.
+
+    Those are seen whole: they were cut when they were made so small. Square ones keep their size, and the net resizes
+    for itself.
+    """
+    if whole is None:
+        return EvalView(spec.size or PHOTO, spec.crop_pct, spec.interpolation)
+    as_they_are = spec.size is None or whole[0] == whole[1]
+    return EvalView(spec.size or max(whole), 1.0, spec.interpolation, whole if as_they_are else None)
+
+
+def whole_size(split: Split) -> tuple[int, int] | None:
+    """Height and width of the images of a split that is kept decoded; None where they are photographs of any size."""
+    return (split.images.shape[2], split.images.shape[3]) if isinstance(split, ArraySplit) else None
+
+
+def stated_whole(value: Any) -> tuple[int, int] | None:
+    """``whole`` as a file states it."""
+    return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) and len(value) == 2 else None
