@@ -16,8 +16,11 @@ class, and whether a row is right or wrong, are those of the logits before round
 import hashlib
 import json
 import math
+import os
 import shutil
+import zlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,6 +29,7 @@ import torch
 from jaxtyping import Float, Float16, Int
 from torch import Tensor, nn
 
+from outgrow.machine.files import NotWritten, write_atomically
 from outgrow.outputs import Outputs
 from outgrow.teacher.teacher import BaseTeacher
 
@@ -113,6 +117,7 @@ class TeacherCache:
             raise ValueError(
                 f"cache: needs a whole file, got {path} cut short ({error}); delete it, it will be written again."
             ) from None
+        _check_sum(path)
         if held.shape != shape or held.dtype != np.float16:
             raise ValueError(
                 f"cache: needs float16 {name or 'logits'} of shape {shape}, got {held.dtype} of shape {held.shape} in "
@@ -122,18 +127,67 @@ class TeacherCache:
 
     def start(self, epoch: int, name: str = LOGITS) -> Float16[np.memmap, "indices *shape"]:
         """An empty array for an epoch, to write into; :meth:`finish` completes it."""
-        shape = self.shapes[name]
-        held = np.lib.format.open_memmap(self._part(epoch, name), mode="w+", dtype=np.float16, shape=shape)
+        shape, part = self.shapes[name], self._part(epoch, name)
+        held = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+        try:  # a file with holes would end the process with SIGBUS once the disk is full
+            with part.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+        except AttributeError:  # not on this system
+            pass
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise NotWritten(
+                error.errno,
+                f"needs {readable(2 * math.prod(shape))} for {part}, got {error.strerror}; free some room",
+            ) from error
         held.reshape(len(held), -1)[:, 0] = np.nan
         return held
 
     def finish(self, epoch: int, held: Float16[np.memmap, "indices *shape"], name: str = LOGITS) -> None:
         held.flush()
-        self._part(epoch, name).replace(self.path(epoch, name))
+        part, path = self._part(epoch, name), self.path(epoch, name)
+        write_atomically(_sum_of(path), _crc(part))
+        part.replace(path)
+
+    def discard(self, epoch: int, name: str = LOGITS) -> None:
+        """Remove what :meth:`start` began: its epoch did not end."""
+        self._part(epoch, name).unlink(missing_ok=True)
 
     def _part(self, epoch: int, name: str) -> Path:
+        """Of this process alone: two runs may fill one cache."""
         path = self.path(epoch, name)
-        return path.with_name(f"{path.name}.part")
+        return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.crc32")
+
+
+def _crc(path: Path) -> str:
+    """CRC-32 of a file, in hexadecimal."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}\n"
+
+
+def _check_sum(path: Path) -> None:
+    """``ValueError`` for a file that differs from what was written. Read once for each state of the file."""
+    sums = _sum_of(path)
+    if not sums.is_file():
+        return  # of an older version
+    facts = path.stat()
+    if not _is_whole(path, facts.st_size, facts.st_mtime_ns, sums.read_bytes()):
+        raise ValueError(
+            f"cache: needs the file as it was written, got {path}, which is damaged (its checksum differs); delete it, it "
+            "will be written again."
+        )
+
+
+@cache
+def _is_whole(path: Path, size: int, changed: int, stated: bytes) -> bool:
+    return _crc(path).encode() == stated
 
 
 class CachedTeacher(BaseTeacher):
