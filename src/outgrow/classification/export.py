@@ -80,7 +80,7 @@ def export_student(run: FinishedRun, request: Request, report: Reporter) -> Expo
         layout.write(request.folder)
         files.append(_checked(request.folder / WEIGHTS, layout.load(request.folder), network, [shown]))
         loading.append(layout.loading)
-        if not layout.elsewhere:
+        if not layout.elsewhere and formats == ("safetensors",):
             notes.append(
                 f"{WEIGHTS}: loads with outgrow; --format torch and onnx make files that load without"
             )
@@ -115,20 +115,20 @@ def export_student(run: FinishedRun, request: Request, report: Reporter) -> Expo
     )
 
 
-def load_student(run: FinishedRun) -> Network:
+def load_student(run: FinishedRun, *, command: str = "export") -> Network:
     """The student of a run, in evaluation mode. ``ValueError`` where its name does not build it any more."""
     record = run.record
     name, classes = record.student.name, record.data.classes
     stated = read_weights(run.student)[1]
     if ":" not in name and "/" not in name:
         raise ValueError(
-            f"export {run.folder}: needs a student that is built from its name, got one that was passed to outgrow.distill "
+            f"{command} {run.folder}: needs a student that is built from its name, got one that was passed to outgrow.distill "
             f"as a module ({name!r}); make it in a file and name that (--student py:FILE:CALLABLE)."
         )
     count = int(stated.get("num_classes") or len(classes))
     if classes and count != len(classes):
         raise ValueError(
-            f"export {run.folder}: needs a student for the run's {len(classes)} classes, got {run.student.name} with "
+            f"{command} {run.folder}: needs a student for the run's {len(classes)} classes, got {run.student.name} with "
             f"{count}; restore the file, or run it again."
         )
     network = create_model(

@@ -29,6 +29,9 @@ LEGACY_OPSET = 17
 class Normalised(nn.Module):
     """Images in [0, 1], at the size that the net wants, to logits: what a file computes."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.net = network.net

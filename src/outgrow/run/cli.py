@@ -1,4 +1,4 @@
-"""The command: ``outgrow demo | distill | evaluate | list``. Only words here; the work is elsewhere."""
+"""The command: ``outgrow demo | distill | evaluate | export | predict | list``. Only words here; the work is elsewhere."""
 
 import errno
 import sys
@@ -176,6 +176,78 @@ def evaluate(
             f"{scores['model']}: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, nll {scores['nll']:.4f} "
             f"on {scores['images']:,} images ({scores['parameters']:,} parameters)"
         )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run's folder (distill --out)")],
+    out: Annotated[Path | None, typer.Option(help="folder for the files; RUN/export if not given")] = None,
+    format: Annotated[
+        Literal["safetensors", "onnx", "torch", "all"], typer.Option(help="safetensors, .onnx, .pt2, or all")
+    ] = "safetensors",
+    quantize: Annotated[
+        Literal["int8"] | None, typer.Option(help="an ONNX file of 8 bits besides, and what it costs")
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="a picture to compare on where the run's data are gone; again for more"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the export in --out")] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="upload the folder to the Hugging Face hub")
+    ] = None,
+) -> None:
+    """Write the student of a run for others: in its own library's layout, as ONNX, or for torch alone."""
+    from outgrow.run.export import export_run
+    from outgrow.training.progress import make_reporter
+
+    result = export_run(
+        run,
+        out=out,
+        format=format,
+        quantize=quantize,
+        images=images or (),
+        overwrite=overwrite,
+        push=push,
+        reporter=make_reporter(),
+    )
+    if sys.stdout.isatty():
+        print(f"{result['folder']}: {', '.join(result['files'])}, README.md (the licence is yours to choose)")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="RUN_OR_EXPORT", help="a folder, or a file of an export")],
+    images: Annotated[list[str], typer.Argument(help="files, folders, globs")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=".csv or .json; standard output if not given")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output")] = False,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="classes of each picture (5), or boxes at most (all)")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="detectors: the least score of a box (0.3)")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="detectors: pictures with boxes drawn")
+    ] = None,
+) -> None:
+    """Say what is in pictures, by the student of a run or an export."""
+    from outgrow.run.predict import predict_files
+
+    predict_files(
+        model,
+        images,
+        out=out,
+        as_json=as_json,
+        top=top,
+        batch_size=batch_size,
+        score=score,
+        pictures=pictures,
+        say=lambda text: print(f"outgrow: {text}", file=sys.stderr),
+    )
 
 
 @app.command()

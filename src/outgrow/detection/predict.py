@@ -1,0 +1,106 @@
+"""What a detector finds in pictures: boxes in pixels, and pictures with them drawn."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from outgrow.data.pixels import to_tensor
+from outgrow.data.transforms import to_float
+from outgrow.detection.boxes import Detections
+from outgrow.detection.create import PREFIX, create_detector
+from outgrow.detection.detector import Detector
+from outgrow.detection.export import Finder, load_student, onnx_finder
+from outgrow.models.portable import OnnxModel
+from outgrow.training.acceleration import make_accelerator
+from outgrow.training.config import TrainConfig
+from outgrow.training.deployment import FinishedRun
+
+SCORE = 0.3
+"""Boxes below it are left out, where nobody says otherwise."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """``find`` takes one picture in [0, 1] of any size."""
+
+    find: Finder
+    classes: tuple[str, ...]
+
+    task = "detection"
+
+    @torch.no_grad()
+    def predict(
+        self,
+        pictures: Iterable[tuple[str, Image]],
+        *,
+        top: int | None,
+        score: float | None = None,
+        drawn: Path | None = None,
+        **_: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """A row for each picture: ``file`` and its ``boxes``, best first, at most ``top``, from ``score`` on; pictures
+        with them drawn go into ``drawn``."""
+        least = SCORE if score is None else score
+        for number, (file, picture) in enumerate(pictures):
+            pixels = to_tensor(picture)
+            found = self.find(to_float(pixels[None])[0]).to("cpu")
+            kept = (found.score >= least).nonzero()[:top, 0]
+            found = Detections(found.boxes[kept], found.label[kept], found.score[kept])
+            if drawn is not None:
+                from outgrow.detection.pictures import side_by_side
+
+                drawn.mkdir(parents=True, exist_ok=True)
+                place = drawn / f"{number:05d}-{Path(file).stem}.jpg"
+                side_by_side(place, [(Path(file).name, found)], pixels, self.classes)
+            yield {
+                "file": file,
+                "boxes": [
+                    {
+                        "class": self.classes[label - 1],
+                        "score": value,
+                        "box": [round(edge, 2) for edge in box],
+                    }
+                    for box, label, value in zip(
+                        found.boxes.tolist(), found.label.tolist(), found.score.tolist(), strict=True
+                    )
+                ],
+            }
+
+
+def columns(rows: Iterable[dict[str, Any]], top: int | None, classes: int) -> Iterator[list[Any]]:
+    """The lines of a table: a header, then a box each."""
+    yield ["file", "class", "score", "left", "top", "right", "bottom"]
+    for row in rows:
+        for one in row["boxes"]:
+            yield [row["file"], one["class"], f"{one['score']:.6f}", *one["box"]]
+
+
+def of_run(run: FinishedRun) -> Boxes:
+    """The student of a run, on the device that is there."""
+    return _boxes(load_student(run))
+
+
+def of_weights(path: Path) -> Boxes:
+    """What ``export`` or a run wrote as safetensors."""
+    return _boxes(create_detector(PREFIX, weights=path).eval().requires_grad_(False))
+
+
+def of_program(path: Path, facts: dict[str, Any]) -> Boxes:
+    raise ValueError(
+        f"predict {path}: needs a classifier in a .pt2 file, got a detector; give its ONNX file."
+    )
+
+
+def of_onnx(model: OnnxModel) -> Boxes:
+    """An ONNX file."""
+    return Boxes(onnx_finder(model), tuple(model.facts["classes"]))
+
+
+def _boxes(detector: Detector) -> Boxes:
+    device = make_accelerator(TrainConfig()).device
+    detector = detector.to(device)
+    return Boxes(lambda picture: detector.detect([picture.to(device)])[0], detector.classes)
