@@ -24,7 +24,7 @@ from outgrow.teacher import BaseTeacher
 from outgrow.training.config import Config
 from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.record import ComparedRecord, DataRecord, ExampleRecord, RunRecord, StudentRecord
-from outgrow.training.task import Parts, RunContext, Taught
+from outgrow.training.task import Parts, RunContext, Task, Taught
 
 NUM_EXAMPLES = 24
 """Images in a record that the teacher gets wrong and the student right."""
@@ -138,6 +138,11 @@ class Classification:
 
     def write_page(self, path: Path, record: RunRecord, parts: Parts) -> None:
         write_run_page(path, record, parts.data.test)
+
+    def rehearsal(self, data: RunData, rows: int, *, cached: bool = False) -> Task:
+        from outgrow.classification.rehearsal import Rehearsal
+
+        return Rehearsal(data, rows, cached)
 
     def evaluate_model(self, source: str, name: str, **options: Any) -> dict[str, Any]:
         return evaluate_classifier(source, name, **options)

@@ -58,6 +58,14 @@ def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Ne
         return network
     if not options.train:
         return _with_weights(config)
+    network = untrained_teacher(config, data)
+    _train(run, data, network)
+    return network
+
+
+def untrained_teacher(config: Config, data: RunData) -> Network:
+    """The teacher that is to be trained here, as its training starts."""
+    options = config.teacher
     network = create_model(
         options.name,
         data.num_classes,
@@ -66,7 +74,6 @@ def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Ne
     )
     if options.weights:
         load_weights(network, options.weights, role="student")
-    _train(run, data, network)
     return network
 
 
@@ -122,7 +129,7 @@ def freeze_teacher(
     views = train_loader(config, config.train, data.train, [network, student], run.device, whole=True)
     test = eval_loader(data.test, network, config.train, run.device, config.data.workers)
     teacher = _inference(
-        run, network.to(run.device), _taps(network, objective, wanted or foreign), test, views
+        run, network.to(run.device), taps_read(network, objective, wanted or foreign), test, views
     )
     facts = _facts(config, network)
     scores = None
@@ -147,7 +154,7 @@ def freeze_teacher(
     return Taught(corrected, TeacherRecord(**facts), report, scores)
 
 
-def _taps(network: Network, objective: Objective, fits: bool) -> tuple[str, ...]:
+def taps_read(network: Network, objective: Objective, fits: bool = False) -> tuple[str, ...]:
     """What of the teacher's activations a run reads: the losses' choice, and the correction's."""
     if objective.reads_features:
         return (*feature_paths(network), PENULTIMATE)

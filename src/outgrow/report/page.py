@@ -10,7 +10,7 @@ from outgrow.data import Split
 from outgrow.report import parts, words
 from outgrow.report.palette import colour
 from outgrow.report.plots import Effect, Plot, Series, dot_plot, line_plot, short, teacher_levels
-from outgrow.report.statistics import Difference, differences, paired, summarize
+from outgrow.report.statistics import Contrast, Difference, differences, paired, summarize
 from outgrow.report.table import AnyRecords, Records, Row, Table, parse_records, scores_of
 from outgrow.training.record import RunRecord
 
@@ -27,8 +27,12 @@ def write_page(
     about: Mapping[str, str],
     test: Split | None,
     notes: Sequence[str] = (),
+    protocol: Sequence[str] = (),
 ) -> None:
     """Write the page of a study: the finding, its numbers, plots and images, and its conditions.
+
+    A table with baselines (:func:`outgrow.report.table.compare`) adds the comparisons with them; ``protocol`` is
+    how its runs came to be comparable, in sentences.
 
     ``about`` maps methods to what readers call them; ``test`` has the images that the records' comparisons
     point into, None where none has any; ``notes`` are paragraphs on how the teacher came to be imperfect.
@@ -56,12 +60,17 @@ def write_page(
         "comparisons": words.comparisons(best, table, mapped=mapped) if table.teacher is not None else (),
         "lines": [_line(row, names, over_kd, best, table) for row in table.rows],
         "has": {
-            "none": any(row.over_none is not None for row in table.rows),
-            "kd": bool(over_kd),
+            # the comparisons with baselines have a table of their own
+            "none": not table.baselines and any(row.over_none is not None for row in table.rows),
+            "kd": not table.baselines and bool(over_kd),
+            "conditions": any(row.conditions for row in table.rows),
             "teacher": table.teacher is not None,
             "mapped": mapped,
             "several": best.score.n > 1,
         },
+        "contrasts": contrast_groups(table, names),
+        "least_p": least_p(table),
+        "protocol": protocol,
         "teacher_name": next((run.teacher.short_name for run in runs if run.teacher is not None), ""),
         "notes": notes,
         "curves": _curves(parsed, names, colours, table),
@@ -77,6 +86,37 @@ def write_page(
         "config_of": names[shown or best.method],
     }
     parts.write_template(path, "study.html", context)
+
+
+def write_overview(
+    path: str | Path,
+    *,
+    title: str,
+    tables: Mapping[str, Table],
+    pages: Mapping[str, str],
+    protocol: Sequence[str] = (),
+) -> None:
+    """Write the page above those of several pairs: their tables, and where their own pages are."""
+    studies = [
+        {
+            "name": name,
+            "page": pages[name],
+            "table": table,
+            "headline": words.headline(table, {}),
+            "best": words.best_row(table).method,
+            "groups": contrast_groups(table, {}),
+        }
+        for name, table in tables.items()
+    ]
+    first = next(iter(tables.values()))
+    context = {
+        "title": title,
+        "studies": studies,
+        "protocol": protocol,
+        "together": first.together,
+        "least_p": least_p(first),
+    }
+    parts.write_template(path, "overview.html", context)
 
 
 @dataclass(frozen=True)
@@ -106,6 +146,37 @@ def _line(
         held=sum(told),
         told=len(told),
     )
+
+
+@dataclass(frozen=True)
+class ContrastGroup:
+    """All comparisons with one baseline: names of methods and what was found."""
+
+    against: str
+    lines: tuple[tuple[str, Contrast], ...]
+
+
+def contrast_groups(table: Table, names: Mapping[str, str]) -> list[ContrastGroup]:
+    """The comparisons of a table, baseline by baseline."""
+    groups = [
+        ContrastGroup(
+            names.get(base, base),
+            tuple(
+                (names.get(row.method, row.method), one)
+                for row in table.rows
+                for one in row.versus
+                if one.baseline == base
+            ),
+        )
+        for base in table.baselines
+    ]
+    return [group for group in groups if group.lines]
+
+
+def least_p(table: Table) -> float | None:
+    """The smallest p-value that sign flips can have with so many seeds."""
+    seeds = [one.difference.n for row in table.rows for one in row.versus if one.p_exact is not None]
+    return 2.0 ** (1 - max(seeds)) if seeds else None
 
 
 def _colours(table: Table) -> dict[str, str]:
