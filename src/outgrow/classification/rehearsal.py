@@ -56,6 +56,8 @@ class Rehearsal(Classification):
     data: RunData
     rows: int
     cached: bool = False
+    foreign: bool = False
+    """Whether the teacher turned out to have other classes."""
 
     def open_data(self, run: RunContext) -> RunData:
         source = self.data.source
@@ -79,6 +81,7 @@ class Rehearsal(Classification):
             return Taught(NoTeacher(data.num_classes))
         network = network_of(teacher)
         columns = class_columns(network, data.classes)
+        self.foreign = columns is None
         if columns is None and run.config.teacher.correct == "never":
             # the same words as the run's own
             return super().freeze(run, data, teacher, student, objective)

@@ -428,8 +428,12 @@ def _log(error: BaseException) -> str:
         return f"no log could be written; the details are:\n{text}"
 
 
+_SAID: set[str] = set()
+
+
 def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A warning as one line, without the line of code that it came from."""
-    if issubclass(category, DeprecationWarning | PendingDeprecationWarning):
+    """A warning as one line, without the line of code that it came from; once, however many runs give it."""
+    if issubclass(category, DeprecationWarning | PendingDeprecationWarning) or str(message) in _SAID:
         return
+    _SAID.add(str(message))
     _say(f"warning: {message}", DONE)

@@ -8,6 +8,7 @@ Nothing here trains: see :mod:`outgrow.run.plan`, :mod:`outgrow.run.rehearsal`, 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,15 @@ from outgrow.run.plan import (
     without_cache,
     write_plan,
 )
-from outgrow.run.rehearsal import check_disk, estimate, plan_lines
+from outgrow.run.rehearsal import Trials, check_disk, estimate, plan_lines
 from outgrow.run.tasks import task_of
 from outgrow.run.work import Work, differences, fill, finished, state_of, train_student, train_teacher
 from outgrow.training.folder import LEAST_ROOM
 from outgrow.training.progress import Reporter
 from outgrow.training.record import RunRecord
+
+flushed = partial(print, flush=True)
+"""To standard output at once, which may be a pipe."""
 
 
 class Failed(ValueError):
@@ -49,7 +53,7 @@ def run_compare(
     dry_run: bool = False,
     overwrite: bool = False,
     title: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = flushed,
 ) -> dict[str, Table]:
     """Train what a plan has and is not finished yet; the tables by pair. ``say`` gets the plan and the table.
 
@@ -63,7 +67,12 @@ def run_compare(
     board = make_board(plan)
     waiting = _waiting(plan)
     if waiting or dry_run:
-        found = estimate(plan, report=_Notes(board))
+        trials = Trials()
+        found = estimate(plan, report=_Notes(board), trials=trials)
+        if plan.cached and found.mapped:
+            # a mapped teacher says the same under every method: more of them can share a cache
+            plan = make_plan(plan.base, plan.options, plan.out, found.mapped)
+            found = estimate(plan, report=_Notes(board), trials=trials)
         if not check_disk(plan, found):
             plan = without_cache(plan)
             found = replace(found, disk=found.disk - found.cache_bytes, cache_bytes=0, cache_runs=0)
@@ -153,7 +162,7 @@ def _teacher_there(one: Any) -> bool:
 
 
 def report_plan(
-    plan: Plan, *, title: str | None = None, say: Callable[[str], None] = print
+    plan: Plan, *, title: str | None = None, say: Callable[[str], None] = flushed
 ) -> dict[str, Table]:
     """The table and the page of what is finished, with nothing trained."""
     tables = _write(plan, {}, title)
@@ -254,7 +263,8 @@ def write_tables(
         ("table.json", formats.as_json(tables, protocol=list(protocol))),
     ):
         write_atomically(out / name, content)
-    pages = {}
+    pages: dict[str, str] = {}
+    protocol = [*protocol, *(line for records in studies.values() for line in _twins(records))]
     for name, records in studies.items():
         page = out / "index.html" if len(studies) == 1 else out / f"pair{len(pages) + 1}.html"
         pages[name] = page.name
@@ -271,6 +281,24 @@ def write_tables(
     if len(studies) > 1:
         write_overview(out / "index.html", title=title, tables=tables, pages=pages, protocol=protocol)
     return tables
+
+
+def _twins(records: Records) -> list[str]:
+    """Methods that ended with the same scores in every seed, in words."""
+    groups: dict[tuple[tuple[int, float], ...], list[str]] = {}
+    for name, runs in records.items():
+        groups.setdefault(tuple((run.seed, run.student_score) for run in runs), []).append(name)
+    mapped = any(run.is_mapped for runs in records.values() for run in runs)
+    why = (
+        ": a teacher of other classes is mapped to these, and so corrected, under any of them"
+        if mapped
+        else ""
+    )
+    return [
+        f"{' and '.join(names)} ended with the same scores in every seed{why}."
+        for scores, names in groups.items()
+        if len(names) > 1 and scores
+    ]
 
 
 def _with_pictures(records: Records) -> tuple[Records, Any]:
@@ -293,7 +321,7 @@ def compare_runs(
     baselines: Sequence[str] = (),
     anyway: bool = False,
     title: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = flushed,
 ) -> dict[str, Table]:
     """Compare finished runs. A comparison's own folder is read by its plan; without ``out`` nothing is written."""
     if len(folders) == 1 and (folders[0] / PLAN_FILE).is_file():
@@ -312,7 +340,7 @@ def report_gathered(
     out: Path | None,
     baselines: Sequence[str] = (),
     title: str,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = flushed,
 ) -> dict[str, Table]:
     """The table, and with ``out`` all files, of runs that were gathered."""
     protocol = ["Finished runs, paired by seed.", *found.notes]

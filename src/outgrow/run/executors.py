@@ -11,8 +11,9 @@ Results lie in folders, which all machines must see under the same path.
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from outgrow import spec
 
@@ -23,15 +24,13 @@ POLL = 0.5
 """Seconds between looks at jobs elsewhere."""
 
 
+@runtime_checkable
 class Executor(Protocol):
-    """``threads`` is what each worker computes with; None leaves this process as it is."""
+    """``threads`` is what each worker computes with; None leaves this process as it is. ``here``: work is done in
+    this process, so that its progress can be seen."""
 
     threads: int | None
-
-    @property
-    def here(self) -> bool:
-        """Whether work is done in this process, so that its progress can be seen."""
-        ...
+    here: bool
 
     def map(self, function: Function, jobs: Sequence[T]) -> Iterator[tuple[T, str | None]]:
         """Jobs and what came of them, in the order in which they end."""
@@ -60,7 +59,7 @@ def make_executor(text: str, *, workers: int, folder: Path) -> Executor:
 class Here:
     """In this process, one after the other."""
 
-    threads = None
+    threads: int | None = None
     here = True
 
     def map(self, function: Function, jobs: Sequence[T]) -> Iterator[tuple[T, str | None]]:
@@ -102,7 +101,7 @@ class OnRay:
         _need("ray")
         self.workers = workers
         self.address = options.pop("address", None)
-        self.options = {"num_cpus": 1, **options}
+        self.options: dict[str, Any] = {"num_cpus": 1, **options}
         self.threads: int | None = max(1, int(self.options["num_cpus"]))
 
     def map(self, function: Function, jobs: Sequence[T]) -> Iterator[tuple[T, str | None]]:
@@ -111,7 +110,9 @@ class OnRay:
         own = not ray.is_initialized()
         if own:
             size = (
-                {} if self.address else {"num_cpus": self.workers * self.threads, "include_dashboard": False}
+                {}
+                if self.address
+                else {"num_cpus": self.workers * self.options["num_cpus"], "include_dashboard": False}
             )
             ray.init(address=self.address, log_to_driver=False, logging_level="error", **size)
         try:
@@ -120,7 +121,7 @@ class OnRay:
             while running:
                 done, _ = ray.wait(list(running), num_returns=1)
                 job = running.pop(done[0])
-                yield job, _result(lambda reference=done[0]: ray.get(reference))
+                yield job, _result(partial(ray.get, done[0]))
         finally:
             if own:
                 ray.shutdown()
@@ -135,7 +136,7 @@ class OnSubmitit:
         _need("submitit")
         self.workers, self.folder = workers, folder
         self.cluster = options.pop("cluster", None)
-        self.options = {"cpus_per_task": 1, "timeout_min": 24 * 60, **options}
+        self.options: dict[str, Any] = {"cpus_per_task": 1, "timeout_min": 24 * 60, **options}
         self.threads: int | None = max(1, int(self.options["cpus_per_task"]))
 
     def map(self, function: Function, jobs: Sequence[T]) -> Iterator[tuple[T, str | None]]:

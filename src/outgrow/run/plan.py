@@ -246,6 +246,8 @@ class Plan:
     trainings: tuple[Training, ...]
     teachers: tuple[Preparation, ...]
     cached: bool
+    mapped: frozenset[str] = frozenset()
+    """Pairs whose teacher has other classes: it is mapped, and so corrected, whatever the method."""
 
     @property
     def methods(self) -> list[str]:
@@ -265,16 +267,19 @@ class Plan:
         return yaml.safe_dump({**self.base, "compare": section}, sort_keys=False)
 
 
-def make_plan(base: Mapping[str, Any], options: CompareConfig, out: Path) -> Plan:
+def make_plan(
+    base: Mapping[str, Any], options: CompareConfig, out: Path, mapped: frozenset[str] = frozenset()
+) -> Plan:
     """The trainings of a comparison. What is wrong with any of them is said here: names, losses, rules, what presets
-    need."""
+    need. ``mapped``: see :class:`Plan`."""
     out = Path(out)
     _check(base, options)
     pairs = options.pairs or (PairConfig(),)
     names = _pair_names(base, pairs)
     slugs = _slugs(list(options.methods))
     cached = _caches(base, options, out)
-    trainings, teachers = [], {}
+    trainings: list[Training] = []
+    teachers: dict[str, Preparation] = {}
     for pair, name in zip(pairs, names, strict=True):
         for seed in options.seeds:
             for method, changed in options.methods.items():
@@ -297,8 +302,10 @@ def make_plan(base: Mapping[str, Any], options: CompareConfig, out: Path) -> Pla
                         file = None
                 trainings.append(Training(name, method, settle(config), file))
     if cached:
-        trainings = _with_caches(trainings, out)
-    return Plan(dict(base), options, out, tuple(names), tuple(trainings), tuple(teachers.values()), cached)
+        trainings = _with_caches(trainings, out, mapped)
+    return Plan(
+        dict(base), options, out, tuple(names), tuple(trainings), tuple(teachers.values()), cached, mapped
+    )
 
 
 def _config(
@@ -377,7 +384,9 @@ def wants_correction(config: Config) -> bool:
     return asked == "always" or (asked == "auto" and PRESETS[config.method.preset].correct_teacher)
 
 
-def _cache_groups(trainings: Sequence[Training]) -> dict[tuple[str, int, bool], list[Training]]:
+def _cache_groups(
+    trainings: Sequence[Training], mapped: frozenset[str]
+) -> dict[tuple[str, int, bool], list[Training]]:
     """Runs that would read the same numbers: of one pair and seed, with the same teacher, corrected or not."""
     groups: dict[tuple[str, int, bool], list[Training]] = {}
     for one in trainings:
@@ -385,13 +394,14 @@ def _cache_groups(trainings: Sequence[Training]) -> dict[tuple[str, int, bool], 
         own = config.teacher.cache is not None or config.method.preset == NO_TEACHER
         if own or task_name(config.data.source) != "classification" or not _reads_logits(config):
             continue
-        groups.setdefault((one.pair, one.seed, wants_correction(config)), []).append(one)
+        corrected = one.pair in mapped or wants_correction(config)
+        groups.setdefault((one.pair, one.seed, corrected), []).append(one)
     return {key: group for key, group in groups.items() if len(group) > 1}
 
 
-def _with_caches(trainings: Sequence[Training], out: Path) -> list[Training]:
+def _with_caches(trainings: Sequence[Training], out: Path, mapped: frozenset[str]) -> list[Training]:
     """The same, reading one cache where two or more share what is in it. A run that was begun stays as it is."""
-    reading = {one.folder for group in _cache_groups(trainings).values() for one in group}
+    reading = {one.folder for group in _cache_groups(trainings, mapped).values() for one in group}
     for one in trainings:
         if (one.folder / "config.yaml").is_file():
             saved = load_config(one.folder / "config.yaml").get("teacher", {}).get("cache")
@@ -420,7 +430,7 @@ def _caches(base: Mapping[str, Any], options: CompareConfig, out: Path) -> bool:
 
 def without_cache(plan: Plan) -> Plan:
     """The same plan, each run asking its teacher anew."""
-    return make_plan(plan.base, plan.options.model_copy(update={"cache": False}), plan.out)
+    return make_plan(plan.base, plan.options.model_copy(update={"cache": False}), plan.out, plan.mapped)
 
 
 def cache_groups(plan: Plan) -> list[list[Training]]:
@@ -428,7 +438,8 @@ def cache_groups(plan: Plan) -> list[list[Training]]:
     groups: dict[tuple[str, int, bool], list[Training]] = {}
     for one in plan.trainings:
         if plan.cached and one.config.teacher.cache == str(plan.out / CACHE):
-            groups.setdefault((one.pair, one.seed, wants_correction(one.config)), []).append(one)
+            corrected = one.pair in plan.mapped or wants_correction(one.config)
+            groups.setdefault((one.pair, one.seed, corrected), []).append(one)
     return list(groups.values())
 
 

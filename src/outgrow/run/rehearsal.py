@@ -11,7 +11,7 @@ import math
 import resource
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ STEPS = 4
 """Steps that are timed, after one that is not."""
 ENOUGH = 5.0
 """Seconds after which two timed steps are enough."""
+PAGE = 1.0
+"""Seconds for the page and the curves of a run."""
 MOMENTS = {"sgd": 1, "adamw": 2}
 """Numbers that an optimiser keeps of each weight."""
 SHARE = 0.5
@@ -47,6 +49,7 @@ SHARE = 0.5
 class Cost:
     """What a kind of run takes. Seconds; ``teacher_pass`` is for all test images."""
 
+    set_up: float
     step: float
     steps: int
     epochs: int
@@ -57,15 +60,13 @@ class Cost:
     student: int
     teacher: int
     views: str
+    mapped: bool = False
+    """The teacher has other classes."""
 
     @property
     def seconds(self) -> float:
-        return (
-            self.epochs * self.steps * self.step
-            + self.tests * self.test_pass
-            + self.teacher_pass
-            + self.correction
-        )
+        training = self.epochs * self.steps * self.step + self.tests * self.test_pass
+        return training + self.set_up + self.teacher_pass + self.correction + PAGE
 
 
 @dataclass(frozen=True)
@@ -82,37 +83,44 @@ class Estimate:
     free: int
     cache_bytes: int
     cache_runs: int
+    mapped: frozenset[str]
+    """Pairs whose teacher has other classes."""
+
+
+@dataclass
+class Trials:
+    """What has been tried out: costs of kinds, methods that fit, and data that are open."""
+
+    kinds: dict[tuple[Any, ...], Cost] = field(default_factory=dict)
+    fit: set[tuple[str, str]] = field(default_factory=set)
+    opened: dict[str, tuple[Any, DataRecord]] = field(default_factory=dict)
 
 
 class _Enough(Exception):
     pass
 
 
-def estimate(plan: Plan, *, report: Reporter) -> Estimate:
+def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> Estimate:
     """Put every method together, time what is distinct, and add it up. ``ValueError`` for what does not fit."""
+    trials = trials or Trials()
     costs: dict[str, Cost] = {}
-    timed: dict[tuple[Any, ...], Cost] = {}
-    opened: dict[str, tuple[Any, DataRecord]] = {}
-    record: DataRecord | None = None
     for pair in plan.pairs:
         for method in plan.methods:
             training = plan.of(pair, method)[0]
-            report.note(f"trying out {training.title.rpartition(', seed')[0]} ...")
             try:
-                costs[_key(pair, method)], record = _tried(training, plan, timed, opened)
+                costs[_key(pair, method)] = _tried(training, plan, trials, report)
             except ValueError as error:
                 raise ValueError(f"method {method!r}: {error}") from None
     teachers = {}
     for one in plan.teachers:
-        key = ("teacher", one.config.teacher.name, str(one.config.teacher.weights))
-        if key not in timed:
+        kind = ("teacher", one.config.teacher.name, str(one.config.teacher.weights))
+        if kind not in trials.kinds:
             report.note(f"trying out the training of {one.config.teacher.name} ...")
-            timed[key] = _teacher_cost(one, opened)
-        teachers[one.title] = timed[key]
-    assert record is not None
+            trials.kinds[kind] = _teacher_cost(one, trials)
+        teachers[one.title] = trials.kinds[kind]
+    record = next(iter(trials.opened.values()))[1]
     groups = cache_groups(plan)
-    classes = max(len(record.classes), 1)
-    held = sum(2 * record.train * classes * group[0].config.train.epochs for group in groups)
+    held = sum(2 * record.train * len(record.classes) * group[0].config.train.epochs for group in groups)
     return Estimate(
         data=record,
         costs=costs,
@@ -122,6 +130,9 @@ def estimate(plan: Plan, *, report: Reporter) -> Estimate:
         free=disk_free(plan.out),
         cache_bytes=held,
         cache_runs=sum(len(group) for group in groups),
+        mapped=frozenset(
+            pair for pair in plan.pairs for method in plan.methods if costs[_key(pair, method)].mapped
+        ),
     )
 
 
@@ -129,43 +140,37 @@ def _key(pair: str, method: str) -> str:
     return f"{pair}/{method}"
 
 
-def _tried(
-    training: Training,
-    plan: Plan,
-    timed: dict[tuple[Any, ...], Cost],
-    opened: dict[str, tuple[Any, DataRecord]],
-) -> tuple[Cost, DataRecord]:
+def _tried(training: Training, plan: Plan, trials: Trials, report: Reporter) -> Cost:
     config = training.config
     objective = method_of(config)[1]
-    cached = plan.cached and config.teacher.cache == str(plan.out / CACHE)
+    alone = config.method.preset == NO_TEACHER
+    cached = not alone and plan.cached and config.teacher.cache == str(plan.out / CACHE)
     kind = (
         training.pair,
-        "alone" if config.method.preset == NO_TEACHER else "cached" if cached else "asked",
+        "alone" if alone else "cached" if cached else "asked",
         config.method.loss if objective.reads_features else "logits",
-        wants_correction(config),
+        not alone and wants_correction(config),
     )
-    cost, record = rehearse(
-        config,
-        opened,
-        cached=cached,
-        known=timed.get(kind),
-        expected=plan.options.same_teacher and bool(plan.teachers),
-    )
-    timed[kind] = cost
-    return cost, record
+    known = trials.kinds.get(kind)
+    if known is None or (training.pair, training.method) not in trials.fit:
+        report.note(f"trying out {training.title.rpartition(', seed')[0]} ...")
+        expected = plan.options.same_teacher and bool(plan.teachers)
+        trials.kinds[kind] = rehearse(config, trials, cached=cached, known=known, expected=expected)
+        trials.fit.add((training.pair, training.method))
+    return trials.kinds[kind]
 
 
 def rehearse(
     config: Config,
-    opened: dict[str, tuple[Any, DataRecord]],
+    trials: Trials,
     *,
     cached: bool = False,
     known: Cost | None = None,
     expected: bool = False,
-) -> tuple[Cost, DataRecord]:
+) -> Cost:
     """Put a run together on a few batches and time its steps, unless its cost is ``known``.
 
-    ``opened`` keeps data for runs that share them; ``expected``: the teacher's weights are those that this comparison
+    ``trials`` keeps data for runs that share them; ``expected``: the teacher's weights are those that this comparison
     will have trained.
     """
     # a compiler's first step takes minutes
@@ -177,15 +182,17 @@ def rehearse(
     tried = config.model_copy(update=update)
     run, task = start(tried), task_of(config.data.source)
     key = config.data.model_dump_json() + str(config.seed)
-    if key not in opened:
+    if key not in trials.opened:
         whole = task.open_data(run)
-        opened[key] = (whole, task.data_record(run, whole))
-    data, record = opened[key]
+        trials.opened[key] = (whole, task.data_record(run, whole))
+    data, record = trials.opened[key]
     rows = (STEPS + 1) * train.batch_size
     rehearsal = task.rehearsal(data, rows, cached=cached)
+    before = time.perf_counter()
     parts = assemble(run, rehearsal)
+    set_up = time.perf_counter() - before
     if known is not None:
-        return known, record
+        return known
     networks = [parts.teacher, parts.student]
     steps = len(task.train_loader(run, data, networks))
     steps = min(steps, config.train.max_steps or steps)
@@ -194,13 +201,15 @@ def rehearse(
     step = _step_seconds(parts, rehearsal, run)
     test_pass = _seconds(lambda: evaluate(parts.student)) * record.test / tested
     teacher_pass = correction = 0.0
+    mapped = bool(getattr(rehearsal, "foreign", False))
     if parts.teacher is not None:
         taught = parts.taught.module
         teacher_pass = _seconds(lambda: evaluate(taught)) * record.test / tested
-        if wants_correction(config):
+        if mapped or wants_correction(config):
             correction = teacher_pass * config.teacher.correct_views * record.train / record.test
     epochs = config.train.epochs
     return Cost(
+        set_up=set_up,
         step=step,
         steps=steps,
         epochs=epochs,
@@ -211,7 +220,8 @@ def rehearse(
         student=num_parameters(parts.student),
         teacher=0 if parts.teacher is None else num_parameters(parts.teacher),
         views=_views(parts.loader),
-    ), record
+        mapped=mapped,
+    )
 
 
 def _views(loader: Any) -> str:
@@ -252,7 +262,7 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - before
 
 
-def _teacher_cost(preparation: Preparation, opened: dict[str, tuple[Any, DataRecord]]) -> Cost:
+def _teacher_cost(preparation: Preparation, trials: Trials) -> Cost:
     """The training of a teacher is that of a student alone, on the teacher's rows."""
     config = preparation.config
     options = config.teacher
@@ -269,9 +279,9 @@ def _teacher_cost(preparation: Preparation, opened: dict[str, tuple[Any, DataRec
             "train": config.teacher_train,
         }
     )
-    cost, _ = rehearse(alone, opened)
+    cost = rehearse(alone, trials)
     if options.rows == "disjoint":
-        data = next(iter(opened.values()))[0]
+        data = next(iter(trials.opened.values()))[0]
         others = getattr(data, "others", None)
         if others is None:
             raise ValueError(
