@@ -99,6 +99,18 @@ def test_a_second_call_trains_nothing(done, trained):
     assert scores(done) == before
 
 
+def test_its_file_makes_the_same_plan_again(done, tmp_path, monkeypatch):
+    """Resolved: what a recipe says elsewhere, or later, changes nothing."""
+    seen = []
+    monkeypatch.setattr(compare, "run_compare", lambda plan, **options: seen.append(plan))
+    cli_run("compare", "--config", done / PLAN_FILE, "--out", done)
+    base, section = read_plan_file(done / PLAN_FILE)
+    assert [one.config for one in seen[0].trainings] == [
+        one.config for one in make_plan(base, read_options(section), done).trainings
+    ]
+    assert {work.state_of(one.folder, one.config) for one in seen[0].trainings} == {"finished"}
+
+
 def test_another_configuration_is_refused_before_anything(done, trained):
     with pytest.raises(
         ValueError, match=r"got .*seed0, which differs in train.lr \(was 0.05, is 0.3\); give"

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from outgrow.run.plan import Plan, Preparation, Training
 from outgrow.training.progress import Reporter
@@ -15,7 +15,7 @@ from outgrow.training.record import read_record
 class Board:
     """Plain lines."""
 
-    def __init__(self, plan: Plan, stream: TextIO | None = None) -> None:
+    def __init__(self, plan: Plan, stream: Any = None) -> None:
         self.plan, self.stream = plan, stream or sys.stderr
         self.started = time.perf_counter()
         self.done = 0
@@ -52,7 +52,7 @@ class Board:
 class LiveBoard(Board):
     """A table of methods and seeds that is drawn anew every half second."""
 
-    def __init__(self, plan: Plan, stream: TextIO | None = None) -> None:
+    def __init__(self, plan: Plan, stream: Any = None) -> None:
         super().__init__(plan, stream)
         from rich.console import Console
 

@@ -257,6 +257,8 @@ class Plan:
         return [one for one in self.trainings if (one.pair, one.method) == (pair, method)]
 
     def to_yaml(self) -> str:
+        # resolved: a recipe may be another one in a later version
+        whole = build_config(self.base).model_dump(mode="json", exclude={"seed", "out"})
         section = self.options.model_dump(mode="json", exclude_unset=True)
         section["methods"] = {
             name: method.model_dump(mode="json", exclude_unset=True)
@@ -264,7 +266,7 @@ class Plan:
         }
         section["seeds"] = list(self.options.seeds)
         section["cache"] = self.cached
-        return yaml.safe_dump({**self.base, "compare": section}, sort_keys=False)
+        return yaml.safe_dump({**whole, "compare": section}, sort_keys=False)
 
 
 def make_plan(
