@@ -82,11 +82,11 @@ class LiveBoard(Board):
             yield
 
     def table(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(
-            box=None, padding=(0, 2, 0, 0), header_style="dim", caption_style="dim", caption_justify="left"
-        )
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         table.add_column("method")
         for seed in self.plan.options.seeds:
             table.add_column(f"seed {seed}", justify="right")
@@ -107,8 +107,8 @@ class LiveBoard(Board):
         )
         trained = [one for one in self.plan.teachers if one.title in self.cells]
         teachers = f"{len(trained)} of {len(self.plan.teachers)} teachers, " if self.plan.teachers else ""
-        table.caption = f"{teachers}{self.done} of {self.total} done in {self.seconds()}{about}  {self.now}"
-        return table
+        line = f"{teachers}{self.done} of {self.total} done in {self.seconds()}{about}  {self.now}"
+        return Group(table, Text(line, style="dim"))
 
     def cell(self, one: Training) -> str:
         said = self.cells.get(one.title)

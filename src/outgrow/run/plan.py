@@ -371,7 +371,7 @@ def _teacher(config: Config, options: CompareConfig, out: Path) -> Preparation:
         out=str(folder),
     )
     which = "all seeds" if options.same_teacher else f"seed {seed}"
-    return Preparation(f"teacher {config.teacher.name}, {which}", settle(alone), folder)
+    return Preparation(f"teacher {config.teacher.name.partition('?')[0]}, {which}", settle(alone), folder)
 
 
 def _reads_logits(config: Config) -> bool:

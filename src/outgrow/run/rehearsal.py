@@ -115,7 +115,7 @@ def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> E
     for one in plan.teachers:
         kind = ("teacher", one.config.teacher.name, str(one.config.teacher.weights))
         if kind not in trials.kinds:
-            report.note(f"trying out the training of {one.config.teacher.name} ...")
+            report.note(f"trying out the training of {_short(one.config.teacher.name)} ...")
             trials.kinds[kind] = _teacher_cost(one, trials)
         teachers[one.title] = trials.kinds[kind]
     record = next(iter(trials.opened.values()))[1]
@@ -332,9 +332,9 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
             lines.append(pair)
         if most.teacher:
             lines.append(
-                f"teacher   {config.teacher.name}: {most.teacher:,} parameters, {_origin(plan, pair)}"
+                f"teacher   {_short(config.teacher.name)}: {most.teacher:,} parameters, {_origin(plan, pair)}"
             )
-        lines.append(f"student   {config.student.name}: {most.student:,} parameters, {most.views}")
+        lines.append(f"student   {_short(config.student.name)}: {most.student:,} parameters, {most.views}")
         width = max(len(method) for method in plan.methods)
         for method, cost in zip(plan.methods, costs, strict=True):
             trained = plan.of(pair, method)[0]
@@ -345,7 +345,7 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
             )
     for title in dict.fromkeys(one.config.teacher.name for one in plan.teachers):
         cost = next(found.teachers[one.title] for one in plan.teachers if one.config.teacher.name == title)
-        lines.append(f"  training {title}: {duration(cost.seconds)}, {_count(plan, title)}")
+        lines.append(f"  training {_short(title)}: {duration(cost.seconds)}, {_count(plan, title)}")
     total = sum(found.costs[_key(one.pair, one.method)].seconds for one in plan.trainings)
     total += sum(found.teachers[one.title].seconds for one in plan.teachers)
     beside = f", {workers} at a time" if workers > 1 else ""
@@ -360,6 +360,11 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
         f"disk      at most {readable(found.disk)}{cache}; {readable(found.free)} free in {plan.out}"
     )
     return lines
+
+
+def _short(name: str) -> str:
+    """A network's name without its arguments."""
+    return name.partition("?")[0]
 
 
 def _count(plan: Plan, name: str) -> str:
