@@ -29,7 +29,7 @@ from outgrow.training.config import Config
 from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.processes import process_group
 from outgrow.training.record import DataRecord, RunRecord, StudentRecord
-from outgrow.training.task import Parts, RunContext, Taught
+from outgrow.training.task import Parts, RunContext, Task, Taught
 
 
 class Classification:
@@ -155,6 +155,11 @@ class Classification:
 
     def write_page(self, path: Path, record: RunRecord, parts: Parts) -> None:
         write_run_page(path, record, parts.data.test, page_sections(record), page_warnings(record))
+
+    def rehearsal(self, data: RunData, rows: int, *, cached: bool = False) -> Task:
+        from outgrow.classification.rehearsal import Rehearsal
+
+        return Rehearsal(data, rows, cached)
 
     def evaluate_model(self, source: str, name: str, **options: Any) -> dict[str, Any]:
         return evaluate_classifier(source, name, **options)

@@ -58,11 +58,17 @@ def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Ne
     network = as_network("teacher", module, data.num_classes, options)
     if network is not None:
         return network
-    network = _network(options, data.classes) if options.train else _with_weights(options)
+    network = untrained_teacher(run.config, data) if options.train else _with_weights(options)
     for note in network.notes:
         run.report.note(f"teacher: {note}")
     if options.train:
         _train(run, data, network)
+    return network
+
+
+def untrained_teacher(config: Config, data: RunData) -> Network:
+    """The teacher that is to be trained here, as its training starts."""
+    network = _network(config.teacher, data.classes)
     return network
 
 
@@ -128,7 +134,7 @@ def freeze_teacher(
     views = train_loader(config, config.train, data.train, [network, student], run.device, whole=True)
     test = eval_loader(data.test, network, config.train, run.device, config.data.workers)
     teacher = _inference(
-        run, network.to(run.device), _taps(network, objective, wanted or foreign), test, views
+        run, network.to(run.device), taps_read(network, objective, wanted or foreign), test, views
     )
     facts = _facts(config, network)
     scores = None
@@ -156,7 +162,7 @@ def freeze_teacher(
     return Taught(corrected, TeacherRecord(**facts), report, scores)
 
 
-def _taps(network: Network, objective: Objective, fits: bool) -> tuple[str, ...]:
+def taps_read(network: Network, objective: Objective, fits: bool = False) -> tuple[str, ...]:
     """What of the teacher's activations a run reads: the losses' choice, and the correction's."""
     if objective.reads_features:
         return (*feature_paths(network), PENULTIMATE)

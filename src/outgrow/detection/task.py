@@ -29,7 +29,7 @@ from outgrow.training.config import Config
 from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.processes import is_main
 from outgrow.training.record import DataRecord, RunRecord, StudentRecord
-from outgrow.training.task import Parts, RunContext, Taught
+from outgrow.training.task import Parts, RunContext, Task, Taught
 
 IGNORED = {
     "teacher": ("fold", "precision", "compile", "cache_features", "correct_views"),
@@ -171,6 +171,11 @@ class Detection:
 
     def write_page(self, path: Path, record: RunRecord, parts: Parts) -> None:
         write_run_page(path, record, None, sections=page_sections(record, path.parent))
+
+    def rehearsal(self, data: RunScenes, rows: int, *, cached: bool = False) -> Task:
+        from outgrow.detection.rehearsal import Rehearsal
+
+        return Rehearsal(data, rows)  # there is no cache of proposals
 
     def evaluate_model(self, source: str, name: str, **options: Any) -> dict[str, Any]:
         return evaluate_detection(source, name, **options)

@@ -10,9 +10,9 @@ from outgrow.data import Split
 from outgrow.report import parts, words
 from outgrow.report.palette import colour
 from outgrow.report.plots import Effect, Plot, Series, dot_plot, line_plot, short, teacher_levels
-from outgrow.report.statistics import Difference, paired, summarize
-from outgrow.report.table import NO_TEACHER, AnyRecords, Records, Row, Table, parse_records
-from outgrow.training.record import Metric, RunRecord
+from outgrow.report.statistics import Contrast, Difference, differences, paired, summarize
+from outgrow.report.table import AnyRecords, Records, Row, Table, parse_records, scores_of
+from outgrow.training.record import RunRecord
 
 OWN = "outgrow"
 """The preset whose images are shown, if the study has it."""
@@ -27,11 +27,14 @@ def write_page(
     about: Mapping[str, str],
     test: Split | None,
     notes: Sequence[str] = (),
+    protocol: Sequence[str] = (),
 ) -> None:
     """Write the page of a study: headline, table, plots, images and conditions.
 
     ``about`` maps methods to the names on the page. ``test`` are the test images that the records' comparisons
-    refer to, None if no record has a comparison. ``notes`` are paragraphs on why the teacher is imperfect.
+    refer to, None if no record has a comparison. ``notes`` are paragraphs on why the teacher is imperfect. A table with
+    baselines (:func:`outgrow.report.table.compare`) adds the comparisons with them. ``protocol`` says in sentences why
+    its runs are comparable.
     """
     parsed = parse_records(records)
     if not table.rows or not all(row.method in parsed for row in table.rows):
@@ -41,7 +44,7 @@ def write_page(
         )
     names = {row.method: about.get(row.method, row.method) for row in table.rows}
     colours = _colours(table)
-    over_kd = _over(parsed, words.KD)
+    over_kd = _over(parsed, table.plain, table.together)
     best = words.best_row(table)
     shown = _shown(parsed, best.method)
     runs = [run for name in names for run in parsed[name]]
@@ -54,19 +57,24 @@ def write_page(
         "lede": words.lede(table, about, over_kd),
         "best": names[best.method],
         "comparisons": words.comparisons(best, table, mapped=mapped) if table.teacher is not None else (),
-        "lines": [_line(row, names, over_kd, best) for row in table.rows],
+        "lines": [_line(row, names, over_kd, best, table) for row in table.rows],
         "has": {
-            "none": any(row.over_none is not None for row in table.rows),
-            "kd": bool(over_kd),
+            # the comparisons with baselines have a table of their own
+            "none": not table.baselines and any(row.over_none is not None for row in table.rows),
+            "kd": not table.baselines and bool(over_kd),
+            "conditions": any(row.conditions for row in table.rows),
             "teacher": table.teacher is not None,
             "mapped": mapped,
             "several": best.score.n > 1,
         },
+        "contrasts": contrast_groups(table, names),
+        "least_p": least_p(table),
+        "protocol": protocol,
         "teacher_name": next((run.teacher.short_name for run in runs if run.teacher is not None), ""),
         "notes": notes,
         "curves": _curves(parsed, names, colours, table),
         "curve_table": _curve_table(parsed, names),
-        "effects": _effects(parsed, names, colours, table.metric),
+        "effects": _effects(parsed, names, colours, table),
         "pictures": _pictures(parsed, shown, names, test),
         "corrections": _corrections(parsed),
         "conditions": [
@@ -77,6 +85,37 @@ def write_page(
         "config_of": names[shown or best.method],
     }
     parts.write_template(path, "study.html", context)
+
+
+def write_overview(
+    path: str | Path,
+    *,
+    title: str,
+    tables: Mapping[str, Table],
+    pages: Mapping[str, str],
+    protocol: Sequence[str] = (),
+) -> None:
+    """Write the page above those of several pairs: their tables, and where their own pages are."""
+    studies = [
+        {
+            "name": name,
+            "page": pages[name],
+            "table": table,
+            "headline": words.headline(table, {}),
+            "best": words.best_row(table).method,
+            "groups": contrast_groups(table, {}),
+        }
+        for name, table in tables.items()
+    ]
+    first = next(iter(tables.values()))
+    context = {
+        "title": title,
+        "studies": studies,
+        "protocol": protocol,
+        "together": first.together,
+        "least_p": least_p(first),
+    }
+    parts.write_template(path, "overview.html", context)
 
 
 @dataclass(frozen=True)
@@ -92,7 +131,9 @@ class _Line:
     compared: int
 
 
-def _line(row: Row, names: Mapping[str, str], over_kd: Mapping[str, Difference], best: Row) -> _Line:
+def _line(
+    row: Row, names: Mapping[str, str], over_kd: Mapping[str, Difference], best: Row, table: Table
+) -> _Line:
     three = (row.over_teacher, row.over_corrected, row.over_none)
     better = [d.better for d in three if d is not None and d.n > 1]
     return _Line(
@@ -100,34 +141,62 @@ def _line(row: Row, names: Mapping[str, str], over_kd: Mapping[str, Difference],
         row=row,
         over_kd=over_kd.get(row.method),
         best=row is best,
-        alone=row.method == NO_TEACHER,
+        alone=row.method == table.null,
         won=sum(better),
         compared=len(better),
     )
 
 
+@dataclass(frozen=True)
+class ContrastGroup:
+    """All comparisons with one baseline: names of methods and what was found."""
+
+    against: str
+    lines: tuple[tuple[str, Contrast], ...]
+
+
+def contrast_groups(table: Table, names: Mapping[str, str]) -> list[ContrastGroup]:
+    """The comparisons of a table, baseline by baseline."""
+    groups = [
+        ContrastGroup(
+            names.get(base, base),
+            tuple(
+                (names.get(row.method, row.method), one)
+                for row in table.rows
+                for one in row.versus
+                if one.baseline == base
+            ),
+        )
+        for base in table.baselines
+    ]
+    return [group for group in groups if group.lines]
+
+
+def least_p(table: Table) -> float | None:
+    """The smallest p-value that sign flips can have with so many seeds."""
+    seeds = [one.difference.n for row in table.rows for one in row.versus if one.p_exact is not None]
+    return 2.0 ** (1 - max(seeds)) if seeds else None
+
+
 def _colours(table: Table) -> dict[str, str]:
     """A colour for each method: the first for our own preset (or the best method), grey for no teacher."""
     lead = next((row.method for row in table.rows if row.method == OWN), words.best_row(table).method)
-    others = [row.method for row in table.rows if row.method not in (lead, NO_TEACHER)]
+    others = [row.method for row in table.rows if row.method not in (lead, table.null)]
     return {
         lead: colour(0),
-        NO_TEACHER: "alone",
+        **({} if table.null is None else {table.null: "alone"}),
         **{name: colour(number) for number, name in enumerate(others, start=1)},
     }
 
 
-def _scores(runs: Sequence[RunRecord]) -> list[float]:
-    return [run.student_score for run in runs]
-
-
-def _over(records: Records, null: str) -> dict[str, Difference]:
-    """The difference of each method to the method ``null``, if both have the same seeds."""
-    others = records.get(null, [])
+def _over(records: Records, null: str | None, together: int = 1) -> dict[str, Difference]:
+    """Each method's difference to the method ``null``, at the seeds that both have."""
+    if null is None:
+        return {}
     return {
-        name: paired(_scores(runs), _scores(others))
+        name: paired(*sides, together=together)
         for name, runs in records.items()
-        if name != null and [run.seed for run in runs] == [run.seed for run in others]
+        if name != null and (sides := scores_of(runs, records[null]))[0]
     }
 
 
@@ -170,27 +239,27 @@ def _curve_table(records: Records, names: Mapping[str, str]) -> list[tuple[int, 
 
 
 def _effects(
-    records: Records, names: Mapping[str, str], colours: Mapping[str, str], metric: Metric
+    records: Records, names: Mapping[str, str], colours: Mapping[str, str], table: Table
 ) -> dict[str, Any] | None:
-    """Differences by seed to the student without a teacher, or to plain KD if the study lacks it."""
-    null = next((name for name in (NO_TEACHER, words.KD) if name in names), None)
-    if null is None:
+    """Differences by seed to the student without a teacher, or to plain KD where a study lacks it."""
+    null = table.null or table.plain
+    if null is None or null not in names:
         return None
     effects = [
         Effect(
             names[name],
-            [a - b for a, b in zip(_scores(records[name]), _scores(records[null]), strict=True)],
+            differences(*scores_of(records[name], records[null])),
             difference.mean,
             difference.low,
             difference.high,
             words.interval(difference),
             colours[name],
         )
-        for name, difference in _over(records, null).items()
+        for name, difference in _over(records, null, table.together).items()
         if name in names
     ]
     title = f"Difference to {names[null]}, seed by seed"
-    x_label = f"points of {metric.name} over {short(names[null])}"
+    x_label = f"points of {table.metric.name} over {short(names[null])}"
     plot = dot_plot(effects, name="differences", title=title, x_label=x_label)
     return None if plot is None else {"plot": plot, "null": names[null], "title": title}
 

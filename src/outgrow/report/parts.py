@@ -63,6 +63,7 @@ def _environment(package: str | None = None) -> Environment:
         "signed": signed,
         "count": count,
         "tone": tone,
+        "p_value": p_value,
         "prose": prose,
         "finite": math.isfinite,
     }
@@ -93,6 +94,17 @@ def tone(difference: Any) -> str:
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "unclear"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value as tables show it.
+
+    >>> p_value(0.04321), p_value(0.00001), p_value(None)
+    ('0.043', '< 0.001', '\u2013')
+    """
+    if value is None:
+        return "\u2013"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def prose(text: str) -> Markup:

@@ -1,11 +1,11 @@
 """The table of a study: one row per method, with differences paired by seed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from outgrow.report.statistics import Difference, Summary, paired, summarize
+from outgrow.report.statistics import Contrast, Difference, Summary, contrasts, paired, summarize
 from outgrow.training.record import Metric, Run, RunRecord, common_metric, parse_record, read_record
 
 Records = dict[str, list[RunRecord]]
@@ -13,15 +13,18 @@ Records = dict[str, list[RunRecord]]
 AnyRecords = Mapping[str, Sequence[Run]]
 """The same, or dictionaries as ``outgrow.distill`` returns them."""
 NO_TEACHER = "none"
-"""The name of the method, and of the preset, that has no teacher."""
+"""The preset that has no teacher: the null of every study, whatever its runs are called."""
+PLAIN = "kd"
+"""The preset of plain distillation."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One method; scores in percent. Differences are paired by seed, None if there is nothing to compare with.
 
-    ``outgrew`` is True if the student beats the teacher as it is, the teacher after correction, and the same
-    student without a teacher, each with a 95 % interval over seeds above zero.
+    ``outgrew`` is True where the student beats the teacher as it is, the teacher after correction, and
+    the same student without a teacher, each by a 95 % interval over seeds. ``conditions`` are those that the other
+    methods have otherwise, where such runs were compared anyway.
     """
 
     method: str
@@ -32,6 +35,9 @@ class Row:
     over_corrected: Difference | None
     wrong_rate: float
     parameters: int
+    versus: tuple[Contrast, ...] = ()
+    """Against each baseline that was asked for."""
+    conditions: tuple[str, ...] = ()
 
     @property
     def outgrew(self) -> bool:
@@ -51,6 +57,13 @@ class Table:
     teacher_parameters: int | None
     teacher_wrong_rate: Summary | None
     """On the training views, before any correction."""
+    null: str | None = None
+    """The method without a teacher."""
+    plain: str | None = None
+    """Plain distillation."""
+    baselines: tuple[str, ...] = ()
+    together: int = 1
+    """Intervals are widened for so many comparisons with one thing."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -91,25 +104,91 @@ def parse_records(records: AnyRecords) -> Records:
     return {name: [parse_record(run) for run in runs] for name, runs in records.items() if runs}
 
 
+def null_of(records: Records) -> str | None:
+    """The method without a teacher: found by its preset, whatever it is called."""
+    return next((name for name, runs in records.items() if runs[0].preset == NO_TEACHER), None)
+
+
+def plain_of(records: Records) -> str | None:
+    """Plain distillation: the preset ``kd`` with no rule and no loss of another kind."""
+
+    def plain(run: RunRecord) -> bool:
+        return run.preset == PLAIN and run.config.method.loss is None and run.config.method.rule is None
+
+    return next((name for name, runs in records.items() if plain(runs[0])), None)
+
+
 def tabulate(records: AnyRecords) -> Table:
-    """Means over seeds and paired differences. ``ValueError`` if the runs have different metrics."""
-    parsed = parse_records(records)
+    """Means over seeds, and what is better than what. Runs that were not judged alike are refused.
+
+    Intervals stand each by itself; :func:`compare` widens them.
+    """
+    return _tabulate(parse_records(records), together=1)
+
+
+def compare(studies: Mapping[str, AnyRecords], baselines: Sequence[str] = ()) -> dict[str, Table]:
+    """The tables of one or more studies that belong together, with intervals and p-values that know of each other.
+
+    ``baselines`` are names of methods; without any they are the student without a teacher and plain distillation.
+    All comparisons with one baseline, over all studies, are corrected together.
+    """
+    parsed = {name: parse_records(records) for name, records in studies.items()}
+    chosen = {name: _baselines(records, baselines) for name, records in parsed.items()}
+    number = sum(max(len(records) - 1, 1) for records in parsed.values())
+    tables = {name: _tabulate(records, together=number) for name, records in parsed.items()}
+    found: dict[str, dict[str, list[Contrast]]] = {name: {} for name in parsed}
+    # one position is one family: the first baseline of every study, the second of every study
+    for place in range(max((len(names) for names in chosen.values()), default=0)):
+        members = [
+            (study, names[place], method)
+            for study, names in chosen.items()
+            if place < len(names)
+            for method in parsed[study]
+            if method != names[place] and _common(parsed[study][method], parsed[study][names[place]])
+        ]
+        pairs = [scores_of(parsed[study][method], parsed[study][base]) for study, base, method in members]
+        for (study, base, method), contrast in zip(members, contrasts("", pairs), strict=True):
+            found[study].setdefault(method, []).append(replace(contrast, baseline=base))
+    return {
+        study: replace(
+            table,
+            baselines=tuple(chosen[study]),
+            rows=tuple(replace(row, versus=tuple(found[study].get(row.method, ()))) for row in table.rows),
+        )
+        for study, table in tables.items()
+    }
+
+
+def _baselines(records: Records, asked: Sequence[str]) -> list[str]:
+    if unknown := [name for name in asked if name not in records]:
+        raise ValueError(
+            f"--baseline: needs one of the methods {', '.join(map(repr, records))}, got {unknown[0]!r}; name one as the "
+            "table does."
+        )
+    if asked:
+        return list(dict.fromkeys(asked))
+    found = [name for name in (null_of(records), plain_of(records)) if name is not None]
+    return found if len(records) > 1 else []
+
+
+def _tabulate(parsed: Records, *, together: int) -> Table:
     metric = common_metric([run for runs in parsed.values() for run in runs])
-    none = _scores(parsed.get(NO_TEACHER, []))
+    null = null_of(parsed)
     teacher = _first(parsed, lambda run: run.teacher_score)
     corrected = _corrected(parsed)
     rates = _first(parsed, lambda run: run.teacher_wrong_rate)
     rows = []
     for name, runs in parsed.items():
-        scores = _scores(runs)
         rows.append(
             Row(
                 method=name,
-                score=summarize(scores),
+                score=summarize([run.student_score for run in runs]),
                 score_best=summarize([run.best_score for run in runs]),
-                over_none=paired(scores, none) if none and name != NO_TEACHER else None,
-                over_teacher=paired(scores, teacher) if len(teacher) == len(scores) else None,
-                over_corrected=paired(scores, corrected) if len(corrected) == len(scores) else None,
+                over_none=None
+                if null is None or name == null
+                else _paired(runs, {run.seed: run.student_score for run in parsed[null]}, together),
+                over_teacher=_paired(runs, _own(runs, teacher), together),
+                over_corrected=_paired(runs, _own_corrected(runs, corrected), together),
                 wrong_rate=summarize([run.epochs[-1].wrong_rate for run in runs]).mean,
                 parameters=runs[0].student.parameters,
             )
@@ -117,34 +196,70 @@ def tabulate(records: AnyRecords) -> Table:
     return Table(
         metric=metric,
         rows=tuple(rows),
-        teacher=summarize(teacher) if teacher else None,
-        corrected=summarize(corrected) if corrected and corrected != teacher else None,
+        teacher=summarize(list(teacher.values())) if teacher else None,
+        corrected=summarize(list(corrected.values())) if corrected and corrected != teacher else None,
         teacher_parameters=next(
             (run.teacher.parameters for runs in parsed.values() for run in runs if run.teacher is not None),
             None,
         ),
-        teacher_wrong_rate=summarize(rates) if rates else None,
+        teacher_wrong_rate=summarize(list(rates.values())) if rates else None,
+        null=null,
+        plain=plain_of(parsed),
+        together=together,
     )
 
 
-def _scores(runs: Sequence[RunRecord]) -> list[float]:
-    return [run.student_score for run in runs]
+def _paired(runs: Sequence[RunRecord], others: Mapping[int, float], together: int) -> Difference | None:
+    """The students' scores against ``others``, by seed; None where they have no seed in common."""
+    seeds = [run.seed for run in runs if run.seed in others]
+    scores = {run.seed: run.student_score for run in runs}
+    if not seeds:
+        return None
+    return paired([scores[seed] for seed in seeds], [others[seed] for seed in seeds], together=together)
 
 
-def _first(records: Records, number: Callable[[RunRecord], float | None]) -> list[float]:
-    """The numbers of the first method whose records have them. All methods of a seed share their teacher."""
+def _common(runs: Sequence[RunRecord], others: Sequence[RunRecord]) -> list[int]:
+    there = {run.seed for run in others}
+    return [run.seed for run in runs if run.seed in there]
+
+
+def scores_of(runs: Sequence[RunRecord], others: Sequence[RunRecord]) -> tuple[list[float], list[float]]:
+    """Both methods' scores at the seeds that they have in common."""
+    seeds = _common(runs, others)
+    first, second = ({run.seed: run.student_score for run in one} for one in (runs, others))
+    return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
+
+
+BySeed = dict[int, float]
+
+
+def _own(runs: Sequence[RunRecord], shared: BySeed) -> BySeed:
+    """A method's own teacher's scores; without one those of the others' teacher."""
+    if all(run.teacher_score is not None for run in runs):
+        return {run.seed: run.teacher_score for run in runs if run.teacher_score is not None}
+    return shared
+
+
+def _own_corrected(runs: Sequence[RunRecord], shared: BySeed) -> BySeed:
+    if all(run.corrected_score is not None for run in runs):
+        return {run.seed: run.corrected_score for run in runs if run.corrected_score is not None}
+    return shared
+
+
+def _first(records: Records, number: Callable[[RunRecord], float | None]) -> BySeed:
+    """The numbers of the first method whose records have them: methods of a seed share their teacher."""
     return next(
         (
-            [found for run in runs if (found := number(run)) is not None]
+            {run.seed: found for run in runs if (found := number(run)) is not None}
             for runs in records.values()
             if number(runs[0]) is not None
         ),
-        [],
+        {},
     )
 
 
-def _corrected(records: Records) -> list[float]:
-    """The scores of the teacher after correction, by seed; the plain score if nothing was corrected."""
+def _corrected(records: Records) -> BySeed:
+    """The teacher after correction, seed by seed; as it is where the correction left it alone."""
     sought = {name: runs for name, runs in records.items() if runs[0].correction is not None}
     return _first(
         sought or records,

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 from outgrow.report.parts import signed
 from outgrow.report.statistics import Difference
-from outgrow.report.table import NO_TEACHER, Row, Table
-
-KD = "kd"
+from outgrow.report.table import NO_TEACHER, PLAIN, Row, Table
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def headline(table: Table, about: Mapping[str, str]) -> str:
     """One sentence with the measured result of the best student."""
     row = best_row(table)
     name = about.get(row.method, row.method)
-    if row.method == NO_TEACHER:
+    if row.method == table.null:
         return f"The student without a teacher is the best, with {table.metric.value(row.score.mean)}: no distillation helped here."
     if row.over_none is None:
         gain = f"The best student, {name}, reaches {table.metric.value(row.score.mean)}"
@@ -98,8 +96,8 @@ def lede(table: Table, about: Mapping[str, str], over_kd: Mapping[str, Differenc
         f"{table.metric.title} of {name} at the last epoch: {row.score.mean:.2f}{spread} % ({seeds})."
     ]
     for against, difference in (
-        (about.get(NO_TEACHER, "no teacher"), row.over_none),
-        (about.get(KD, "plain KD"), over_kd.get(row.method)),
+        (about.get(table.null or NO_TEACHER, "no teacher"), row.over_none),
+        (about.get(table.plain or PLAIN, "plain KD"), over_kd.get(row.method)),
     ):
         if difference is not None:
             sentences.append(f"Against {against}: {interval(difference)} points.")

@@ -1,14 +1,13 @@
-"""The command: ``outgrow demo | distill | evaluate | export | predict | list``. Only words here; the work is elsewhere."""
+"""The command: ``outgrow demo | distill | compare | evaluate | export | predict | list``. Only words here; the work is elsewhere."""
 
 import errno
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from outgrow.training.config import Config
+from outgrow.run.layers import base_layer, flags_layer, given, resolve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +24,27 @@ Data = Annotated[
     ),
 ]
 Label = Annotated[str | None, typer.Option(help="label column, such as fine_label or coarse_label")]
+TeacherName = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        metavar="MODEL",
+        help="cifar/..., timm/..., torchvision/..., hf/..., py:FILE:CALLABLE, or fasterrcnn:BACKBONE",
+    ),
+]
+StudentName = Annotated[str | None, typer.Option("--student", metavar="MODEL", help="as --teacher")]
+TeacherWeights = Annotated[
+    Path | None, typer.Option("--teacher-weights", metavar="FILE", help="safetensors, or a torch file")
+]
+StudentWeights = Annotated[
+    Path | None, typer.Option("--student-weights", metavar="FILE", help="start the student from these")
+]
+TrainTeacher = Annotated[bool, typer.Option("--train-teacher", help="train the teacher first")]
+CorrectTeacher = Annotated[
+    Literal["auto", "always", "never"] | None, typer.Option(help="estimate and remove the teacher's bias")
+]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="`outgrow list recipes`")]
+Epochs = Annotated[int | None, typer.Option(min=1)]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="change one field of the configuration"),
@@ -72,36 +92,24 @@ def demo(
 @app.command()
 def distill(
     data: Data = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="cifar/..., timm/..., torchvision/..., hf/..., py:FILE:CALLABLE, or fasterrcnn:BACKBONE",
-        ),
-    ] = None,
-    student: Annotated[str | None, typer.Option(metavar="MODEL", help="as --teacher")] = None,
+    teacher: TeacherName = None,
+    student: StudentName = None,
     out: Annotated[Path | None, typer.Option(help="the run folder")] = None,
-    teacher_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="safetensors, or a torch file")
-    ] = None,
-    train_teacher: Annotated[bool, typer.Option("--train-teacher", help="train the teacher first")] = False,
-    student_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="start the student from these")
-    ] = None,
-    correct_teacher: Annotated[
-        Literal["auto", "always", "never"] | None, typer.Option(help="estimate and remove the teacher's bias")
-    ] = None,
+    teacher_weights: TeacherWeights = None,
+    train_teacher: TrainTeacher = False,
+    student_weights: StudentWeights = None,
+    correct_teacher: CorrectTeacher = None,
     preset: Annotated[str | None, typer.Option(help="`outgrow list presets`")] = None,
     loss: Annotated[str | None, typer.Option(help="such as kd, 'dkd(beta=6)' or 'kd + 0.8*crd'")] = None,
     rule: Annotated[str | None, typer.Option(help="such as pair or 'lead(margin=0.3)'")] = None,
     schedule: Annotated[str | None, typer.Option(help="such as linear or 'warmup(until=0.1)'")] = None,
-    recipe: Annotated[str | None, typer.Option(help="`outgrow list recipes`")] = None,
+    recipe: RecipeName = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML; a run's own config.yaml reruns it")
     ] = None,
     sets: Sets = None,
     label: Label = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    epochs: Epochs = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="continue the run in --out from its last checkpoint")
@@ -114,26 +122,20 @@ def distill(
     from outgrow.training.processes import is_main
     from outgrow.training.progress import make_reporter
 
-    flags: dict[str, Any] = {
-        "data": {"source": data, "label": label},
-        "teacher": {
-            "name": teacher,
-            "weights": None if teacher_weights is None else str(teacher_weights),
-            "train": train_teacher or (False if teacher_weights else None),
-            "correct": correct_teacher,
-        },
-        "student": {"name": student, "weights": None if student_weights is None else str(student_weights)},
-        "method": {"preset": preset, "loss": loss, "rule": rule, "schedule": schedule},
-        "train": {"epochs": epochs},
-        "seed": seed,
-        "out": None if out is None else str(out),
-    }
-    flags = {
-        key: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
-        for key, value in flags.items()
-        if value is not None
-    }
-    resolved = resolve(recipe, config, loss, merge(flags, assignments(sets or [])))
+    shared = flags_layer(
+        data=data,
+        label=label,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        train_teacher=train_teacher,
+        correct_teacher=correct_teacher,
+        student=student,
+        student_weights=student_weights,
+        epochs=epochs,
+    )
+    method = given({"preset": preset, "loss": loss, "rule": rule, "schedule": schedule})
+    own = given({"method": method or None, "seed": seed, "out": None if out is None else str(out)})
+    resolved = resolve(recipe, config, loss, merge(shared, own, assignments(sets or [])))
     if resolved.data.source == "digits" and recipe is None and config is None and data is None:
         raise ValueError(
             "distill: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
@@ -141,6 +143,110 @@ def distill(
     record = run(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter())
     if sys.stdout.isatty() and is_main():
         print_result(record)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", help="finished runs to compare, in place of training"),
+    ] = None,
+    data: Data = None,
+    teacher: TeacherName = None,
+    student: StudentName = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="presets, such as none,kd,outgrow (which it is without any)"),
+    ] = None,
+    losses: Annotated[
+        str | None, typer.Option(metavar="LIST", help="such as 'kd,dkd(beta=6)', under preset kd")
+    ] = None,
+    rules: Annotated[
+        str | None, typer.Option(metavar="LIST", help="such as pair,swap, under preset kd")
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(metavar="LIST", help="TEACHER->STUDENT,... in place of both")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="N", help="how many (3), or which (4,7)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for runs, tables and page; the same one continues")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="the method to compare with; none and kd without it")
+    ] = None,
+    teacher_weights: TeacherWeights = None,
+    train_teacher: TrainTeacher = False,
+    same_teacher: Annotated[
+        bool, typer.Option("--same-teacher", help="train one teacher for all seeds, not one for each")
+    ] = False,
+    student_weights: StudentWeights = None,
+    correct_teacher: CorrectTeacher = None,
+    recipe: RecipeName = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML: a configuration with a section compare")
+    ] = None,
+    sets: Sets = None,
+    label: Label = None,
+    epochs: Epochs = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="ask the teacher anew in every run")] = False,
+    executor: Annotated[
+        str, typer.Option(help="local, ray or submitit, with options: 'ray(num_gpus=1)'")
+    ] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="stop after the plan")] = False,
+    anyway: Annotated[
+        bool,
+        typer.Option("--anyway", help="compare finished runs of other conditions, which the table then says"),
+    ] = False,
+    title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace other runs in --out")] = False,
+) -> None:
+    """Methods x seeds on your own data, or finished runs: a table and a page that say what is real."""
+    from outgrow.run.compare import compare_runs, run_compare
+    from outgrow.run.plan import make_plan, methods_layer, parse_seeds, read_options, read_plan_file
+    from outgrow.run.recipes import RECIPES
+    from outgrow.training.config import assignments, merge
+
+    shared = flags_layer(
+        data=data,
+        label=label,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        train_teacher=train_teacher,
+        correct_teacher=correct_teacher,
+        student=student,
+        student_weights=student_weights,
+        epochs=epochs,
+    )
+    typed = merge(shared, assignments(sets or []))
+    if runs:
+        if typed or methods or losses or rules or pairs or seeds or config or recipe:
+            raise ValueError(
+                "compare: needs finished runs, or what to train, got both; leave out the folders, or the other options."
+            )
+        compare_runs(runs, out=out, baselines=baseline or (), anyway=anyway, title=title)
+        return
+    if out is None:
+        raise ValueError(
+            "compare: needs --out FOLDER for its runs, got none; or give folders of finished runs."
+        )
+    saved, section = read_plan_file(config) if config else ({}, {})
+    if not (data or recipe or config):
+        raise ValueError(
+            "compare: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
+        )
+    base = merge(base_layer(recipe, saved), typed)
+    constants = RECIPES[base["recipe"]].losses
+    asked = {
+        "methods": methods_layer(methods, losses, rules, constants) or None,
+        "pairs": pairs,
+        "seeds": None if seeds is None else parse_seeds(seeds),
+        "baselines": baseline or None,
+        "same_teacher": same_teacher or None,
+        "cache": False if no_cache else None,
+    }
+    plan = make_plan(base, read_options({**section, **given(asked)}), out)
+    run_compare(plan, executor=executor, workers=workers, dry_run=dry_run, overwrite=overwrite, title=title)
 
 
 @app.command()
@@ -275,29 +381,20 @@ def cache(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="holds METHOD/seedK/record.json")],
+    folder: Annotated[Path, typer.Argument(help="holds METHOD/seedK/record.json, or is one of compare's")],
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
 ) -> None:
-    """Compare finished runs: METHOD/seedK folders become a table and a page."""
-    from outgrow.report.page import write_page
-    from outgrow.report.table import read_records, tabulate
-    from outgrow.report.text import markdown_table, text_table
-    from outgrow.run.tasks import task_of
+    """The table and the page of `compare` for METHOD/seedK folders, into that folder."""
+    from outgrow.report.gather import Gathered
+    from outgrow.report.table import read_records
+    from outgrow.run.compare import compare_runs, report_gathered
+    from outgrow.run.plan import PLAN_FILE
 
-    records = read_records(folder)
-    table = tabulate(records)
-    config = next(iter(records.values()))[0].config
-    (folder / "table.md").write_text(markdown_table(table))
-    write_page(
-        folder / "index.html",
-        title=title or folder.resolve().name,
-        records=records,
-        table=table,
-        about={},
-        test=task_of(config.data.source).examples_from(config),
-    )
-    print(text_table(table))
-    print(f"\n{folder / 'index.html'}, {folder / 'table.md'}")
+    if (folder / PLAN_FILE).is_file():
+        compare_runs([folder], title=title)
+        return
+    found = Gathered(read_records(folder))
+    report_gathered(found, out=folder, title=title or folder.resolve().name)
 
 
 @app.command("list")
@@ -316,31 +413,6 @@ def list_(
 
     for line in listing(what, model):
         print(line)
-
-
-def resolve(recipe: str | None, config: Path | None, loss: str | None, flags: dict[str, Any]) -> "Config":
-    """Defaults, then the recipe, then the file, then what was typed."""
-    from outgrow.training.config import build_config, load_config
-
-    saved = load_config(config) if config else {}
-    name = recipe or saved.get("recipe") or "default"
-    layer = recipe_layer(name, loss)
-    taken, typed = layer.get("method", {}), flags.get("method", {})
-    if loss is not None and "loss" in taken and typed.get("loss") == loss:
-        # the recipe's constants stand in for the bare name, which would undo them
-        flags = {**flags, "method": {**taken, **typed, "loss": taken["loss"]}}
-    return build_config(layer, saved, {"recipe": name}, flags)
-
-
-def recipe_layer(name: str, loss: str | None) -> dict[str, Any]:
-    """A recipe's fields, with its constants for ``loss`` where that is a bare name it knows."""
-    from outgrow.run.recipes import RECIPES
-    from outgrow.spec import lookup
-    from outgrow.training.config import merge
-
-    recipe = lookup(RECIPES, name, kind="recipe")
-    constants = recipe.losses.get(loss or "", {})
-    return merge(recipe.layer, {"method": constants} if constants else {})
 
 
 def print_result(content: dict[str, Any]) -> None:
@@ -489,11 +561,15 @@ def _log(error: BaseException) -> str:
         return f"no log could be written; the details are:\n{text}"
 
 
+_SAID: set[str] = set()
+
+
 def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A warning as one line, without the line of code that it came from."""
-    if issubclass(category, DeprecationWarning | PendingDeprecationWarning):
+    """A warning as one line, without the line of code that it came from; once, however many runs give it."""
+    if issubclass(category, DeprecationWarning | PendingDeprecationWarning) or str(message) in _SAID:
         return
     from outgrow.training.processes import is_main
 
+    _SAID.add(str(message))
     if is_main():
         _show(f"warning: {message}")

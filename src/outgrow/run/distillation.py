@@ -230,6 +230,8 @@ def fill_cache(
     with run.report.bar("teacher", epochs * parts.loader.num_samples) as advance:
         done = 0
         for epoch in range(epochs):
+            if cached.cache.bytes_missing(epoch + 1) == cached.cache.bytes_missing(epoch):  # it is there
+                continue
             cached.at(epoch)
             for batch in parts.loader.epoch(epoch):
                 with make_accelerator(run.config.train).autocast():  # as the trainer asks

@@ -3,7 +3,8 @@
     records = run_study(base, methods, seeds, out=...)     # out/<method>/seed<k>/record.json
     table = tabulate(records)                              # outgrow.report.table
 
-A study that was interrupted goes on with what is missing.
+A study that was interrupted goes on with what is missing. It is what a script calls, with teachers of its own;
+`outgrow compare` (:mod:`outgrow.run.compare`) plans, estimates and spreads the same runs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,10 @@ from torch import nn
 
 from outgrow.report.table import NO_TEACHER, Records
 from outgrow.run.distillation import distill
+from outgrow.run.work import finished, state_of
 from outgrow.training.config import Config, build_config, merge, settle
-from outgrow.training.folder import holds_run_of
 from outgrow.training.progress import Reporter
-from outgrow.training.record import RunRecord, parse_record, read_record
+from outgrow.training.record import parse_record
 
 
 def run_study(
@@ -45,15 +46,15 @@ def run_study(
             folder = Path(out) / name / f"seed{seed}" if out is not None else None
             layer = {"seed": seed, "out": None if folder is None else str(folder)}
             config = settle(build_config(merge(base, {"method": method}, layer)))
-            record = _finished(folder, config)
+            record = finished(folder, config)
             if record is None:
                 if made is None and teacher is not None and config.method.preset != NO_TEACHER:
                     made = teacher(config)
                 report.note(f"{name}, seed {seed}")
-                begun = folder is not None and holds_run_of(folder, config)
+                begun = state_of(folder, config) == "begun"
                 replace = overwrite and not begun
                 made_here = distill(
-                    config, teacher=made, resume=begun, overwrite=replace, reporter=_Quiet(report)
+                    config, teacher=made, resume=begun, overwrite=replace, reporter=Quiet(report)
                 )
                 record = parse_record(made_here)
             records[name].append(record)
@@ -61,15 +62,7 @@ def run_study(
     return records
 
 
-def _finished(folder: Path | None, config: Config) -> RunRecord | None:
-    """The record in ``folder`` if it is of this configuration; fields that came since have their defaults."""
-    if folder is None or not (folder / "record.json").is_file():
-        return None
-    record = read_record(folder / "record.json")
-    return record if record.config == config else None
-
-
-class _Quiet(Reporter):
+class Quiet(Reporter):
     """Only the bars of a run: a study's own lines say the rest."""
 
     def __init__(self, inner: Reporter) -> None:

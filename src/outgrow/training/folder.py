@@ -52,14 +52,6 @@ def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: b
     write_config(out, config)
 
 
-def holds_run_of(out: Path, config: Config) -> bool:
-    """Whether ``out`` holds a run of just this configuration that was begun."""
-    path = out / "config.yaml"
-    if (out / "record.json").exists() or not path.is_file():
-        return False
-    return build_config(known_fields(load_config(path))) == config
-
-
 def write_config(out: Path, config: Config) -> None:
     """Write ``config.yaml``, which reruns the run."""
     write_atomically(out / "config.yaml", config.to_yaml())

@@ -170,6 +170,11 @@ class Task(Protocol):
         """Write the page of a run."""
         ...
 
+    def rehearsal(self, data: Any, rows: int, *, cached: bool = False) -> "Task":
+        """The same task on the first ``rows`` of ``data``, to see whether the parts fit and how long a step takes. The
+        teacher is neither trained, scored nor corrected; with ``cached`` it costs nothing, where it can be cached."""
+        ...
+
     def evaluate_model(
         self,
         source: str,

@@ -1,0 +1,94 @@
+"""A classification run on a few batches, before hours are spent: do the parts fit, and how long is a step?"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from outgrow.classification.data import RunData
+from outgrow.classification.task import Classification, network_of
+from outgrow.classification.teacher import class_columns, make_teacher, taps_read, untrained_teacher
+from outgrow.data import Split
+from outgrow.models import Network
+from outgrow.objective import Objective
+from outgrow.outputs import Outputs, with_logits
+from outgrow.teacher import BaseTeacher, NoTeacher, Teacher
+from outgrow.training.task import Parts, RunContext, Taught
+
+
+def first_rows(split: Split, rows: int) -> Split:
+    return split.subset(torch.arange(min(rows, len(split))))
+
+
+class AsIfMapped(BaseTeacher):
+    """A teacher with the data's number of classes, whatever its own are: as quick as the real one, and as wrong as
+    one that knows nothing."""
+
+    columns: Tensor
+
+    def __init__(self, teacher: BaseTeacher, own: int, wanted: int) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.register_buffer("columns", torch.arange(wanted) % own)
+
+    def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
+        outputs = self.teacher(images, index=index)
+        return with_logits(outputs, outputs.logits[:, self.columns])
+
+
+class FromCache(BaseTeacher):
+    """A teacher that costs nothing: random logits in place of those that a cache holds."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
+        return Outputs(torch.randn(len(images), self.num_classes, device=images.device))
+
+
+@dataclass
+class Rehearsal(Classification):
+    """The task on the first ``rows`` of ``data``. The teacher is made, and neither trained, scored nor corrected;
+    with ``cached`` it is not even asked."""
+
+    data: RunData
+    rows: int
+    cached: bool = False
+    foreign: bool = False
+    """Whether the teacher turned out to have other classes."""
+
+    def open_data(self, run: RunContext) -> RunData:
+        source = self.data.source
+        cut = replace(source, train=self.data.train, val=None, test=first_rows(source.test, self.rows))
+        return RunData(cut, first_rows(self.data.train, self.rows), None)
+
+    def make_teacher(self, run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
+        if run.config.teacher.train and module is None and run.config.method.preset != "none":
+            return untrained_teacher(run.config, data)
+        return make_teacher(run, data, module)
+
+    def freeze(
+        self,
+        run: RunContext,
+        data: RunData,
+        teacher: nn.Module | None,
+        student: nn.Module,
+        objective: Objective,
+    ) -> Taught:
+        if teacher is None:
+            return Taught(NoTeacher(data.num_classes))
+        network = network_of(teacher)
+        columns = class_columns(network, data.classes)
+        self.foreign = columns is None
+        if columns is None and run.config.teacher.correct == "never":
+            # the same words as the run's own
+            return super().freeze(run, data, teacher, student, objective)
+        if self.cached:
+            return Taught(FromCache(data.num_classes))
+        frozen = Teacher(network, taps=taps_read(network, objective))
+        return Taught(AsIfMapped(frozen, network.num_classes, data.num_classes).to(run.device))
+
+    def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
+        return parts.taught.module

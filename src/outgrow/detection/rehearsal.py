@@ -1,0 +1,58 @@
+"""A detection run on a few pictures, before hours are spent: do the parts fit, and how long is a step?"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from outgrow.detection.create import create_detector
+from outgrow.detection.data import DetectionSplit
+from outgrow.detection.detector import Detector, FrozenDetector, NoDetector
+from outgrow.detection.run_data import RunScenes
+from outgrow.detection.student import check_name
+from outgrow.detection.task import Detection
+from outgrow.detection.teacher import make_teacher
+from outgrow.objective import Objective
+from outgrow.training.task import RunContext, Taught
+
+
+def first_pictures(split: DetectionSplit, rows: int) -> DetectionSplit:
+    return split.subset(torch.arange(min(rows, len(split))))
+
+
+@dataclass
+class Rehearsal(Detection):
+    """The task on the first ``rows`` of ``data``. The teacher is made, and neither trained nor scored."""
+
+    data: RunScenes
+    rows: int
+
+    def open_data(self, run: RunContext) -> RunScenes:
+        train = first_pictures(self.data.train, self.rows)
+        cut = replace(self.data.source, train=train, val=None, test=first_pictures(self.data.test, self.rows))
+        return RunScenes(cut, train)
+
+    def make_teacher(self, run: RunContext, data: RunScenes, module: nn.Module | None) -> Detector | None:
+        options = run.config.teacher
+        if module is not None or run.config.method.preset == "none" or not options.train:
+            return make_teacher(run, data, module)
+        check_name("--teacher", options.name)
+        return create_detector(
+            options.name,
+            data.classes,
+            weights=options.weights,
+            pretrained=options.pretrained,
+            input_size=options.input_size,
+        )
+
+    def freeze(
+        self,
+        run: RunContext,
+        data: RunScenes,
+        teacher: nn.Module | None,
+        student: nn.Module,
+        objective: Objective,
+    ) -> Taught:
+        if not isinstance(teacher, Detector):
+            return Taught(NoDetector(data.num_classes + 1))
+        return Taught(FrozenDetector(teacher, data.classes).to(run.device))

@@ -1,0 +1,73 @@
+"""From what was typed to a configuration: defaults, then the recipe, then the file, then flags and ``--set``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from outgrow.training.config import Config
+
+
+def flags_layer(
+    *,
+    data: str | None = None,
+    label: str | None = None,
+    teacher: str | None = None,
+    teacher_weights: Path | None = None,
+    train_teacher: bool = False,
+    correct_teacher: str | None = None,
+    student: str | None = None,
+    student_weights: Path | None = None,
+    epochs: int | None = None,
+) -> dict[str, Any]:
+    """The flags that `distill` and `compare` share, as a layer: what was not typed is not in it."""
+    flags: dict[str, dict[str, Any]] = {
+        "data": {"source": data, "label": label},
+        "teacher": {
+            "name": teacher,
+            "weights": None if teacher_weights is None else str(teacher_weights),
+            "train": train_teacher or (False if teacher_weights else None),
+            "correct": correct_teacher,
+        },
+        "student": {"name": student, "weights": None if student_weights is None else str(student_weights)},
+        "train": {"epochs": epochs},
+    }
+    typed = {key: given(value) for key, value in flags.items()}
+    return {key: value for key, value in typed.items() if value}
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not None."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def base_layer(recipe: str | None, saved: Mapping[str, Any], loss: str | None = None) -> dict[str, Any]:
+    """The recipe (of the flag, else of the file), under what the file says."""
+    from outgrow.training.config import merge
+
+    name = recipe or saved.get("recipe") or "default"
+    return merge(recipe_layer(name, loss), saved, {"recipe": name})
+
+
+def resolve(recipe: str | None, config: Path | None, loss: str | None, flags: dict[str, Any]) -> "Config":
+    """Defaults, then the recipe, then the file, then what was typed."""
+    from outgrow.training.config import build_config, load_config
+
+    saved = load_config(config) if config else {}
+    name = recipe or saved.get("recipe") or "default"
+    taken, typed = recipe_layer(name, loss).get("method", {}), flags.get("method", {})
+    if loss is not None and "loss" in taken and typed.get("loss") == loss:
+        # the recipe's constants stand in for the bare name, which would undo them
+        flags = {**flags, "method": {**taken, **typed, "loss": taken["loss"]}}
+    return build_config(base_layer(recipe, saved, loss), flags)
+
+
+def recipe_layer(name: str, loss: str | None) -> dict[str, Any]:
+    """A recipe's fields, with its constants for ``loss`` where that is a bare name it knows."""
+    from outgrow.run.recipes import RECIPES
+    from outgrow.spec import lookup
+    from outgrow.training.config import merge
+
+    recipe = lookup(RECIPES, name, kind="recipe")
+    constants = recipe.losses.get(loss or "", {})
+    return merge(recipe.layer, {"method": constants} if constants else {})

@@ -1,0 +1,507 @@
+"""Methods x pairs x seeds as a list of trainings, checked before the first one starts.
+
+    options, base = read_plan({"data": ..., "compare": {"methods": ["none", "kd"], "seeds": 3}})
+    plan = make_plan(base, options, out)
+    plan.trainings, plan.preparations
+
+The section ``compare`` of a configuration:
+
+    compare:
+      methods:                      # names of presets, or names of your own with what they change of `method`
+        none: {preset: none}
+        kd: {preset: kd}
+        kd + pair: {preset: kd, rule: pair}
+      pairs: [cifar/resnet56 -> cifar/resnet20]     # or mappings of the sections teacher and student
+      seeds: 3                      # or a list
+      baselines: [kd]               # without any: the student alone, and plain distillation
+      same_teacher: false
+      cache: true                   # one teacher cache for the runs that can read it; null: where it pays
+"""
+
+import difflib
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from outgrow.machine.files import write_atomically
+from outgrow.objective import PRESETS
+from outgrow.report.gather import method_name
+from outgrow.report.table import NO_TEACHER
+from outgrow.run.distillation import method_of
+from outgrow.run.tasks import task_name
+from outgrow.spec import lookup
+from outgrow.training.config import (
+    Config,
+    MethodConfig,
+    TrainConfig,
+    build_config,
+    load_config,
+    merge,
+    settle,
+)
+
+PLAN_FILE = "compare.yaml"
+"""In the folder of a comparison: reruns it, and is what a second call is held against."""
+DEFAULT_METHODS = ("none", "kd", "outgrow")
+TEACHERS, CACHE = "teachers", "cache"
+"""Folders beside those of the methods."""
+ARROW = "->"
+
+
+class PairConfig(BaseModel):
+    """What differs from the configuration for one teacher and one student; written as text, their names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: dict[str, Any] = Field(default_factory=dict)
+    student: dict[str, Any] = Field(default_factory=dict)
+
+
+class CompareConfig(BaseModel):
+    """See the module's text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    methods: dict[str, MethodConfig] = Field(
+        default_factory=lambda: {name: MethodConfig(preset=name) for name in DEFAULT_METHODS}, min_length=1
+    )
+    pairs: tuple[PairConfig, ...] = ()
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    baselines: tuple[str, ...] = ()
+    same_teacher: bool = False
+    cache: bool | None = None
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _presets(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = split_list(value)
+        if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+            return {name: {"preset": name} for name in value}
+        return value
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = split_list(value)
+        return [parse_pair(one) if isinstance(one, str) else one for one in value]
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return tuple(range(value))
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError("seeds need to be numbers from 0 on, each once")
+        return value
+
+
+def parse_pair(text: str) -> dict[str, Any]:
+    """
+    >>> parse_pair("cifar/resnet56 -> cifar/resnet20")
+    {'teacher': {'name': 'cifar/resnet56'}, 'student': {'name': 'cifar/resnet20'}}
+    """
+    teacher, arrow, student = (part.strip() for part in text.partition(ARROW))
+    if not (teacher and arrow and student):
+        raise ValueError(f"a pair needs TEACHER{ARROW}STUDENT, got {text!r}")
+    return {"teacher": {"name": teacher}, "student": {"name": student}}
+
+
+def split_list(text: str) -> list[str]:
+    """Parts between commas that stand in no brackets.
+
+    >>> split_list("kd, dkd(alpha=1, beta=6)")
+    ['kd', 'dkd(alpha=1, beta=6)']
+    """
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_seeds(text: str) -> int | list[int]:
+    """``3`` are seeds 0, 1 and 2; ``4,7`` are those two.
+
+    >>> parse_seeds("3"), parse_seeds("4,7")
+    (3, [4, 7])
+    """
+    try:
+        numbers = [int(part) for part in split_list(text)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
+        raise ValueError(f"--seeds: needs a number of seeds, or seeds such as 4,7, got {text!r}.")
+    return numbers[0] if "," not in text else numbers
+
+
+def methods_layer(
+    presets: str | None, losses: str | None, rules: str | None, constants: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The methods that flags name: presets, then losses under plain distillation, then rules under it.
+
+    ``constants`` are a recipe's for losses by their bare name.
+
+    >>> list(methods_layer("none,kd", "dkd(beta=6)", "pair,swap", {}))
+    ['none', 'kd', 'dkd(beta=6)', 'kd + pair', 'kd + swap']
+    """
+    if presets is None and losses is None and rules is None:
+        return {}
+    found: dict[str, Any] = {name: {"preset": name} for name in split_list(presets or "none,kd")}
+    for loss in split_list(losses or ""):
+        method = {"preset": "kd", **({} if loss == "kd" else {"loss": loss}), **constants.get(loss, {})}
+        found.setdefault(loss, method)
+    for rule in split_list(rules or ""):
+        method = {"preset": "kd", "rule": rule}
+        found[method_name(MethodConfig(**method))] = method
+    return found
+
+
+def read_options(section: Any) -> CompareConfig:
+    """The section ``compare``, typed; ``ValueError`` names the field and what is near."""
+    try:
+        return CompareConfig.model_validate(section or {})
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in ("compare", *item["loc"]))
+            if item["type"] == "extra_forbidden":
+                known = (
+                    MethodConfig
+                    if "methods" in item["loc"]
+                    else PairConfig
+                    if "pairs" in item["loc"]
+                    else CompareConfig
+                )
+                names = list(known.model_fields)
+                near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
+                lines.append(f"configuration: there is no field {where}; {hint}")
+            else:
+                lines.append(
+                    f"configuration: {where} {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
+                )
+        raise ValueError("\n".join(lines)) from None
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run. ``teacher_file`` has the weights of a teacher that was trained for several runs."""
+
+    pair: str
+    method: str
+    config: Config
+    teacher_file: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        assert self.config.out is not None
+        return Path(self.config.out)
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def title(self) -> str:
+        pair = f"{self.pair}, " if self.pair else ""
+        return f"{pair}{self.method}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What several runs share: a teacher to train into ``folder``, and caches to fill, one for each configuration."""
+
+    title: str
+    config: Config
+    folder: Path | None = None
+    fills: tuple[Training, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it. ``base`` and ``options`` are what was asked for."""
+
+    base: dict[str, Any]
+    options: CompareConfig
+    out: Path
+    pairs: tuple[str, ...]
+    """Names; one pair alone has none."""
+    trainings: tuple[Training, ...]
+    teachers: tuple[Preparation, ...]
+    cached: bool
+    mapped: frozenset[str] = frozenset()
+    """Pairs whose teacher has other classes: it is mapped, and so corrected, whatever the method."""
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self.options.methods)
+
+    def of(self, pair: str, method: str) -> list[Training]:
+        return [one for one in self.trainings if (one.pair, one.method) == (pair, method)]
+
+    def to_yaml(self) -> str:
+        # resolved: a recipe may be another one in a later version
+        whole = build_config(self.base).model_dump(mode="json", exclude={"seed", "out"})
+        section = self.options.model_dump(mode="json", exclude_unset=True)
+        section["methods"] = {
+            name: method.model_dump(mode="json", exclude_unset=True)
+            for name, method in self.options.methods.items()
+        }
+        section["seeds"] = list(self.options.seeds)
+        section["cache"] = self.cached
+        return yaml.safe_dump({**whole, "compare": section}, sort_keys=False)
+
+
+def make_plan(
+    base: Mapping[str, Any], options: CompareConfig, out: Path, mapped: frozenset[str] = frozenset()
+) -> Plan:
+    """The trainings of a comparison. What is wrong with any of them is said here: names, losses, rules, what presets
+    need. ``mapped``: see :class:`Plan`."""
+    out = Path(out)
+    _check(base, options)
+    pairs = options.pairs or (PairConfig(),)
+    names = _pair_names(base, pairs)
+    slugs = _slugs(list(options.methods))
+    cached = _caches(base, options, out)
+    trainings: list[Training] = []
+    teachers: dict[str, Preparation] = {}
+    for pair, name in zip(pairs, names, strict=True):
+        for seed in options.seeds:
+            for method, changed in options.methods.items():
+                folder = (
+                    out / _slug(name) / slugs[method] / f"seed{seed}"
+                    if name
+                    else out / slugs[method] / f"seed{seed}"
+                )
+                config = _config(base, pair, changed, seed, folder)
+                file = None
+                if config.teacher.train and config.method.preset != NO_TEACHER:
+                    teacher = _teacher(config, options, out)
+                    assert teacher.folder is not None
+                    teachers.setdefault(str(teacher.folder), teacher)
+                    file = teacher.folder / "teacher.safetensors"
+                    if options.same_teacher:
+                        # for other seeds it is a file like any other: it may have seen their rows
+                        given = {"train": False, "weights": str(file)}
+                        config = build_config(merge(config.model_dump(), {"teacher": given}))
+                        file = None
+                trainings.append(Training(name, method, settle(config), file))
+    if cached:
+        trainings = _with_caches(trainings, out, mapped)
+    return Plan(
+        dict(base), options, out, tuple(names), tuple(trainings), tuple(teachers.values()), cached, mapped
+    )
+
+
+def _config(
+    base: Mapping[str, Any], pair: PairConfig, method: MethodConfig, seed: int, folder: Path
+) -> Config:
+    changed = {"method": method.model_dump(exclude_unset=True), "seed": seed, "out": str(folder)}
+    return build_config(merge(base, pair.model_dump(), changed))
+
+
+def _check(base: Mapping[str, Any], options: CompareConfig) -> None:
+    for name, method in options.methods.items():
+        lookup(PRESETS, method.preset, kind="preset")
+        for pair in options.pairs or (PairConfig(),):
+            config = _config(base, pair, method, options.seeds[0], Path("."))
+            try:
+                method_of(config)
+            except ValueError as error:
+                raise ValueError(f"method {name!r}: {error}") from None
+            if not config.student.name:
+                raise ValueError(
+                    "--student: needs a model such as cifar/resnet8 or timm/mobilenetv3_small_100, got none; "
+                    "`outgrow list models` has all names."
+                )
+            if method.preset != NO_TEACHER and config.teacher.name in ("", "none"):
+                raise ValueError(
+                    f"--teacher: needs a model such as timm/resnet50 for the method {name!r}, got none; name one, or "
+                    "compare students without a teacher alone (--methods none)."
+                )
+            if options.same_teacher and config.teacher.train and config.teacher.rows == "disjoint":
+                raise ValueError(
+                    "--same-teacher: needs a teacher that may see the rows of every seed, got teacher.rows=disjoint, which "
+                    "are others in each seed; leave --same-teacher out, or set teacher.rows=same."
+                )
+    if unknown := [name for name in options.baselines if name not in options.methods]:
+        raise ValueError(
+            f"--baseline: needs one of the methods {', '.join(map(repr, options.methods))}, got {unknown[0]!r}; add it to "
+            "the methods or name another."
+        )
+
+
+def _teacher(config: Config, options: CompareConfig, out: Path) -> Preparation:
+    """The training of a teacher that all methods of a seed share; it depends on neither student nor method."""
+    seed = options.seeds[0] if options.same_teacher else config.seed
+    # one name may stand for several teachers, with other weights to start from
+    same = Counter(str(pair.teacher.get("name", config.teacher.name)) for pair in options.pairs)
+    name = _slug(config.teacher.name)
+    if same[config.teacher.name] > 1:
+        import hashlib
+
+        text = config.teacher.model_dump_json()
+        name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    folder = out / TEACHERS / name / ("all-seeds" if options.same_teacher else f"seed{seed}")
+    alone = Config(
+        recipe=config.recipe,
+        data=config.data,
+        teacher=config.teacher,
+        method=MethodConfig(preset="kd"),
+        train=TrainConfig(device=config.train.device),
+        teacher_train=config.teacher_train,
+        seed=seed,
+        out=str(folder),
+    )
+    which = "all seeds" if options.same_teacher else f"seed {seed}"
+    return Preparation(f"teacher {config.teacher.name.partition('?')[0]}, {which}", settle(alone), folder)
+
+
+def _reads_logits(config: Config) -> bool:
+    """Whether a run reads a teacher's logits and nothing else of it."""
+    objective = method_of(config)[1]
+    return bool(objective.terms) and not objective.reads_features
+
+
+def wants_correction(config: Config) -> bool:
+    """Whether a run looks for a correction of its teacher, whatever it then finds."""
+    asked = config.teacher.correct
+    return asked == "always" or (asked == "auto" and PRESETS[config.method.preset].correct_teacher)
+
+
+def _cache_groups(
+    trainings: Sequence[Training], mapped: frozenset[str]
+) -> dict[tuple[str, int, bool], list[Training]]:
+    """Runs that would read the same numbers: of one pair and seed, with the same teacher, corrected or not."""
+    groups: dict[tuple[str, int, bool], list[Training]] = {}
+    for one in trainings:
+        config = one.config
+        own = config.teacher.cache is not None or config.method.preset == NO_TEACHER
+        if own or task_name(config.data.source) != "classification" or not _reads_logits(config):
+            continue
+        corrected = one.pair in mapped or wants_correction(config)
+        groups.setdefault((one.pair, one.seed, corrected), []).append(one)
+    return {key: group for key, group in groups.items() if len(group) > 1}
+
+
+def _with_caches(trainings: Sequence[Training], out: Path, mapped: frozenset[str]) -> list[Training]:
+    """The same, reading one cache where two or more share what is in it. A run that was begun stays as it is."""
+    reading = {one.folder for group in _cache_groups(trainings, mapped).values() for one in group}
+    for one in trainings:
+        if (one.folder / "config.yaml").is_file():
+            saved = load_config(one.folder / "config.yaml").get("teacher", {}).get("cache")
+            (reading.discard if saved is None else reading.add)(one.folder)
+
+    def cached(config: Config) -> Config:
+        return config.model_copy(
+            update={"teacher": config.teacher.model_copy(update={"cache": str(out / CACHE)})}
+        )
+
+    return [replace(one, config=cached(one.config)) if one.folder in reading else one for one in trainings]
+
+
+def _caches(base: Mapping[str, Any], options: CompareConfig, out: Path) -> bool:
+    """Whether a cache may be used: as asked for; else as the folder has it; else yes.
+
+    What it takes is only known once the data are open: :mod:`outgrow.run.rehearsal` turns it off where the disk is
+    too small.
+    """
+    if options.cache is not None:
+        return options.cache
+    if (out / PLAN_FILE).is_file():
+        return bool(load_config(out / PLAN_FILE).get("compare", {}).get("cache", True))
+    return True
+
+
+def without_cache(plan: Plan) -> Plan:
+    """The same plan, each run asking its teacher anew."""
+    return make_plan(plan.base, plan.options.model_copy(update={"cache": False}), plan.out, plan.mapped)
+
+
+def cache_groups(plan: Plan) -> list[list[Training]]:
+    """The runs that read one cache, group by group."""
+    groups: dict[tuple[str, int, bool], list[Training]] = {}
+    for one in plan.trainings:
+        if plan.cached and one.config.teacher.cache == str(plan.out / CACHE):
+            corrected = one.pair in plan.mapped or wants_correction(one.config)
+            groups.setdefault((one.pair, one.seed, corrected), []).append(one)
+    return list(groups.values())
+
+
+def read_plan_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration in a file, and its section ``compare``."""
+    content = load_config(path)
+    section = content.pop("compare", {})
+    if not isinstance(section, Mapping):
+        raise ValueError(
+            f"--config {path}: needs a mapping under compare, got {type(section).__name__}; write fields such as seeds: 3."
+        )
+    return content, dict(section)
+
+
+def write_plan(plan: Plan) -> None:
+    """Keep what was asked for in the folder."""
+    write_atomically(plan.out / PLAN_FILE, plan.to_yaml())
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes free where ``folder`` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _pair_names(base: Mapping[str, Any], pairs: Sequence[PairConfig]) -> list[str]:
+    """One pair needs no name; of several each is called by its networks."""
+    if len(pairs) == 1:
+        return [""]
+    names: list[str] = []
+    for pair in pairs:
+        layers = merge(base, pair.model_dump())
+        ends = [
+            str(layers.get(role, {}).get("name", "")).rpartition("/")[2] for role in ("teacher", "student")
+        ]
+        name, number = f" {ARROW} ".join(ends), 2
+        while name in names:
+            name, number = f"{' -> '.join(ends)} ({number})", number + 1
+        names.append(name)
+    return names
+
+
+def _slugs(names: Sequence[str]) -> dict[str, str]:
+    """A folder's name for each method."""
+    found: dict[str, str] = {}
+    taken = {TEACHERS, CACHE, ""}
+    for name in names:
+        slug, number = _slug(name), 2
+        while slug in taken:
+            slug, number = f"{_slug(name)}-{number}", number + 1
+        found[name] = slug
+        taken.add(slug)
+    return found
+
+
+def _slug(name: str) -> str:
+    """
+    >>> _slug("kd + pair"), _slug("dkd(beta=6.0)"), _slug("resnet56 -> resnet20")
+    ('kd+pair', 'dkd-beta-6.0', 'resnet56-resnet20')
+    """
+    text = re.sub(r"\s*\+\s*", "+", name.replace(ARROW, "-"))
+    return re.sub(r"[^A-Za-z0-9.+_]+", "-", text).strip("-.")

@@ -1,0 +1,141 @@
+"""One piece of work of a comparison, as any process on any machine does it: results lie in folders.
+
+train_teacher    a teacher for several runs
+fill             a teacher cache for several runs
+train_student    a run, in its own folder
+
+Each keeps what is finished, continues what was begun, and returns None, or in words what went wrong.
+"""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from outgrow.machine.files import NotWritten, write_atomically
+from outgrow.run.distillation import distill, fill_cache, start
+from outgrow.run.plan import Preparation, Training
+from outgrow.run.tasks import task_of
+from outgrow.training.checkpoint import differing_fields
+from outgrow.training.config import Config, build_config, known_fields, load_config
+from outgrow.training.guard import NonFiniteLoss
+from outgrow.training.progress import Reporter
+from outgrow.training.record import RunRecord, read_record
+from outgrow.training.task import RunContext
+
+State = Literal["new", "begun", "finished", "other"]
+SECTIONS = ("data", "teacher", "student", "method", "train", "teacher_train", "seed")
+
+
+def state_of(folder: Path | None, config: Config) -> State:
+    """What ``folder`` holds of a run of this configuration. Fields that change no number may be others."""
+    if folder is None:
+        return "new"
+    if (folder / "record.json").is_file():
+        return "other" if differences(folder, config) else "finished"
+    if (folder / "config.yaml").is_file():
+        return "other" if differences(folder, config) else "begun"
+    return "new"
+
+
+def differences(folder: Path, config: Config) -> list[str]:
+    """In what the run in ``folder`` is another one: ``train.lr (was 0.1, is 0.05)``."""
+    if (folder / "record.json").is_file():
+        saved = read_record(folder / "record.json").config
+    else:
+        saved = build_config(known_fields(load_config(folder / "config.yaml")))
+    found = differing_fields(saved, config, SECTIONS)
+    if saved.train.epochs != config.train.epochs:
+        found.append(f"train.epochs (was {saved.train.epochs}, is {config.train.epochs})")
+    return found
+
+
+def finished(folder: Path | None, config: Config) -> RunRecord | None:
+    """The record in ``folder`` if it is of this configuration."""
+    if folder is None or state_of(folder, config) != "finished":
+        return None
+    return read_record(folder / "record.json")
+
+
+def train_student(one: Training, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
+    """Run it, unless it is finished."""
+    state = state_of(one.folder, one.config)
+    if state == "finished":
+        return
+    teacher = None if one.teacher_file is None else load_teacher(one.config, one.teacher_file)
+    distill(
+        one.config,
+        teacher=teacher,
+        resume=state == "begun",
+        overwrite=overwrite and state == "other",
+        reporter=reporter,
+    )
+
+
+def train_teacher(one: Preparation, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
+    """Train the teacher into its folder, unless it is there."""
+    assert one.folder is not None
+    if (one.folder / "teacher.safetensors").is_file() and not overwrite:
+        return
+    begun = (one.folder / "config.yaml").is_file()
+    run = start(one.config, resume=begun and not overwrite, overwrite=overwrite, reporter=reporter)
+    task = task_of(one.config.data.source)
+    torch.manual_seed(one.config.seed)
+    task.make_teacher(run, task.open_data(run), None)
+
+
+def fill(one: Training, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
+    """Fill the cache that a run reads, for all that read it: what is in it is not asked again."""
+    teacher = None if one.teacher_file is None else load_teacher(one.config, one.teacher_file)
+    fill_cache(one.config, epochs=one.config.train.epochs, teacher=teacher, reporter=reporter)
+
+
+def load_teacher(config: Config, file: Path) -> nn.Module | None:
+    """The teacher that was trained for several runs."""
+    update: dict[str, Any] = {"train": False, "weights": str(file), "pretrained": False}
+    loaded = config.model_copy(update={"teacher": config.teacher.model_copy(update=update), "out": None})
+    task = task_of(config.data.source)
+    run = RunContext(loaded, torch.device("cpu"), Reporter())
+    return task.make_teacher(run, task.open_data(run), None)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A function above, ready to be sent to another process: what goes wrong comes back as words."""
+
+    function: Callable[..., None]
+    threads: int | None = None
+    overwrite: bool = False
+
+    def __call__(self, one: Training | Preparation, reporter: Reporter | None = None) -> str | None:
+        before = torch.get_num_threads()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        try:
+            self.function(one, overwrite=self.overwrite, reporter=reporter)
+        except (ValueError, NonFiniteLoss) as error:
+            return str(error)
+        except NotWritten as error:
+            return str(error.strerror)
+        except Exception as error:
+            where = _log(one, error)
+            first = (str(error).strip() or "no message").splitlines()[0]
+            return f"an unexpected error, {type(error).__name__}: {first}{where}"
+        finally:
+            torch.set_num_threads(before)
+        return None
+
+
+def _log(one: Training | Preparation, error: Exception) -> str:
+    """Keep the traceback in the run's folder."""
+    if one.folder is None:
+        return ""
+    try:
+        write_atomically(one.folder / "error.log", "".join(traceback.format_exception(error)))
+    except NotWritten:
+        return ""
+    return f"; the details are in {one.folder / 'error.log'}"

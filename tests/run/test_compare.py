@@ -1,0 +1,500 @@
+"""Comparisons on real digits, with an epoch and few rows each: planned, shared, resumed, refused, and the same
+anywhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from outgrow.report.table import read_records
+from outgrow.run import cli, compare, rehearsal, work
+from outgrow.run.board import Board
+from outgrow.run.compare import Failed, compare_runs, run_compare
+from outgrow.run.executors import make_executor
+from outgrow.run.plan import PLAN_FILE, cache_groups, make_plan, read_options, read_plan_file
+from outgrow.training.config import merge
+from outgrow.training.guard import NonFiniteLoss
+from tests.run.test_distill import SMALL, interrupted_after
+
+BASE = merge(SMALL, {"train": {"epochs": 1}, "teacher_train": {"epochs": 1}})
+TWO = {"methods": ["none", "kd"], "seeds": 2}
+
+
+def plan_of(out, section=TWO, *layers):
+    return make_plan(merge(BASE, *layers), read_options(section), out)
+
+
+def scores(out):
+    return {
+        str(path.parent.relative_to(out)): json.loads(path.read_text())["student"]["top1"]
+        for path in sorted(Path(out).rglob("record.json"))
+    }
+
+
+@pytest.fixture(autouse=True)
+def said(capsys):
+    """What is printed is read where it matters, and is not in the way elsewhere."""
+    return capsys
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Titles of the students and teachers that were trained."""
+    titles = []
+    for name in ("train_student", "train_teacher"):
+        own = getattr(compare, name)
+
+        def counted(one, *, own=own, **options):
+            titles.append(one.title)
+            own(one, **options)
+
+        monkeypatch.setattr(compare, name, counted)
+    return titles
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished comparison of three methods and two seeds."""
+    out = tmp_path_factory.mktemp("done") / "compare"
+    options = {
+        "methods": {
+            "none": {"preset": "none"},
+            "kd": {"preset": "kd"},
+            "kd + pair": {"preset": "kd", "rule": "pair"},
+        }
+    }
+    run_compare(plan_of(out, {**options, "seeds": 2}), say=lambda text: None)
+    return out
+
+
+def test_what_a_comparison_leaves(done):
+    assert {"index.html", "table.md", "table.csv", "table.tex", "table.json", PLAN_FILE} <= {
+        path.name for path in done.iterdir()
+    }
+    assert list(scores(done)) == [f"{name}/seed{s}" for name in ("kd", "kd+pair", "none") for s in range(2)]
+    assert "Every seed has a teacher of its own" in (done / "index.html").read_text()
+    table = json.loads((done / "table.json").read_text())["studies"][""]
+    assert (table["null"], table["plain"], table["together"]) == ("none", "kd", 2)
+
+
+def test_methods_of_a_seed_share_teacher_and_cache(done):
+    teachers = list((done / "teachers").rglob("teacher.safetensors"))
+    assert len(teachers) == 2
+    records = read_records(done)
+    assert [run.teacher_score for run in records["kd"]] == [run.teacher_score for run in records["kd+pair"]]
+    # one folder of logits for each seed, read by both methods
+    assert len([path for path in (done / "cache").iterdir() if path.is_dir()]) == 2
+    assert records["none"][0].config.teacher.cache is None
+
+
+def test_a_second_call_trains_nothing(done, trained):
+    base, section = read_plan_file(done / PLAN_FILE)
+    before = scores(done)
+    run_compare(make_plan(base, read_options(section), done), say=lambda text: None)
+    assert trained == []
+    assert scores(done) == before
+
+
+def test_its_file_makes_the_same_plan_again(done, tmp_path, monkeypatch):
+    """Resolved: what a recipe says elsewhere, or later, changes nothing."""
+    seen = []
+    monkeypatch.setattr(compare, "run_compare", lambda plan, **options: seen.append(plan))
+    cli_run("compare", "--config", done / PLAN_FILE, "--out", done)
+    base, section = read_plan_file(done / PLAN_FILE)
+    assert [one.config for one in seen[0].trainings] == [
+        one.config for one in make_plan(base, read_options(section), done).trainings
+    ]
+    assert {work.state_of(one.folder, one.config) for one in seen[0].trainings} == {"finished"}
+
+
+def test_another_configuration_is_refused_before_anything(done, trained):
+    with pytest.raises(
+        ValueError, match=r"got .*seed0, which differs in train.lr \(was 0.05, is 0.3\); give"
+    ):
+        run_compare(plan_of(done, TWO, {"train": {"lr": 0.3}}))
+    with pytest.raises(ValueError, match=r"got the teacher .*seed0, which differs in teacher_train.lr"):
+        run_compare(_only_teacher(done))
+    assert trained == []
+
+
+def _only_teacher(done):
+    """A plan whose runs are new, and whose teacher is another one in the same folder."""
+    return plan_of(
+        done, {"methods": {"new": {"preset": "paper"}}, "seeds": 1}, {"teacher_train": {"lr": 0.3}}
+    )
+
+
+def test_the_folder_is_read_by_its_plan(done, said):
+    compare_runs([done])
+    assert "kd + pair" in said.readouterr().out
+    assert "kd + pair" in cli_run("report", done).stdout
+
+
+def test_finished_runs_of_it_compare_by_folder(done, said):
+    compare_runs([done / "none", done / "kd", done / "kd+pair"], baselines=["kd"])
+    out = said.readouterr().out
+    assert "over kd" in out
+    assert "kd + pair" in out
+
+
+def test_results_are_those_of_single_runs(done, tmp_path):
+    """Sharing changes nothing: a run of its own trains its own teacher, and ends with the same score."""
+    from outgrow.run import distill
+
+    record = distill({**BASE, "method": {"preset": "kd"}, "seed": 1, "out": str(tmp_path / "one")})
+    shared = json.loads((done / "kd" / "seed1" / "record.json").read_text())
+    assert record["teacher"]["top1"] == shared["teacher"]["top1"]
+    # the shared one read its teacher's logits in float16
+    assert record["student"]["nll"] == pytest.approx(shared["student"]["nll"], rel=1e-3)
+
+
+def test_a_dry_run_trains_nothing(tmp_path, trained, said):
+    found = run_compare(plan_of(tmp_path / "out"), dry_run=True)
+    out = said.readouterr().out
+    assert (found, trained, scores(tmp_path)) == ({}, [], {})
+    for line in (
+        "2 methods x 2 seeds: 4 trainings, and 2 of teachers",
+        "teacher   cifar/resnet8: 78,042 parameters, trained here",
+        "student   cifar/resnet8: 78,042 parameters, 8x8 views",
+        "96 to learn from",
+        "time      about",
+        "memory    about",
+        "disk      at most",
+    ):
+        assert line in out, line
+
+
+def test_an_interrupted_comparison_continues(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path / "broken", {"methods": ["none"], "seeds": 2}, {"train": {"epochs": 2}})
+    with interrupted_after(monkeypatch, 1):
+        work.train_student(plan.trainings[0])
+    states = [work.state_of(one.folder, one.config) for one in plan.trainings]
+    assert states == ["begun", "new"]
+    run_compare(plan)
+    whole = plan_of(tmp_path / "whole", {"methods": ["none"], "seeds": 2}, {"train": {"epochs": 2}})
+    work.train_student(whole.trainings[0])
+    assert scores(tmp_path / "whole").items() <= scores(tmp_path / "broken").items()
+
+
+def test_methods_may_be_added_and_the_finished_ones_are_kept(tmp_path, trained):
+    run_compare(plan_of(tmp_path, {"methods": ["none", "kd"], "seeds": 1}))
+    before = scores(tmp_path)
+    trained.clear()
+    more = plan_of(
+        tmp_path,
+        {
+            "methods": {
+                "none": {"preset": "none"},
+                "kd": {"preset": "kd"},
+                "dkd": {"preset": "kd", "loss": "dkd"},
+            },
+            "seeds": 1,
+        },
+    )
+    run_compare(more)
+    assert trained == ["dkd, seed 0"]
+    assert before.items() <= scores(tmp_path).items()
+
+
+def test_a_failure_is_one_of_its_own(tmp_path, monkeypatch, said):
+    own = work.distill
+
+    def broken(config, **options):
+        if config.method.preset == "kd" and config.seed == 1:
+            raise NonFiniteLoss("needs a finite loss, got nan; lower train.lr.")
+        return own(config, **options)
+
+    monkeypatch.setattr(work, "distill", broken)
+    with pytest.raises(
+        Failed, match=r"(?s)needs all 4 trainings, got 1 failures:.*kd, seed 1: needs a finite loss.*mend"
+    ):
+        run_compare(plan_of(tmp_path))
+    assert "without seed 1" in said.readouterr().out
+    monkeypatch.undo()
+    run_compare(plan_of(tmp_path))
+    assert "without seed" not in (tmp_path / "table.md").read_text()
+
+
+def test_one_teacher_for_all_seeds(tmp_path):
+    section = {"methods": ["kd"], "seeds": 2, "same_teacher": True}
+    plan = plan_of(tmp_path, section, {"teacher": {"rows": "same"}})
+    assert [one.folder.name for one in plan.teachers] == ["all-seeds"]
+    run_compare(plan)
+    runs = read_records(tmp_path)["kd"]
+    assert runs[0].teacher_score == runs[1].teacher_score
+    assert "students of this one teacher" in (tmp_path / "index.html").read_text()
+    with pytest.raises(
+        ValueError, match="--same-teacher: needs a teacher that may see the rows of every seed, got"
+    ):
+        plan_of(tmp_path, section)
+
+
+def test_pairs_share_a_teacher_and_have_their_tables(tmp_path):
+    section = {
+        "methods": ["kd"],
+        "seeds": 1,
+        "pairs": "cifar/resnet8->cifar/resnet8, cifar/resnet8->cifar/resnet14",
+    }
+    plan = plan_of(tmp_path, section)
+    assert plan.pairs == ("resnet8 -> resnet8", "resnet8 -> resnet14")
+    assert len(plan.teachers) == 1
+    tables = run_compare(plan)
+    assert list(tables) == list(plan.pairs)
+    assert {"index.html", "pair1.html", "pair2.html"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_cache_is_for_what_two_runs_read(tmp_path):
+    def cached(section, *layers):
+        return sorted(
+            one.method
+            for group in cache_groups(plan_of(tmp_path, {**section, "seeds": 1}, *layers))
+            for one in group
+        )
+
+    methods = {
+        "kd": {"preset": "kd"},
+        "dkd": {"preset": "kd", "loss": "dkd"},
+        "outgrow": {"preset": "outgrow"},
+        "fitnet": {"preset": "kd", "loss": "kd + fitnet"},
+        "none": {"preset": "none"},
+    }
+    assert cached({"methods": methods}) == ["dkd", "kd"]
+    assert cached({"methods": methods, "cache": False}) == []
+    assert cached({"methods": methods}, {"teacher": {"correct": "always"}}) == ["dkd", "kd", "outgrow"]
+    assert cached({"methods": ["kd", "none"]}) == []
+    assert cached({"methods": methods}, {"teacher": {"cache": "mine"}}) == []
+
+
+def test_a_disk_too_small_is_refused_or_costs_the_cache(tmp_path, monkeypatch):
+    methods = {"kd": {"preset": "kd"}, "dkd": {"preset": "kd", "loss": "dkd"}}
+    plan = plan_of(tmp_path, {"methods": methods, "seeds": 1})
+    monkeypatch.setattr(rehearsal, "disk_free", lambda folder: 1000)
+    with pytest.raises(ValueError, match=r"--out: needs about .* MiB for 2 runs, got 0.0 MiB free at"):
+        run_compare(plan)
+    monkeypatch.setattr(rehearsal, "SHARE", 0.0)
+    monkeypatch.undo()
+    monkeypatch.setattr(rehearsal, "SHARE", 0.0)
+    run_compare(plan)
+    assert not (tmp_path / "cache").exists()
+    assert read_plan_file(tmp_path / PLAN_FILE)[1]["cache"] is False
+
+
+REFUSED = [
+    ({"methods": ["kdd"]}, {}, "preset: needs one of .*; got 'kdd'; did you mean 'kd'"),
+    (
+        {"methods": {"x": {"preset": "kd", "loss": "dkdd"}}},
+        {},
+        "method 'x': loss: needs one of .* got 'dkdd'",
+    ),
+    (
+        {"methods": {"x": {"preset": "kd", "rule": "pear"}}},
+        {},
+        "method 'x': rule: needs one of .* got 'pear'",
+    ),
+    (
+        {"methods": {"x": {"preset": "kd", "losss": "kd"}}},
+        {},
+        r"there is no field compare.methods.x.losss; did you mean loss\?",
+    ),
+    ({"seed": 3}, {}, r"there is no field compare.seed; did you mean seeds\?"),
+    ({"seeds": [1, 1]}, {}, "compare.seeds value error, seeds need to be numbers"),
+    ({"pairs": ["a"]}, {}, "compare.pairs value error, a pair needs TEACHER->STUDENT, got 'a'"),
+    ({"baselines": ["x"]}, {}, "--baseline: needs one of the methods 'none', 'kd', 'outgrow', got 'x'; add"),
+    ({}, {"student": {"name": ""}}, "--student: needs a model such as .*, got none"),
+    (
+        {},
+        {"teacher": {"name": "", "train": False}},
+        "--teacher: needs a model such as .* for the method 'kd', got none",
+    ),
+]
+
+
+@pytest.mark.parametrize("section, layer, message", REFUSED)
+def test_what_cannot_be_done_is_said_when_it_is_planned(tmp_path, section, layer, message):
+    with pytest.raises(ValueError, match=message):
+        plan_of(tmp_path, section, layer)
+
+
+TRIED = [
+    ({"teacher": {"train": False}}, "method 'kd': --teacher cifar/resnet8: needs weights, got none"),
+    (
+        {"teacher": {"train": False, "weights": "nowhere.safetensors"}},
+        "method 'kd': load_weights: needs a file of weights",
+    ),
+    ({"student": {"name": "cifar/resnet9"}}, "method 'kd': create_model: needs a known model"),
+    ({"method": {"loss": "at(taps='nothing')"}}, "method 'kd': .*at"),
+]
+
+
+@pytest.mark.parametrize("layer, message", TRIED)
+def test_what_would_fail_after_hours_fails_when_it_is_tried_out(tmp_path, trained, layer, message):
+    with pytest.raises(ValueError, match=message):
+        run_compare(plan_of(tmp_path, {"methods": {"kd": {"preset": "kd"}}, "seeds": 1}, layer))
+    assert trained == []
+
+
+def test_from_flags_and_from_one_file_it_is_the_same_plan(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(compare, "run_compare", lambda plan, **options: seen.append((plan, options)))
+    flags = [
+        "--data",
+        "digits",
+        "--teacher",
+        "cifar/resnet20",
+        "--train-teacher",
+        "--student",
+        "cifar/resnet8",
+        "--epochs",
+        "2",
+    ]
+    flags += [
+        "--losses",
+        "kd,dkd(beta=6)",
+        "--rules",
+        "pair,swap",
+        "--seeds",
+        "4,7",
+        "--baseline",
+        "kd",
+        "--out",
+        str(tmp_path),
+    ]
+    cli_run("compare", *flags)
+    (tmp_path / "study.yaml").write_text(
+        """
+recipe: default
+data: {source: digits}
+teacher: {name: cifar/resnet20, train: true}
+student: {name: cifar/resnet8}
+train: {epochs: 2}
+compare:
+  methods:
+    none: {preset: none}
+    kd: {preset: kd}
+    dkd(beta=6): {preset: kd, loss: dkd(beta=6)}
+    kd + pair: {preset: kd, rule: pair}
+    kd + swap: {preset: kd, rule: swap}
+  seeds: [4, 7]
+  baselines: [kd]
+"""
+    )
+    cli_run("compare", "--config", tmp_path / "study.yaml", "--out", tmp_path)
+    (first, _), (second, _) = seen
+    assert first.trainings == second.trainings
+    assert first.options == second.options
+    cli_run(
+        "compare",
+        "--config",
+        tmp_path / "study.yaml",
+        "--out",
+        tmp_path,
+        "--seeds",
+        "1",
+        "--workers",
+        "2",
+        "--set",
+        "train.lr=0.3",
+    )
+    assert (len(seen[2][0].trainings), seen[2][1]["workers"], seen[2][0].trainings[0].config.train.lr) == (
+        5,
+        2,
+        0.3,
+    )
+
+
+def test_a_recipes_constants_are_taken_for_a_bare_loss(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(compare, "run_compare", lambda plan, **options: seen.append(plan))
+    cli_run("compare", "--recipe", "cifar100/resnet56-resnet20", "--losses", "dkd", "--out", tmp_path)
+    assert "beta=2.0" in seen[0].options.methods["dkd"].loss
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--data", "digits"], "compare: needs --out FOLDER for its runs, got none"),
+        (["--out", "x"], r"compare: needs --data SRC \(or --recipe, or --config\), got none"),
+        (["runs", "--data", "digits"], "compare: needs finished runs, or what to train, got both"),
+        (
+            ["--data", "digits", "--out", "x", "--seeds", "many"],
+            "--seeds: needs a number of seeds, .* got 'many'",
+        ),
+    ],
+)
+def test_flags_that_do_not_fit_together(flags, message):
+    with pytest.raises(ValueError, match=message):
+        cli_run("compare", *flags)
+
+
+def cli_run(*arguments):
+    return CliRunner().invoke(cli.app, [str(one) for one in arguments], catch_exceptions=False)
+
+
+def test_executors_by_name(tmp_path, monkeypatch):
+    assert make_executor("local", workers=1, folder=tmp_path).here
+    assert make_executor("local", workers=2, folder=tmp_path).threads == max(1, (os.cpu_count() or 1) // 2)
+    for text in ("slurm", "ray + local", "ray(4)"):
+        with pytest.raises(
+            ValueError, match="--executor: needs one of local, ray, submitit, with options by name"
+        ):
+            make_executor(text, workers=1, folder=tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("ray", "submitit"):
+        with pytest.raises(
+            ValueError, match=rf"--executor {name}: needs the package {name}, got none installed; pip install"
+        ):
+            make_executor(name, workers=1, folder=tmp_path)
+
+
+def test_the_live_table_has_a_cell_for_each_run(done):
+    import io
+
+    from rich.console import Console
+
+    from outgrow.run.board import LiveBoard
+
+    base, section = read_plan_file(done / PLAN_FILE)
+    plan = make_plan(base, read_options(section), done)
+    board = LiveBoard(plan, io.StringIO())
+    board.ended(plan.trainings[0], None)
+    board.ended(plan.trainings[1], "it broke")
+    with board.reporter(plan.trainings[2]).bar("student", 10) as advance:
+        advance(5)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(board.table())
+    drawn = console.file.getvalue()
+    assert "failed" in drawn
+    assert "50 %" in drawn
+    assert f"{scores(done)['none/seed0']:.2f} %" in drawn
+    assert isinstance(board, Board)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "executor, workers",
+    [("local", 2), ("ray", 2), ("submitit(cluster='local')", 2), ("submitit(cluster='debug')", 1)],
+)
+def test_every_executor_gives_the_same_numbers(tmp_path, done, executor, workers):
+    """In a process of its own, as a user starts it: an engine's threads and warnings stay there."""
+    if not executor.startswith("local"):
+        pytest.importorskip(executor.partition("(")[0])
+    arguments = [
+        "compare",
+        "--config",
+        str(done / PLAN_FILE),
+        "--out",
+        str(tmp_path / "out"),
+        "--executor",
+        executor,
+        "--workers",
+        str(workers),
+    ]
+    command = [sys.executable, "-c", "from outgrow.run.cli import main; main()", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert scores(tmp_path / "out") == scores(done)
