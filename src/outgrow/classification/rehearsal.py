@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from outgrow.classification.data import RunData
 from outgrow.classification.task import Classification, network_of
-from outgrow.classification.teacher import class_columns, make_teacher, taps_read, untrained_teacher
+from outgrow.classification.teacher import make_teacher, taps_read, untrained_teacher
 from outgrow.data import Split
+from outgrow.data.classes import match_classes
 from outgrow.models import Network
 from outgrow.objective import Objective
 from outgrow.outputs import Outputs, with_logits
@@ -80,7 +81,7 @@ class Rehearsal(Classification):
         if teacher is None:
             return Taught(NoTeacher(data.num_classes))
         network = network_of(teacher)
-        columns = class_columns(network, data.classes)
+        columns = match_classes(network.classes, network.num_classes, data.classes).columns
         self.foreign = columns is None
         if columns is None and run.config.teacher.correct == "never":
             # the same words as the run's own

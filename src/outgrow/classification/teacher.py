@@ -68,8 +68,7 @@ def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Ne
 
 def untrained_teacher(config: Config, data: RunData) -> Network:
     """The teacher that is to be trained here, as its training starts."""
-    network = _network(config.teacher, data.classes)
-    return network
+    return _network(config.teacher, data.classes)
 
 
 def _with_weights(options: TeacherConfig) -> Network:

@@ -112,7 +112,6 @@ def _refuse_others(plan: Plan) -> None:
                 f"({plan.out / PLAN_FILE}), or give --overwrite."
             )
     for teacher in plan.teachers:
-        assert teacher.folder is not None
         if (teacher.folder / "config.yaml").is_file():
             found = differences(teacher.folder, teacher.config)
             if found:

@@ -226,12 +226,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What several runs share: a teacher to train into ``folder``, and caches to fill, one for each configuration."""
+    """What several runs share: a teacher to train into ``folder``."""
 
     title: str
     config: Config
-    folder: Path | None = None
-    fills: tuple[Training, ...] = ()
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -294,7 +293,6 @@ def make_plan(
                 file = None
                 if config.teacher.train and config.method.preset != NO_TEACHER:
                     teacher = _teacher(config, options, out)
-                    assert teacher.folder is not None
                     teachers.setdefault(str(teacher.folder), teacher)
                     file = teacher.folder / "teacher.safetensors"
                     if options.same_teacher:
@@ -371,7 +369,7 @@ def _teacher(config: Config, options: CompareConfig, out: Path) -> Preparation:
         out=str(folder),
     )
     which = "all seeds" if options.same_teacher else f"seed {seed}"
-    return Preparation(f"teacher {config.teacher.name.partition('?')[0]}, {which}", settle(alone), folder)
+    return Preparation(f"teacher {config.teacher.name}, {which}", settle(alone), folder)
 
 
 def _reads_logits(config: Config) -> bool:

@@ -78,7 +78,6 @@ def train_student(one: Training, *, overwrite: bool = False, reporter: Reporter 
 
 def train_teacher(one: Preparation, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
     """Train the teacher into its folder, unless it is there."""
-    assert one.folder is not None
     if (one.folder / "teacher.safetensors").is_file() and not overwrite:
         return
     begun = (one.folder / "config.yaml").is_file()
@@ -132,8 +131,6 @@ class Work:
 
 def _log(one: Training | Preparation, error: Exception) -> str:
     """Keep the traceback in the run's folder."""
-    if one.folder is None:
-        return ""
     try:
         write_atomically(one.folder / "error.log", "".join(traceback.format_exception(error)))
     except NotWritten:

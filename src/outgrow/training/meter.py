@@ -46,12 +46,10 @@ class Meter:
                 self.images = self.images.to(device)
             self.sums = {(kind, name): value.to(device) for kind, name, value in state["sums"]}
 
-    def state(self) -> dict[str, Any]:
-        """What :class:`Meter` continues from, for a checkpoint."""
-        return {
-            "images": self.images,
-            "sums": [(kind, name, v.clone()) for (kind, name), v in self.sums.items()],
-        }
+    def state(self, group: dist.ProcessGroup | None = None) -> dict[str, Any]:
+        """What :class:`Meter` continues from, for a checkpoint that any number of processes may read."""
+        sums = mean(torch.stack(list(self.sums.values())), group).clone()
+        return {"images": self.images, "sums": [(*key, v) for key, v in zip(self.sums, sums, strict=True)]}
 
     def add(self, result: ObjectiveResult, images: Tensor | int) -> None:
         """Count one step of ``images``, those of all processes. Nothing is read from the device."""

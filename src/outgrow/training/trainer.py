@@ -134,7 +134,7 @@ class Trainer:
                 if (step + 1) % config.checkpoint_steps == 0 and step + 1 < self._steps():
                     guard.read()
                     spent = time.perf_counter() - start
-                    now = _Progress(history, step + 1, done, spent, meter.state())
+                    now = _Progress(history, step + 1, done, spent, meter.state(group))
                     self._save(accelerator, stateful, now)
             state = _Progress(history)
             guard.read()
