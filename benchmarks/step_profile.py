@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.throughput import PAIRS, arguments
 from benchmarks.turns import synchronize
 from benchmarks.ways import Task, trainer_of
+from outgrow.teacher import BaseTeacher
 
 SCOPES = ("loader", "teacher", "rectifier", "objective", "optimizer")
 KINDS = {
@@ -36,12 +37,15 @@ KINDS = {
 """A kind and what the names of its operations contain; the first that fits."""
 
 
-class _Named(nn.Module):
+class _Named(BaseTeacher):
     """``inner``, whose calls a profiler sees under ``name``."""
 
     def __init__(self, inner: nn.Module, name: str) -> None:
         super().__init__()
         self.inner, self.name = inner, name
+
+    def at(self, epoch: int | None) -> None:
+        self.inner.at(epoch)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with record_function(self.name):
@@ -118,8 +122,10 @@ def _profile(trainer: Any, device: str, steps: int) -> dict[str, Any]:
     inner = trainer._step
     teacher, objective = _Named(trainer.teacher, "teacher"), _Named(trainer.objective, "objective")
 
-    def step(accelerator: Any, student: Any, _: Any, __: Any, *rest: Any) -> Any:
-        return inner(accelerator, student, teacher, objective, *rest)
+    trainer.teacher = teacher
+
+    def step(accelerator: Any, student: Any, _: Any, *rest: Any) -> Any:
+        return inner(accelerator, student, objective, *rest)
 
     trainer._step = step
     gpu = device.startswith("cuda")

@@ -82,6 +82,11 @@ BEFORE = {
 
 NOT_RUN = {
     "outgrow demo": "trains sixteen networks in one to three minutes; its parts are in tests/run",
+    "outgrow compare": "many trainings; tests/run/test_compare.py makes such comparisons",
+    "outgrow export": "of a run that a page has not made; tests/run/test_export.py exports some",
+    "outgrow predict": "the same; tests/run/test_predict.py",
+    "torchrun": "several processes; tests/training/test_processes.py starts some",
+    "accelerate launch": "the same",
     "python3 -m venv": "an environment: what CI does first",
     "pip install": "the same",
     "pytest": "this is it",
@@ -92,6 +97,8 @@ NOT_RUN = {
 
 NOT_CODE = {
     "README.md: src/outgrow/": "the map, which tests/test_architecture.py compares with the folders",
+    "docs/guide/compare.md: 4 methods x 3 seeds: 12 trainings": "a plan, in tests/run/test_compare.py",
+    "docs/guide/compare.md: recipe: finetune": "a comparison's file, in tests/run/test_compare.py",
     "docs/guide/correction.md: the teacher is right on 100.0% of the rows to fit but on 41.6% of held-out rows: it has "
     "memorised the former, which say": "a warning",
     "docs/guide/correction.md: correction                ridge  accuracy      nll   (out of fold, 3000 images)": "a report",
@@ -115,7 +122,7 @@ NOT_CODE = {
 }
 """Blocks that are not code, by page and first line, and what they are."""
 
-COMMANDS = ("outgrow", "python", "python3", "pytest", "pip", "accelerate", "ruff", "mypy")
+COMMANDS = ("outgrow", "torchrun", "python", "python3", "pytest", "pip", "accelerate", "ruff", "mypy")
 INCLUDED = re.compile(r"<!-- the lines of (\S+): (\w+) -->")
 
 
@@ -210,7 +217,7 @@ def test_the_tables_have_nothing_stale():
     for text in [*SUBSTITUTIONS, *NOT_RUN]:
         assert any(text in command for command in texts), text
     programs = {words[1] for words in ALL_COMMANDS if Path(words[0]).name == "outgrow"}
-    assert programs <= {*QUICK, "demo"}
+    assert programs <= {*QUICK, "demo", "compare", "export", "predict"}
     assert set(BEFORE) <= set(PAGES)
 
 

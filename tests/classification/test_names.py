@@ -50,8 +50,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for split in ("train", "val"):
         for name, channel in COLOURS.items():
             for k in range(6):
-                colour = [20 * k, 15 * k, 10 * k]
-                colour[channel] = 200
+                colour = [20 * k, 15 * k, 10 * k + (split == "val")]
+                colour[channel] = 200 + (split == "val")
                 path = tmp_path / "photos" / split / name / f"{k}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (16, 16), tuple(colour)).save(path)

@@ -115,7 +115,9 @@ def folder(root, names):
             for k in range(4):
                 path = root / split / name / f"{k}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (16, 16), (number * 20, 255 - number * 20, k)).save(path)
+                Image.new("RGB", (16, 16), (number * 20, 255 - number * 20, k + 10 * (split == "val"))).save(
+                    path
+                )
     return f"folder:{root}"
 
 

@@ -8,6 +8,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from outgrow.run import cli
+from outgrow.run.layers import recipe_layer
 from outgrow.run.recipes import RECIPES
 from outgrow.run.recipes.cifar import PAIRS
 from outgrow.training.config import Config
@@ -80,6 +81,8 @@ def test_the_options_are_these_and_no_more():
             ]
         ),
         "evaluate": ["batch_size", "data", "label", "model", "weights", "workers"],
+        "export": ["format", "images", "out", "overwrite", "push", "quantize", "run"],
+        "predict": ["as_json", "batch_size", "images", "model", "out", "pictures", "score", "top"],
         "cache": ["config", "epochs", "out", "sets"],
         "report": ["folder", "title"],
         "list": ["model", "what"],
@@ -263,7 +266,7 @@ def test_every_recipe_is_a_whole_configuration():
 
     assert len(RECIPES) >= 4 + 2 * len(PAIRS) + 2
     for name in RECIPES:
-        config = build_config(cli.recipe_layer(name, None), {"recipe": name})
+        config = build_config(recipe_layer(name, None), {"recipe": name})
         assert isinstance(config, Config)
         for model in (config.teacher.name, config.student.name):
             if model.startswith("cifar/"):
@@ -272,8 +275,8 @@ def test_every_recipe_is_a_whole_configuration():
 
 
 def test_a_recipes_constants_are_taken_for_a_bare_name():
-    assert "beta=2.0" in cli.recipe_layer("cifar100/resnet56-resnet20", "dkd")["method"]["loss"]
-    assert cli.recipe_layer("cifar100/resnet56-resnet20", "dkd(beta=3)").get("method") is None
+    assert "beta=2.0" in recipe_layer("cifar100/resnet56-resnet20", "dkd")["method"]["loss"]
+    assert recipe_layer("cifar100/resnet56-resnet20", "dkd(beta=3)").get("method") is None
 
 
 def test_flags_win_over_recipe_and_file(tmp_path):
@@ -282,7 +285,7 @@ def test_flags_win_over_recipe_and_file(tmp_path):
 
     file = {"train": {"epochs": 7, "lr": 0.3}}
     config = build_config(
-        cli.recipe_layer("cifar100-small", None),
+        recipe_layer("cifar100-small", None),
         file,
         {"train": {"epochs": 9}},
         assignments(["train.lr=0.5"]),

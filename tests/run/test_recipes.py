@@ -10,7 +10,7 @@ from outgrow import preset, spec
 from outgrow.losses import LOSSES
 from outgrow.models import create_model
 from outgrow.run import distill
-from outgrow.run.cli import recipe_layer
+from outgrow.run.layers import recipe_layer
 from outgrow.run.recipes import RECIPES
 from outgrow.run.recipes.cifar import PAIRS
 from outgrow.training.config import build_config

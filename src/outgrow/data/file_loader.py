@@ -36,6 +36,7 @@ class FileLoader(ImageLoader):
         for positions, decoded in zip(batches, self._decoding.epoch(epoch, start), strict=True):
             shown = self._shown(positions, epoch)
             index = self._index[shown].to(self._device)
+            decoded = decoded[: len(shown)]  # an empty share comes with one image, for its size
             images = self._views.crop_flip(decoded.to(self._device, non_blocking=True), index, epoch)
             yield self._batch(self._views.finish(to_float(images), index, epoch), shown, index, epoch)
 

@@ -410,7 +410,7 @@ def check_disk(plan: Plan, found: Estimate) -> bool:
 
 def duration(seconds: float) -> str:
     """
-    >>> duration(0.4), duration(75), duration(5400)
+    >>> duration(0.4), duration(75.0), duration(5400.0)
     ('1 second', '75 seconds', '90 minutes')
     """
     if seconds < 120:

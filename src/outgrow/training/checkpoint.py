@@ -93,7 +93,7 @@ class Checkpoint:
         """
         there = [path for path in (self.path, self.previous) if path.is_file()]
         for path in there:
-            state = _read(path)
+            state = read_state(path)
             if state is None:
                 self.note(f"checkpoint: {path} is damaged" + self._instead(path, there))
                 continue
@@ -133,7 +133,7 @@ class Checkpoint:
             )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_state(path: Path) -> dict[str, Any] | None:
     """The content of a checkpoint; None where it is damaged or no checkpoint of ours."""
     try:
         content = path.read_bytes()
