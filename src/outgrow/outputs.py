@@ -9,6 +9,7 @@ A *row* is one line of logits: an image, a proposal, a pixel or a token. The typ
 whose tensors share one device. Functions that convert to them are in this file too.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -59,6 +60,12 @@ class Target:
     are finite. With True, infinities or NaN in ignored rows do not reach a gradient either."""
 
     def __post_init__(self) -> None:
+        for name in ("label", "partner", "index"):
+            value = getattr(self, name)
+            if (
+                value is not None and value.dtype != torch.int64
+            ):  # uint8 from NumPy, int32: no gather takes them
+                object.__setattr__(self, name, value.long())
         if (self.partner is None) != (self.mix is None):
             raise ValueError(
                 "Target: partner and mix belong together, got only one of them; "
@@ -186,7 +193,22 @@ def as_target(value: Target | Tensor) -> Target:
             f"target: needs one integer class per row (shape rows), got {got}; for labels blended by "
             "mixup or CutMix pass Target(label=..., partner=..., mix=...)."
         )
-    return Target(value)
+    return Target(value.long())  # bool too: two classes
+
+
+def warn_if_probabilities(logits: Float[Tensor, "rows classes"], *, whose: str) -> None:
+    """Warn if every row of ``logits`` is at least 0 and sums to 1: a softmax has been applied already. CPU only."""
+    if logits.device.type != "cpu" or logits.numel() == 0 or logits.shape[1] < 2:
+        return
+    rows = logits.detach().float()
+    one_hot = ((rows == 0) | (rows == 1)).all()
+    sums_to_one = ((rows.sum(dim=1) - 1).abs() < 1e-3).all()
+    if bool((rows >= 0).all() & sums_to_one & ~one_hot):
+        warnings.warn(
+            f"{whose}: needs logits, got rows that are at least 0 and sum to 1, which are probabilities; remove the softmax "
+            "at the end of the network, or take the logarithm.",
+            stacklevel=4,
+        )
 
 
 def flatten_rows(

@@ -21,6 +21,7 @@ from outgrow.outputs import (
     as_outputs,
     as_target,
     lift,
+    warn_if_probabilities,
     with_logits,
 )
 
@@ -54,6 +55,7 @@ class Rectifier:
     ) -> None:
         self.rule: Rule = make_rule(rule) if isinstance(rule, str) else rule
         self.temperature, self.rows = temperature, rows
+        self._checked = False
         if temperature is not None and not temperature > 0:
             raise ValueError(f"Rectifier: needs a positive temperature, got {temperature}; 4 is usual.")
         if rows not in ("wrong", "all"):
@@ -78,6 +80,9 @@ class Rectifier:
             teacher = with_logits(teacher, teacher.logits.detach())
         logits = teacher.logits
         _check_rows(logits, target)
+        if not self._checked and len(logits):  # once: what a network ends in does not change
+            warn_if_probabilities(logits, whose="teacher")
+            self._checked = True
         largest = logits.amax(dim=1) if logits.numel() else logits.new_zeros(len(logits))
         # only on a CPU: on other devices the check would sync at every step
         all_valid = logits.device.type == "cpu" and _check_values(largest, target, logits.shape[1])

@@ -32,6 +32,7 @@ from outgrow.outputs import (
     as_outputs,
     as_target,
     lift,
+    warn_if_probabilities,
     with_logits,
 )
 
@@ -130,6 +131,7 @@ class Objective(nn.Module):
         self.schedule_task = schedule_task
         self.process_group = process_group
         self.fast = fast
+        self._checked = False
 
     @property
     def process_group(self) -> dist.ProcessGroup | None:
@@ -229,6 +231,9 @@ class Objective(nn.Module):
     ) -> ObjectiveResult:
         student, target = as_outputs(student, whose="student"), as_target(target)
         self._check(student, knowledge, target, progress)
+        if not self._checked and len(student.logits):
+            warn_if_probabilities(student.logits, whose="student")
+            self._checked = True
         # a caller's autocast would round products and dot products of what has just been lifted
         if torch.is_autocast_enabled(student.logits.device.type):
             with torch.autocast(student.logits.device.type, enabled=False):
