@@ -512,3 +512,15 @@ def test_no_row_is_left_out_but_a_lone_one(rows, batches):
     data = open_run_data(config)
     loader = train_loader(config, config.train, data.train, [], torch.device("cpu"))
     assert [len(batch.images) for batch in loader.epoch(0)] == batches
+
+
+def test_a_changed_configuration_is_said(tmp_path, teacher_file):
+    run(with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
+    file = tmp_path / "config.yaml"
+    text = file.read_text()
+    assert load_config(file)["train"]["lr"] == 0.05
+    file.write_text(text.replace("lr: 0.05", "lr: 0.15", 1))
+    with pytest.warns(UserWarning, match=r"config.yaml was changed or damaged .* Remove its last line"):
+        assert load_config(file)["train"]["lr"] == 0.15
+    file.write_text(file.read_text().rpartition("# checksum")[0])  # the change is the user's
+    assert load_config(file)["train"]["lr"] == 0.15

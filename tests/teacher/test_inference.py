@@ -73,6 +73,7 @@ NETS = {
 @pytest.mark.parametrize("name", NETS)
 def test_the_same_logits_and_features_without_the_norms(name):
     total, gone = NETS[name]
+    torch.manual_seed(0)  # how far rounding goes depends on the weights that are drawn
     size = 32 if name.startswith("cifar/") else 64
     net = with_statistics(create_model(name, 10, pretrained=False, input_size=size))
     before = {k: v.clone() for k, v in net.state_dict().items()}

@@ -4,6 +4,8 @@ The resolved configuration is saved with every run (``config.yaml``) and reruns 
 """
 
 import difflib
+import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -234,6 +236,24 @@ MAX_CONFIG_BYTES = 1 << 20
 """A configuration has some kilobytes; a larger file is something else."""
 
 
+_CHECKSUM = "# checksum "
+
+
+def with_checksum(text: str) -> str:
+    """``text`` with a last line, a comment, by which :func:`load_config` sees that it was changed."""
+    return f"{text}{_CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n"
+
+
+def _warn_if_changed(text: str, path: Path) -> None:
+    body, mark, stated = text.rpartition(_CHECKSUM)
+    if mark and stated.strip() != hashlib.sha256(body.encode()).hexdigest()[:16]:
+        warnings.warn(
+            f"--config: {path} was changed or damaged since a run wrote it (its checksum differs); it is used as it is now. "
+            "Remove its last line if the change is yours.",
+            stacklevel=3,
+        )
+
+
 class _PlainLoader(yaml.SafeLoader):
     """YAML without aliases: they can make a few bytes mean billions of values, and no configuration has any."""
 
@@ -261,11 +281,13 @@ def load_config(path: str | Path) -> dict[str, Any]:
             f"--config: needs a YAML file, got {str(path)!r}, which is not there; a run's is OUT/config.yaml."
         )
     try:
-        content = _parse_yaml(_small_text(path))
+        text = _small_text(path)
+        content = _parse_yaml(text)
     except (yaml.YAMLError, RecursionError, ValueError, OSError) as error:
         raise ValueError(
             f"--config: needs YAML, got {path}: {error}; see OUT/config.yaml of a run."
         ) from None
+    _warn_if_changed(text, path)
     if not isinstance(content, dict):
         raise ValueError(f"--config: needs a mapping of sections, got {type(content).__name__} in {path}.")
     return content

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from outgrow.machine.files import check_writable, write_atomically
 from outgrow.training.checkpoint import differing_fields
-from outgrow.training.config import Config, build_config, known_fields, load_config
+from outgrow.training.config import Config, build_config, known_fields, load_config, with_checksum
 
 BEGUN = ("config.yaml", "checkpoint.pt", "checkpoint.previous.pt", "teacher.pt", "teacher.safetensors")
 FILES = (
@@ -54,7 +54,7 @@ def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: b
 
 def write_config(out: Path, config: Config) -> None:
     """Write ``config.yaml``, which reruns the run."""
-    write_atomically(out / "config.yaml", config.to_yaml())
+    write_atomically(out / "config.yaml", with_checksum(config.to_yaml()))
 
 
 def clear(out: Path) -> None:
