@@ -49,7 +49,8 @@ def agree(net, folded, batch, taps=()):
         "logits": (ours.logits, theirs.logits),
         **{k: (ours.features[k], v) for k, v in theirs.features.items()},
     }.items():
-        assert float((a - b).abs().max() / b.abs().max()) < 2e-5, name
+        # rounding alone: MobileNetV2 over six draws of weights 1.1e-5 to 2.6e-5, where either is 0.7e-5 to 1.5e-5 from float64
+        assert float((a - b).abs().max() / b.abs().max()) < 4e-5, name
 
 
 # how many batch norms there are, and how many stand behind a convolution that feeds them alone
