@@ -91,7 +91,7 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: str, suffix: str) -> N
                 "flipped": flipped,
             }[damage]
         )
-    with pytest.warns(DataWarning, match="are damaged, and are built again"):
+    with pytest.warns(DataWarning, match="are damaged and are built again"):
         data = opened(tmp_path / "set")
     assert data.train is not None
     assert torch.equal(data.train.image(39), to_tensor(picture(39, height=side, width=side)))
