@@ -28,7 +28,7 @@ def test_lines(tmp_path: Path) -> None:
         "100 x 100 to 120 x 120",
         "input size 224 x 224",
         "1 test images are among the training images",
-        "1 images cannot be decoded, and are left out",
+        "1 images cannot be decoded and are left out",
         "note: 1 of 2 test images are among the training images",
     ):
         assert part in text, text

@@ -45,7 +45,7 @@ def noted(data: ImageData, *parts: str) -> ImageData:
 
 def test_notes_are_warnings(tmp_path: Path) -> None:
     write_folder(tmp_path / "p" / "p", {"a": 5, "b": 5})
-    with pytest.warns(DataWarning, match="holds one folder alone, p, which is taken for it"):
+    with pytest.warns(DataWarning, match="contains only the folder p, which is used instead"):
         open_data(f"folder:{tmp_path / 'p'}", cache_dir=tmp_path / "cache")
 
 
@@ -71,8 +71,8 @@ def test_val_and_test_by_other_names(tmp_path: Path, opened: Open) -> None:
 @pytest.mark.parametrize(
     "counts, message",
     [
-        ({"train/a": 2, "train/b": 2, "Train/a": 2, "Train/b": 2}, r"one folder for the train images .* Train and train"),
-        ({"train/a": 2, "train/b": 2, "val/a": 1, "valid/b": 1}, r"one folder for the val images .* val and valid"),
+        ({"train/a": 2, "train/b": 2, "Train/a": 2, "Train/b": 2}, r"one folder of train images .* Train and train"),
+        ({"train/a": 2, "train/b": 2, "val/a": 1, "valid/b": 1}, r"one folder of val images .* val and valid"),
         ({"train/a": 2}, r"at least 2 classes, got 1 \(a\)"),
         ({"a": 5}, r"at least 2 classes, got 1 \(a\)"),
         ({"train": 5, "val": 2}, r"one folder per class in .*train, got 5 images and no folders"),
@@ -83,7 +83,7 @@ def test_val_and_test_by_other_names(tmp_path: Path, opened: Open) -> None:
         ({"Cat": 2, "cat": 2}, "'Cat' and 'cat', which differ only in case, spaces or Unicode form"),
         ({"cat": 2, "cat ": 2}, "differ only in case, spaces or Unicode form"),
         ({CAFE: 2, CAFE_APART: 2}, r"'caf\\xe9'.* differ only in case, spaces or Unicode form"),
-        ({"set1/a": 2, "set1/b": 2, "set2/a": 2, "set2/b": 2}, r"set1, set2, each with folders of the same names \(a, b\)"),
+        ({"set1/a": 2, "set1/b": 2, "set2/a": 2, "set2/b": 2}, r"set1, set2, which all contain folders named a, b"),
         ({"train/ ": 2, "train/b": 2}, r"class folders with names in UTF-8, got ' '"),
     ],
 )  # fmt: skip
@@ -108,10 +108,10 @@ def test_a_folder_in_a_folder(tmp_path: Path, opened: Open) -> None:
         {f"{split}/{name}": 2 for split in ("train", "val") for name in "ab"},
     )
     write_folder(tmp_path / "p", {"__MACOSX/photos": 2, ".git/x": 1})
-    data = noted(opened(tmp_path / "p"), "holds one folder alone, photos, which is taken for it")
+    data = noted(opened(tmp_path / "p"), "contains only the folder photos, which is used instead")
     assert (data.classes, len(data.test)) == (("a", "b"), 4)
     write_folder(tmp_path / "q", {"train/deep/a": 2, "train/deep/b": 2, "val/a": 1, "val/b": 1})
-    assert len(noted(opened(tmp_path / "q"), "holds one folder alone, deep").test) == 2
+    assert len(noted(opened(tmp_path / "q"), "contains only the folder deep").test) == 2
 
 
 def test_folders_beside_the_splits(tmp_path: Path, opened: Open) -> None:
@@ -120,16 +120,16 @@ def test_folders_beside_the_splits(tmp_path: Path, opened: Open) -> None:
     assert data.train is not None
     assert len(data.train) == 4
     write_folder(tmp_path / "q", {"train/a": 5, "train/b": 5, "test": 4})
-    data = noted(opened(tmp_path / "q"), "4 images and no folders, so nothing says what its images show")
+    data = noted(opened(tmp_path / "q"), "4 images and no folders, so its images have no labels")
     assert len(data.test) == 2
     write_folder(tmp_path / "r", {"bus": 5, "car": 5, "train": 5})
-    data = noted(opened(tmp_path / "r"), "train in", "is taken for a class beside bus, car")
+    data = noted(opened(tmp_path / "r"), "train in", "is used as a class, like bus, car")
     assert data.classes == ("bus", "car", "train")
 
 
 def test_images_beside_class_folders(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path, {"p/train/a": 3, "p/train/b": 3, "p/val/a": 1, "p/val/b": 1, "p/train": 2})
-    assert len(noted(opened(tmp_path / "p"), "left out 2 images that lie in").test) == 2
+    assert len(noted(opened(tmp_path / "p"), "left out 2 images in").test) == 2
 
 
 def test_spellings_of_a_class(tmp_path: Path, opened: Open) -> None:
@@ -146,7 +146,7 @@ def test_a_class_that_a_held_out_set_lacks(tmp_path: Path, opened: Open) -> None
     data = noted(opened(tmp_path / "p"), "1 of 3 classes have no folder in", "(b)")
     assert (data.classes, data.test.labels.tolist()) == (("a", "b", "c"), [0, 2])
     (tmp_path / "p" / "val" / "b").mkdir()
-    assert noted(opened(tmp_path / "p"), "hold no image (b)").test.labels.tolist() == [0, 2]
+    assert noted(opened(tmp_path / "p"), "contain no image (b)").test.labels.tolist() == [0, 2]
 
 
 def test_folders_below_a_class(tmp_path: Path, opened: Open) -> None:
@@ -211,7 +211,7 @@ def test_what_is_left_out_is_counted_by_suffix(tmp_path: Path, opened: Open) -> 
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     for name in ("1.heic", "2.heic", "3.pdf", "noise"):
         (tmp_path / "p" / "train" / "a" / name).write_bytes(b"\0\0\0 ftypheic or another thing that is none")
-    (tmp_path / "p" / "train" / "a" / "labels.csv").write_text("what lies beside pictures is not counted")
+    (tmp_path / "p" / "train" / "a" / "labels.csv").write_text("companions of pictures are not counted")
     data = noted(opened(tmp_path / "p"), "left out 4 files", "2 .heic", "1 .pdf", "1 no suffix")
     assert data.train is not None
     assert len(data.train) == 6
@@ -243,7 +243,7 @@ def test_a_broken_link_is_named(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     (tmp_path / "p" / "train" / "a" / "z.png").symlink_to("/nowhere/z.png")
     with pytest.raises(
-        ValueError, match=r"links that lead to a file, got .*a/z\.png, whose target is not there"
+        ValueError, match=r"links to existing files, got .*a/z\.png, whose target does not exist"
     ):
         opened(tmp_path / "p")
     data = noted(opened(tmp_path / "p", on_fault="skip"), "left out 1 links")
@@ -324,7 +324,7 @@ def test_duplicates_follow_the_cuts(tmp_path: Path, opened: Open) -> None:
 def test_the_same_image_in_two_classes(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     shutil.copy(tmp_path / "p" / "train" / "a" / "001.png", tmp_path / "p" / "train" / "b" / "copy.png")
-    noted(opened(tmp_path / "p"), "1 train images are there, byte for byte, under another class")
+    noted(opened(tmp_path / "p"), "1 train images are in another class too, byte for byte")
 
 
 def test_skipped_images_are_counted_and_named(tmp_path: Path, opened: Open) -> None:
