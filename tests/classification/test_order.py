@@ -149,5 +149,5 @@ def test_evaluate_says_where_position_counts(net, tmp_path):
     with pytest.warns(UserWarning, match="by position"):
         assert score(source, net, report=notes)["top1"] == 100
     assert any(
-        "sees images as they come, mean 0 0 0, std 1 1 1 (its own file)" in text for text in notes.said
+        "input of any size, mean 0 0 0, std 1 1 1 (its own file)" in text for text in notes.said
     )

@@ -135,7 +135,7 @@ def test_images_beside_class_folders(tmp_path: Path, opened: Open) -> None:
 def test_spellings_of_a_class(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {f"train/{CAFE}": 3, "train/Zoo": 2, f"val/{CAFE_APART}": 1, "val/zoo": 4})
     data = noted(
-        opened(tmp_path / "p"), "2 class folders of", "another spelling (case, spaces or Unicode form)"
+        opened(tmp_path / "p"), "2 class folders of", "(case, spaces or Unicode form) and are matched"
     )
     assert data.classes == ("Zoo", CAFE)
     assert data.test.labels.tolist() == [0, 0, 0, 0, 1]

@@ -107,9 +107,7 @@ def test_other_names(tmp_path: Path) -> None:
     ):
         opened(tmp_path / "p")
     write(tmp_path / "p" / "test.parquet", ["cat", "cat"], label=[0, 1])
-    with pytest.raises(
-        ValueError, match=r"unique class names, got 'cat' twice in column 'label' of .*test"
-    ):
+    with pytest.raises(ValueError, match=r"unique class names, got 'cat' twice in column 'label' of .*test"):
         opened(tmp_path / "p")
     write(tmp_path / "p" / "test.parquet", ["cat", " "], label=[0, 1])
     with pytest.raises(ValueError, match=r"unique class names, got an empty name"):
@@ -201,7 +199,9 @@ def test_shards_by_other_names(tmp_path: Path) -> None:
     assert data.train is not None
     assert (len(data.train), len(data.test)) == (4, 3)
     write(tmp_path / "p" / "extra.parquet", label=[0, 1, 1])
-    with pytest.warns(DataWarning, match=r"left out extra\.parquet in .*: the name does not start with a split"):
+    with pytest.warns(
+        DataWarning, match=r"left out extra\.parquet in .*: the name does not start with a split"
+    ):
         opened(tmp_path / "p")
 
 
