@@ -1,55 +1,64 @@
-"""The study of results/README.md: regimes of teachers x methods x seeds, at a budget where students have converged.
+"""The study of results/study.md: regimes of teachers x methods x seeds, at a budget where students have converged.
 
-    python -m benchmarks.study --data parquet:PATH --out DIR [--seeds 0 1 2] [--regimes weak biased ...]
-    python -m benchmarks.study --out DIR --table
+    python -m benchmarks.study prepare --cifar100 DIR --out OUT            # splits and teachers, once
+    python -m benchmarks.study train --out OUT [--seeds 0 1 2] [--regimes weak biased] [--methods kd outgrow]
+    python -m benchmarks.study table --out OUT
 
-CIFAR-100's 20 coarse classes. A student, ResNet-8, has 5,000 rows and 5,600 steps of 64. The teachers of a seed
-learn from other rows:
+CIFAR-100's 20 coarse classes, cut once into parts that share no image:
 
-    strong    ResNet-20, 20,000 rows
-    weak      ResNet-8, 5,000 rows
-    biased    the strong one with a head that was fitted on labels of which 45 % are the next class
+    student      10,000 images, of which a seed draws 5,000
+    teacher      20,000, on which teachers are trained
+    unlabelled   20,000, without labels
+
+A student, ResNet-8, takes 5,600 steps of 64 images. The teachers:
+
+    strong    ResNet-20 on all 20,000
+    weak      ResNet-8 on 5,000 of them
+    biased    the strong one, with a head that was fitted on labels of which 45 % are the next class
 
 All methods of a seed have the same rows, views, initial student and teacher. Finished runs are kept, so a study that
-was interrupted continues. ``--triple`` trains students alone for three times the budget: the check of convergence.
+was interrupted continues. ``train --triple`` trains students alone for three times the budget: the check of convergence.
 """
 
 import argparse
-import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from outgrow.classification.data import eval_loader, open_run_data
-from outgrow.classification.student import train_alone
+from outgrow.classification.data import eval_loader
+from outgrow.data import open_data
 from outgrow.models import create_model, save_student
 from outgrow.models.taps import PENULTIMATE, Taps
 from outgrow.report import formats
 from outgrow.report.table import Records, compare
 from outgrow.run.recipes import RECIPES
 from outgrow.run.study import run_study
-from outgrow.training.config import Config, build_config, merge
-from outgrow.training.progress import Reporter, make_reporter
+from outgrow.training.config import TrainConfig, merge
+from outgrow.training.progress import make_reporter
 from outgrow.training.record import read_record
 
+Layer = dict[str, Any]
+
 EPOCHS = 72
-TEACHERS = {
-    "strong": {"name": "cifar/resnet20", "rows": 20_000, "epochs": 15, "batch_size": 128},
-    "weak": {"name": "cifar/resnet8", "rows": 5_000, "epochs": EPOCHS, "batch_size": 64},
-    "biased": {"name": "cifar/resnet20"},
+ROWS = 5_000
+PARTS = {"student": 10_000, "teacher": 20_000, "unlabelled": 20_000}
+TEACHERS: dict[str, Layer] = {
+    "strong": {"student": {"name": "cifar/resnet20"}, "train": {"epochs": 40, "batch_size": 128}},
+    "weak": {"student": {"name": "cifar/resnet8"}, "data": {"train_rows": ROWS}, "train": {"epochs": EPOCHS}},
 }
-ALONE: dict[str, dict[str, Any]] = {"none": {"preset": "none"}}
-FIRST: dict[str, dict[str, Any]] = {
+MODELS = {"strong": "cifar/resnet20", "weak": "cifar/resnet8", "biased": "cifar/resnet20"}
+FLIPPED = 0.45
+METHODS: dict[str, Layer] = {
+    "none": {"preset": "none"},
     "kd": {"preset": "kd"},
     "outgrow": {"preset": "outgrow"},
     "pair": {"preset": "kd", "rule": "pair"},
     "paper": {"preset": "paper"},
-}
-"""Trained for all seeds before the others."""
-MORE: dict[str, dict[str, Any]] = {
     "kd, weight 4": {"preset": "kd", "weight": 4.0},
     "outgrow, weight 4": {"preset": "outgrow", "weight": 4.0},
     "outgrow + pair": {"preset": "outgrow", "rule": "pair"},
@@ -57,58 +66,66 @@ MORE: dict[str, dict[str, Any]] = {
     "swap": {"preset": "kd", "rule": "swap"},
     "project": {"preset": "kd", "rule": "project"},
     "drop": {"preset": "drop"},
+    "released": {"preset": "released"},
 }
-FLIPPED = 0.45
 
 
-def base_of(source: str, epochs: int) -> dict[str, Any]:
-    recipe = RECIPES["cifar100-small"].layer
+def base_of(out: Path, part: str = "student", epochs: int = EPOCHS) -> Layer:
     own = {
         "recipe": "cifar100-small",
-        "data": {"source": source, "label": "coarse_label", "workers": 0},
+        "data": {
+            "source": f"parquet:{out / 'data' / part}",
+            "label": "coarse_label",
+            "val_fraction": 0.0,
+            "workers": 0,
+        },
+        "teacher": {"name": "none", "train": False},
         "train": {"epochs": epochs, "eval_every": epochs // 3},
     }
-    return merge(recipe, own)
+    return merge(RECIPES["cifar100-small"].layer, own)
 
 
-def make_teacher(config: Config, regime: str, folder: Path, report: Reporter) -> nn.Module:
-    """The teacher of a regime and of ``config.seed``, trained once and kept in ``folder``."""
-    data = open_run_data(config)
-    facts = TEACHERS[regime]
-    file = folder / f"{regime}-seed{config.seed}.safetensors"
-    if file.is_file():
-        return create_model(str(facts["name"]), classes=data.classes, weights=file)
-    assert data.others is not None
-    order = torch.randperm(len(data.others), generator=torch.Generator().manual_seed(config.seed))
-    if regime == "biased":
-        network = make_teacher(config, "strong", folder, report)
-        rows = data.others.subset(order[: TEACHERS["strong"]["rows"]])
-        _bias(network, eval_loader(rows, network, config.train, torch.device("cpu"), 0), config.seed)
-    else:
-        train = {"epochs": facts["epochs"], "eval_every": facts["epochs"], "batch_size": facts["batch_size"]}
-        config = build_config(merge(config.model_dump(), {"teacher_train": train}))
-        torch.manual_seed(config.seed)
-        network = create_model(str(facts["name"]), classes=data.classes)
-        rows = data.others.subset(order[: facts["rows"]])
-        train_alone(config, rows, data, network, reporter=report)
-    network.classes = data.classes
-    save_student(network, file)
-    return network
+def prepare(cifar100: Path, out: Path) -> None:
+    """Cut the data, and train the teachers."""
+    train = pa.concat_tables(pq.read_table(file) for file in sorted(cifar100.glob("**/train-*.parquet")))
+    test = pa.concat_tables(pq.read_table(file) for file in sorted(cifar100.glob("**/test-*.parquet")))
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(2026))
+    for part, rows in zip(PARTS, order.split(list(PARTS.values())), strict=True):
+        folder = out / "data" / part
+        folder.mkdir(parents=True, exist_ok=True)
+        table = train.take(pa.array(rows.sort().values.numpy()))
+        if part == "unlabelled":
+            table = table.drop_columns(["fine_label", "coarse_label"])
+        else:
+            pq.write_table(test, folder / "test-00000-of-00001.parquet")
+        pq.write_table(table, folder / "train-00000-of-00001.parquet")
+    for name, layer in TEACHERS.items():
+        layer = merge(base_of(out, "teacher"), {"data": {"train_rows": None}}, layer)
+        layer["train"]["eval_every"] = layer["train"]["epochs"]
+        run_study(layer, {name: METHODS["none"]}, [100], out=out / "teachers", reporter=make_reporter())
+    bias(out)
 
 
-def _bias(network: nn.Module, loader: Any, seed: int) -> None:
-    """Fit the head anew on labels of which a share ``FLIPPED`` is the next class."""
-    features, labels = [], []
+def weights_of(out: Path, regime: str) -> Path:
+    return out / "teachers" / regime / "seed100" / "student.safetensors"
+
+
+def bias(out: Path) -> None:
+    """Fit the strong teacher's head anew on labels of which a share ``FLIPPED`` is the next class."""
+    data = open_data(base_of(out, "teacher")["data"]["source"], label="coarse_label")
+    network = create_model(MODELS["strong"], classes=data.classes, weights=weights_of(out, "strong"))
+    assert data.train is not None
     tapped = Taps(network.eval(), (PENULTIMATE,))
+    features = []
     with torch.no_grad():
-        for batch in loader.epoch(0):
+        for batch in eval_loader(
+            data.train, network, TrainConfig(batch_size=256), torch.device("cpu"), 0
+        ).epoch(0):
             features.append(tapped(batch.images).features[PENULTIMATE])
-            labels.append(batch.target.label)
-    x, y = torch.cat(features).float(), torch.cat(labels)
-    generator = torch.Generator().manual_seed(seed)
-    flipped = torch.rand(len(y), generator=generator) < FLIPPED
-    head = network.net.fc
-    y = torch.where(flipped, (y + 1) % head.out_features, y)
+    x, y = torch.cat(features), data.train.labels
+    generator = torch.Generator().manual_seed(0)
+    head = network.net.get_submodule("fc")
+    y = torch.where(torch.rand(len(y), generator=generator) < FLIPPED, (y + 1) % data.num_classes, y)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
     for _ in range(30):
         for rows in torch.randperm(len(y), generator=generator).split(512):
@@ -116,59 +133,60 @@ def _bias(network: nn.Module, loader: Any, seed: int) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    file = weights_of(out, "biased")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_student(network, file)
 
 
-def train(args: argparse.Namespace, regime: str, methods: dict[str, dict[str, Any]], seed: int) -> None:
-    report = make_reporter()
-
-    def teacher(config: Config) -> nn.Module:
-        return make_teacher(config, regime, args.out / "teachers", report)
-
-    base = base_of(args.data, EPOCHS)
+def train(out: Path, regime: str, methods: Mapping[str, Layer], seed: int) -> None:
+    base = base_of(out)
     if regime != "alone":
-        cache = args.out / "cache" / f"{regime}-seed{seed}"
-        base = merge(
-            base, {"teacher": {"name": TEACHERS[regime]["name"], "train": False, "cache": str(cache)}}
-        )
-    run_study(base, methods, [seed], out=args.out / regime, teacher=teacher, reporter=report)
+        cache = str(out / "cache" / f"{regime}-seed{seed}")
+        teacher = {"name": MODELS[regime], "weights": str(weights_of(out, regime)), "cache": cache}
+        base = merge(base, {"teacher": teacher})
+    run_study(base, methods, [seed], out=out / regime, reporter=make_reporter())
 
 
 def collect(out: Path) -> dict[str, Records]:
     """Finished runs by regime; the student alone stands beside each."""
     found: dict[str, Records] = {}
     for file in sorted(out.glob("*/*/seed*/record.json"), key=lambda f: int(f.parent.name[4:])):
-        record = read_record(file)
-        found.setdefault(file.parts[-4], {}).setdefault(file.parts[-3], []).append(record)
-    alone = found.pop("alone", {})
-    found.pop("triple", None)
-    order = [*ALONE, *FIRST, *MORE]
+        found.setdefault(file.parts[-4], {}).setdefault(file.parts[-3], []).append(read_record(file))
+    alone = found.get("alone", {})
     return {
-        regime: {name: {**alone, **records}[name] for name in order if name in {**alone, **records}}
-        for regime, records in found.items()
+        regime: {
+            name: {**alone, **found[regime]}[name] for name in METHODS if name in {**alone, **found[regime]}
+        }
+        for regime in MODELS
+        if regime in found
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", choices=["prepare", "train", "table"])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cifar100", type=Path, help="folder of the train-* and test-*.parquet of CIFAR-100")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--regimes", nargs="+", default=["biased", "weak", "strong"], choices=TEACHERS)
-    parser.add_argument("--more", action="store_true", help="the second list of methods too")
+    parser.add_argument("--regimes", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--methods", nargs="+", default=["kd", "outgrow", "pair", "paper"], choices=METHODS)
     parser.add_argument("--triple", action="store_true", help="students alone at three times the budget")
-    parser.add_argument("--table", action="store_true", help="tables of what is finished; trains nothing")
     args = parser.parse_args()
-    if args.table:
+    none = {"none": METHODS["none"]}
+    if args.step == "prepare":
+        prepare(args.cifar100, args.out)
+    elif args.step == "table":
         print(formats.text(compare(collect(args.out))))
-        return
-    if args.triple:
-        base = base_of(args.data, 3 * EPOCHS)
-        run_study(base, ALONE, args.seeds, out=args.out / "triple", reporter=make_reporter())
-        return
-    for methods, seed in itertools.product([FIRST, MORE] if args.more else [FIRST], args.seeds):
-        train(args, "alone", ALONE, seed)
-        for regime in args.regimes:
-            train(args, regime, methods, seed)
+    elif args.triple:
+        base = base_of(args.out, epochs=3 * EPOCHS)
+        run_study(base, none, args.seeds, out=args.out / "triple", reporter=make_reporter())
+    else:
+        for seed in args.seeds:
+            train(args.out, "alone", none, seed)
+            for regime in args.regimes:
+                train(args.out, regime, {name: METHODS[name] for name in args.methods}, seed)
 
 
 if __name__ == "__main__":

@@ -93,9 +93,7 @@ class TestTeacher:
         record = run(photos, teacher, report)
         assert record["correction"] is not None
         assert any("mapped from the labels" in text and "missing: blue" in text for text in report.said)
-        with pytest.raises(
-            ValueError, match=r"2 of 3 are there by name \(missing: blue; others there: azure\)"
-        ):
+        with pytest.raises(ValueError, match=r"2 of 3 found by name \(missing: blue; not needed: azure\)"):
             run(photos, teacher, teacher={"correct": "never"})
 
     def test_a_configuration_alone_is_no_teacher(self, photos, tmp_path):
@@ -143,13 +141,13 @@ class TestEvaluate:
     def test_one_renamed(self, photos, trained):
         name, file = trained
         with pytest.raises(
-            ValueError, match=r"2 of 3 are there by name \(missing: blue; others there: azure\); rename"
+            ValueError, match=r"2 of 3 found by name \(missing: blue; not needed: azure\); rename"
         ):
             score(photos, name, file((2, 1, 0), ("azure", "green", "red")))
 
     def test_all_renamed(self, photos, trained):
         name, file = trained
-        with pytest.raises(ValueError, match="none of 3 are there by name"):
+        with pytest.raises(ValueError, match="none of 3 found by name"):
             score(photos, name, file((2, 1, 0), ("blau", "gruen", "rot")))
 
 

@@ -329,9 +329,7 @@ class TestHub:
         images = torch.rand(2, 3, 32, 32)
         student = create_model(f"hf/{hub}", classes=("owl", "cat", "dog")).eval()
         torch.testing.assert_close(student.net(images).logits, first.net(images).logits[:, [2, 0, 1]])
-        with pytest.warns(
-            UserWarning, match=r"1 of 3 are there by name .*; the rows of missing classes are new"
-        ):
+        with pytest.warns(UserWarning, match=r"1 of 3 found by name .*; the rows of missing classes are new"):
             partly = create_model(f"hf/{hub}", classes=("fox", "owl", "bee"))
         assert torch.equal(head_of(partly)[1].weight[1], head_of(first)[1].weight[2])
         assert head_of(partly)[1].weight[[0, 2]].std() < 0.02

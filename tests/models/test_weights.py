@@ -612,7 +612,7 @@ class TestClassesOfAStudent:
         trained = self.file(tmp_path / "s.safetensors", names=None)
         student = create_model("cifar/resnet8", weights=tmp_path / "s.safetensors", classes=self.NAMES)
         assert torch.equal(head_of(student)[1].weight, head_of(trained)[1].weight)
-        assert any("by position, as the weights name no classes" in note for note in student.notes)
+        assert any("by position, as the weights have no class names" in note for note in student.notes)
 
     def test_names_in_a_torch_file(self, tmp_path: Path) -> None:
         trained = self.file(tmp_path / "s.safetensors")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from outgrow.classification.view import PHOTO, eval_view, whole_size
 from outgrow.data import ArraySplit, Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader
-from outgrow.data.notes import say
+from outgrow.data.notes import warn_notes
 from outgrow.data.source import arrange, find_data
 from outgrow.models import InputSpec, Network
 from outgrow.models.network import resized
@@ -59,7 +59,7 @@ def open_run_data(config: Config) -> RunData:
     own = {"val", "test"} <= found.parts.keys() or "train" not in found.parts
     fraction = 0.0 if own else options.val_fraction
     data = arrange(options.source, found, val_fraction=fraction, seed=config.seed)
-    say(data.notes)
+    warn_notes(data.notes)
     if data.train is None:
         raise ValueError(
             f"--data {options.source}: needs images to train on, got only images to evaluate; "

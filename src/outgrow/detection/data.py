@@ -21,7 +21,7 @@ from torch import Tensor
 from outgrow.data.cache import default_cache_dir, usable
 from outgrow.data.files import PathList, read_bytes, read_picture
 from outgrow.data.identity import Digests, also_in, fingerprint, look_at
-from outgrow.data.notes import printable, say, some
+from outgrow.data.notes import printable, some, warn_notes
 from outgrow.data.pixels import VERSION, decode, to_tensor
 from outgrow.data.reading import OnFault, Opening, kept_rows, note_look
 from outgrow.detection.annotations import AnnotationFile, read_annotations
@@ -92,11 +92,11 @@ class DetectionSplit:
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
         """A picture, RGB, 0..255.
 
-        Its annotations say which way up it is: turned as EXIF says where it then has the size that they
+        Its annotations give its orientation: turned as EXIF says where it then has the size that they
         give, as it is stored where that has (COCO's own tools do not look at EXIF; a square one is not turned).
 
         Raises ValueError, with the file's name, where it cannot be decoded or has another size than
-        its annotations say: boxes would be in the wrong place.
+        its annotations give: boxes would be in the wrong place.
         """
         path = os.path.join(self.folder, self.name(position))
         height, width = self.size(position)
@@ -213,7 +213,7 @@ def open_coco(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | No
         faults=tuple(opening.faults),
         notes=tuple(opening.notes),
     )
-    say(data.notes)
+    warn_notes(data.notes)
     return data
 
 

@@ -182,7 +182,7 @@ class BiasCorrection(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> "BiasCorrection":
         """Read what :meth:`save` wrote. ``ValueError`` for a file that is damaged, or is none of ours."""
-        tensors, metadata = read_safetensors(path, who="BiasCorrection.load")
+        tensors, metadata = read_safetensors(path, caller="BiasCorrection.load")
         try:
             meta = json.loads(metadata["outgrow"])
             loaded = cls(meta["num_classes"], meta["folds"])
