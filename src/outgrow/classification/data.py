@@ -1,7 +1,7 @@
 """The data of a classification run: its splits, its training views, its test images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from outgrow.classification.view import PHOTO, eval_view, whole_size
 from outgrow.data import ArraySplit, Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader
 from outgrow.data.notes import warn_notes
 from outgrow.data.source import arrange, find_data
+from outgrow.data.splits import Found
+from outgrow.data.unlabelled import UnlabelledImages, open_unlabelled
 from outgrow.models import InputSpec, Network
 from outgrow.models.network import resized
 from outgrow.training.config import Config, ModelConfig, TrainConfig
@@ -19,6 +21,8 @@ PLAIN = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """What a net wants that says nothing."""
 LEAST = 2
 """Images that a process trains on at once, if any: a batch norm needs two."""
+UNLABELLED_SEED = 1_000_003
+"""Added to the seed for unlabelled images: image 7 of both kinds has views of its own."""
 
 
 @dataclass
@@ -31,6 +35,8 @@ class RunData:
     source: ImageData
     train: Split
     others: Split | None
+    unlabelled: UnlabelledImages | None = None
+    """Images that are distilled without a label."""
     size: int | None = None
     """Side in pixels of what the student is trained and tested on, once it is made (:func:`set_size`)."""
 
@@ -41,6 +47,13 @@ class RunData:
     @property
     def test(self) -> Split:
         return self.source.test
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever an image, a label or a split may have changed."""
+        if self.unlabelled is None:
+            return self.source.fingerprint
+        return fingerprint([self.source.fingerprint, self.unlabelled.fingerprint])
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -66,10 +79,36 @@ def open_run_data(config: Config) -> RunData:
             "put them under train/<class>/."
         )
     wanted = options.train_rows
-    if wanted is None or wanted >= len(data.train):
-        return RunData(data, data.train, None)
-    order = _shuffled(config, len(data.train))
-    return RunData(data, data.train.subset(order[:wanted]), data.train.subset(order[wanted:]))
+    train, others = data.train, None
+    if wanted is not None and wanted < len(data.train):
+        order = _shuffled(config, len(data.train))
+        train, others = data.train.subset(order[:wanted]), data.train.subset(order[wanted:])
+    return RunData(data, train, others, _open_unlabelled(config, found, data, train))
+
+
+def _open_unlabelled(config: Config, found: Found, data: ImageData, train: Split) -> UnlabelledImages | None:
+    options = config.data
+    if options.unlabelled is None:
+        return None
+    known = {"training": (found.parts["train"], train)}
+    if data.val is not None:
+        known["validation"] = (
+            found.parts["val" if "val" in found.parts and "test" in found.parts else "train"],
+            data.val,
+        )
+    known["test"] = (
+        found.parts[next(name for name in ("test", "val", "train") if name in found.parts)],
+        data.test,
+    )
+    unlabelled = open_unlabelled(
+        options.unlabelled,
+        known=known,
+        rows=options.unlabelled_rows,
+        seed=config.seed,
+        on_fault=options.on_fault,
+    )
+    say(unlabelled.notes)
+    return unlabelled
 
 
 def _shuffled(config: Config, num_rows: int) -> Tensor:
@@ -152,26 +191,67 @@ def train_loader(
     device: torch.device,
     *,
     whole: bool = False,
+    unlabelled: Split | None = None,
 ) -> Loader:
     """The training views: this process's share of them, or all for a pass that every process makes alike.
 
+    With ``unlabelled`` a batch holds ``data.unlabelled_share`` of those, behind the rows of ``split``.
+
     They are cut and resized as the last of ``networks``, the one that is trained, wants to be tested.
     """
-    rank, world_size = rank_and_size(None if whole else process_group())
     size = view_size(config.data.size, split, networks)
     spec = next((n.input_spec for n in reversed(networks) if n is not None), PLAIN)
-    batch_size = min(train.batch_size, len(split))
+    batch_size = train.batch_size
+    if unlabelled is not None:
+        extra = min(max(round(batch_size * config.data.unlabelled_share), 1), batch_size - LEAST)
+        if extra < 1:
+            raise ValueError(
+                f"--unlabelled: needs a batch of {LEAST + 1} images or more, got train.batch_size={batch_size}; raise it."
+            )
+        batch_size -= extra
+    augment = Augment(**config.data.augment.model_dump())
+    last = drops_last(len(split), min(batch_size, len(split)), least=LEAST)
+    loader = _views(
+        config, split, spec, batch_size, augment, size, device, whole, seed=config.seed, drop_last=last
+    )
+    if unlabelled is None:
+        return loader
+    if size is None and isinstance(split, ArraySplit):  # those images keep their size: the others get it
+        size = split.images.shape[2]
+    plain = replace(augment, mixup=0.0, cutmix=0.0)
+    seed = config.seed + UNLABELLED_SEED
+    others = _views(config, unlabelled, spec, extra, plain, size, device, whole, seed=seed, drop_last=True)
+    return MixedLoader(loader, others)
+
+
+def _views(
+    config: Config,
+    split: Split,
+    spec: InputSpec,
+    batch_size: int,
+    augment: Augment,
+    size: int | None,
+    device: torch.device,
+    whole: bool,
+    *,
+    seed: int,
+    drop_last: bool,
+) -> ImageLoader:
+    rank, world_size = rank_and_size(None if whole else process_group())
+    batch_size = min(batch_size, len(split))
+    if isinstance(split, ArraySplit) and size == split.images.shape[2] == split.images.shape[3]:
+        size = size if config.data.size else None  # no need to resize
     return make_loader(
         split,
         batch_size=batch_size,
         device=device,
-        seed=config.seed,
-        augment=Augment(**config.data.augment.model_dump()),
+        seed=seed,
+        augment=augment,
         size=size,
         crop_pct=_crop(spec, split, size),
         interpolation=spec.interpolation,
         shuffle=True,
-        drop_last=drops_last(len(split), batch_size, least=LEAST),
+        drop_last=drop_last,
         num_workers=config.data.workers,
         rank=rank,
         world_size=world_size,

@@ -63,7 +63,7 @@ class Rehearsal(Classification):
     def open_data(self, run: RunContext) -> RunData:
         source = self.data.source
         cut = replace(source, train=self.data.train, val=None, test=first_rows(source.test, self.rows))
-        return RunData(cut, first_rows(self.data.train, self.rows), None)
+        return RunData(cut, first_rows(self.data.train, self.rows), None, self.data.unlabelled)
 
     def make_teacher(self, run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
         if run.config.teacher.train and module is None and run.config.method.preset != "none":

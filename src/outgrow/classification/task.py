@@ -74,7 +74,10 @@ class Classification:
         self, run: RunContext, data: RunData, networks: Sequence[nn.Module | None], *, whole: bool = False
     ) -> Loader:
         nets = [None if network is None else network_of(network) for network in networks]
-        return train_loader(run.config, run.config.train, data.train, nets, run.device, whole=whole)
+        unlabelled = None if data.unlabelled is None else data.unlabelled.split
+        return train_loader(
+            run.config, run.config.train, data.train, nets, run.device, whole=whole, unlabelled=unlabelled
+        )
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
         if not parts.objective.reads_features:
@@ -89,7 +92,7 @@ class Classification:
         parts.objective.setup(
             student_out,
             teacher_out,
-            num_samples=loader.num_indices,
+            num_samples=int(train.index.max()) + 1,
             label=train.labels,
             index=train.index,
         )
@@ -123,7 +126,7 @@ class Classification:
     def data_record(self, run: RunContext, data: RunData) -> DataRecord:
         return DataRecord(
             source=run.config.data.source,
-            fingerprint=data.source.fingerprint,
+            fingerprint=data.fingerprint,
             classes=data.classes,
             train=len(data.train),
             val=0 if data.val is None else len(data.val),
@@ -131,7 +134,8 @@ class Classification:
             size=data.size,
             image_size=whole_size(data.test),
             duplicates=data.source.duplicates,
-            faults=data.source.faults,
+            faults=data.source.faults + (() if data.unlabelled is None else data.unlabelled.faults),
+            unlabelled=None if data.unlabelled is None else len(data.unlabelled.split),
         )
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:

@@ -375,11 +375,18 @@ def _cache_facts(
     correction = teacher.correction.source if isinstance(teacher, CorrectedTeacher) else "none"
     return {
         "teacher": f"{wanted[0]} {digest(teacher)} {correction}",
-        "data": data.source.fingerprint,
+        "data": data.fingerprint,
         "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in wanted]} "
-        f"seed {config.seed}",
+        f"seed {config.seed}{_mixed(config)}",
         "precision": config.train.precision if options.precision == "as_student" else options.precision,
     }
+
+
+def _mixed(config: Config) -> str:
+    """Which unlabelled images are in which step of which epoch."""
+    if config.data.unlabelled is None:
+        return ""
+    return f" batches of {config.train.batch_size}, {config.data.unlabelled_share} of them unlabelled"
 
 
 def _features_read(teacher: BaseTeacher, objective: Objective, loader: Loader) -> dict[str, tuple[int, ...]]:

@@ -188,6 +188,10 @@ class ImageLoader:
     def __len__(self) -> int:
         return len(self.plan)
 
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """See :meth:`Loader.epoch`."""
+        raise NotImplementedError
+
     def _batch(
         self,
         views: Float32[Tensor, "shown 3 height width"],

@@ -24,6 +24,14 @@ Data = Annotated[
     ),
 ]
 Label = Annotated[str | None, typer.Option(help="label column, such as fine_label or coarse_label")]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(
+        "--unlabelled",
+        metavar="SRC",
+        help="images without labels that are distilled too, such as folder:more",
+    ),
+]
 TeacherName = Annotated[
     str | None,
     typer.Option(
@@ -94,6 +102,7 @@ def distill(
     data: Data = None,
     teacher: TeacherName = None,
     student: StudentName = None,
+    unlabelled: Unlabelled = None,
     out: Annotated[Path | None, typer.Option(help="the run folder")] = None,
     teacher_weights: TeacherWeights = None,
     train_teacher: TrainTeacher = False,
@@ -125,6 +134,7 @@ def distill(
     shared = flags_layer(
         data=data,
         label=label,
+        unlabelled=unlabelled,
         teacher=teacher,
         teacher_weights=teacher_weights,
         train_teacher=train_teacher,
@@ -154,6 +164,7 @@ def compare(
     data: Data = None,
     teacher: TeacherName = None,
     student: StudentName = None,
+    unlabelled: Unlabelled = None,
     methods: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="presets, such as none,kd,outgrow (which it is without any)"),
@@ -210,6 +221,7 @@ def compare(
     shared = flags_layer(
         data=data,
         label=label,
+        unlabelled=unlabelled,
         teacher=teacher,
         teacher_weights=teacher_weights,
         train_teacher=train_teacher,

@@ -12,6 +12,7 @@ def flags_layer(
     *,
     data: str | None = None,
     label: str | None = None,
+    unlabelled: str | None = None,
     teacher: str | None = None,
     teacher_weights: Path | None = None,
     train_teacher: bool = False,
@@ -22,7 +23,7 @@ def flags_layer(
 ) -> dict[str, Any]:
     """The flags that `distill` and `compare` share, as a layer: what was not typed is not in it."""
     flags: dict[str, dict[str, Any]] = {
-        "data": {"source": data, "label": label},
+        "data": {"source": data, "label": label, "unlabelled": unlabelled},
         "teacher": {
             "name": teacher,
             "weights": None if teacher_weights is None else str(teacher_weights),

@@ -55,6 +55,14 @@ class DataConfig(_Section):
     where the source has validation images of its own."""
     train_rows: int | None = Field(None, ge=1)
     """Train on the first rows of a seeded shuffle alone; None for all."""
+    unlabelled: str | None = None
+    """Images without labels that are distilled too: a source as ``data.source``, whose labels are not used. A folder
+    may have pictures at any depth. Images that are also training, validation or test images are left out."""
+    unlabelled_share: float = Field(0.5, gt=0, lt=1)
+    """Share of unlabelled images in a batch. ``train.batch_size`` counts both kinds; an epoch is one pass over
+    the labelled images, so at 0.75 it has four times the steps."""
+    unlabelled_rows: int | None = Field(None, ge=1)
+    """Use only so many of the unlabelled images, the first of a seeded shuffle; None for all."""
     size: int | None = Field(None, ge=1)
     """Side in pixels of the training views, and of what the student is made for and tested on; None for the larger
     of what the two networks want. A student that is built for one size has ``student.input_size`` instead."""

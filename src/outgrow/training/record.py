@@ -223,6 +223,8 @@ class DataRecord(_Part):
     """Test images whose bytes are among the training images, too; None where nobody looked."""
     faults: tuple[str, ...] = ()
     """Images that were left out because they cannot be decoded."""
+    unlabelled: int | None = None
+    """Images without labels that were distilled too; None without any."""
 
 
 class RunRecord(_Part):
