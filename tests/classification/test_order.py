@@ -150,4 +150,4 @@ def test_evaluate_says_where_position_counts(net, tmp_path):
     notes = Notes()
     with pytest.warns(UserWarning, match="by position"):
         assert score(source, net, report=notes)["top1"] == 100
-    assert any("input of any size, mean 0 0 0, std 1 1 1 (its own file)" in text for text in notes.said)
+    assert any("input of any size, mean 0 0 0, std 1 1 1 (from its file)" in text for text in notes.said)

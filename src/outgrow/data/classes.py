@@ -30,23 +30,23 @@ position. Lists in use differ from one another in up to two classes."""
 
 @dataclass(frozen=True)
 class Match:
-    """Where the wanted classes are among the network's own classes."""
+    """Where the requested classes are among the network's own classes."""
 
     columns: tuple[int, ...] | None
-    """The index of each wanted class among the own classes; None unless all were found."""
+    """The index of each requested class among the own classes; None unless all were found."""
     how: How
     missing: tuple[str, ...]
     """Wanted names that are not among the own names."""
     extra: tuple[str, ...]
-    """Own names that are not wanted."""
+    """Own names that are not requested."""
     places: tuple[int | None, ...]
     """Like ``columns``, with None for each class that is missing."""
     note: str
     """A summary for messages."""
 
 
-def match_classes(own: Sequence[str] | None, num_own: int, wanted: Sequence[str]) -> Match:
-    """Find each of the ``wanted`` classes among ``num_own`` classes with the names ``own``.
+def match_classes(own: Sequence[str] | None, num_own: int, requested: Sequence[str]) -> Match:
+    """Find each of the ``requested`` classes among ``num_own`` classes with the names ``own``.
 
     The values of ``how``:
 
@@ -63,34 +63,34 @@ def match_classes(own: Sequence[str] | None, num_own: int, wanted: Sequence[str]
     >>> match_classes(None, 3, ["bird", "cat", "dog"]).how
     'position'
     """
-    wanted = tuple(map(str, wanted))
+    requested = tuple(map(str, requested))
     names = None if own is None else tuple(map(str, own))
     if names is not None and len(names) != num_own:
         raise ValueError(
             f"classes: needs one name for each of {num_own} classes, got {len(names)}; name all of them or none."
         )
-    nothing: tuple[int | None, ...] = (None,) * len(wanted)
+    nothing: tuple[int | None, ...] = (None,) * len(requested)
     if names is not None:
-        places, spelled = _places(names, wanted)
+        places, spelled = _places(names, requested)
         found = [place for place in places if place is not None]
-        missing = tuple(name for name, place in zip(wanted, places, strict=True) if place is None)
+        missing = tuple(name for name, place in zip(requested, places, strict=True) if place is None)
         extra = tuple(name for place, name in enumerate(names) if place not in found)
         if not missing:
             note = "by name" + (f", in another spelling ({_few(spelled)})" if spelled else "")
             return Match(tuple(found), "spelling" if spelled else "names", (), extra, places, note)
         # numbers that occur on both sides count as names, such as those of folders
-        if found or not (_nameless(names) or _nameless(wanted)):
+        if found or not (_nameless(names) or _nameless(requested)):
             how: How = "partial" if found else "none"
             note = (
-                f"{len(found) or 'none'} of {len(wanted)} found by name (missing: {_few(missing)}; "
+                f"{len(found) or 'none'} of {len(requested)} found by name (missing: {_few(missing)}; "
                 f"not needed: {_few(extra)})"
             )
             return Match(None, how, missing, extra, places, note)
-    if num_own != len(wanted):
-        note = f"{num_own} classes without names for {len(wanted)}"
-        return Match(None, "none", wanted, names or (), nothing, note)
+    if num_own != len(requested):
+        note = f"{num_own} classes without names for {len(requested)}"
+        return Match(None, "none", requested, names or (), nothing, note)
     columns = tuple(range(num_own))
-    return Match(columns, "position", (), (), columns, _by_position(names, wanted))
+    return Match(columns, "position", (), (), columns, _by_position(names, requested))
 
 
 def spelling(name: str) -> str:
@@ -131,24 +131,24 @@ def stated_names(statements: Mapping[str, object]) -> tuple[str, ...] | None:
     return None
 
 
-def is_guess(wanted: Sequence[str]) -> bool:
+def is_guess(requested: Sequence[str]) -> bool:
     """Whether the names are integers that are not in numerical order: 0, 1, 10, 11, 2."""
-    numbers = [int(name) for name in wanted if NUMBER.fullmatch(name)]
-    return len(numbers) == len(wanted) and numbers != sorted(numbers)
+    numbers = [int(name) for name in requested if NUMBER.fullmatch(name)]
+    return len(numbers) == len(requested) and numbers != sorted(numbers)
 
 
-def _by_position(names: tuple[str, ...] | None, wanted: tuple[str, ...]) -> str:
+def _by_position(names: tuple[str, ...] | None, requested: tuple[str, ...]) -> str:
     why = (
         "the weights have no class names"
         if names is None
         else f"the weights' class names are only placeholders ({_few(names, 2)})"
         if _nameless(names)
-        else f"the data's class names are only numbers ({_few(wanted, 2)})"
+        else f"the data's class names are only numbers ({_few(requested, 2)})"
     )
-    note = f"by position, as {why}: output 0 is used as {wanted[0]!r}, the last as {wanted[-1]!r}"
-    if is_guess(wanted):
+    note = f"by position, as {why}: output 0 is used as {requested[0]!r}, the last as {requested[-1]!r}"
+    if is_guess(requested):
         note += (
-            f"; the order is a guess: the data's names are sorted as text ({_few(wanted)}), as in torchvision's data sets, "
+            f"; the order is a guess: the data's names are sorted as text ({_few(requested)}), as in torchvision's data sets, "
             "but timm and many others sort them as numbers"
         )
     return note
@@ -158,15 +158,15 @@ def _nameless(names: Sequence[str]) -> bool:
     return all(NUMBER.fullmatch(name) or INVENTED.fullmatch(name) for name in names)
 
 
-def _places(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[int | None, ...], list[str]]:
-    """The index of each wanted name, and the pairs that were matched with different spellings."""
+def _places(names: tuple[str, ...], requested: tuple[str, ...]) -> tuple[tuple[int | None, ...], list[str]]:
+    """The index of each requested name, and the pairs that were matched with different spellings."""
     once = _unique(names)
-    places = [once.get(name) if wanted.count(name) == 1 else None for name in wanted]
+    places = [once.get(name) if requested.count(name) == 1 else None for name in requested]
     spelled: list[str] = []
     for keys in (_spellings, _wordnet_ids):
         if None not in places:
             break
-        theirs, ours = keys(names, wanted), keys(wanted, names)
+        theirs, ours = keys(names, requested), keys(requested, names)
         if theirs is None or ours is None:
             continue
         free, counts = _unique(theirs), Counter(ours)
@@ -174,7 +174,7 @@ def _places(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[int 
             place = free.get(key)
             if places[number] is None and counts[key] == 1 and place is not None and place not in places:
                 places[number] = place
-                spelled.append(f"{names[place]} for {wanted[number]}")
+                spelled.append(f"{names[place]} for {requested[number]}")
     return tuple(places), spelled
 
 

@@ -98,13 +98,13 @@ def write_sheet(images: Sequence[Float32[Tensor, "3 _ _"]], path: str | Path) ->
     return Path(path)
 
 
-def spread(num: int, wanted: int) -> Tensor:
-    """``wanted`` positions at equal distances from the first to the last of ``num``; all if there are fewer.
+def spread(num: int, count: int) -> Tensor:
+    """``count`` positions at equal distances from the first to the last of ``num``; all if there are fewer.
 
     >>> spread(100, 4).tolist()
     [0, 33, 66, 99]
     """
-    return torch.linspace(0, num - 1, min(num, wanted), dtype=torch.float64).round().to(torch.int64)
+    return torch.linspace(0, num - 1, min(num, count), dtype=torch.float64).round().to(torch.int64)
 
 
 def _opened(source: str, label: str | None, on_fault: OnFault) -> ImageData:

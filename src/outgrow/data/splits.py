@@ -195,8 +195,8 @@ class Kept:
         return self.source.describe(int(self.rows[row]))
 
     def stream(self) -> Iterator[bytes]:
-        wanted = set(self.rows.tolist())
-        return (data for row, data in enumerate(self.source.stream()) if row in wanted)
+        selected = set(self.rows.tolist())
+        return (data for row, data in enumerate(self.source.stream()) if row in selected)
 
 
 def stratified_cut(
