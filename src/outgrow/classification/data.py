@@ -8,7 +8,10 @@ from torch import Tensor
 
 from outgrow.classification.view import PHOTO, eval_view, whole_size
 from outgrow.data import ArraySplit, Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader
+from outgrow.data.identity import fingerprint
+from outgrow.data.mixed import MixedLoader
 from outgrow.data.notes import warn_notes
+from outgrow.data.plan import ImageLoader
 from outgrow.data.source import arrange, find_data
 from outgrow.data.splits import Found
 from outgrow.data.unlabelled import UnlabelledImages, open_unlabelled
@@ -107,7 +110,7 @@ def _open_unlabelled(config: Config, found: Found, data: ImageData, train: Split
         seed=config.seed,
         on_fault=options.on_fault,
     )
-    say(unlabelled.notes)
+    warn_notes(unlabelled.notes)
     return unlabelled
 
 
@@ -195,7 +198,8 @@ def train_loader(
 ) -> Loader:
     """The training views: this process's share of them, or all for a pass that every process makes alike.
 
-    With ``unlabelled`` a batch holds ``data.unlabelled_share`` of those, behind the rows of ``split``.
+    With ``unlabelled`` a batch holds ``data.unlabelled_share`` of those, after the rows of ``split``. A student
+    without a teacher gets the same batches without them, as nothing could be learnt from them.
 
     They are cut and resized as the last of ``networks``, the one that is trained, wants to be tested.
     """
@@ -214,7 +218,7 @@ def train_loader(
     loader = _views(
         config, split, spec, batch_size, augment, size, device, whole, seed=config.seed, drop_last=last
     )
-    if unlabelled is None:
+    if unlabelled is None or config.method.preset == "none":
         return loader
     if size is None and isinstance(split, ArraySplit):  # those images keep their size: the others get it
         size = split.images.shape[2]

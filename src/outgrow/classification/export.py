@@ -149,7 +149,7 @@ def _open(run: FinishedRun) -> tuple[RunData | None, list[str]]:
         return None, [
             f"the run's data cannot be opened ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ]
-    if data.fingerprint != record.data.fingerprint:
+    if data.source.fingerprint != record.data.fingerprint:
         return data, ["the run's data have changed since the run"]
     return data, []
 

@@ -47,7 +47,7 @@ class Classification:
         return open_run_data(run.config)
 
     def check(self, run: RunContext, objective: Objective) -> None:
-        pass
+        return None
 
     def make_student(
         self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None
@@ -126,7 +126,7 @@ class Classification:
     def data_record(self, run: RunContext, data: RunData) -> DataRecord:
         return DataRecord(
             source=run.config.data.source,
-            fingerprint=data.fingerprint,
+            fingerprint=data.source.fingerprint,
             classes=data.classes,
             train=len(data.train),
             val=0 if data.val is None else len(data.val),
@@ -136,6 +136,7 @@ class Classification:
             duplicates=data.source.duplicates,
             faults=data.source.faults + (() if data.unlabelled is None else data.unlabelled.faults),
             unlabelled=None if data.unlabelled is None else len(data.unlabelled.split),
+            unlabelled_fingerprint=None if data.unlabelled is None else data.unlabelled.fingerprint,
         )
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:

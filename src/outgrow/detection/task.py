@@ -197,6 +197,11 @@ def _note_ignored(run: RunContext) -> None:
 def _refuse(config: Config, objective: Objective) -> None:
     """``ValueError`` for what proposals, which differ from step to step, cannot have."""
     options = config.teacher
+    if config.data.unlabelled is not None:
+        raise ValueError(
+            f"--unlabelled {config.data.unlabelled}: needs a classifier, got a detector; leave it out: pictures without "
+            "annotations are not distilled yet."
+        )
     for name in objective.needs_index:
         raise ValueError(
             f"{name}: needs rows that come back in every epoch, got a detector's proposals; take another loss."

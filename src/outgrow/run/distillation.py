@@ -191,7 +191,8 @@ def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
     data = task.data_record(run, parts.data)
     taught = parts.taught.module
     teacher = "none" if parts.teacher is None else digest(getattr(taught, "uncached", taught))
-    return {**machine_facts(data.fingerprint), "classes": ", ".join(data.classes), "teacher": teacher}
+    facts = {**machine_facts(data.fingerprint), "classes": ", ".join(data.classes), "teacher": teacher}
+    return facts | ({"unlabelled": data.unlabelled_fingerprint} if data.unlabelled_fingerprint else {})
 
 
 def write_folder(out: Path, task: Task, record: RunRecord, parts: Parts) -> None:

@@ -320,9 +320,11 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
     teachers = f", and {len(plan.teachers)} of teachers" if plan.teachers else ""
     data = found.data
     val = f"{data.val:,} to check teachers, " if data.val else ""
+    unlabelled = f"{data.unlabelled:,} without labels, " if data.unlabelled else ""
     lines = [
         f"{head}: {runs} trainings{teachers}",
-        f"data      {data.source}: {data.train:,} to learn from, {val}{data.test:,} for testing, {len(data.classes)} classes",
+        f"data      {data.source}: {data.train:,} to learn from, {unlabelled}{val}{data.test:,} for testing, "
+        f"{len(data.classes)} classes",
     ]
     for pair in plan.pairs:
         config = plan.of(pair, plan.methods[0])[0].config

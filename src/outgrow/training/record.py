@@ -225,6 +225,8 @@ class DataRecord(_Part):
     """Images that were left out because they cannot be decoded."""
     unlabelled: int | None = None
     """Images without labels that were distilled too; None without any."""
+    unlabelled_fingerprint: str | None = None
+    """Changes whenever those images may have changed; ``fingerprint`` is that of the labelled images."""
 
 
 class RunRecord(_Part):
