@@ -1,4 +1,4 @@
-"""Images with one label each: what a run of this task is made of."""
+"""The task of images with one label each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,7 +67,7 @@ class Classification:
     ) -> Taught:
         network = cast(Network | None, teacher)
         if network is not None and network.input_spec.size is None and data.size is not None:
-            resized(network, data.size)  # it says nothing of its size: it sees what the student sees
+            resized(network, data.size)  # it has no input size: it gets that of the student
         return freeze_teacher(run, data, network, network_of(student), objective)
 
     def train_loader(
@@ -83,7 +83,7 @@ class Classification:
         if not parts.objective.reads_features:
             return
         loader, train, teacher = parts.loader, parts.data.train, parts.taught.module.to(run.device)
-        if process_group() is not None:  # what is estimated from the dry run comes from a whole batch
+        if process_group() is not None:  # the dry run of all processes uses the same whole batch
             loader = self.train_loader(run, parts.data, [parts.teacher, parts.student], whole=True)
         batch = next(loader.epoch(0))
         student = parts.student.to(run.device).eval()
@@ -171,7 +171,7 @@ class Classification:
 
 
 def network_of(model: nn.Module) -> Network:
-    """The network behind its taps."""
+    """The network without its taps."""
     return cast(Network, model.model if isinstance(model, Taps) else model)
 
 
