@@ -66,7 +66,7 @@ KILLED: dict[str, dict[str, Any]] = {
 def three_parts(message: str) -> bool:
     """Whether an error says what is needed, what was got, and what to do."""
     return bool(re.search(r"(?s)needs .*\bgot .*[;.,:] \S", message)) or bool(
-        re.search(r"(?s)there is no field .*; |input should .*got ", message)
+        re.search(r"(?s)there is no field .*; |input should .*got .*; ", message)
     )
 
 
@@ -184,7 +184,8 @@ def _files(run: Path, cache: Path) -> list[tuple[str, Path]]:
     found = [
         (name, path) for name, path in found if name not in ("checkpoint.previous.pt", "teacher.previous.pt")
     ]
-    found += [("cache", path) for path in sorted(cache.rglob("*.npy"))[:2]]
+    for pattern, number in (("*.npy", 2), ("*.crc32", 1), ("facts.json", 1)):
+        found += [("cache", path) for path in sorted(cache.rglob(pattern))[:number]]
     return found
 
 
