@@ -1,7 +1,6 @@
 """Every part of ``benchmarks.reliability`` with small numbers and a fixed seed: no outcome is a bad one."""
 
 import pytest
-
 from benchmarks.reliability import (
     GOOD,
     KILL,
