@@ -301,8 +301,8 @@ REFUSED = [
         r"there is no field compare.methods.x.losss; did you mean loss\?",
     ),
     ({"seed": 3}, {}, r"there is no field compare.seed; did you mean seeds\?"),
-    ({"seeds": [1, 1]}, {}, "compare.seeds value error, seeds need to be numbers"),
-    ({"pairs": ["a"]}, {}, "compare.pairs value error, a pair needs TEACHER->STUDENT, got 'a'"),
+    ({"seeds": [1, 1]}, {}, r"compare.seeds: needs numbers from 0 on, each once, got \[1, 1\]; write"),
+    ({"pairs": ["a"]}, {}, "compare.pairs: needs pairs such as TEACHER->STUDENT, got 'a'; name"),
     ({"baselines": ["x"]}, {}, "--baseline: needs one of the methods 'none', 'kd', 'outgrow', got 'x'; add"),
     ({}, {"student": {"name": ""}}, "--student: needs a model such as .*, got none"),
     (

@@ -42,9 +42,11 @@ from outgrow.training.config import (
     MethodConfig,
     TrainConfig,
     build_config,
+    explain_field,
     load_config,
     merge,
     settle,
+    with_checksum,
 )
 
 PLAN_FILE = "compare.yaml"
@@ -105,7 +107,9 @@ class CompareConfig(BaseModel):
     @classmethod
     def _once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(value)) < len(value) or min(value) < 0:
-            raise ValueError("seeds need to be numbers from 0 on, each once")
+            raise ValueError(
+                f"needs numbers from 0 on, each once, got {list(value)}; write such as [0, 1, 2]"
+            )
         return value
 
 
@@ -116,7 +120,7 @@ def parse_pair(text: str) -> dict[str, Any]:
     """
     teacher, arrow, student = (part.strip() for part in text.partition(ARROW))
     if not (teacher and arrow and student):
-        raise ValueError(f"a pair needs TEACHER{ARROW}STUDENT, got {text!r}")
+        raise ValueError(f"needs pairs such as TEACHER{ARROW}STUDENT, got {text!r}; name both networks")
     return {"teacher": {"name": teacher}, "student": {"name": student}}
 
 
@@ -194,9 +198,7 @@ def read_options(section: Any) -> CompareConfig:
                 hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
                 lines.append(f"configuration: there is no field {where}; {hint}")
             else:
-                lines.append(
-                    f"configuration: {where} {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
-                )
+                lines.append(explain_field(where, item))
         raise ValueError("\n".join(lines)) from None
 
 
@@ -424,7 +426,7 @@ def _caches(base: Mapping[str, Any], options: CompareConfig, out: Path) -> bool:
     if options.cache is not None:
         return options.cache
     if (out / PLAN_FILE).is_file():
-        return bool(load_config(out / PLAN_FILE).get("compare", {}).get("cache", True))
+        return bool(read_plan_file(out / PLAN_FILE)[1].get("cache", True))
     return True
 
 
@@ -456,7 +458,7 @@ def read_plan_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def write_plan(plan: Plan) -> None:
     """Keep what was asked for in the folder."""
-    write_atomically(plan.out / PLAN_FILE, plan.to_yaml())
+    write_atomically(plan.out / PLAN_FILE, with_checksum(plan.to_yaml()))
 
 
 def disk_free(folder: Path) -> int:

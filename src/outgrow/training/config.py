@@ -196,7 +196,7 @@ class TrainConfig(_Section):
     def _one_kind_of_fusion(self) -> "TrainConfig":
         if self.compile and self.fused_norms:
             raise ValueError(
-                "needs compile or fused_norms, got both; a compiler cannot fuse across the C code of fused_norms"
+                "needs compile or fused_norms, got both; leave one out, as a compiler cannot fuse across C code"
             )
         return self
 
@@ -204,7 +204,9 @@ class TrainConfig(_Section):
     @classmethod
     def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if any(not 0 < v < 1 for v in value) or list(value) != sorted(value):
-            raise ValueError("milestones need rising fractions of the training, such as (0.625, 0.75, 0.875)")
+            raise ValueError(
+                f"needs rising fractions of the training, got {list(value)}; write such as [0.625, 0.75, 0.875]"
+            )
         return value
 
 
@@ -253,16 +255,26 @@ _CHECKSUM = "# checksum "
 
 
 def with_checksum(text: str) -> str:
-    """``text`` with its checksum in a comment as the last line; :func:`load_config` verifies it."""
-    return f"{text}{_CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n"
+    """``text`` between two comment lines with its checksum, which :func:`load_config` verifies.
+
+    There are two, because a truncated file has no last line.
+    """
+    line = f"{_CHECKSUM}{_text_checksum(text)}\n"
+    return f"{line}{text}{line}"
+
+
+def _text_checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _warn_if_changed(text: str, path: Path) -> None:
-    body, mark, stated = text.rpartition(_CHECKSUM)
-    if mark and stated.strip() != hashlib.sha256(body.encode()).hexdigest()[:16]:
+    lines = text.splitlines(keepends=True)
+    stated = [line for line in lines if line.startswith(_CHECKSUM)]  # older files have one, at the end
+    body = "".join(line for line in lines if not line.startswith(_CHECKSUM))
+    if any(line.removeprefix(_CHECKSUM).strip() != _text_checksum(body) for line in stated):
         warnings.warn(
             f"--config: {path} was changed or damaged since a run wrote it (its checksum differs); it is used as it is now. "
-            "Remove its last line if the change is yours.",
+            "Remove its lines '# checksum ...' if the change is yours.",
             stacklevel=3,
         )
 
@@ -302,7 +314,10 @@ def load_config(path: str | Path) -> dict[str, Any]:
         ) from None
     _warn_if_changed(text, path)
     if not isinstance(content, dict):
-        raise ValueError(f"--config: needs a mapping of sections, got {type(content).__name__} in {path}.")
+        raise ValueError(
+            f"--config: needs a mapping of sections, got {type(content).__name__} in {path}; see OUT/config.yaml of a run, or "
+            "restore the file."
+        )
     return content
 
 
@@ -389,10 +404,16 @@ def _explain(error: ValidationError) -> str:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_fields(Config)[:12])}, ..."
             lines.append(f"configuration: there is no field {where}; {hint}")
         else:
-            lines.append(
-                f"configuration: {where} {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
-            )
+            lines.append(explain_field(where, item))
     return "\n".join(lines)
+
+
+def explain_field(where: str, item: Any) -> str:
+    """What pydantic found wrong with the value of a field, in three parts."""
+    if item["type"] == "value_error":  # of our own validators, whose words have all of them
+        return f"configuration: {where}: {item['ctx']['error']}"
+    wanted = item["msg"][0].lower() + item["msg"][1:]
+    return f"configuration: {where}: {wanted}, got {item['input']!r}; correct it, or leave it out for the default"
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> list[str]:
