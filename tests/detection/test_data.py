@@ -350,7 +350,5 @@ def test_two_categories_of_one_name_are_refused(tmp_path):
     image = {"id": 1, "file_name": "a.png", "height": 5, "width": 5}
     categories = [{"id": 1, "name": "cat"}, {"id": 7, "name": "cat"}]
     file.write_text(json.dumps({"images": [image], "annotations": [], "categories": categories}))
-    with pytest.raises(
-        ValueError, match=r"needs a unique name, got 'cat' in category 7 of .*boxes\.json"
-    ):
+    with pytest.raises(ValueError, match=r"needs a unique name, got 'cat' in category 7 of .*boxes\.json"):
         read_annotations(file)

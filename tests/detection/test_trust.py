@@ -50,9 +50,7 @@ def test_what_is_in_order_is_quiet(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["1.png", "./1.png", "x/../1.png"])
 def test_one_picture_has_one_id(tmp_path: Path, name: str) -> None:
     images = [*IMAGES, {**image(7), "file_name": name}]
-    with pytest.raises(
-        ValueError, match=r"one id for .*1\.png, which is also image 1, got .* image 7"
-    ):
+    with pytest.raises(ValueError, match=r"one id for .*1\.png, which is also image 1, got .* image 7"):
         read_annotations(write_json(tmp_path / "b.json", images, BOXES))
 
 
