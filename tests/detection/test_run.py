@@ -158,7 +158,7 @@ def test_without_a_teacher(small, weights):
         ({"student": {"name": "timm/resnet18"}}, "--student: needs a detector such as fasterrcnn:"),
         ({"teacher": {"name": "cifar/resnet20"}}, "--teacher: needs a detector such as fasterrcnn:"),
         ({"teacher": {"correct": "always"}}, "the correction of bias is for classifiers"),
-        ({"teacher": {"cache": "x"}}, "got a detector, which is asked about the student's proposals"),
+        ({"teacher": {"cache": "x"}}, "got a detector, whose outputs also depend on the student's proposals"),
         (
             {"data": {"augment": {"mixup": 0.2}}},
             r"needs views in which boxes move along \(flip, resized_crop\), got mixup",

@@ -241,7 +241,7 @@ def _duplicates(
             same.append(" is ".join(map(printable, paths)))
     if same:
         opening.note(
-            f"data: {len(same)} of {len(test):,} test images are also training images, byte for byte ({some(same)}); "
+            f"data: {len(same)} of {len(test):,} test images are among the training images, byte for byte ({some(same)}); "
             "AP on them is no measure of generalisation."
         )
     return len(same)
