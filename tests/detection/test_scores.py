@@ -276,5 +276,7 @@ def test_says_what_is_wrong(arguments, message):
 
 def test_asks_for_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ValueError, match=r"faster-coco-eval, got no installation.*pip install 'outgrow\[detection\]'"):
+    with pytest.raises(
+        ValueError, match=r"faster-coco-eval, got none installed.*pip install 'outgrow\[detection\]'"
+    ):
         coco_scores(SMALL, [7, 3], [20, 10], PERFECT)

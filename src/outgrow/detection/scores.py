@@ -59,7 +59,7 @@ def check_installed() -> None:
         import faster_coco_eval  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            "coco_scores: needs the package faster-coco-eval, got no installation; "
+            "coco_scores: needs the package faster-coco-eval, got none installed; "
             "run pip install 'outgrow[detection]'."
         ) from error
 
