@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.ops import box_iou
 
-from outgrow.detection.create import Shape, create_detector, parse_name, save_detector, format_name
+from outgrow.detection.create import Shape, create_detector, format_name, parse_name, save_detector
 from outgrow.detection.detector import Detector, FrozenDetector
 from outgrow.models import create_model, save_student
 from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE

@@ -60,7 +60,7 @@ def check_installed() -> None:
     except ImportError as error:
         raise ValueError(
             "coco_scores: needs the package faster-coco-eval, got none installed; "
-            "run pip install 'outgrow[detection]'."
+            "pip install 'outgrow[detection]'."
         ) from error
 
 
