@@ -76,8 +76,8 @@ def test_features_are_named_by_stride():
         assert features[level].shape[3] == -(-side // 2 ** int(level[1]))
 
 
-def test_consulting_itself_says_what_it_said():
-    """In evaluation mode of its batch norms, a detector asked about its own proposals repeats itself."""
+def test_its_outputs_for_its_own_proposals_are_the_same():
+    """With batch norms in eval mode, the outputs of a detector for its own proposals are those of its training step."""
     made, batch = detector(), scenes()
     made.train()
     for module in made.modules():
@@ -90,7 +90,7 @@ def test_consulting_itself_says_what_it_said():
         torch.testing.assert_close(again.features[name], value, rtol=1e-3, atol=1e-3)
 
 
-def test_a_consultant_of_another_size_sees_the_same_regions():
+def test_a_detector_of_another_size_crops_the_same_regions():
     """Proposals are in pixels of the pictures: one that resizes to twice the size cuts out the same regions."""
     small, batch = detector(), scenes()
     answer = small.train()(batch.images, batch.truth)

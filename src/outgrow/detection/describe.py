@@ -64,10 +64,10 @@ def _drawn(split: DetectionSplit, position: int) -> Float32[Tensor, "3 _ _"]:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    picture = Image.fromarray(split.image(position).permute(1, 2, 0).numpy())
-    scale = min(1.0, 400 / max(picture.size))
-    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(split.image(position).permute(1, 2, 0).numpy())
+    scale = min(1.0, 400 / max(image.size))
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    draw = ImageDraw.Draw(image)
     for box in (split.truth(position).boxes * scale).tolist():
         draw.rectangle(box, outline=(230, 30, 30), width=2)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32) / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32) / 255

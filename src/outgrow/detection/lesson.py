@@ -110,9 +110,9 @@ def balance(knowledge: Knowledge) -> Knowledge:
     valid = knowledge.target.valid
     objects = (knowledge.target.label > BACKGROUND) & valid
     share = objects.sum() / valid.sum().clamp_min(1)
-    wanted = torch.maximum(share, (MAX_FACTOR * share).clamp_max(0.5))
+    object_share = torch.maximum(share, (MAX_FACTOR * share).clamp_max(0.5))
     one = torch.ones_like(share)
-    on_object = wanted / torch.where(share > 0, share, one)
-    on_rest = (1 - wanted) / torch.where(share < 1, 1 - share, one)
+    on_object = object_share / torch.where(share > 0, share, one)
+    on_rest = (1 - object_share) / torch.where(share < 1, 1 - share, one)
     factor = torch.where(objects, on_object, on_rest).to(knowledge.weight.dtype)
     return replace(knowledge, weight=knowledge.weight * factor)

@@ -35,7 +35,7 @@ class Boxes:
     @torch.no_grad()
     def predict(
         self,
-        pictures: Iterable[tuple[str, Image]],
+        images: Iterable[tuple[str, Image]],
         *,
         top: int | None,
         score: float | None = None,
@@ -47,8 +47,8 @@ class Boxes:
         Images with their boxes drawn are written to the folder ``drawn``.
         """
         least = SCORE if score is None else score
-        for number, (file, picture) in enumerate(pictures):
-            pixels = to_tensor(picture)
+        for number, (file, image) in enumerate(images):
+            pixels = to_tensor(image)
             found = self.find(to_float(pixels[None])[0]).to("cpu")
             kept = (found.score >= least).nonzero()[:top, 0]
             found = Detections(found.boxes[kept], found.label[kept], found.score[kept])

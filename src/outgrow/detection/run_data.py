@@ -52,11 +52,11 @@ def open_run_scenes(config: Config) -> RunScenes:
             f"--data {config.data.source}: needs annotations to train on, got only some to evaluate on; pass the "
             "folder that has instances_train*.json and instances_val*.json."
         )
-    wanted = config.data.train_rows
-    if wanted is None or wanted >= len(data.train):
+    limit = config.data.train_rows
+    if limit is None or limit >= len(data.train):
         return RunScenes(data, data.train)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
-    return RunScenes(data, data.train.subset(order[:wanted]))
+    return RunScenes(data, data.train.subset(order[:limit]))
 
 
 def train_scenes(

@@ -382,7 +382,7 @@ def _reads_logits(config: Config) -> bool:
     return bool(objective.terms) and not objective.reads_features
 
 
-def wants_correction(config: Config) -> bool:
+def tries_correction(config: Config) -> bool:
     """Whether a run tries to correct its teacher's bias."""
     correct = config.teacher.correct
     return correct == "always" or (correct == "auto" and PRESETS[config.method.preset].correct_teacher)
@@ -398,7 +398,7 @@ def _cache_groups(
         excluded = config.teacher.cache is not None or config.method.preset == NO_TEACHER
         if excluded or task_name(config.data.source) != "classification" or not _reads_logits(config):
             continue
-        corrected = one.pair in mapped or wants_correction(config)
+        corrected = one.pair in mapped or tries_correction(config)
         groups.setdefault((one.pair, one.seed, corrected), []).append(one)
     return {key: group for key, group in groups.items() if len(group) > 1}
 
@@ -441,7 +441,7 @@ def cache_groups(plan: Plan) -> list[list[Training]]:
     groups: dict[tuple[str, int, bool], list[Training]] = {}
     for one in plan.trainings:
         if plan.cached and one.config.teacher.cache == str(plan.out / CACHE):
-            corrected = one.pair in plan.mapped or wants_correction(one.config)
+            corrected = one.pair in plan.mapped or tries_correction(one.config)
             groups.setdefault((one.pair, one.seed, corrected), []).append(one)
     return list(groups.values())
 

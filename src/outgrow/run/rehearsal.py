@@ -19,7 +19,7 @@ import torch
 from outgrow.models import num_parameters
 from outgrow.report.table import NO_TEACHER
 from outgrow.run.distillation import assemble, method_of, start
-from outgrow.run.plan import CACHE, Plan, Preparation, Training, cache_groups, disk_free, wants_correction
+from outgrow.run.plan import CACHE, Plan, Preparation, Training, cache_groups, disk_free, tries_correction
 from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import readable
 from outgrow.training.config import (
@@ -149,7 +149,7 @@ def _tried(training: Training, plan: Plan, trials: Trials, report: Reporter) -> 
         training.pair,
         "alone" if alone else "cached" if cached else "computed",
         config.method.loss if objective.reads_features else "logits",
-        not alone and wants_correction(config),
+        not alone and tries_correction(config),
     )
     known = trials.kinds.get(kind)
     if known is None or (training.pair, training.method) not in trials.fit:
@@ -204,7 +204,7 @@ def rehearse(
     if parts.teacher is not None:
         taught = parts.taught.module
         teacher_pass = _seconds(lambda: evaluate(taught)) * record.test / tested
-        if mapped or wants_correction(config):
+        if mapped or tries_correction(config):
             correction = teacher_pass * config.teacher.correct_views * record.train / record.test
     epochs = config.train.epochs
     return Cost(
