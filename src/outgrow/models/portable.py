@@ -4,6 +4,7 @@ Both take RGB images in [0, 1] and normalise inside, so that nobody can forget i
 the file is) travel in the file: ONNX's ``metadata_props``, and ``outgrow.json`` in a ``.pt2``.
 """
 
+import io
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,8 +84,10 @@ def program_of(network: Network, side: tuple[int, int], *, any_size: bool) -> tu
 
 def write_program(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
     """A ``.pt2`` file. ``torch.export.load(path).module()`` reads it, without any of the net's code."""
+    content = io.BytesIO()  # onto a full disk torch would write until it aborts the process
     with _quiet():
-        torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
+        torch.export.save(program, content, extra_files={FACTS: json.dumps(facts)})
+    path.write_bytes(content.getvalue())
 
 
 def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:

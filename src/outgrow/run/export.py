@@ -4,7 +4,7 @@ A folder in the hub's layout: the formats that were asked for, ``config.json``, 
 its place and moved there when every file in it has been checked.
 """
 
-import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from outgrow.machine.files import check_writable, write_atomically
+from outgrow.machine.files import NotWritten, check_writable, write_atomically
 from outgrow.report.card import model_card
 from outgrow.run.tasks import task_name
-from outgrow.training.deployment import FORMATS, Exported, FinishedRun, Request, open_run
+from outgrow.training.deployment import FORMATS, STUDENT, Exported, FinishedRun, Request, open_run
 from outgrow.training.progress import Reporter
 
 CARD = "README.md"
@@ -29,6 +29,8 @@ FILES = (
     CARD,
 )
 """What an export writes; other files in its folder stay."""
+FULL = 1 << 16
+"""A disk with fewer free bytes is full: no file of an export is smaller."""
 
 
 def export_run(
@@ -58,15 +60,24 @@ def export_run(
         raise ValueError(f"--quantize: needs int8, got {quantize!r}; leave it out for float32.")
     run = open_run(Path(folder))
     there = Path(out) if out is not None else run.folder / "export"
-    _check_place(there, overwrite=overwrite)
     formats = FORMATS if format == "all" else (format,)
-    part = there.with_name(f".{there.name}.{os.getpid()}.part")
+    room = (run.folder / STUDENT).stat().st_size * (
+        len(formats) + (3 if quantize else 0)
+    )  # int8: two steps on the way
+    _check_place(there, overwrite=overwrite, room=room)
+    # on one disk with its place: a folder that is there may be a disk of its own
+    part = (there if there.is_dir() else there.parent) / f".{there.name}.{os.getpid()}.part"
     part.mkdir(parents=True)
     try:
         request = Request(part, formats, quantize == "int8", tuple(images), format == "all")  # type: ignore[arg-type]
         exported = _export(run, request, report)
         write_atomically(part / CARD, model_card(run.record, exported))
         _move(part, there)
+    except Exception as error:  # libraries make of a full disk what they like
+        if isinstance(error, NotWritten) or shutil.disk_usage(part).free >= FULL:
+            raise
+        reason = os.strerror(errno.ENOSPC)
+        raise NotWritten(errno.ENOSPC, f"needs to write {there}, got {reason}; free some room") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for note in exported.notes:
@@ -88,9 +99,9 @@ def _export(run: FinishedRun, request: Request, report: Reporter) -> Exported:
     return exported
 
 
-def _check_place(there: Path, *, overwrite: bool) -> None:
-    """``ValueError`` where the folder holds something that an export must not touch."""
-    check_writable(there.parent, what="--out")
+def _check_place(there: Path, *, overwrite: bool, room: int) -> None:
+    """``ValueError`` where the folder cannot be written, or holds something that an export must not touch."""
+    check_writable(there if there.is_dir() else there.parent, what="--out", room=room)
     if there.exists() and not there.is_dir():
         raise ValueError(f"--out: needs a folder, got the file {there}; name another.")
     held = sorted(path.name for path in there.iterdir()) if there.is_dir() else []
@@ -102,10 +113,7 @@ def _check_place(there: Path, *, overwrite: bool) -> None:
 
 
 def _move(part: Path, there: Path) -> None:
-    """The finished folder to its place, in one step where nothing is there."""
-    if there.is_dir():
-        with contextlib.suppress(OSError):
-            there.rmdir()  # an empty one
+    """The finished files to their place, in one step where no folder is there."""
     if not there.exists():
         part.rename(there)
         return
