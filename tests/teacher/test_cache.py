@@ -400,7 +400,7 @@ def test_features_are_kept_only_when_asked_for(tmp_path, teacher):
 def test_a_run_that_the_disk_has_no_room_for(taught, tmp_path, monkeypatch):
     notes = Notes()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(ValueError, match=r"teacher\.cache: needs .* for 2 epochs .* got 0\.0 MiB free"):
+    with pytest.raises(ValueError, match=r"teacher\.cache: needs .* for 2 epochs .* got 0 bytes free"):
         distill(with_cache(tmp_path), teacher=taught, reporter=notes)
     assert any(text.startswith("cache: logits (10)") for text in notes.notes)  # said first
     assert not list(tmp_path.rglob("*.npy*"))
