@@ -1,15 +1,18 @@
 """The data of a classification run: its splits, its training views, its test images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from outgrow.classification.view import PHOTO, eval_view, whole_size
 from outgrow.data import ArraySplit, Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader
-from outgrow.data.notes import warn_notes
+from outgrow.data.exclusion import excluded_rows
+from outgrow.data.identity import fingerprint
+from outgrow.data.notes import printable, some, warn_notes
 from outgrow.data.source import arrange, find_data
+from outgrow.data.splits import Found
 from outgrow.models import InputSpec, Network
 from outgrow.models.network import resized
 from outgrow.training.config import Config, ModelConfig, TrainConfig
@@ -33,6 +36,8 @@ class RunData:
     others: Split | None
     size: int | None = None
     """Side in pixels of what the student is trained and tested on, once it is made (:func:`set_size`)."""
+    excluded: int = 0
+    """Training images that ``data.exclude`` has left out of ``train``."""
 
     @property
     def val(self) -> Split | None:
@@ -66,10 +71,42 @@ def open_run_data(config: Config) -> RunData:
             "put them under train/<class>/."
         )
     wanted = options.train_rows
-    if wanted is None or wanted >= len(data.train):
-        return RunData(data, data.train, None)
-    order = _shuffled(config, len(data.train))
-    return RunData(data, data.train.subset(order[:wanted]), data.train.subset(order[wanted:]))
+    train, others = data.train, None
+    if wanted is not None and wanted < len(data.train):
+        order = _shuffled(config, len(data.train))
+        train, others = data.train.subset(order[:wanted]), data.train.subset(order[wanted:])
+    run = RunData(data, train, others)
+    return run if options.exclude is None else _without_listed(run, found, options.exclude)
+
+
+def _without_listed(run: RunData, found: Found, path: str) -> RunData:
+    """``run`` without the training images that the list at ``path`` names. Rows are chosen before: those that are
+    left are the same as without the list, and so are the validation and test images."""
+    source = run.source
+    rows, elsewhere = excluded_rows(path, source.name, found.parts)
+
+    def rest(split: Split) -> Split:
+        return split.subset((~torch.isin(split.index, rows)).nonzero()[:, 0])
+
+    train, others = rest(run.train), None if run.others is None else rest(run.others)
+    gone = sorted(set(run.train.labels.tolist()) - set(train.labels.tolist()))
+    if gone:
+        raise ValueError(
+            f"data.exclude: needs to leave images of every class, got none of {some([source.classes[i] for i in gone])} "
+            f"after {printable(path)}; remove some of its lines."
+        )
+    left = len(run.train) - len(train)
+    note = f"data: {left:,} images that {printable(path)} lists are left out of training."
+    stay = elsewhere + len(rows) - left
+    if others is not None and run.others is not None:
+        stay -= len(run.others) - len(others)
+    if stay:
+        note += f" {stay:,} others that it lists are validation or test images, and stay."
+    warn_notes([note])
+    assert source.train is not None
+    identity = fingerprint([source.fingerprint, "excluded", *rows.tolist()])
+    source = replace(source, train=rest(source.train), fingerprint=identity, notes=(*source.notes, note))
+    return RunData(source, train, others, excluded=left)
 
 
 def _shuffled(config: Config, num_rows: int) -> Tensor:

@@ -132,6 +132,7 @@ class Classification:
             image_size=whole_size(data.test),
             duplicates=data.source.duplicates,
             faults=data.source.faults,
+            excluded=data.excluded,
         )
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:

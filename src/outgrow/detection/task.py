@@ -197,6 +197,11 @@ def _note_ignored(run: RunContext) -> None:
 def _refuse(config: Config, objective: Objective) -> None:
     """``ValueError`` for what proposals, which differ from step to step, cannot have."""
     options = config.teacher
+    if config.data.exclude is not None:
+        raise ValueError(
+            "data.exclude: needs images with one label each, got pictures with boxes; remove the pictures from the "
+            "annotations instead."
+        )
     for name in objective.needs_index:
         raise ValueError(
             f"{name}: needs rows that come back in every epoch, got a detector's proposals; take another loss."

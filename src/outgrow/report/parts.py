@@ -260,7 +260,8 @@ def conditions(runs: Sequence[RunRecord]) -> list[Condition]:
 
 def _rows(data: DataRecord) -> str:
     val = f"{data.val:,} for validation, " if data.val else ""
-    return f"{data.train:,} for training, {val}{data.test:,} for testing"
+    excluded = f" ({data.excluded:,} others excluded)" if data.excluded else ""
+    return f"{data.train:,} for training{excluded}, {val}{data.test:,} for testing"
 
 
 def _optimiser(train: TrainConfig) -> str:

@@ -55,6 +55,9 @@ class DataConfig(_Section):
     where the source has validation images of its own."""
     train_rows: int | None = Field(None, ge=1)
     """Train on the first rows of a seeded shuffle alone; None for all."""
+    exclude: str | None = None
+    """A CSV file of training images to leave out, such as the ``label_errors.csv`` of ``outgrow audit``. Test and
+    validation images always stay."""
     size: int | None = Field(None, ge=1)
     """Side in pixels of the training views, and of what the student is made for and tested on; None for the larger
     of what the two networks want. A student that is built for one size has ``student.input_size`` instead."""

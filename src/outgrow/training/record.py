@@ -223,6 +223,8 @@ class DataRecord(_Part):
     """Test images whose bytes are among the training images, too; None where nobody looked."""
     faults: tuple[str, ...] = ()
     """Images that were left out because they cannot be decoded."""
+    excluded: int = 0
+    """Training images that ``data.exclude`` has left out."""
 
 
 class RunRecord(_Part):
