@@ -12,7 +12,7 @@ from outgrow.data.exclusion import excluded_rows
 from outgrow.data.identity import fingerprint
 from outgrow.data.notes import printable, some, warn_notes
 from outgrow.data.source import arrange, find_data
-from outgrow.data.splits import Found
+from outgrow.data.splits import Found, Part
 from outgrow.models import InputSpec, Network
 from outgrow.models.network import resized
 from outgrow.training.config import Config, ModelConfig, TrainConfig
@@ -38,6 +38,8 @@ class RunData:
     """Side in pixels of what the student is trained and tested on, once it is made (:func:`set_size`)."""
     excluded: int = 0
     """Training images that ``data.exclude`` has left out of ``train``."""
+    part: Part | None = None
+    """The training images of the source as they were read: how they are named."""
 
     @property
     def val(self) -> Split | None:
@@ -75,7 +77,7 @@ def open_run_data(config: Config) -> RunData:
     if wanted is not None and wanted < len(data.train):
         order = _shuffled(config, len(data.train))
         train, others = data.train.subset(order[:wanted]), data.train.subset(order[wanted:])
-    run = RunData(data, train, others)
+    run = RunData(data, train, others, part=found.parts["train"])
     return run if options.exclude is None else _without_listed(run, found, options.exclude)
 
 
@@ -106,7 +108,7 @@ def _without_listed(run: RunData, found: Found, path: str) -> RunData:
     assert source.train is not None
     identity = fingerprint([source.fingerprint, "excluded", *rows.tolist()])
     source = replace(source, train=rest(source.train), fingerprint=identity, notes=(*source.notes, note))
-    return RunData(source, train, others, excluded=left)
+    return replace(run, source=source, train=train, others=others, excluded=left)
 
 
 def _shuffled(config: Config, num_rows: int) -> Tensor:
