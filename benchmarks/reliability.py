@@ -21,12 +21,14 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from outgrow.knowledge import RULES
@@ -53,6 +55,9 @@ BASE: dict[str, Any] = {
     "train": {"epochs": 2, "batch_size": 32, "checkpoint_steps": 2},
     "teacher_train": {"epochs": 1, "batch_size": 64, "checkpoint_steps": 3},
 }
+DETECTOR = (
+    "fasterrcnn:timm/mobilenetv1_025_128?size=64&levels=3-5&channels=8&head=16&rois=32&proposals=80&anchors=4"
+)
 KILLED: dict[str, dict[str, Any]] = {
     "kd": {"method": {"preset": "kd"}},
     "paper": {"method": {"preset": "paper"}},
@@ -60,13 +65,26 @@ KILLED: dict[str, dict[str, Any]] = {
     "crd": {"method": {"preset": "kd", "loss": "kd + 0.8*crd(dim=16, negatives=32)"}},
     "ctkd": {"method": {"preset": "kd", "loss": "ctkd"}},
     "mixup": {"method": {"preset": "kd"}, "data": {"augment": {"mixup": 0.5}}},
+    "detector": {
+        "teacher": {"name": DETECTOR, "rows": "same"},
+        "student": {"name": DETECTOR},
+        "method": {"preset": "kd", "loss": "kd + box"},
+        "train": {"batch_size": 3, "lr": 1e-3},
+        "teacher_train": {"batch_size": 3, "lr": 1e-3, "checkpoint_steps": 2},
+    },
 }
+KILL = "kill"
+"""What is counted under a name that starts so is where a kill fell, and no outcome."""
+
+
+def is_bad(outcome: str) -> bool:
+    return outcome not in GOOD and not outcome.startswith(KILL)
 
 
 def three_parts(message: str) -> bool:
     """Whether an error says what is needed, what was got, and what to do."""
     return bool(re.search(r"(?s)needs .*\bgot .*[;.,:] \S", message)) or bool(
-        re.search(r"(?s)there is no field .*; |input should .*got ", message)
+        re.search(r"(?s)there is no field .*; |input should .*got .*; ", message)
     )
 
 
@@ -79,36 +97,67 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def kills(number: int, seed: int = 0) -> Counter[str]:
+def kills(number: int, seed: int = 0, methods: Sequence[str] = tuple(KILLED)) -> Counter[str]:
     """Runs that are killed with SIGKILL at random moments, again and again, and resumed: do they end in the same bits?
 
-    Every other run has a teacher cache, which is filled by the run that is killed.
+    The first kill falls while the teacher is trained, two more anywhere in the run. Every other run has a teacher
+    cache where it can have one, which is filled by the run that is killed.
     """
     chance, outcomes = random.Random(seed), Counter[str]()
     with folder() as root:
         for turn in range(number):
-            name = list(KILLED)[turn % len(KILLED)]
-            reads_features = name == "crd"
-            cached = turn // len(KILLED) % 2 == 1 and not reads_features
+            name = methods[turn % len(methods)]
+            cached = turn // len(methods) % 2 == 1 and name not in ("crd", "detector")
             layer = merge(BASE, KILLED[name])
+            if name == "detector":
+                layer["data"] = {"source": write_scenes(root / "scenes"), "workers": 0}
             whole, broken = root / f"{turn}-whole", root / f"{turn}-broken"
-            seconds = _run(layer, whole, cached=cached)
-            attempts = 0
-            while not (broken / "record.json").is_file() and attempts < 12:
-                # imports take the first seconds; a kill there would prove nothing
-                limit = chance.uniform(0.35, 1.0) * seconds if attempts < 3 else None
-                _run(layer, broken, cached=cached, limit=limit, resume=attempts > 0)
-                attempts += 1
+            begun, taught, ended = _run(layer, whole, cached=cached)
+            for attempt in range(12):
+                if attempt < 3:
+                    # imports take the first seconds; a kill there would prove nothing
+                    limit = chance.uniform(begun, ended if attempt else taught)
+                    outcomes[
+                        _moment(*_run(layer, broken, cached=cached, limit=limit, resume=attempt > 0))
+                    ] += 1
+                else:
+                    _run(layer, broken, cached=cached, resume=True)
+                if (broken / "record.json").is_file():
+                    break
             outcomes[_same_run(whole, broken)] += 1
             for path in (whole, broken):
                 shutil.rmtree(path, ignore_errors=True)
     return outcomes
 
 
+def write_scenes(out: Path) -> str:
+    """A data set in COCO's layout, with bright rectangles to find: ``coco:IMAGES:ANNOTATIONS``."""
+    if not out.is_dir():
+        for split, count in (("train", 12), ("val", 4)):
+            (out / split).mkdir(parents=True)
+            images, objects = [], []
+            for number in range(count):
+                pixels = np.random.default_rng(number + len(split)).integers(0, 128, (64, 80, 3), np.uint8)
+                x, y = 4 + 3 * number, 6 + 2 * number
+                pixels[y : y + 24, x : x + 32, number % 2] = 255
+                Image.fromarray(pixels).save(out / split / f"{number}.png")
+                images.append({"id": number, "file_name": f"{number}.png", "height": 64, "width": 80})
+                box = {"bbox": [x, y, 32, 24], "category_id": number % 2 + 1, "iscrowd": 0, "area": 32 * 24}
+                objects.append({"id": number + 1, "image_id": number, **box})
+            kinds = [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}]
+            content = {"images": images, "annotations": objects, "categories": kinds}
+            (out / f"instances_{split}.json").write_text(json.dumps(content))
+    return f"coco:{out}:{out}"
+
+
 def _run(
     layer: dict[str, Any], out: Path, *, cached: bool, limit: float | None = None, resume: bool = False
-) -> float:
-    """One run in a process of its own, killed after ``limit`` seconds; how long it took."""
+) -> tuple[float, float, float]:
+    """One run in a process of its own, killed after ``limit`` seconds.
+
+    The seconds until its folder was opened, until its teacher was there, and until it ended; infinite for what did
+    not happen.
+    """
     layer = merge(layer, {"out": str(out)})
     if cached:
         layer = merge(layer, {"teacher": {"cache": str(out) + "-cache"}})
@@ -118,20 +167,35 @@ def _run(
         "from outgrow.run import distill; from outgrow.training.config import build_config\n"
         f"distill(build_config(json.loads(sys.argv[1])), resume={resume}, overwrite={not resume})"
     )
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, json.dumps(layer)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        _, error = process.communicate(timeout=limit)
-        if process.returncode:
-            (out / "failed.txt").write_bytes(error)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    return time.perf_counter() - start
+    seconds = dict.fromkeys(("config.yaml", "teacher.safetensors"), math.inf)
+    with tempfile.TemporaryFile() as said:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, json.dumps(layer)],
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
+        while process.poll() is None and (limit is None or time.perf_counter() - start < limit):
+            for name, when in seconds.items():
+                if when == math.inf and (out / name).is_file():
+                    seconds[name] = time.perf_counter() - start
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        if process.wait() not in (0, -signal.SIGKILL):
+            said.seek(0)
+            print(said.read().decode(errors="replace"), file=sys.stderr)
+    ended = (out / "record.json").is_file()
+    return *seconds.values(), time.perf_counter() - start if ended else math.inf
+
+
+def _moment(begun: float, taught: float, ended: float) -> str:
+    """Where a kill fell."""
+    if ended < math.inf:
+        return f"{KILL}ed too late"
+    if begun == math.inf:
+        return f"{KILL}ed before the run began"
+    return f"{KILL}ed while the {'teacher' if taught == math.inf else 'student'} was trained"
 
 
 def _same_run(whole: Path, broken: Path) -> str:
@@ -184,7 +248,8 @@ def _files(run: Path, cache: Path) -> list[tuple[str, Path]]:
     found = [
         (name, path) for name, path in found if name not in ("checkpoint.previous.pt", "teacher.previous.pt")
     ]
-    found += [("cache", path) for path in sorted(cache.rglob("*.npy"))[:2]]
+    for pattern, number in (("*.npy", 2), ("*.crc32", 1), ("facts.json", 1)):
+        found += [("cache", path) for path in sorted(cache.rglob(pattern))[:number]]
     return found
 
 
@@ -434,7 +499,7 @@ def main() -> None:
         part, size = PARTS[name]
         counts = part(max(1, round(size * args.scale)))
         found[name] = dict(counts.most_common())
-        bad = sum(number for outcome, number in counts.items() if outcome not in GOOD)
+        bad = sum(number for outcome, number in counts.items() if is_bad(outcome))
         print(
             f"{name}: {', '.join(f'{number} {outcome}' for outcome, number in counts.most_common())}; {bad} bad",
             flush=True,

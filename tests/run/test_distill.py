@@ -1,6 +1,8 @@
 """Whole runs on real digits: records, folders, resumption, and what users get wrong."""
 
 import json
+import re
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from outgrow.machine.files import unsealed
 from outgrow.models import create_model, load_weights, save_student
 from outgrow.run import distill
 from outgrow.training.checkpoint import Checkpoint
-from outgrow.training.config import build_config, load_config, merge
+from outgrow.training.config import build_config, load_config, merge, with_checksum
 from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter
 
@@ -422,8 +424,12 @@ class TestErrors:
     def test_configuration(self):
         with pytest.raises(ValueError, match=r"there is no field train.epoch; did you mean train.epochs"):
             build_config({"train": {"epoch": 3}})
-        with pytest.raises(ValueError, match=r"train.lr input should be greater than 0, got -1"):
+        with pytest.raises(ValueError, match=r"train.lr: input should be greater than 0, got -1; correct"):
             build_config({"train": {"lr": -1}})
+        with pytest.raises(ValueError, match=r"train.milestones: needs rising .*, got \[0.5, 0.1\]; write"):
+            build_config({"train": {"milestones": [0.5, 0.1]}})
+        with pytest.raises(ValueError, match=r"train: needs compile or fused_norms, got both; leave one out"):
+            build_config({"train": {"compile": True, "fused_norms": True}})
 
 
 @pytest.mark.slow
@@ -520,7 +526,40 @@ def test_a_changed_configuration_is_said(tmp_path, teacher_file):
     text = file.read_text()
     assert load_config(file)["train"]["lr"] == 0.05
     file.write_text(text.replace("lr: 0.05", "lr: 0.15", 1))
-    with pytest.warns(UserWarning, match=r"config.yaml was changed or damaged .* Remove its last line"):
+    with pytest.warns(
+        UserWarning, match=r"config.yaml was changed or damaged .* Remove its lines '# checksum"
+    ):
         assert load_config(file)["train"]["lr"] == 0.15
-    file.write_text(file.read_text().rpartition("# checksum")[0])  # the change is the user's
+    own = [line for line in file.read_text().splitlines() if not line.startswith("# checksum")]
+    file.write_text("\n".join(own))  # the change is the user's
     assert load_config(file)["train"]["lr"] == 0.15
+
+
+def test_every_cut_of_a_configuration_is_said_or_refused(tmp_path):
+    """Cut between two lines it is YAML, and other values."""
+    whole = with_checksum(build_config(SMALL).to_yaml())
+    file = tmp_path / "config.yaml"
+    file.write_text(whole)
+    content = load_config(file)
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) > 80
+    for end in range(len(lines)):
+        file.write_text("".join(lines[:end]))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                same, message = load_config(file) == content, ""
+            except ValueError as error:
+                same, message = False, str(error)
+        assert same or re.search(
+            "was changed or damaged|needs .*, got .*; see", message + "".join(map(str, said))
+        )
+
+
+@pytest.mark.parametrize("text", ["", "# a comment\n", "- 1\n", "3\n", "a: [\n", "\0", "a: &x 1\nb: *x\n"])
+def test_what_is_no_configuration_is_refused_in_three_parts(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"(?s)--config: needs .*, got .*config\.yaml.*; see OUT/config\.yaml"
+    ):
+        load_config(tmp_path / "config.yaml")

@@ -116,6 +116,15 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"differing: format, shape, teacher\); delete"):
             make(tmp_path)
 
+    @pytest.mark.parametrize("damage", ["", '{"teacher": "a', "[]", "\xff"])
+    def test_facts_that_cannot_be_read(self, tmp_path, damage):
+        """A kill while they were written; a bad disk."""
+        (make(tmp_path).folder / "facts.json").write_bytes(damage.encode("latin1"))
+        with pytest.raises(
+            ValueError, match=r"cache: needs .* in .*facts\.json, got a damaged .*; delete the folder"
+        ):
+            make(tmp_path)
+
     def test_an_empty_file(self, tmp_path):
         cache = make(tmp_path)
         cache.path(0).touch()

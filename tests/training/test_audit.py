@@ -22,7 +22,17 @@ def effects():
 
 
 def test_every_rule_is_there_once(effects):
-    assert set(effects) == {"identity", "drop", "pair", "swap", "label_smooth", "lead", "sort", "project", "boost"}
+    assert set(effects) == {
+        "identity",
+        "drop",
+        "pair",
+        "swap",
+        "label_smooth",
+        "lead",
+        "sort",
+        "project",
+        "boost",
+    }
 
 
 def test_only_wrong_rows_change(effects):

@@ -32,7 +32,7 @@ class FileLoader(ImageLoader):
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        batches = self._plan.batches(epoch, start)
+        batches = self.plan.batches(epoch, start)
         for positions, decoded in zip(batches, self._decoding.epoch(epoch, start), strict=True):
             shown = self._shown(positions, epoch)
             index = self._index[shown].to(self._device)

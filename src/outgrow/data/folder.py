@@ -76,6 +76,38 @@ def open_folder(root: Path, opening: Opening) -> Found:
     return Found(tuple(classes), parts, fingerprint(facts), flat=layout.flat)
 
 
+def open_pictures(root: Path, opening: Opening) -> Found:
+    """All images below ``root``, at any depth, without labels. Of a folder with splits those of train."""
+    folder = root
+    split = [name for name in folders_in(root) if SPLIT_NAMES.get(name.lower()) == "train"]
+    if split:
+        folder = root / split[0]
+        opening.note(
+            f"data: the unlabelled images of {printable(root)} are those in {printable(split[0])} alone."
+        )
+    seen = {"": look_into(folder)}
+    if not seen[""].pictures:
+        raise ValueError(
+            f"data: needs at least one image below {printable(folder)}, got none; add images ({', '.join(PICTURES)}), or "
+            "name another folder."
+        )
+    paths = _pictures("unlabelled", folder, seen, opening)
+    identity = fingerprint([os.path.realpath(folder)])
+    look = look_at(paths, opening.store(root.name, identity))
+    inside = [unicodedata.normalize("NFC", os.path.relpath(path, folder)) for path in paths]
+    part = split_of(
+        PathList(paths),
+        opening.no_labels(len(paths)),
+        look,
+        name=f"{root.name}-unlabelled",
+        identity=identity,
+        key=fingerprint([look.key, *inside]),
+        pack=False,
+        opening=opening,
+    )
+    return Found((), {"train": part}, fingerprint([*inside, look.digests.tobytes()]))
+
+
 def find_layout(root: Path, opening: Opening) -> Layout:
     """Find the split folders below ``root``. ``ValueError`` if they are ambiguous."""
     here = root
@@ -251,7 +283,8 @@ def _pictures(split: str, folder: Path, seen: Mapping[str, Seen], opening: Openi
         opening.note(
             f"data: {len(empty)} class folders of {printable(folder)} contain no image ({some(empty)})."
         )
-    _note_depth(folder, seen, opening)
+    if opening.labelled:
+        _note_depth(folder, seen, opening)
     return [path for found in seen.values() for path in found.pictures]
 
 

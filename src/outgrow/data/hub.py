@@ -120,21 +120,24 @@ def open_hub(where: str, opening: Opening) -> Found:
                 f"data: needs a column of images in {where!r}, got {', '.join(data.column_names)}; cast one to "
                 "datasets.Image."
             )
-        chosen = choose_label(data.column_names, opening.label, where=where)
-        kind = data.features[chosen]
-        names = getattr(kind, "names", None)
-        name = f"column {chosen!r} of {where} ({split})"
+        chosen = choose_label(data.column_names, opening.label, where=where) if opening.labelled else ""
+        name = f"column {chosen or column!r} of {where} ({split})"
         try:
-            values = list(data[chosen])
+            values = list(data[chosen]) if chosen else []
             encoded = data.cast_column(column, datasets.Image(decode=False))
         except Exception as error:
             raise ValueError(
                 f"data: needs a readable data set, got an error in {name} ({error}); download it again."
             ) from error
-        columns[split] = [column_of(values, tuple(names) if names else None, name)]
+        if chosen:
+            names = getattr(data.features[chosen], "names", None)
+            columns[split] = [column_of(values, tuple(names) if names else None, name)]
         images[split] = HubImages(encoded, column, f"{where} ({split})", home)
         facts += [split, chosen, column]
-    classes, labels = to_classes(columns, opening)
+    classes: tuple[str, ...] = ()
+    labels = {split: opening.no_labels(len(rows)) for split, rows in images.items()}
+    if opening.labelled:
+        classes, labels = to_classes(columns, opening)
     parts: dict[str, Part] = {}
     for split, rows in images.items():
         identity = fingerprint([os.path.realpath(local), where, split, rows.column])

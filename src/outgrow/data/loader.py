@@ -12,7 +12,7 @@ import torch
 
 from outgrow.data.file_loader import FileLoader
 from outgrow.data.geometry import INTERPOLATIONS
-from outgrow.data.plan import Batch, Loader, Plan, Views
+from outgrow.data.plan import Batch, ImageLoader, Loader, Plan, Views
 from outgrow.data.splits import ArraySplit, FileSplit, Split
 from outgrow.data.tensor_loader import TensorLoader
 from outgrow.data.transforms import NO_AUGMENT, Augment
@@ -36,7 +36,7 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     least: int = 1,
-) -> Loader:
+) -> ImageLoader:
     """The loader for ``split``.
 
     ``batch_size`` counts the samples of a step over all processes. Each of ``world_size`` processes

@@ -32,7 +32,10 @@ def open_parquet(root: Path, opening: Opening) -> Found:
     numbers.
     """
     opened = {split: Shards.open(files, opening) for split, files in _shards(root, opening).items()}
-    classes, labels = to_classes({split: shards.labels() for split, shards in opened.items()}, opening)
+    classes: tuple[str, ...] = ()
+    labels = {split: opening.no_labels(len(shards)) for split, shards in opened.items()}
+    if opening.labelled:
+        classes, labels = to_classes({split: shards.labels() for split, shards in opened.items()}, opening)
     parts: dict[str, Part] = {}
     facts: list[object] = [*classes]
     for split, shards in opened.items():
@@ -75,7 +78,8 @@ class Shards:
 
     @classmethod
     def open(cls, files: tuple[Path, ...], opening: Opening) -> "Shards":
-        images, labels, counts, names = [], [], [], []
+        images, labels, counts = [], [], []
+        names: list[tuple[str, ...] | None] = []
         for file in files:
             with _reading(file):
                 import pyarrow.parquet as pq
@@ -89,9 +93,12 @@ class Shards:
                     "rename the column of encoded images."
                 )
             images.append(image)
-            labels.append(choose_label(schema.names, opening.label, where=printable(file)))
             counts.append(count)
-            names.append(_class_names(schema, labels[-1]))
+            labels.append("")
+            names.append(None)
+            if opening.labelled:
+                labels[-1] = choose_label(schema.names, opening.label, where=printable(file))
+                names[-1] = _class_names(schema, labels[-1])
         for columns in (images, labels):
             other = next((k for k, column in enumerate(columns) if column != columns[0]), None)
             if other is not None:

@@ -109,13 +109,14 @@ class Plan:
         rows for this process are left out.
         """
         order = epoch_order(self.num, self.seed, epoch) if self.shuffle else torch.arange(self.num)
-        shares = [self._share(batch) for batch in order.split(self.batch_size)]
+        shares = [self.share(batch) for batch in order.split(self.batch_size)]
         if self.drop_last:
             shares = shares[: self.num // self.batch_size]
         shares = shares if self.shuffle else [share for share in shares if len(share)]
         return shares[start:]
 
-    def _share(self, batch: Int64[Tensor, " batch"]) -> Int64[Tensor, " share"]:
+    def share(self, batch: Int64[Tensor, " batch"]) -> Int64[Tensor, " share"]:
+        """This process's part of a batch."""
         sharers = min(self.world_size, max(len(batch) // self.least, 1)) if self.shuffle else self.world_size
         return batch[self.rank :: sharers] if self.rank < sharers else batch[:0]
 
@@ -172,20 +173,24 @@ class ImageLoader:
     """The base class of both loaders: lengths, positions including partners, and the batch made of views."""
 
     def __init__(self, split: Split, plan: Plan, views: Views, device: torch.device) -> None:
-        self._plan, self._views, self._device = plan, views, device
+        self.plan, self._views, self._device = plan, views, device
         self._index, self._labels = split.index, split.labels
         self._shown = partial(views.shown, split.index)
 
     @property
     def num_samples(self) -> int:
-        return self._plan.num
+        return self.plan.num
 
     @property
     def num_indices(self) -> int:
         return int(self._index.max()) + 1 if len(self._index) else 0
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self.plan)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """See :meth:`Loader.epoch`."""
+        raise NotImplementedError
 
     def _batch(
         self,

@@ -17,6 +17,7 @@ from outgrow.data.notes import printable, some
 from outgrow.data.pixels import VERSION, decode
 from outgrow.data.splits import Kept, Part, Rows
 from outgrow.machine.files import NotWritten, sealed, unsealed, write_atomically
+from outgrow.outputs import UNLABELLED
 
 OnFault = Literal["refuse", "skip"]
 SEARCHED = 8 << 30
@@ -36,10 +37,15 @@ class Opening:
     cache: Path | None
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    labelled: bool = True
+    """False: labels are not read, and each is :data:`outgrow.UNLABELLED`."""
 
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+    def no_labels(self, num: int) -> Int64[Tensor, " num"]:
+        return torch.full((num,), UNLABELLED)
 
     def store(self, name: str, identity: str) -> Path | None:
         """The file that caches the digests of the files of ``identity``; None without a cache."""

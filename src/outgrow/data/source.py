@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from outgrow.data.cache import default_cache_dir, usable
-from outgrow.data.folder import open_folder
+from outgrow.data.folder import open_folder, open_pictures
 from outgrow.data.hub import open_hub
 from outgrow.data.identity import also_in, fingerprint, look_at, look_at_pixels
 from outgrow.data.notes import printable, some, warn_notes
@@ -84,7 +84,12 @@ def open_data(
 
 
 def find_data(
-    spec: str, *, label: str | None = None, on_fault: OnFault = "refuse", cache_dir: Path | None = None
+    spec: str,
+    *,
+    label: str | None = None,
+    labelled: bool = True,
+    on_fault: OnFault = "refuse",
+    cache_dir: Path | None = None,
 ) -> Found:
     """Read a source with its own splits; :func:`arrange` makes an :class:`ImageData` of the result."""
     kind, _, where = spec.partition(":")
@@ -112,7 +117,7 @@ def find_data(
     cache = None
     if kind in ("folder", "imagenet", "parquet", "hf"):
         cache = usable((cache_dir or default_cache_dir()) / "data", notes)
-    opening = Opening(label, on_fault, cache, notes)
+    opening = Opening(label, on_fault, cache, notes, labelled=labelled)
     try:
         found = _OPENERS[kind](where, opening)
     except OSError as error:
@@ -121,12 +126,23 @@ def find_data(
             f"data: needs readable files and folders in {spec!r}, got {reason}; change their permissions, or restore "
             "them."
         ) from error
-    if len(found.classes) < 2:
+    if not labelled:
+        found = _without_labels(found, opening)
+    elif len(found.classes) < 2:
         raise ValueError(
             f"data: needs at least 2 classes, got {len(found.classes)} ({some(found.classes)}) in {printable(spec)}; name the "
             "folder above the class folders, or add a class."
         )
     return replace(found, notes=tuple(opening.notes), faults=tuple(opening.faults))
+
+
+def _without_labels(found: Found, opening: Opening) -> Found:
+    """``found`` with no class names, and :data:`outgrow.UNLABELLED` for every label."""
+    parts = {
+        name: replace(part, split=replace(part.split, labels=opening.no_labels(len(part.split))))  # type: ignore[type-var]
+        for name, part in found.parts.items()
+    }
+    return replace(found, classes=(), parts=parts)
 
 
 def _check_path(kind: str, spec: str, path: Path) -> None:
@@ -249,7 +265,7 @@ def _pixels(splits: Mapping[str, ArraySplit]) -> dict[str, Part]:
 
 
 def _folder(where: str, opening: Opening) -> Found:
-    return open_folder(Path(where).expanduser(), opening)
+    return (open_folder if opening.labelled else open_pictures)(Path(where).expanduser(), opening)
 
 
 def _parquet(where: str, opening: Opening) -> Found:

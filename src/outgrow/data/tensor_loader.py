@@ -29,10 +29,10 @@ class TensorLoader(ImageLoader):
         self._images = split.images.to(device) if _fits(split.images, device) else split.images
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        # A view does not depend on the rest of its batch, so several batches are made at once and then split.
-        batches = self._plan.batches(epoch, start)
+        # A view does not know its neighbours, so several batches are made at once and cut apart.
+        batches = self.plan.batches(epoch, start)
         views = _GROUP_CPU if self._device.type == "cpu" else _GROUP
-        group = max(1, views // (self._plan.batch_size * (2 if self._views.augment.mixes else 1)))
+        group = max(1, views // (self.plan.batch_size * (2 if self._views.augment.mixes else 1)))
         for first in range(0, len(batches), group):
             positions = batches[first : first + group]
             shown = self._shown(torch.cat(positions), epoch)

@@ -262,7 +262,8 @@ def rows(data: DataRecord) -> str:
     """How many images each split has, in words."""
     val = f"{data.val:,} for validation, " if data.val else ""
     excluded = f" ({data.excluded:,} others excluded)" if data.excluded else ""
-    return f"{data.train:,} for training{excluded}, {val}{data.test:,} for testing"
+    unlabelled = f"{data.unlabelled:,} without labels, " if data.unlabelled else ""
+    return f"{data.train:,} for training{excluded}, {unlabelled}{val}{data.test:,} for testing"
 
 
 def _optimiser(train: TrainConfig) -> str:

@@ -62,8 +62,8 @@ class TeacherCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         stated = self.folder / "facts.json"
         if not stated.is_file():
-            stated.write_text(json.dumps(self.facts, indent=1, sort_keys=True))
-        held = json.loads(stated.read_text())
+            write_atomically(stated, json.dumps(self.facts, indent=1, sort_keys=True))
+        held = _read_facts(stated)
         differing = sorted(k for k in {*held, *self.facts} if held.get(k) != self.facts.get(k))
         if differing:
             raise ValueError(
@@ -157,6 +157,19 @@ class TeacherCache:
         """Of this process alone: two runs may fill one cache."""
         path = self.path(epoch, name)
         return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _read_facts(path: Path) -> dict[str, str]:
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(held, dict):
+            raise ValueError(f"a {type(held).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"cache: needs what the outputs depend on as JSON in {path}, got a damaged file ({error}); delete the folder "
+            f"{path.parent}, it will be written again."
+        ) from None
+    return held
 
 
 def _sum_of(path: Path) -> Path:

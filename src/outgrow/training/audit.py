@@ -309,7 +309,9 @@ def rule_effects(
     ('drop', 50.0, None)
     """
     logits = lift(logits)
-    return tuple(_effect(name, logits, label, temperatures) for name in dict.fromkeys(r().name for r in RULES.values()))
+    return tuple(
+        _effect(name, logits, label, temperatures) for name in dict.fromkeys(r().name for r in RULES.values())
+    )
 
 
 def _effect(name: str, logits: Tensor, label: Tensor, temperatures: Sequence[float]) -> RuleRecord:

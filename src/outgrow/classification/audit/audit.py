@@ -37,8 +37,8 @@ from outgrow.outputs import warn_if_probabilities
 from outgrow.teacher import BaseTeacher, BiasCorrection, SelectedClasses, Teacher
 from outgrow.teacher.inference import fold_norms
 from outgrow.training.audit import (
-    AuditedTeacher,
     Audited,
+    AuditedTeacher,
     BeliefRecord,
     ClassifierAudit,
     LabelErrorRecord,
@@ -234,9 +234,7 @@ def _matched(match: Match) -> Matched | None:
     return None if columns is None else (lambda logits: logits[:, list(columns)])
 
 
-def _normalisations(
-    run: RunContext, chosen: Rows, network: Network, match: Match, data: RunData
-) -> tuple:
+def _normalisations(run: RunContext, chosen: Rows, network: Network, match: Match, data: RunData) -> tuple:
     """On held-out images first, then training images, seen as in an evaluation."""
     wanted = [chosen.held_out.subset(torch.arange(min(len(chosen.held_out), NORMALISED)))]
     rest = NORMALISED - len(wanted[0])
@@ -315,9 +313,7 @@ def _memory(training: Seen, held_out: Seen) -> tuple[bool, float]:
     return has_memorised(*counts, chance=chance), apart(*counts)
 
 
-def _beliefs(
-    probability: Tensor, label: int, classes: tuple[str, ...]
-) -> tuple[BeliefRecord, ...]:
+def _beliefs(probability: Tensor, label: int, classes: tuple[str, ...]) -> tuple[BeliefRecord, ...]:
     """The first classes, and the label's own where it is not among them."""
     top = probability.topk(min(TOP, len(classes))).indices.tolist()
     return tuple(

@@ -100,7 +100,9 @@ def answers(seen: Seen, classes: Sequence[str]) -> AnswersRecord:
     )
 
 
-def _confusions(matrix: Int[Tensor, "classes classes"], classes: Sequence[str]) -> tuple[ConfusionRecord, ...]:
+def _confusions(
+    matrix: Int[Tensor, "classes classes"], classes: Sequence[str]
+) -> tuple[ConfusionRecord, ...]:
     """The most frequent ones first."""
     images = matrix.sum(1)
     wrong = matrix.clone().fill_diagonal_(0).flatten()

@@ -44,7 +44,11 @@ def candidates(mean: Triple, std: Triple) -> list[tuple[str, Triple, Triple]]:
     others = [
         (name, *values)
         for name, values in USUAL.items()
-        if max(abs(a - b) for one, two in zip(values, (mean, std), strict=True) for a, b in zip(one, two, strict=True))
+        if max(
+            abs(a - b)
+            for one, two in zip(values, (mean, std), strict=True)
+            for a, b in zip(one, two, strict=True)
+        )
         > CLOSE
     ]
     return [("in use", mean, std), *others]

@@ -103,7 +103,8 @@ def page_section(numbers: ClassifierAudit, shown: Shown) -> Section:
         "temperatures": [one.temperature for one in numbers.rules[0].at],
         "wrong": _wrong(numbers.wrong, shown.held_out),
         "errors": [
-            ErrorImage(picture(shown.train.image(one.position)), one) for one in errors.candidates[:SHOWN_ERRORS]
+            ErrorImage(picture(shown.train.image(one.position)), one)
+            for one in errors.candidates[:SHOWN_ERRORS]
         ],
     }
     return Section("outgrow.classification/audit.html", context)
