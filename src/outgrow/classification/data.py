@@ -8,12 +8,13 @@ from torch import Tensor
 
 from outgrow.classification.view import PHOTO, eval_view, whole_size
 from outgrow.data import ArraySplit, Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader
+from outgrow.data.exclusion import excluded_rows
 from outgrow.data.identity import fingerprint
 from outgrow.data.mixed import MixedLoader
-from outgrow.data.notes import warn_notes
+from outgrow.data.notes import printable, some, warn_notes
 from outgrow.data.plan import ImageLoader
 from outgrow.data.source import arrange, find_data
-from outgrow.data.splits import Found
+from outgrow.data.splits import Found, Part
 from outgrow.data.unlabelled import UnlabelledImages, open_unlabelled
 from outgrow.models import InputSpec, Network
 from outgrow.models.network import resized
@@ -42,6 +43,10 @@ class RunData:
     """Images that are distilled without a label."""
     size: int | None = None
     """Side in pixels of the images that the student is trained and tested on; set by :func:`set_size`."""
+    excluded: int = 0
+    """Training images that ``data.exclude`` has left out of ``train``."""
+    part: Part | None = None
+    """The training images of the source as they were read: how they are named."""
 
     @property
     def val(self) -> Split | None:
@@ -86,7 +91,40 @@ def open_run_data(config: Config) -> RunData:
     if wanted is not None and wanted < len(data.train):
         order = _shuffled(config, len(data.train))
         train, others = data.train.subset(order[:wanted]), data.train.subset(order[wanted:])
-    return RunData(data, train, others, _open_unlabelled(config, found, data, train))
+    run = RunData(
+        data, train, others, _open_unlabelled(config, found, data, train), part=found.parts["train"]
+    )
+    return run if options.exclude is None else _without_listed(run, found, options.exclude)
+
+
+def _without_listed(run: RunData, found: Found, path: str) -> RunData:
+    """``run`` without the training images that the list at ``path`` names. Rows are chosen before: those that are
+    left are the same as without the list, and so are the validation and test images."""
+    source = run.source
+    rows, elsewhere = excluded_rows(path, source.name, found.parts)
+
+    def rest(split: Split) -> Split:
+        return split.subset((~torch.isin(split.index, rows)).nonzero()[:, 0])
+
+    train, others = rest(run.train), None if run.others is None else rest(run.others)
+    gone = sorted(set(run.train.labels.tolist()) - set(train.labels.tolist()))
+    if gone:
+        raise ValueError(
+            f"data.exclude: needs to leave images of every class, got none of {some([source.classes[i] for i in gone])} "
+            f"after {printable(path)}; remove some of its lines."
+        )
+    left = len(run.train) - len(train)
+    note = f"data: {left:,} images that {printable(path)} lists are left out of training."
+    stay = elsewhere + len(rows) - left
+    if others is not None and run.others is not None:
+        stay -= len(run.others) - len(others)
+    if stay:
+        note += f" {stay:,} others that it lists are validation or test images, and stay."
+    warn_notes([note])
+    assert source.train is not None
+    identity = fingerprint([source.fingerprint, "excluded", *rows.tolist()])
+    source = replace(source, train=rest(source.train), fingerprint=identity, notes=(*source.notes, note))
+    return replace(run, source=source, train=train, others=others, excluded=left)
 
 
 def _open_unlabelled(config: Config, found: Found, data: ImageData, train: Split) -> UnlabelledImages | None:

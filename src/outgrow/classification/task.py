@@ -137,6 +137,7 @@ class Classification:
             faults=data.source.faults + (() if data.unlabelled is None else data.unlabelled.faults),
             unlabelled=None if data.unlabelled is None else len(data.unlabelled.split),
             unlabelled_fingerprint=None if data.unlabelled is None else data.unlabelled.fingerprint,
+            excluded=data.excluded,
         )
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:

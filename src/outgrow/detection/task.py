@@ -197,6 +197,11 @@ def _note_ignored(run: RunContext) -> None:
 def _refuse(config: Config, objective: Objective) -> None:
     """``ValueError`` for options that need rows with a fixed identity: proposals differ from step to step."""
     options = config.teacher
+    if config.data.exclude is not None:
+        raise ValueError(
+            "data.exclude: needs images with one label each, got pictures with boxes; remove the pictures from the "
+            "annotations instead."
+        )
     if config.data.unlabelled is not None:
         raise ValueError(
             f"--unlabelled {config.data.unlabelled}: needs a classifier, got a detector; leave it out: pictures without "

@@ -273,6 +273,34 @@ def compare(
 
 
 @app.command()
+def audit(
+    data: Data = None,
+    teacher: TeacherName = None,
+    teacher_weights: TeacherWeights = None,
+    label: Label = None,
+    recipe: RecipeName = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML, such as the config.yaml of a run")
+    ] = None,
+    sets: Sets = None,
+    rows: Annotated[int, typer.Option(help="training rows that are looked at, and held-out ones")] = 2000,
+    out: Annotated[Path | None, typer.Option(help="folder for the page, the numbers and the list")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the audit in --out")] = False,
+) -> None:
+    """Say before any training, in minutes, whether a teacher is worth listening to."""
+    from outgrow.run.audit import audit_teacher
+    from outgrow.training.config import assignments, merge
+    from outgrow.training.progress import make_reporter
+
+    if not (data or recipe or config):
+        raise ValueError("audit: needs --data SRC (or --recipe, or --config), got none; name the images.")
+    shared = flags_layer(data=data, label=label, teacher=teacher, teacher_weights=teacher_weights)
+    own = {"out": None if out is None else str(out)}  # never the folder that a configuration is from
+    resolved = resolve(recipe, config, None, merge(shared, assignments(sets or []), own))
+    audit_teacher(resolved, rows=rows, overwrite=overwrite, reporter=make_reporter())
+
+
+@app.command()
 def evaluate(
     data: Data,
     model: Annotated[str, typer.Option(metavar="MODEL", help="as for distill")],

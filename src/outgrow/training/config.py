@@ -55,6 +55,9 @@ class DataConfig(_Section):
     if the source has its own validation images."""
     train_rows: int | None = Field(None, ge=1)
     """Train on this number of images only, the first of a seeded shuffle; None for all."""
+    exclude: str | None = None
+    """A CSV file of training images to leave out, such as the ``label_errors.csv`` of ``outgrow audit``. Test and
+    validation images always stay."""
     unlabelled: str | None = None
     """Images without labels that are distilled too: a source as ``data.source``, whose labels are not used. A folder
     may have pictures at any depth. Images that are also training, validation or test images are left out."""

@@ -226,6 +226,8 @@ class DataRecord(_Part):
     """Number of test images that are also training images, byte for byte; None if that was not checked."""
     faults: tuple[str, ...] = ()
     """Images that were left out because they cannot be decoded."""
+    excluded: int = 0
+    """Training images that ``data.exclude`` has left out."""
     unlabelled: int | None = None
     """Images without labels that were distilled too; None without any."""
     unlabelled_fingerprint: str | None = None
