@@ -174,12 +174,16 @@ class TeacherCache:
 
 
 def check_cache_folder(folder: Path) -> None:
-    """``ValueError`` at the start of a run, before a teacher is trained, where ``folder`` cannot be a cache.
+    """``ValueError`` at the start of a run, before a teacher is trained, if ``folder`` cannot be a cache.
 
-    One that cannot be written may be whole: that is known when the teacher is.
+    A folder that cannot be written but has a cache is accepted: whether that is complete is not known yet. The check
+    leaves no new folder, as the run may not fill a cache (a rehearsal).
     """
+    existed = folder.exists()
     try:
         check_writable(folder, what="teacher.cache")
+        if not existed:
+            folder.rmdir()
     except ValueError:
         if not any(folder.glob("*/facts.json")):
             raise
