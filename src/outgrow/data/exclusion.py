@@ -32,7 +32,7 @@ def naming(source: str, part: Part) -> tuple[str, "Names"]:
     rows: Encoded | None = part.rows
     kept = None
     if isinstance(rows, Kept):
-        rows, kept = rows.source, rows.rows
+        kept, rows = rows.rows, rows.source
     if not isinstance(rows, PathList):
         return "row", Names(None, "", kept)
     where = source.partition(":")[2]

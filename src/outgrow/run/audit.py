@@ -75,7 +75,7 @@ def audit_teacher(
         rows=rows,
         notes=found.notes,
         config=config,
-        **{kind: found.numbers},  # type: ignore[arg-type]
+        **{kind: found.numbers},
         **provenance(run.device, started),
     )
     if out is not None:

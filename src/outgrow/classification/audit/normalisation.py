@@ -15,7 +15,7 @@ from outgrow.models import Network
 from outgrow.outputs import Outputs, lift
 from outgrow.report.statistics import holm
 from outgrow.training.audit import Counted, NormalisationRecord
-from outgrow.training.counts import paired
+from outgrow.training.counts import LEVEL, above, paired
 
 Triple = tuple[float, float, float]
 
@@ -29,7 +29,7 @@ USUAL: dict[str, tuple[Triple, Triple]] = {
 """Mean and deviation of RGB in [0, 1]; ``bytes`` is for nets that take 0 to 255."""
 CLOSE = 0.03
 """Two that differ by no more than this everywhere are one: no net can tell."""
-LEVEL, POINTS = 0.01, 0.02
+POINTS = 0.02
 """Another one is better where it is right on so many more of the images and the paired test is below the level."""
 
 Matched = Callable[[Float[Tensor, "rows own"]], Float[Tensor, "rows classes"]]
@@ -89,7 +89,14 @@ def try_normalisations(
     changed = [(int((one & ~right[0]).sum()), int((right[0] & ~one).sum())) for one in right]
     p_values = [1.0, *holm([paired(*counts) for counts in changed[1:]])]
     gains = [(gained - lost) / len(label) for gained, lost in changed]
-    real = [at for at, gain in enumerate(gains) if gain >= POINTS and p_values[at] < LEVEL]
+    chance = float(torch.bincount(label).max()) / len(label)
+    real = [
+        at
+        for at, gain in enumerate(gains)
+        if gain >= POINTS
+        and p_values[at] < LEVEL
+        and above(int(right[at].sum()), len(label), chance) < LEVEL  # one class for all is no better
+    ]
     best = max(real, key=lambda at: gains[at], default=None)
     return tuple(
         NormalisationRecord(
