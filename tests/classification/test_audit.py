@@ -12,6 +12,7 @@ from torch import nn
 from outgrow.classification.audit import label_errors
 from outgrow.classification.audit.audit import choose_rows
 from outgrow.classification.audit.label_errors import find_label_errors
+from outgrow.classification.audit.normalisation import map_out_of_fold
 from outgrow.classification.data import open_run_data
 from outgrow.run.audit import audit_teacher, options
 from outgrow.training.audit import read_audit
@@ -206,6 +207,16 @@ def test_other_classes_are_mapped(world):
     assert numbers.training.corrected.top1.accuracy > 70
     assert numbers.memory_p is None
     assert all(one.before is None for one in numbers.wrong)
+
+
+def test_a_map_from_other_classes_is_judged_out_of_fold():
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(4, (400,), generator=generator)
+    own = 2 * label + torch.randint(2, (400,), generator=generator)  # two of eight classes for each of four
+    logits = 3.0 * torch.eye(8)[own] + torch.randn(400, 8, generator=generator)
+    assert (map_out_of_fold(logits, label, 4) == label).float().mean() > 0.8
+    noise = torch.randn(400, 1000, generator=generator)  # more inputs than rows: in fold all would be right
+    assert (map_out_of_fold(noise, label, 4) == label).float().mean() < 0.35
 
 
 def test_rows_bound_the_work(world):
