@@ -147,7 +147,7 @@ def test_a_memorised_teacher_is_found_out(world):
 
 def test_wrong_normalisation_comes_before_everything(world):
     record = audit(world, world[1], mean=0.5, std=0.5)
-    assert kinds(record)[0] == "normalisation"
+    assert kinds(record) == ["normalisation"]
     better = next(one for one in record.classification.normalisations if one.better)
     assert better.name == "0.5"
     assert "'teacher.mean=[0.5, 0.5, 0.5]'" in record.verdicts[0].command

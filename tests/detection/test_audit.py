@@ -87,6 +87,15 @@ def test_more_classes_than_the_data_has(source):
     assert record.detection.objects.rows > 0
 
 
+def test_pictures_with_boxes_are_not_excluded_by_a_list(source):
+    from outgrow.run import distill
+
+    where = source("train", "val", "test")
+    config = {"data": {"source": where, "exclude": "list.csv"}, "method": {"preset": "none"}}
+    with pytest.raises(ValueError, match=r"data\.exclude: needs images with one label each, got .*; remove"):
+        distill({**config, "student": {"name": "fasterrcnn:timm/mobilenetv1_025_128"}})
+
+
 def test_errors_say_what_to_do(source):
     where = source("train", "val", "test")
     with pytest.raises(ValueError, match=r"needs weights, got none; give --teacher-weights"):

@@ -52,8 +52,15 @@ class Case:
 
 def verdicts(case: Case) -> tuple[Verdict, ...]:
     """All that hold. The first one is the one to act on: what makes the other numbers wrong comes before them."""
-    found = [_normalisation(case), _order(case), _useless(case) or _memory(case) or _main(case)]
-    found += [_few_labels(case), _label_errors(case)]
+    first = _normalisation(case)
+    if first is not None:  # what else would be said is of a teacher that nobody will use
+        return (first,)
+    found = [
+        _order(case),
+        _useless(case) or _memory(case) or _main(case),
+        _few_labels(case),
+        _label_errors(case),
+    ]
     return tuple(one for one in found if one is not None)
 
 
@@ -245,9 +252,9 @@ def _label_errors(case: Case) -> Verdict | None:
     after = replace(case, config=case.config.model_copy(update={"data": data}))
     return Verdict(
         kind="label_errors",
-        text=f"{found.found:,} of {found.rows:,} labels look wrong. Look at them before you believe it.",
-        reason="The teacher, corrected by maps that have not seen these labels, is sure of another class. Correct the labels, or "
-        "leave the images out.",
+        text=f"{found.found:,} of {found.rows:,} labels look wrong. Look at the images before you leave any out.",
+        reason="The teacher finds another class far more likely than the label, judged without the label's influence. Correct the "
+        "labels, or leave the images out.",
         command=after.distill("--preset kd"),
     )
 
