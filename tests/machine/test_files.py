@@ -62,7 +62,7 @@ def test_folders_that_cannot_be(tmp_path):
         ValueError, match=r"--out: needs a folder that can be written, got .*; name another or change"
     ):
         check_writable(tmp_path / "file" / "below", what="--out")
-    with pytest.raises(ValueError, match=r"--out: needs about .* MiB, got .* MiB free"):
+    with pytest.raises(ValueError, match=r"--out: needs about .* GiB, got .* free"):
         check_writable(tmp_path / "new", what="--out", room=1 << 60)
     check_writable(tmp_path / "new", what="--out")
     assert list((tmp_path / "new").iterdir()) == []

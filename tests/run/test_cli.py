@@ -24,6 +24,18 @@ def test_the_options_are_these_and_no_more():
     options = {name: sorted(p.name for p in c.params) for name, c in command.commands.items()}
     assert options == {
         "demo": ["out", "overwrite", "seeds"],
+        "audit": [
+            "config",
+            "data",
+            "label",
+            "out",
+            "overwrite",
+            "recipe",
+            "rows",
+            "sets",
+            "teacher",
+            "teacher_weights",
+        ],
         "distill": sorted(
             [
                 "data",
@@ -79,20 +91,6 @@ def test_the_options_are_these_and_no_more():
                 "dry_run",
                 "anyway",
                 "title",
-                "overwrite",
-            ]
-        ),
-        "audit": sorted(
-            [
-                "data",
-                "teacher",
-                "teacher_weights",
-                "label",
-                "recipe",
-                "config",
-                "sets",
-                "rows",
-                "out",
                 "overwrite",
             ]
         ),

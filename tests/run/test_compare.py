@@ -271,7 +271,7 @@ def test_a_disk_too_small_is_refused_or_costs_the_cache(tmp_path, monkeypatch):
     methods = {"kd": {"preset": "kd"}, "dkd": {"preset": "kd", "loss": "dkd"}}
     plan = plan_of(tmp_path, {"methods": methods, "seeds": 1})
     monkeypatch.setattr(rehearsal, "disk_free", lambda folder: 1000)
-    with pytest.raises(ValueError, match=r"--out: needs about .* MiB for 2 runs, got 0.0 MiB free at"):
+    with pytest.raises(ValueError, match=r"--out: needs about .* MiB for 2 runs, got 1000 bytes free at"):
         run_compare(plan)
     monkeypatch.setattr(rehearsal, "SHARE", 0.0)
     monkeypatch.undo()

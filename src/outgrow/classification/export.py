@@ -7,7 +7,10 @@
 Every file is loaded again and compared with the student on real images.
 """
 
+import errno
 import json
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -313,6 +316,11 @@ def quantize(source: Path, path: Path, images: Float[Tensor, "n 3 height width"]
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
         )
+    except Exception as error:
+        # it writes without looking whether it could, and reads half a file
+        if shutil.disk_usage(path.parent).free < source.stat().st_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         logging.disable(loud)
         prepared.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import as_network, train_alone
 from outgrow.data import Loader
 from outgrow.data.classes import Match, match_classes
+from outgrow.machine.files import readable
 from outgrow.models import Network, create_model, feature_paths, num_parameters, save_student
 from outgrow.models.taps import PENULTIMATE
 from outgrow.objective import PRESETS, Objective
@@ -32,7 +33,7 @@ from outgrow.teacher import (
     SelectedClasses,
     Teacher,
 )
-from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest, readable
+from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest
 from outgrow.teacher.inference import InPrecision, compiled, fold_norms
 from outgrow.training.config import Config, TeacherConfig
 from outgrow.training.processes import is_main, process_group
@@ -343,8 +344,8 @@ def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: i
         return teacher
     if objective.reads_features and not options.cache_features:
         raise ValueError(
-            "teacher.cache keeps logits, and this objective reads features; set teacher.cache_features=true to keep "
-            "those too, leave the cache out, or choose losses that read logits alone."
+            "teacher.cache: needs losses that read logits alone, got some that read features; set "
+            "teacher.cache_features=true to keep those too, leave the cache out, or choose losses that read logits alone."
         )
     cache = TeacherCache(
         options.cache,

@@ -3,8 +3,10 @@
 write_atomically    temporary file, fsync, rename; the umask's mode
 sealed, unsealed    JSON with a checksum of itself
 tensors_checksum    of a state dict and its metadata
+check_writable      at the start: a folder that can be written and has room
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -49,7 +51,8 @@ def write_atomically(path: str | Path, content: bytes | str | Callable[[Path], N
             f"needs to write {path}, got {error.strerror or error}; free some room or make the folder writable",
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a read-only folder: the reason is on its way
+            part.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, *, what: str, room: int = 0) -> None:
@@ -73,9 +76,21 @@ def check_writable(folder: Path, *, what: str, room: int = 0) -> None:
     free = shutil.disk_usage(folder).free
     if free < room:
         raise ValueError(
-            f"{what}: needs about {room / 2**20:,.0f} MiB, got {free / 2**20:,.0f} MiB free at {folder}; free some room "
+            f"{what}: needs about {readable(room)}, got {readable(free)} free at {folder}; free some room "
             "or name a folder on another disk."
         )
+
+
+def readable(size: int | float) -> str:
+    """A number of bytes for messages.
+
+    >>> readable(40), readable(1536), readable(3 * 2**20), readable(5 * 2**30)
+    ('40 bytes', '1.5 KiB', '3.0 MiB', '5.0 GiB')
+    """
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size:.0f} bytes"
 
 
 def finite(content: Any) -> Any:

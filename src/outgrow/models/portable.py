@@ -4,6 +4,7 @@ Both take RGB images in [0, 1] and include the normalisation. ``facts`` (classes
 in the file: in ONNX's ``metadata_props``, and as ``outgrow.json`` in a ``.pt2``.
 """
 
+import io
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,8 +84,10 @@ def program_of(network: Network, side: tuple[int, int], *, any_size: bool) -> tu
 
 def write_program(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
     """Write a ``.pt2`` file. ``torch.export.load(path).module()`` reads it without the net's source code."""
+    content = io.BytesIO()  # on a full disk torch would abort the process
     with _quiet():
-        torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
+        torch.export.save(program, content, extra_files={FACTS: json.dumps(facts)})
+    path.write_bytes(content.getvalue())
 
 
 def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:

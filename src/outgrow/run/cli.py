@@ -554,7 +554,7 @@ def _reason(error: BaseException) -> tuple[str, int]:
         case NonFiniteLoss():
             return str(error), DIVERGED
         case NotWritten():
-            return f"{error.strerror}; --resume continues the run", MACHINE
+            return f"{error.strerror}{_goes_on()}", MACHINE
         case BrokenPipeError():  # the reader of the pipe (head, less) has ended
             sys.stderr.close()
             return "", DONE
@@ -562,7 +562,7 @@ def _reason(error: BaseException) -> tuple[str, int]:
             path = error.filename or "a file"
             return (
                 f"needs to read or write {path}, got: {error.strerror}; free some room or change its rights. Files "
-                "written before are complete; --resume continues a run.",
+                f"written before are complete{_goes_on()}.",
                 MACHINE,
             )
         case Exception() if _out_of_memory(error):
@@ -574,6 +574,14 @@ def _reason(error: BaseException) -> tuple[str, int]:
         case Exception():
             return f"an unexpected error, {type(error).__name__}: {_first_line(error)}; {_log(error)}", FAILED
     raise error
+
+
+def _goes_on() -> str:
+    """How what was begun continues."""
+    command = next(iter(sys.argv[1:]), "")
+    if command == "distill":
+        return "; --resume continues the run"
+    return "; the same command continues" if command in ("compare", "demo", "cache") else ""
 
 
 def _show(text: str) -> None:

@@ -18,7 +18,7 @@ from outgrow.knowledge import Rectifier
 from outgrow.machine.files import sealed, write_atomically
 from outgrow.objective import Objective, preset
 from outgrow.run.tasks import task_of
-from outgrow.teacher.cache import CachedTeacher, digest
+from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
 from outgrow.training.acceleration import make_accelerator
 from outgrow.training.config import Config, build_config, settle
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
@@ -98,6 +98,9 @@ def start(
     out = Path(config.out) if config.out else None
     if config.out == "" or (resume and out is None):
         raise ValueError(f"--out: needs the folder of a run, got {config.out!r}; set it.")
+    if config.teacher.cache is not None:
+        cache = Path(config.teacher.cache)
+        on_main(lambda: check_cache_folder(cache))
     if out is not None:
         on_main(lambda: open_folder(out, config, resume=resume, overwrite=overwrite))
     return RunContext(config, device, report, out, resume)

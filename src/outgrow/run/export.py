@@ -4,7 +4,7 @@ The result is a folder in the layout of the Hugging Face hub: the requested form
 It is written to a temporary folder, which is moved into place once every file is checked.
 """
 
-import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from outgrow.machine.files import check_writable, write_atomically
+from outgrow.machine.files import NotWritten, check_writable, write_atomically
 from outgrow.report.card import model_card
 from outgrow.run.tasks import task_name
-from outgrow.training.deployment import FORMATS, Exported, FinishedRun, Request, open_run
+from outgrow.training.deployment import FORMATS, STUDENT, Exported, FinishedRun, Request, open_run
 from outgrow.training.progress import Reporter
 
 CARD = "README.md"
@@ -29,6 +29,8 @@ FILES = (
     CARD,
 )
 """The files of an export. Other files in its folder are kept."""
+FULL = 1 << 16
+"""A disk with fewer free bytes counts as full: no file of an export is smaller."""
 
 
 def export_run(
@@ -58,15 +60,22 @@ def export_run(
         raise ValueError(f"--quantize: needs int8, got {quantize!r}; leave it out for float32.")
     run = open_run(Path(folder))
     target = Path(out) if out is not None else run.folder / "export"
-    _check_target(target, overwrite=overwrite)
     formats = FORMATS if format == "all" else (format,)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    copies = len(formats) + (3 if quantize else 0)  # int8 has two intermediate files
+    _check_target(target, overwrite=overwrite, room=copies * (run.folder / STUDENT).stat().st_size)
+    # on the same disk as the target, which may be a mount of its own
+    part = (target if target.is_dir() else target.parent) / f".{target.name}.{os.getpid()}.part"
     part.mkdir(parents=True)
     try:
         request = Request(part, formats, quantize == "int8", tuple(images), format == "all")  # type: ignore[arg-type]
         exported = _export(run, request, report)
         write_atomically(part / CARD, model_card(run.record, exported))
         _move(part, target)
+    except Exception as error:  # libraries raise many types on a full disk
+        if isinstance(error, NotWritten) or shutil.disk_usage(part).free >= FULL:
+            raise
+        reason = os.strerror(errno.ENOSPC)
+        raise NotWritten(errno.ENOSPC, f"needs to write {target}, got {reason}; free some room") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for note in exported.notes:
@@ -88,9 +97,9 @@ def _export(run: FinishedRun, request: Request, report: Reporter) -> Exported:
     return exported
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
+def _check_target(target: Path, *, overwrite: bool, room: int) -> None:
     """``ValueError`` if the folder cannot be written, or is not empty without ``overwrite``."""
-    check_writable(target.parent, what="--out")
+    check_writable(target if target.is_dir() else target.parent, what="--out", room=room)
     if target.exists() and not target.is_dir():
         raise ValueError(f"--out: needs a folder, got the file {target}; choose another path.")
     files = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
@@ -102,10 +111,7 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def _move(part: Path, target: Path) -> None:
-    """Move the finished folder into place: by one rename if possible, else file by file."""
-    if target.is_dir():
-        with contextlib.suppress(OSError):
-            target.rmdir()  # only works if empty
+    """Move the finished files into place: by one rename if there is no folder yet, else file by file."""
     if not target.exists():
         part.rename(target)
         return

@@ -21,7 +21,7 @@ from PIL.Image import Image
 from outgrow.data.files import look_into, read_picture
 from outgrow.data.notes import printable
 from outgrow.data.pixels import decode
-from outgrow.machine.files import write_atomically
+from outgrow.machine.files import check_writable, write_atomically
 from outgrow.models.portable import OnnxModel, read_program
 from outgrow.models.weights import read_weights
 from outgrow.run.tasks import SOURCES, task_name
@@ -65,6 +65,9 @@ def predict_files(
     module, predictor = open_model(Path(model))
     if predictor.task != "detection" and (score is not None or pictures is not None):
         raise ValueError("--score and --pictures: need a detector, got a classifier; leave them out.")
+    for folder, what in ((out and Path(out).absolute().parent, "--out"), (pictures, "--pictures")):
+        if folder is not None:
+            check_writable(Path(folder), what=what)
     broken: dict[str, str] = {}
     rows = predictor.predict(
         decoded_images(files, broken, log),

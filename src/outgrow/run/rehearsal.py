@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from outgrow.machine.files import readable
 from outgrow.models import num_parameters
 from outgrow.report.table import NO_TEACHER
 from outgrow.run.distillation import assemble, method_of, start
 from outgrow.run.plan import CACHE, Plan, Preparation, Training, cache_groups, disk_free, tries_correction
 from outgrow.run.tasks import task_of
-from outgrow.teacher.cache import readable
 from outgrow.training.config import (
     Config,
     MethodConfig,

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float, Float16, Int
 from torch import Tensor, nn
 
-from outgrow.machine.files import NotWritten, write_atomically
+from outgrow.machine.files import NotWritten, check_writable, readable, write_atomically
 from outgrow.outputs import Outputs
 from outgrow.teacher.teacher import BaseTeacher
 
@@ -59,10 +59,16 @@ class TeacherCache:
         self.shapes |= {tap: (num_indices, *shape) for tap, shape in (features or {}).items()}
         text = json.dumps(self.facts, sort_keys=True)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
         stated = self.folder / "facts.json"
         if not stated.is_file():
-            write_atomically(stated, json.dumps(self.facts, indent=1, sort_keys=True))
+            try:
+                write_atomically(stated, json.dumps(self.facts, indent=1, sort_keys=True))
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                raise ValueError(
+                    f"teacher.cache: needs a folder that can be written, got {self.folder} ({reason}); name another, free "
+                    "some room, or change its rights."
+                ) from None
         held = _read_facts(stated)
         differing = sorted(k for k in {*held, *self.facts} if held.get(k) != self.facts.get(k))
         if differing:
@@ -91,7 +97,12 @@ class TeacherCache:
         )
 
     def check_room(self, epochs: int) -> None:
-        """``ValueError`` if the disk has less free space than :meth:`bytes_missing`."""
+        """``ValueError`` if the disk has less free space than :meth:`bytes_missing`, or cannot be written."""
+        if self.bytes_missing(epochs) and not os.access(self.folder, os.W_OK):
+            raise ValueError(
+                f"teacher.cache: needs all {epochs} epochs in a folder that cannot be written, got {self.folder} with some "
+                "missing; fill it with `outgrow cache`, or name another."
+            )
         missing, free = self.bytes_missing(epochs), shutil.disk_usage(self.folder).free
         if missing > free:
             raise ValueError(
@@ -146,8 +157,11 @@ class TeacherCache:
     def finish(self, epoch: int, held: Float16[np.memmap, "indices *shape"], name: str = LOGITS) -> None:
         held.flush()
         part, path = self._part(epoch, name), self.path(epoch, name)
-        write_atomically(_sum_of(path), _crc(part))
-        part.replace(path)
+        try:
+            write_atomically(_sum_of(path), _crc(part))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def discard(self, epoch: int, name: str = LOGITS) -> None:
         """Remove what :meth:`start` began: its epoch did not end."""
@@ -157,6 +171,18 @@ class TeacherCache:
         """Of this process alone: two runs may fill one cache."""
         path = self.path(epoch, name)
         return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def check_cache_folder(folder: Path) -> None:
+    """``ValueError`` at the start of a run, before a teacher is trained, where ``folder`` cannot be a cache.
+
+    One that cannot be written may be whole: that is known when the teacher is.
+    """
+    try:
+        check_writable(folder, what="teacher.cache")
+    except ValueError:
+        if not any(folder.glob("*/facts.json")):
+            raise
 
 
 def _read_facts(path: Path) -> dict[str, str]:
@@ -271,15 +297,6 @@ def feature_half(feature: Float[Tensor, "rows *shape"], name: str) -> Float16[Te
             "without teacher.cache_features."
         )
     return half
-
-
-def readable(size: int) -> str:
-    """A number of bytes for messages.
-
-    >>> readable(3 * 2**20), readable(5 * 2**30)
-    ('3.0 MiB', '5.0 GiB')
-    """
-    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
 
 
 def to_half(logits: Float[Tensor, "rows classes"]) -> Float16[Tensor, "rows classes"]:
