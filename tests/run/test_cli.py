@@ -227,6 +227,36 @@ def test_distill_and_evaluate(tmp_path):
     assert json.loads(scored.stdout.splitlines()[-1])["top1"] == pytest.approx(record["student"]["top1"])
 
 
+def test_audit_says_its_verdict_and_exits_with_a_code(tmp_path, monkeypatch, capsys):
+    from outgrow.models import create_model, save_student
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    save_student(create_model("cifar/resnet8", 10), tmp_path / "teacher.safetensors")
+    typed = ["outgrow", "audit", "--data", "digits", "--teacher", "cifar/resnet8", "--rows", "60"]
+    typed += ["--set", "data.workers=0", "--out", str(tmp_path / "out")]
+    weights = ["--teacher-weights", str(tmp_path / "teacher.safetensors")]
+    codes = []
+    for words in (typed, typed + weights, typed + weights, ["outgrow", "audit"]):
+        monkeypatch.setattr("sys.argv", words)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        codes.append(stop.value.code)
+        seen = capsys.readouterr()
+        if stop.value.code == 0:
+            events = [json.loads(line) for line in seen.out.splitlines()]
+            assert [one["kind"] for one in events[-1]["verdicts"]]
+            lines = [one["text"] for one in events if one["event"] == "note"]
+            assert len(lines) < 25
+            assert any("held-out images, as it is: right on" in line for line in lines)
+        else:
+            assert seen.err.startswith("outgrow: ")
+            assert "needs" in seen.err
+            assert ", got " in seen.err
+    assert codes == [2, 0, 2, 2]  # no weights; done; a folder that is taken; no data
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"index.html", "audit.json"}
+
+
 def test_report_compares_finished_runs(tmp_path):
     from outgrow.run.demo import BASE
     from outgrow.run.study import run_study

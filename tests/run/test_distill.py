@@ -563,3 +563,17 @@ def test_what_is_no_configuration_is_refused_in_three_parts(tmp_path, text):
         ValueError, match=r"(?s)--config: needs .*, got .*config\.yaml.*; see OUT/config\.yaml"
     ):
         load_config(tmp_path / "config.yaml")
+
+
+def test_excluded_images_are_counted_and_the_test_set_stays(tmp_path):
+    listed = tmp_path / "list.csv"
+    listed.write_text("row\n" + "\n".join(map(str, range(450))) + "\n")
+    layer = {"data": {"exclude": str(listed)}, "method": {"preset": "none"}, "train": {"epochs": 1}}
+    with pytest.warns(UserWarning, match="are left out of training"):
+        record = run(layer)
+    whole = run({"method": {"preset": "none"}, "train": {"epochs": 1}})
+    assert record["data"]["excluded"] + record["data"]["train"] == whole["data"]["train"] == 96
+    assert 24 < record["data"]["excluded"] < 72
+    assert whole["data"]["excluded"] == 0
+    assert record["data"]["test"] == whole["data"]["test"]
+    assert record["data"]["fingerprint"] != whole["data"]["fingerprint"]

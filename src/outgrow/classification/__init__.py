@@ -6,6 +6,7 @@ teacher.py      loaded or trained, frozen, in the student's classes, corrected, 
 lesson.py       a batch -> both networks' outputs
 scores.py       top-1, top-5, likelihood on a split
 evaluation.py   the result of `outgrow evaluate`
+audit/          the measurements of `outgrow audit`
 task.py         the task that `outgrow.run` uses
 """
 

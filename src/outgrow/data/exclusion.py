@@ -32,8 +32,7 @@ def naming(source: str, part: Part) -> tuple[str, "Names"]:
     rows: Encoded | None = part.rows
     kept = None
     if isinstance(rows, Kept):
-        kept = rows.rows
-        rows = rows.source
+        kept, rows = rows.rows, rows.source
     if not isinstance(rows, PathList):
         return "row", Names(None, "", kept)
     where = source.partition(":")[2]

@@ -14,6 +14,10 @@ def write_audit_page(path: str | Path, record: AuditRecord, section: Section) ->
     conditions = [
         ("data", (data.source,)),
         ("rows", (parts.rows(data),)),
+        (
+            "looked at",
+            (f"at most {record.rows:,} training and {record.rows:,} held-out rows; no test image",),
+        ),
         ("teacher", (f"{teacher.name}, weights: {teacher.weights}",)),
         ("classes", (f"{teacher.classes}, {teacher.matched}",)),
         ("input", (teacher.sees,)),

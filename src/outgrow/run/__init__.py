@@ -2,6 +2,7 @@
 
 tasks.py          the task (classification or detection) of a source
 distillation.py   one run, from a configuration to a record
+audit.py          whether a teacher is worth listening to, before any training
 evaluation.py     evaluate a model on the test split of a source
 study.py          methods x seeds, for scripts
 compare.py        `outgrow compare`: methods x pairs x seeds

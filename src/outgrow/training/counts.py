@@ -1,7 +1,7 @@
-"""Tests on counts of right and wrong rows, for judgements that must not come from nothing.
+"""Tests on counts of right and wrong rows.
 
     interval(right, rows)      where an accuracy lies, at 95 %
-    above(right, rows, share)  whether it is higher than a share that needs no eyes
+    above(right, rows, share)  whether it is higher than a given share
     paired(gained, lost)       two answers on the same rows
     apart(right, rows, ...)    two sets of different rows
 
@@ -10,7 +10,8 @@ P-values are exact; scipy is imported on use.
 
 import math
 
-CONFIDENCE = 0.95
+LEVEL = 0.01
+"""Below this p-value a difference counts as real."""
 
 
 def interval(right: int, rows: int) -> tuple[float, float]:
@@ -67,18 +68,18 @@ def apart(right: int, rows: int, other_right: int, other_rows: int) -> float:
 
 
 MEMORY_LEVEL = 0.001
-"""A false alarm takes the correction from a user: one in a thousand."""
+"""A false alarm would deny a user the correction, so it must be rare."""
 MEMORY_GAP = 0.05
-"""Share of rows that a memory must be worth. Augmented views alone cost a teacher some, never give it any."""
+"""Least difference between the accuracies on the two sets of rows, as a share."""
 MEMORY_SKILL = 0.25
-"""Share of the way from chance to all right that a teacher must have gone on rows that it remembers."""
+"""Least accuracy on memorised rows, as a share of the range from chance to all right."""
 
 
 def has_memorised(right: int, rows: int, held_right: int, held_rows: int, chance: float) -> bool:
     """Whether a teacher is right on rows because it has seen their labels.
 
     It needs a difference to the held-out rows that is large and significant, and an accuracy on the rows well above
-    ``chance`` (of always naming the most frequent class). So it cannot come from a handful of held-out rows.
+    ``chance`` (the share of the most frequent class). A handful of held-out rows is not enough.
 
     >>> has_memorised(100, 870, 0, 15, chance=0.10), has_memorised(870, 870, 9, 15, chance=0.10)
     (False, True)

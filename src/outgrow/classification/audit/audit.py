@@ -26,7 +26,7 @@ from outgrow.classification.audit.verdicts import Case, verdicts
 from outgrow.classification.data import RunData, eval_loader, open_run_data, train_loader
 from outgrow.classification.order import check_order
 from outgrow.classification.teacher import make_teacher
-from outgrow.data import Split
+from outgrow.data import Loader, Split
 from outgrow.data.classes import Match, match_classes
 from outgrow.data.exclusion import naming
 from outgrow.data.splits import stratified_cut
@@ -43,12 +43,13 @@ from outgrow.training.audit import (
     ClassifierAudit,
     LabelErrorRecord,
     LabelErrorsRecord,
+    NormalisationRecord,
     Options,
     WrongRecord,
     rule_effects,
 )
 from outgrow.training.config import Config
-from outgrow.training.counts import apart, has_memorised
+from outgrow.training.counts import LEVEL, above, apart, has_memorised
 from outgrow.training.record import DataRecord
 from outgrow.training.task import RunContext
 
@@ -81,11 +82,13 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
     chosen = choose_rows(data, rows, config)
     network = _network(run, data, module)
     match = match_classes(network.classes, network.num_classes, data.classes)
-    notes = [chosen.note, *_notes(run, data, chosen, rows)]
+    notes = [chosen.note, _few(chosen)]
 
     normalisations = _normalisations(run, chosen, network, match, data)
     teacher = _teacher(run, chosen, network, match)
-    training, held_out = _look(run, data, chosen, teacher, network)
+    looking = Looking(run, teacher, network, data.num_classes)
+    training = looking.at_views(chosen.train, "teacher on the training views")
+    held_out = looking.at_plain(chosen.held_out, "teacher on held-out images")
     warn_if_probabilities(training.logits, whose="teacher")
     order = _order(match, held_out, data, network)
     run.report.note("teacher: looking for what is systematic in its errors, out of fold ...")
@@ -121,7 +124,9 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         rules=rule_effects(believed.logits, believed.label),
         rules_raw=None if mapped or after is None else rule_effects(training.logits, training.label),
         wrong=_wrong(held_out, after, mapped, chosen.held_out, data),
-        label_errors=_label_errors(run, data, chosen.train, believed, memorised, after is not None),
+        label_errors=_label_errors(
+            run, data, chosen, looking, believed, after, _why_not(normalisations, memorised)
+        ),
     )
     case = Case(
         numbers=numbers,
@@ -132,6 +137,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         order=order,
         config=run.config,
         options=options,
+        folder=None if run.out is None else str(run.out),
     )
     found = verdicts(case)
     shown = Shown(chosen.held_out, chosen.train, data.classes, mapped)
@@ -164,12 +170,11 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
 
 
 def _unmixed(config: Config) -> Config:
-    """Views of one image each, for a method with a teacher: a blended view has two labels."""
+    """``config`` for a method with a teacher, without blended views, which have two labels, and unlabelled images."""
     augment = config.data.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     method = config.method.model_copy(update={"preset": "outgrow"})
-    return config.model_copy(
-        update={"data": config.data.model_copy(update={"augment": augment}), "method": method}
-    )
+    data = config.data.model_copy(update={"augment": augment, "unlabelled": None})
+    return config.model_copy(update={"data": data, "method": method})
 
 
 def choose_rows(data: RunData, rows: int, config: Config) -> Rows:
@@ -221,12 +226,13 @@ def _network(run: RunContext, data: RunData, module: nn.Module | None) -> Networ
     return network.to(run.device).eval()
 
 
-def _notes(run: RunContext, data: RunData, chosen: Rows, rows: int) -> Iterator[str]:
-    whole = len(data.train)
-    if len(chosen.train) == rows < whole:
-        yield f"{rows:,} of {whole:,} training images were looked at (--rows)."
-    if len(chosen.held_out) < 100:
-        yield f"Only {len(chosen.held_out)} held-out images: numbers on them are rough, as their intervals say."
+def _few(chosen: Rows) -> str:
+    count = len(chosen.held_out)
+    return (
+        f"Only {count} held-out images: numbers on them are rough, as their intervals show."
+        if count < 100
+        else ""
+    )
 
 
 def _matched(match: Match) -> Matched | None:
@@ -236,10 +242,13 @@ def _matched(match: Match) -> Matched | None:
 
 def _normalisations(run: RunContext, chosen: Rows, network: Network, match: Match, data: RunData) -> tuple:
     """On held-out images first, then training images, seen as in an evaluation."""
-    wanted = [chosen.held_out.subset(torch.arange(min(len(chosen.held_out), NORMALISED)))]
-    rest = NORMALISED - len(wanted[0])
-    if rest:
-        wanted.append(chosen.train.subset(torch.arange(min(len(chosen.train), rest))))
+    # a random sample: folders are sorted by class, and a net that always names the first class would win
+    generator = torch.Generator().manual_seed(run.config.seed)
+    wanted: list[Split] = []
+    for split in (chosen.held_out, chosen.train):
+        count = min(len(split), NORMALISED - sum(map(len, wanted)))
+        if count:
+            wanted.append(split.subset(torch.randperm(len(split), generator=generator)[:count]))
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for split in wanted:
@@ -266,24 +275,35 @@ def _teacher(run: RunContext, chosen: Rows, network: Network, match: Match) -> B
     return teacher
 
 
-def _look(
-    run: RunContext, data: RunData, chosen: Rows, teacher: BaseTeacher, network: Network
-) -> tuple[Seen, Seen]:
-    config = run.config
-    views = train_loader(config, config.train, chosen.train, [network], run.device, whole=True)
-    images = eval_loader(chosen.held_out, network, config.train, run.device, config.data.workers)
-    with run.report.bar("teacher on the training views", len(chosen.train)) as advance:
-        training = look(teacher, views, advance, data.num_classes)
-    with run.report.bar("teacher on held-out images", len(chosen.held_out)) as advance:
-        held_out = look(teacher, images, advance, data.num_classes)
-    for seen, name in ((training, "training views"), (held_out, "held-out images")):
+@dataclass(frozen=True)
+class Looking:
+    """The teacher's answers, on augmented views as in training and on plain images as in an evaluation."""
+
+    run: RunContext
+    teacher: BaseTeacher
+    network: Network
+    num_classes: int
+
+    def at_views(self, split: Split, name: str) -> Seen:
+        config = self.run.config
+        loader = train_loader(config, config.train, split, [self.network], self.run.device, whole=True)
+        return self._at(loader, len(split), name)
+
+    def at_plain(self, split: Split, name: str) -> Seen:
+        config = self.run.config
+        loader = eval_loader(split, self.network, config.train, self.run.device, config.data.workers)
+        return self._at(loader, len(split), name)
+
+    def _at(self, loader: Loader, total: int, name: str) -> Seen:
+        with self.run.report.bar(name, total) as advance:
+            seen = look(self.teacher, loader, advance, self.num_classes)
         bad = ~seen.logits.amax(1).isfinite() | seen.logits.isnan().any(1)
         if bool(bad.any()):
             raise ValueError(
-                f"audit: needs finite logits, got NaN or infinity for {int(bad.sum())} of {len(seen)} {name}; check the "
+                f"audit: needs finite logits, got NaN or infinity for {int(bad.sum())} of {len(seen)} images; check the "
                 "teacher's file of weights and its normalisation."
             )
-    return training, held_out
+        return seen
 
 
 def _order(match: Match, held_out: Seen, data: RunData, network: Network) -> str | None:
@@ -355,46 +375,62 @@ def _file(split: Split, position: int) -> str:
     return f"row {row}" if describe is None else "/".join(str(describe(row)).split("/")[-2:])
 
 
+def _why_not(normalisations: tuple[NormalisationRecord, ...], memorised: bool) -> str:
+    """Why labels are not searched for errors; empty if they are."""
+    if any(one.better for one in normalisations):
+        return "Not searched: the normalisation is wrong, and so are the teacher's answers."
+    if memorised:
+        return "Not searched: the teacher has memorised the labels, also the wrong ones."
+    return "" if installed() else f"Not searched: this needs cleanlab, which is not installed; {INSTALL}."
+
+
 def _label_errors(
-    run: RunContext, data: RunData, split: Split, believed: Seen, memorised: bool, corrected: bool
+    run: RunContext,
+    data: RunData,
+    chosen: Rows,
+    looking: Looking,
+    believed: Seen,
+    correction: BiasCorrection | None,
+    why_not: str,
 ) -> LabelErrorsRecord:
-    """Candidates among the training rows that were looked at."""
+    """Candidates among the training rows of the audit: mean belief of the training view and the plain image."""
     assert data.part is not None
     column, names = naming(run.config.data.source, data.part)
-
-    def nothing(how: str) -> LabelErrorsRecord:
-        return LabelErrorsRecord(found=None, rows=len(believed), column=column, how=how)
-
-    if memorised:
-        return nothing("Not searched: the teacher has memorised the labels, and repeats wrong ones.")
-    if not installed():
-        return nothing(f"Not searched: it needs cleanlab, which is not installed; {INSTALL}.")
-    probability = believed.logits.softmax(1)
-    place = {index: at for at, index in enumerate(split.index.tolist())}
+    chance = float(torch.bincount(believed.label).max()) / len(believed)
+    if not why_not and above(believed.right, len(believed), chance) >= LEVEL:
+        why_not = "Not searched: the teacher is no better than always naming the most frequent class."
+    if why_not:
+        return LabelErrorsRecord(found=None, rows=len(believed), column=column, how=why_not)
+    plain = looking.at_plain(chosen.train, "teacher on plain training images")
+    plain = plain if correction is None else plain.corrected(correction, fitted=True)
+    order = torch.argsort(believed.index)
+    probability = (believed.logits.softmax(1)[order] + plain.logits.softmax(1)[plain.index.argsort()]) / 2
+    label, index = believed.label[order], believed.index[order]
+    place = {number: at for at, number in enumerate(chosen.train.index.tolist())}
     candidates = []
-    for row in find_label_errors(believed.label, probability):
-        index = int(believed.index[row])
+    for row in find_label_errors(label, probability):
         sure, other = probability[row].max(0)
         candidates.append(
             LabelErrorRecord(
-                position=place[index],
-                name=names(index),
-                label=data.classes[int(believed.label[row])],
+                position=place[int(index[row])],
+                name=names(int(index[row])),
+                label=data.classes[int(label[row])],
                 suggested=data.classes[int(other)],
                 confidence=float(sure),
             )
         )
-    seen = (
-        "Each row was judged by the teacher under a map that was fitted without the row's fold of five, so that its own label had "
-        "no part in it."
-        if corrected
-        else "Rows were judged by the teacher as it is."
+    how = (
+        "Each image was judged by the teacher with a correction that was fitted without the image's fold (one of five), so "
+        "its own label had no influence."
+        if correction is not None
+        else "Images were judged by the teacher as it is, since nothing was corrected."
     )
     return LabelErrorsRecord(
         found=len(candidates),
-        rows=len(believed),
+        rows=len(label),
         column=column,
-        how=f"{seen} Whether the teacher itself was trained on these labels is not known here. Candidates are those of cleanlab.",
+        how=f"{how} Whether the teacher itself was trained on these labels is not known. If it was, wrong labels that it has "
+        "learned are missed. The candidates are those of cleanlab whose own label is very unlikely.",
         candidates=tuple(candidates),
     )
 

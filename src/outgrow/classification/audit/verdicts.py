@@ -4,7 +4,7 @@ A verdict is only given where the numbers show it: a difference is tested, and l
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from outgrow.training.audit import (
     AnswersRecord,
@@ -15,11 +15,10 @@ from outgrow.training.audit import (
     Verdict,
 )
 from outgrow.training.config import Config, ModelConfig
-from outgrow.training.counts import above
+from outgrow.training.counts import LEVEL, above
 
 NO_ERRORS = 99.0
 """Percent right on the training views from which on no rule has rows to work on."""
-LEVEL = 0.01
 GAIN = 1.0
 """Points that a correction must gain before it is called one."""
 GOOD = 0.5
@@ -40,6 +39,7 @@ class Case:
     order: str | None
     config: Config
     options: Options
+    folder: str | None = None
 
     def distill(self, method: str, out: str = "runs/first") -> str:
         student = "" if self.config.student.name else " --student MODEL"
@@ -52,8 +52,15 @@ class Case:
 
 def verdicts(case: Case) -> tuple[Verdict, ...]:
     """All that hold. The first one is the one to act on: what makes the other numbers wrong comes before them."""
-    found = [_normalisation(case), _order(case), _useless(case) or _memory(case) or _main(case)]
-    found += [_few_labels(case), _label_errors(case)]
+    first = _normalisation(case)
+    if first is not None:  # what else would be said is of a teacher that nobody will use
+        return (first,)
+    found = [
+        _order(case),
+        _useless(case) or _memory(case) or _main(case),
+        _few_labels(case),
+        _label_errors(case),
+    ]
     return tuple(one for one in found if one is not None)
 
 
@@ -225,13 +232,14 @@ def _skill(one: AnswersRecord) -> float:
 
 
 def _few_labels(case: Case) -> Verdict | None:
-    if case.train_rows >= FEW * case.num_classes:
+    if case.train_rows >= FEW * case.num_classes or case.config.data.unlabelled is not None:
         return None
     return Verdict(
         kind="few_labels",
         text="All images are labelled and few: the teacher can only tell you about images whose answer you gave.",
         reason=f"{case.train_rows:,} images to train on, for {case.num_classes} classes. More images of the same kind, even "
-        "without labels, would let the teacher say something new.",
+        "without labels, let the teacher say something new.",
+        command=case.distill("--preset kd --unlabelled SRC"),
     )
 
 
@@ -239,15 +247,14 @@ def _label_errors(case: Case) -> Verdict | None:
     found = case.numbers.label_errors
     if not found.found:
         return None
-    config = case.config.model_copy(
-        update={"data": case.config.data.model_copy(update={"exclude": "label_errors.csv"})}
-    )
-    after = Case(**{**case.__dict__, "config": config})
+    listed = "label_errors.csv" if case.folder is None else f"{case.folder}/label_errors.csv"
+    data = case.config.data.model_copy(update={"exclude": listed})
+    after = replace(case, config=case.config.model_copy(update={"data": data}))
     return Verdict(
         kind="label_errors",
-        text=f"{found.found:,} of {found.rows:,} labels look wrong. Look at them before you believe it.",
-        reason="The teacher, corrected by maps that have not seen these labels, is sure of another class. Correct the labels, or "
-        "leave the images out.",
+        text=f"{found.found:,} of {found.rows:,} labels look wrong. Look at the images before you leave any out.",
+        reason="The teacher finds another class far more likely than the label, judged without the label's influence. Correct the "
+        "labels, or leave the images out.",
         command=after.distill("--preset kd"),
     )
 
