@@ -69,7 +69,7 @@ def check_writable(folder: Path, *, what: str, room: int = 0) -> None:
         write_atomically(folder / ".outgrow-test", b"test")
         (folder / ".outgrow-test").unlink()
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise ValueError(
             f"{what}: needs a folder that can be written, got {folder} ({reason}); name another or change its rights."
         ) from None
@@ -81,7 +81,7 @@ def check_writable(folder: Path, *, what: str, room: int = 0) -> None:
         )
 
 
-def readable(size: float) -> str:
+def readable(size: int) -> str:
     """A number of bytes for messages.
 
     >>> readable(40), readable(1536), readable(3 * 2**20), readable(5 * 2**30)
