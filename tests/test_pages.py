@@ -388,8 +388,9 @@ def desk(tmp_path_factory):
     digits = load_digits()
     for number, name in enumerate(("bird", "dog", "food", "insect", "monkey", "reptile")):
         pictures = digits.images[digits.target == number] * 15
-        for i, picture in enumerate(pictures[:15]):
+        for i, picture in enumerate(pictures[:19]):
             path = folder / "photos" / ("train" if i < 10 else "val") / name / f"{i}.jpg"
+            path = path if i < 15 else folder / "more" / f"{name}{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture.astype("uint8")).convert("RGB").resize((40, 32)).save(path)
 

@@ -46,7 +46,8 @@ class Target:
     counts as neither right nor wrong. No rule rewrites or drops it, so the student is trained on the
     teacher's own logits there. An ignored row counts nowhere. ``index`` is the sample's number in the
     training set; memory banks and corrections need it. For a sample blended by mixup or CutMix, ``partner``
-    is the class blended in and ``mix`` is the share of ``label``, in [0, 1]. ``image`` is the number of the
+    is the class blended in and ``mix`` is the share of ``label``, in [0, 1]. Both labels of a row may be
+    :data:`UNLABELLED`, but not one alone. ``image`` is the number of the
     image that a row belongs to, for rows that are not images (proposals, pixels). Without it row i is image i.
     """
 
@@ -72,7 +73,7 @@ class Target:
                 "give the blended label and the share that label keeps."
             )
         if self.partner is not None and self.label.device.type == "cpu":
-            alone = (self.label == UNLABELLED) | (self.partner == UNLABELLED)
+            alone = (self.label == UNLABELLED) != (self.partner == UNLABELLED)
             if alone.any():
                 raise ValueError(
                     f"Target: needs two labels for a blended row, got UNLABELLED in row {int(alone.nonzero()[0])}; "

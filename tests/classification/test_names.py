@@ -93,9 +93,7 @@ class TestTeacher:
         record = run(photos, teacher, report)
         assert record["correction"] is not None
         assert any("mapped from the labels" in text and "missing: blue" in text for text in report.said)
-        with pytest.raises(
-            ValueError, match=r"2 of 3 are there by name \(missing: blue; others there: azure\)"
-        ):
+        with pytest.raises(ValueError, match=r"2 of 3 found by name \(missing: blue; not needed: azure\)"):
             run(photos, teacher, teacher={"correct": "never"})
 
     def test_a_configuration_alone_is_no_teacher(self, photos, tmp_path):
@@ -143,13 +141,13 @@ class TestEvaluate:
     def test_one_renamed(self, photos, trained):
         name, file = trained
         with pytest.raises(
-            ValueError, match=r"2 of 3 are there by name \(missing: blue; others there: azure\); rename"
+            ValueError, match=r"2 of 3 found by name \(missing: blue; not needed: azure\); rename"
         ):
             score(photos, name, file((2, 1, 0), ("azure", "green", "red")))
 
     def test_all_renamed(self, photos, trained):
         name, file = trained
-        with pytest.raises(ValueError, match="none of 3 are there by name"):
+        with pytest.raises(ValueError, match="none of 3 found by name"):
             score(photos, name, file((2, 1, 0), ("blau", "gruen", "rot")))
 
 
@@ -176,7 +174,7 @@ def test_a_student_starts_in_the_order_of_the_data(photos, tmp_path):
     )
     assert own.classes == ("blue", "green", "red")
     assert first == again
-    assert any("put into the data's order" in text for text in report.said)
+    assert any("reordered to the data's classes" in text for text in report.said)
 
 
 def test_normalisation_of_the_configuration_reaches_the_file(photos, tmp_path):
@@ -185,4 +183,4 @@ def test_normalisation_of_the_configuration_reaches_the_file(photos, tmp_path):
     run(photos, None, report, student=student, method={"preset": "none"}, out=str(tmp_path / "run"))
     found = create_model("cifar/resnet8", weights=tmp_path / "run" / "student.safetensors")
     assert (found.input_spec.mean, found.input_spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert any("mean 0.1 0.2 0.3, std 0.4 0.5 0.6 (yours)" in text for text in report.said)
+    assert any("mean 0.1 0.2 0.3, std 0.4 0.5 0.6 (given by the caller)" in text for text in report.said)

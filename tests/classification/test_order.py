@@ -137,7 +137,9 @@ def net(tmp_path, monkeypatch):
 def test_evaluate_refuses_the_order_of_numbers_for_that_of_text(net, tmp_path):
     source = folder(tmp_path / "numbers", [str(n) for n in range(12)])
     with (
-        pytest.warns(UserWarning, match="by position, as the weights name no classes.*the order is a guess"),
+        pytest.warns(
+            UserWarning, match="by position, as the weights have no class names.*the order is a guess"
+        ),
         pytest.raises(ValueError, match=r"16.7 % right by position and 100.0 % .* likely 0, 1, 2, 3"),
     ):
         score(source, net)
@@ -148,6 +150,4 @@ def test_evaluate_says_where_position_counts(net, tmp_path):
     notes = Notes()
     with pytest.warns(UserWarning, match="by position"):
         assert score(source, net, report=notes)["top1"] == 100
-    assert any(
-        "sees images as they come, mean 0 0 0, std 1 1 1 (its own file)" in text for text in notes.said
-    )
+    assert any("input of any size, mean 0 0 0, std 1 1 1 (from its file)" in text for text in notes.said)

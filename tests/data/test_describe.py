@@ -26,16 +26,16 @@ def test_lines(tmp_path: Path) -> None:
         "7 images  a 4, b 3",
         "2 images  a 2, b 0",
         "100 x 100 to 120 x 120",
-        "seen at 224 x 224",
+        "input size 224 x 224",
         "1 test images are among the training images",
-        "1 images cannot be decoded, and are left out",
+        "1 images cannot be decoded and are left out",
         "note: 1 of 2 test images are among the training images",
     ):
         assert part in text, text
     text = "\n".join(describe_data(f"folder:{tmp_path / 'p'}", size=64))
-    assert "seen at 64 x 64" in text
+    assert "input size 64 x 64" in text
     assert "0 images are known to be broken" in text
-    assert "seen at 8 x 8, their own size" in "\n".join(describe_data("digits"))
+    assert "input size 8 x 8, the size of the images" in "\n".join(describe_data("digits"))
 
 
 def test_the_sheet_shows_what_a_net_sees(tmp_path: Path) -> None:

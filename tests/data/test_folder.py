@@ -22,7 +22,7 @@ CAFE, CAFE_APART = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC",
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Open:
-    """open_data of a folder with a cache of the test's own; what it says becomes ``notes`` alone."""
+    """open_data of a folder with a its own cache; warnings are only in ``notes``."""
 
     def call(root: Path, **options: object) -> ImageData:
         with warnings.catch_warnings():
@@ -37,7 +37,7 @@ def quiet(data: ImageData) -> ImageData:
     return data
 
 
-def said(data: ImageData, *parts: str) -> ImageData:
+def noted(data: ImageData, *parts: str) -> ImageData:
     for part in parts:
         assert any(part in note for note in data.notes), data.notes
     return data
@@ -45,7 +45,7 @@ def said(data: ImageData, *parts: str) -> ImageData:
 
 def test_notes_are_warnings(tmp_path: Path) -> None:
     write_folder(tmp_path / "p" / "p", {"a": 5, "b": 5})
-    with pytest.warns(DataWarning, match="holds one folder alone, p, which is taken for it"):
+    with pytest.warns(DataWarning, match="contains only the folder p, which is used instead"):
         open_data(f"folder:{tmp_path / 'p'}", cache_dir=tmp_path / "cache")
 
 
@@ -71,8 +71,8 @@ def test_val_and_test_by_other_names(tmp_path: Path, opened: Open) -> None:
 @pytest.mark.parametrize(
     "counts, message",
     [
-        ({"train/a": 2, "train/b": 2, "Train/a": 2, "Train/b": 2}, r"one folder for the train images .* Train and train"),
-        ({"train/a": 2, "train/b": 2, "val/a": 1, "valid/b": 1}, r"one folder for the val images .* val and valid"),
+        ({"train/a": 2, "train/b": 2, "Train/a": 2, "Train/b": 2}, r"one folder of train images .* Train and train"),
+        ({"train/a": 2, "train/b": 2, "val/a": 1, "valid/b": 1}, r"one folder of val images .* val and valid"),
         ({"train/a": 2}, r"at least 2 classes, got 1 \(a\)"),
         ({"a": 5}, r"at least 2 classes, got 1 \(a\)"),
         ({"train": 5, "val": 2}, r"one folder per class in .*train, got 5 images and no folders"),
@@ -83,7 +83,7 @@ def test_val_and_test_by_other_names(tmp_path: Path, opened: Open) -> None:
         ({"Cat": 2, "cat": 2}, "'Cat' and 'cat', which differ only in case, spaces or Unicode form"),
         ({"cat": 2, "cat ": 2}, "differ only in case, spaces or Unicode form"),
         ({CAFE: 2, CAFE_APART: 2}, r"'caf\\xe9'.* differ only in case, spaces or Unicode form"),
-        ({"set1/a": 2, "set1/b": 2, "set2/a": 2, "set2/b": 2}, r"set1, set2, each with folders of the same names \(a, b\)"),
+        ({"set1/a": 2, "set1/b": 2, "set2/a": 2, "set2/b": 2}, r"set1, set2, which all contain folders named a, b"),
         ({"train/ ": 2, "train/b": 2}, r"class folders with names in UTF-8, got ' '"),
     ],
 )  # fmt: skip
@@ -108,34 +108,34 @@ def test_a_folder_in_a_folder(tmp_path: Path, opened: Open) -> None:
         {f"{split}/{name}": 2 for split in ("train", "val") for name in "ab"},
     )
     write_folder(tmp_path / "p", {"__MACOSX/photos": 2, ".git/x": 1})
-    data = said(opened(tmp_path / "p"), "holds one folder alone, photos, which is taken for it")
+    data = noted(opened(tmp_path / "p"), "contains only the folder photos, which is used instead")
     assert (data.classes, len(data.test)) == (("a", "b"), 4)
     write_folder(tmp_path / "q", {"train/deep/a": 2, "train/deep/b": 2, "val/a": 1, "val/b": 1})
-    assert len(said(opened(tmp_path / "q"), "holds one folder alone, deep").test) == 2
+    assert len(noted(opened(tmp_path / "q"), "contains only the folder deep").test) == 2
 
 
 def test_folders_beside_the_splits(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1, "docs/pages": 3})
-    data = said(opened(tmp_path / "p"), "left out docs")
+    data = noted(opened(tmp_path / "p"), "left out docs")
     assert data.train is not None
     assert len(data.train) == 4
     write_folder(tmp_path / "q", {"train/a": 5, "train/b": 5, "test": 4})
-    data = said(opened(tmp_path / "q"), "4 images and no folders, so nothing says what its images show")
+    data = noted(opened(tmp_path / "q"), "4 images and no folders, so its images have no labels")
     assert len(data.test) == 2
     write_folder(tmp_path / "r", {"bus": 5, "car": 5, "train": 5})
-    data = said(opened(tmp_path / "r"), "train in", "is taken for a class beside bus, car")
+    data = noted(opened(tmp_path / "r"), "train in", "is used as a class, like bus, car")
     assert data.classes == ("bus", "car", "train")
 
 
 def test_images_beside_class_folders(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path, {"p/train/a": 3, "p/train/b": 3, "p/val/a": 1, "p/val/b": 1, "p/train": 2})
-    assert len(said(opened(tmp_path / "p"), "left out 2 images that lie in").test) == 2
+    assert len(noted(opened(tmp_path / "p"), "left out 2 images in").test) == 2
 
 
 def test_spellings_of_a_class(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {f"train/{CAFE}": 3, "train/Zoo": 2, f"val/{CAFE_APART}": 1, "val/zoo": 4})
-    data = said(
-        opened(tmp_path / "p"), "2 class folders of", "another spelling (case, spaces or Unicode form)"
+    data = noted(
+        opened(tmp_path / "p"), "2 class folders of", "(case, spaces or Unicode form) and are matched"
     )
     assert data.classes == ("Zoo", CAFE)
     assert data.test.labels.tolist() == [0, 0, 0, 0, 1]
@@ -143,25 +143,25 @@ def test_spellings_of_a_class(tmp_path: Path, opened: Open) -> None:
 
 def test_a_class_that_a_held_out_set_lacks(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 2, "train/c": 2, "val/a": 1, "val/c": 1})
-    data = said(opened(tmp_path / "p"), "1 of 3 classes have no folder in", "(b)")
+    data = noted(opened(tmp_path / "p"), "1 of 3 classes have no folder in", "(b)")
     assert (data.classes, data.test.labels.tolist()) == (("a", "b", "c"), [0, 2])
     (tmp_path / "p" / "val" / "b").mkdir()
-    assert said(opened(tmp_path / "p"), "hold no image (b)").test.labels.tolist() == [0, 2]
+    assert noted(opened(tmp_path / "p"), "contain no image (b)").test.labels.tolist() == [0, 2]
 
 
 def test_folders_below_a_class(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"a": 3, "a/more": 2, "b": 5})
-    data = said(opened(tmp_path / "p"), "2 images in", "a/more is a")
+    data = noted(opened(tmp_path / "p"), "2 images in", "a/more is a")
     assert data.train is not None
     assert torch.cat([data.train.labels, data.test.labels]).bincount().tolist() == [5, 5]
 
 
 def test_all_of_a_folder_without_splits_is_evaluated(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"a": 10, "b": 5})
-    data = said(opened(tmp_path / "p", whole=True), "all 15 images of", "a run on it trains on 80%")
+    data = noted(opened(tmp_path / "p", whole=True), "all 15 images of", "a run on it trains on 80%")
     assert (data.train, len(data.test)) == (None, 15)
     write_folder(tmp_path / "q", {"train/a": 10, "train/b": 5})
-    data = said(opened(tmp_path / "q", whole=True), "3 of the 15 training images of")
+    data = noted(opened(tmp_path / "q", whole=True), "3 of the 15 training images of")
     assert torch.equal(data.test.index, opened(tmp_path / "q").test.index), "what a run on it reports on"
     write_folder(tmp_path / "r", {"train/a": 10, "train/b": 5, "val/a": 1, "val/b": 1})
     assert len(quiet(opened(tmp_path / "r", whole=True)).test) == 2
@@ -211,8 +211,8 @@ def test_what_is_left_out_is_counted_by_suffix(tmp_path: Path, opened: Open) -> 
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     for name in ("1.heic", "2.heic", "3.pdf", "noise"):
         (tmp_path / "p" / "train" / "a" / name).write_bytes(b"\0\0\0 ftypheic or another thing that is none")
-    (tmp_path / "p" / "train" / "a" / "labels.csv").write_text("what lies beside pictures is not counted")
-    data = said(opened(tmp_path / "p"), "left out 4 files", "2 .heic", "1 .pdf", "1 no suffix")
+    (tmp_path / "p" / "train" / "a" / "labels.csv").write_text("companions of pictures are not counted")
+    data = noted(opened(tmp_path / "p"), "left out 4 files", "2 .heic", "1 .pdf", "1 no suffix")
     assert data.train is not None
     assert len(data.train) == 6
 
@@ -224,7 +224,7 @@ def test_a_file_that_links_show_again_counts_once(tmp_path: Path, opened: Open) 
     (folder / "loop").symlink_to(folder)
     (folder / "up").symlink_to(tmp_path / "p")
     (folder / "up").unlink()
-    data = said(opened(tmp_path / "p"), "is a link to what is counted already")
+    data = noted(opened(tmp_path / "p"), "a link to something already counted in")
     assert data.train is not None
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
@@ -243,10 +243,10 @@ def test_a_broken_link_is_named(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     (tmp_path / "p" / "train" / "a" / "z.png").symlink_to("/nowhere/z.png")
     with pytest.raises(
-        ValueError, match=r"links that lead to a file, got .*a/z\.png, whose target is not there"
+        ValueError, match=r"links to existing files, got .*a/z\.png, whose target does not exist"
     ):
         opened(tmp_path / "p")
-    data = said(opened(tmp_path / "p", on_fault="skip"), "left out 1 links")
+    data = noted(opened(tmp_path / "p", on_fault="skip"), "left out 1 links")
     assert data.train is not None
     assert len(data.train) == 6
     assert data.faults == (str(tmp_path / "p" / "train" / "a" / "z.png"),)
@@ -265,7 +265,7 @@ def test_pipes_sockets_and_devices_are_not_opened(tmp_path: Path, opened: Open) 
             server.bind("socket.png")
     finally:
         os.chdir(here)
-    data = said(opened(tmp_path / "p"), "pipe.png", "which is no regular file")
+    data = noted(opened(tmp_path / "p"), "pipe.png", "not a regular file")
     assert data.train is not None
     assert len(data.train) == 6
 
@@ -296,7 +296,7 @@ def test_the_same_image_for_training_and_testing(tmp_path: Path, opened: Open) -
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2}, sides=(100,))
     assert quiet(opened(tmp_path / "p")).duplicates == 0
     shutil.copy(tmp_path / "p" / "train" / "a" / "001.png", tmp_path / "p" / "val" / "b" / "000.png")
-    data = said(
+    data = noted(
         opened(tmp_path / "p"),
         "1 of 4 test images are among the training images",
         "val/b/000.png is",
@@ -324,7 +324,7 @@ def test_duplicates_follow_the_cuts(tmp_path: Path, opened: Open) -> None:
 def test_the_same_image_in_two_classes(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     shutil.copy(tmp_path / "p" / "train" / "a" / "001.png", tmp_path / "p" / "train" / "b" / "copy.png")
-    said(opened(tmp_path / "p"), "1 train images are there, byte for byte, under another class")
+    noted(opened(tmp_path / "p"), "1 train images are in another class too, byte for byte")
 
 
 def test_skipped_images_are_counted_and_named(tmp_path: Path, opened: Open) -> None:
@@ -333,7 +333,7 @@ def test_skipped_images_are_counted_and_named(tmp_path: Path, opened: Open) -> N
     bad[0].write_bytes(bad[0].read_bytes()[:300])
     bad[1].write_bytes(b"")
     for _ in range(2):  # found, then remembered
-        data = said(
+        data = noted(
             opened(tmp_path / "p", on_fault="skip"),
             "left out 1 of 7 images of p-train that cannot be decoded",
         )

@@ -201,7 +201,7 @@ def test_spawned_workers_see_the_same(files: FileSplit, monkeypatch: pytest.Monk
 
 def test_sizes_that_differ_need_a_size(files: FileSplit) -> None:
     with pytest.raises(
-        ValueError, match=r"images of one size, got \(37, 37\) in .*png and \(44, 44\) in .*give size="
+        ValueError, match=r"images of one size, got \(37, 37\) in .*png and \(44, 44\) in .*pass size="
     ):
         epoch(make_loader(files, batch_size=16, augment=None, shuffle=False))
     with pytest.raises(ValueError, match="needs size for resized crops"):

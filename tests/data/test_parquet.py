@@ -91,7 +91,7 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: str, suffix: str) -> N
                 "flipped": flipped,
             }[damage]
         )
-    with pytest.warns(DataWarning, match="are damaged, and are built again"):
+    with pytest.warns(DataWarning, match="are damaged and are built again"):
         data = opened(tmp_path / "set")
     assert data.train is not None
     assert torch.equal(data.train.image(39), to_tensor(picture(39, height=side, width=side)))
@@ -167,7 +167,7 @@ def test_errors(tmp_path: Path) -> None:
         plain(tmp_path / "junk")
     pictures = [encoded(picture(k)) for k in range(3)]
     write_shard(tmp_path / "column" / "train.parquet", pictures, {"label": [0, 1, 1]}, column="photo")
-    with pytest.raises(ValueError, match=r"column img or image in .*got photo, label"):
+    with pytest.raises(ValueError, match=r"column img or image in .*got the columns photo, label"):
         plain(tmp_path / "column")
     write_shard(tmp_path / "bytes" / "train.parquet", [*pictures, None], {"label": [0, 1, 1, 0]})
     with pytest.raises(ValueError, match=r"got none at row 3 of .*train\.parquet \(picture_3\.png\)"):

@@ -56,7 +56,9 @@ def test_crop_reaches_every_offset_and_flips_half() -> None:
 
 
 def test_reflection_wider_than_the_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="crop_padding below the image's side to reflect, got 12 for 10x12"):
+    with pytest.raises(
+        ValueError, match="crop_padding below the image's side for reflection, got 12 for 10x12"
+    ):
         crop_flip(some_images(), torch.arange(40), seed=0, epoch=0, crop_padding=12, padding="reflect")
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from outgrow import IGNORE, PENULTIMATE, Objective, Outputs, Target, rectify
+from outgrow import IGNORE, PENULTIMATE, UNLABELLED, Objective, Outputs, Target, rectify
 from outgrow.data.randomness import uniform_at
 from outgrow.losses import Fixture
 from outgrow.losses.crd import CRD, crd_loss
@@ -302,6 +302,37 @@ def test_a_removed_view_does_not_undo_what_a_counted_one_leaves():
         before = built.memory_student[index[0]].clone()
         contract.call(built, student, teacher, Target(goal.label, index=index), torch.tensor(weight).double())
         assert not torch.equal(built.memory_student[index[0]], before)
+
+
+def test_a_row_without_a_label_and_without_a_memory_adds_nothing():
+    """An unlabelled image beside the training set: the value is that of the other rows, by their share."""
+    student, teacher, goal = batch()
+    beyond = Target(goal.label.index_fill(0, torch.tensor([2, 4]), UNLABELLED), index=goal.index.clone())
+    beyond.index[[2, 4]] = 1000
+    keep = [0, 1, 3, 5]
+    whole, alone = contract.loss("crd"), contract.loss("crd")
+    found = contract.call(whole, student, teacher, beyond)
+    rest = contract.call(
+        alone,
+        *(Outputs(o.logits[keep], {k: v[keep] for k, v in o.features.items()}) for o in (student, teacher)),
+        Target(goal.label[keep], index=goal.index[keep]),
+    )
+    torch.testing.assert_close(found, rest * 4 / 6)
+    torch.testing.assert_close(whole.memory_student, alone.memory_student)
+    torch.testing.assert_close(whole.z_student, alone.z_student)
+
+
+def test_a_batch_without_any_memory_has_no_gradient():
+    built = contract.loss("crd")
+    student, teacher, goal = batch()
+    nothing = Target(torch.full((6,), UNLABELLED), index=goal.index + 1000)
+    feature = student.features[PENULTIMATE].requires_grad_()
+    value = contract.call(built, student, teacher, nothing)
+    assert value == 0
+    assert (torch.autograd.grad(value, feature)[0] == 0).all()
+    assert built.z_student < 0  # not estimated yet
+    assert contract.call(built, student, teacher, goal).isfinite()
+    assert built.z_student > 0
 
 
 def test_is_resumed_through_its_state():

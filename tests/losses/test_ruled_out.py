@@ -102,6 +102,36 @@ def test_losses_of_the_same_kind(loss):
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("loss", ["standardize", "standardize(dkd)", "normkd"])
+def test_deviations_leave_it_out(loss):
+    """Both networks rule out the same class: as if it were not there."""
+    student, teacher, label = batch()
+    teacher = student.detach().flip(0) + 0.5 * torch.arange(5.0)
+    teacher[:, 1] = -INF
+    label = torch.where(label == 1, 2, label)
+    keep = [0, 2, 3, 4]
+    masked = student.detach().clone()
+    masked[:, 1] = -INF
+    masked.requires_grad_()
+    fewer = student.detach()[:, keep].requires_grad_()
+    found = make_loss(loss)(masked, teacher, label)
+    expected = make_loss(loss)(fewer, teacher[:, keep], (label - 1).clamp(min=0))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (gradient,) = torch.autograd.grad(found.sum(), masked)
+    (kept,) = torch.autograd.grad(expected.sum(), fewer)
+    torch.testing.assert_close(gradient[:, keep], kept, rtol=1e-12, atol=1e-12)
+    assert gradient[:, 1].abs().max() == 0
+
+
+@pytest.mark.parametrize("loss", ["standardize", "standardize(kd)", "normkd"])
+@pytest.mark.parametrize("rule", RULE_NAMES)
+def test_the_teacher_alone_rules_out_under_a_deviation(loss, rule):
+    """The class adds nothing to the loss, and the student still lowers its logit there."""
+    value, gradient = result(*batch(), loss, rule, False)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("bad", [[-INF] * 5, [INF, 0, 0, 0, 0], [float("nan"), 0, 0, 0, 0]])
 def test_a_row_that_says_nothing_is_refused_by_name(bad):
     _, teacher, label = batch()

@@ -158,7 +158,7 @@ class TestInARun:
         assert len(calls) > 2
         assert [e["loss"] for e in record["epochs"]] == pytest.approx([e["loss"] for e in plain["epochs"]])
         assert record["student"]["top1"] == plain["student"]["top1"]
-        assert "student: compiles at its first step, which can take minutes ..." in notes.notes
+        assert "student: compiling in the first step, which can take minutes ..." in notes.notes
 
     def test_it_says_where_it_cannot(self, monkeypatch):
         def fail(x):

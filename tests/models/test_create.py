@@ -63,7 +63,7 @@ def test_timm_keyword_arguments() -> None:
     assert network.net.drop_rate == 0.25
     with pytest.raises(ValueError, match=r"keyword arguments that its constructor knows, got .*wings"):
         create_model("timm/mobilenetv2_035?wings=2")
-    with pytest.raises(ValueError, match=r"key=value pairs joined by & .* got 'same'; for example"):
+    with pytest.raises(ValueError, match=r"key=value pairs joined by & .* got 'same'; use for example"):
         create_model("timm/mobilenetv2_035?same")
 
 
@@ -208,7 +208,7 @@ def test_a_file_of_the_users(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs a callable named 'large' in .*, got none; define it"):
         create_model(f"py:{file}:large", 4)
     with pytest.raises(
-        ValueError, match=r"needs py:FILE:CALLABLE with a file that exists, got .*; for example"
+        ValueError, match=r"needs py:FILE:CALLABLE with a file that exists, got .*; use for example"
     ):
         create_model(f"py:{tmp_path / 'lacking.py'}:small")
 
@@ -231,7 +231,7 @@ def test_unknown_names_get_suggestions(name: str, suggestion: str) -> None:
 def test_requests_that_contradict_themselves(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs one source of weights, got pretrained=True and weights="):
         create_model("timm/resnet18", pretrained=True, weights=tmp_path / "file.pt")
-    with pytest.raises(ValueError, match="pretrained=True needs published weights"):
+    with pytest.raises(ValueError, match="pretrained=True needs a net with published weights"):
         create_model("cifar/resnet8", pretrained=True)
     with pytest.raises(ValueError, match="num_classes needs at least 1, got 0; leave it out"):
         create_model("cifar/resnet8", 0)
@@ -241,7 +241,7 @@ def test_weights_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "student.safetensors"
     save_student(create_model("cifar/resnet8", 12), file)
     assert create_model("cifar/resnet8", weights=file).num_classes == 12
-    with pytest.warns(UserWarning, match="the head stays new"):
+    with pytest.warns(UserWarning, match="the head is new"):
         assert create_model("cifar/resnet8", 5, weights=file).num_classes == 5
     assert create_model("cifar/resnet8", weights=file, input_size=48).input_spec.size == 48
 
@@ -300,7 +300,7 @@ class TestHub:
         self.stored(hub)
         (hub / "preprocessor_config.json").unlink()
         for name in ("hf/me/tiny", f"hf/{hub}"):
-            with pytest.warns(UserWarning, match="mean and deviation one half are a guess"):
+            with pytest.warns(UserWarning, match="mean 0.5 and std 0.5 are a guess"):
                 assert create_model(name).input_spec.mean == (0.5, 0.5, 0.5)
 
     def test_an_id_without_weights_is_refused(self, hub: Path) -> None:
@@ -329,9 +329,7 @@ class TestHub:
         images = torch.rand(2, 3, 32, 32)
         student = create_model(f"hf/{hub}", classes=("owl", "cat", "dog")).eval()
         torch.testing.assert_close(student.net(images).logits, first.net(images).logits[:, [2, 0, 1]])
-        with pytest.warns(
-            UserWarning, match=r"1 of 3 are there by name .*; the rows of missing classes are new"
-        ):
+        with pytest.warns(UserWarning, match=r"1 of 3 found by name .*; the rows of missing classes are new"):
             partly = create_model(f"hf/{hub}", classes=("fox", "owl", "bee"))
         assert torch.equal(head_of(partly)[1].weight[1], head_of(first)[1].weight[2])
         assert head_of(partly)[1].weight[[0, 2]].std() < 0.02
@@ -340,13 +338,13 @@ class TestHub:
         (hub / "code.py").write_text("raise SystemExit('ran')")
         config = {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.Config"}}
         (hub / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=r"that needs no code of its own, got neither"):
+        with pytest.raises(ValueError, match=r"without custom code, got neither"):
             create_model(f"hf/{hub}")
 
     def test_configuration_alone_is_random_and_said(self, hub: Path) -> None:
         network = create_model(f"hf/{hub}")
         assert network.weights is None
-        assert any("weights drawn at random" in note for note in network.notes)
+        assert any("random weights" in note for note in network.notes)
 
     def test_a_damaged_processor(self, hub: Path) -> None:
         self.stored(hub)
@@ -417,7 +415,8 @@ def test_positions_of_another_size_are_refused_with_the_reason(tmp_path: Path) -
     name = "timm/vit_tiny_patch16_224?depth=1"
     torch.save(create_model(name, 1000, input_size=64).net.state_dict(), tmp_path / "w.pt")
     with pytest.raises(
-        ValueError, match=r"its positions are those of another input size: build .* not interpolated"
+        ValueError,
+        match=r"its position embeddings are for another input size and are not interpolated: build",
     ):
         create_model(name, weights=tmp_path / "w.pt")
     assert create_model(name, weights=tmp_path / "w.pt", input_size=64).input_spec.size == 64
@@ -431,11 +430,11 @@ class TestNormalisation:
         images = torch.rand(1, 3, 8, 8)
         expected = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
         torch.testing.assert_close(network.prepare(images), expected)
-        assert network.notes[-1].endswith("mean 0.1 0.2 0.3, std 0.4 0.5 0.6 (yours)")
+        assert network.notes[-1].endswith("mean 0.1 0.2 0.3, std 0.4 0.5 0.6 (given by the caller)")
         save_student(network, tmp_path / "s.safetensors")
         again = create_model("cifar/resnet8", weights=tmp_path / "s.safetensors")
         assert (again.input_spec.mean, again.input_spec.std) == (mean, std)
-        assert again.notes[-1].endswith("(stated by the file)")
+        assert again.notes[-1].endswith("(from the file's metadata)")
 
     def test_of_a_file_of_ones_own(self, tmp_path: Path) -> None:
         (tmp_path / "nets.py").write_text(NETS)
@@ -445,14 +444,16 @@ class TestNormalisation:
     def test_of_the_family_is_said(self, tmp_path: Path) -> None:
         torch.save(create_model("cifar/resnet8", 3).net.state_dict(), tmp_path / "w.pt")
         network = create_model("cifar/resnet8", weights=tmp_path / "w.pt")
-        assert network.notes[-1].endswith("(the default of cifar; the file states none)")
+        assert network.notes[-1].endswith("(the default of cifar; the file has none)")
 
     def test_against_the_file_is_warned_of(self, tmp_path: Path) -> None:
         save_student(create_model("cifar/resnet8", 3), tmp_path / "s.safetensors")
-        with pytest.warns(UserWarning, match="its file states mean .*, and you gave .*, which is used"):
+        with pytest.warns(UserWarning, match="its file has mean .*, but the argument .* is used"):
             create_model("cifar/resnet8", weights=tmp_path / "s.safetensors", mean=(0.5, 0.5, 0.5))
         save_student(create_model("timm/resnet10t", 3), tmp_path / "t.safetensors")
-        with pytest.warns(UserWarning, match="its file states an input size of 176, and you gave 64"):
+        with pytest.warns(
+            UserWarning, match="its file has an input size of 176, but the argument 64 is used"
+        ):
             create_model("timm/resnet10t", weights=tmp_path / "t.safetensors", input_size=64)
         with pytest.raises(ValueError, match="InputSpec: needs mean and std with three numbers each"):
             create_model("cifar/resnet8", 3, mean=(125.0, 120.0, 110.0))

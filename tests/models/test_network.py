@@ -102,7 +102,7 @@ def test_what_is_not_logits_is_refused(value: object, got: str) -> None:
 )
 def test_what_is_not_images_is_refused(images: Tensor) -> None:
     with pytest.raises(
-        ValueError, match=r"toy: needs floating-point RGB images .* got .*; divide bytes by 255"
+        ValueError, match=r"toy: needs floating-point RGB images .* got .*; divide uint8 by 255"
     ):
         _check_images(images, "toy")
 
@@ -111,9 +111,9 @@ def test_specifications_are_checked() -> None:
     half = (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="positive number of pixels, got 0; use None"):
         InputSpec(0, half, half)
-    with pytest.raises(ValueError, match=r"std above zero, got .*; to leave images as they are"):
+    with pytest.raises(ValueError, match=r"std above zero, got .*; use mean 0 and"):
         InputSpec(8, half, (0.5, 0.0, 0.5))
-    with pytest.raises(ValueError, match=r"mean in \[0, 1\], .*; divide both by 255 if they are of bytes"):
+    with pytest.raises(ValueError, match=r"mean in \[0, 1\], .*; divide both by 255 if they are for 0..255"):
         InputSpec(8, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
     with pytest.raises(ValueError, match=r"share in \(0, 1\], got 1.5; use 1"):
         InputSpec(8, half, half, "bilinear", 1.5)
@@ -141,7 +141,7 @@ def test_head_of_nets_of_any_make() -> None:
     convolutional = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     assert head_of(convolutional)[0] == "2"
     with pytest.raises(
-        ValueError, match="ends in a linear layer or a convolution, got ReLU with neither; give"
+        ValueError, match="ends in a linear layer or a convolution, got ReLU with neither; make"
     ):
         head_of(nn.ReLU())
 

@@ -144,7 +144,7 @@ def test_the_head_of_a_student_stays_new(spelling: str, tmp_path: Path) -> None:
 def test_a_file_without_a_head_is_enough_for_a_student(tmp_path: Path) -> None:
     state = {key: value for key, value in net().net.state_dict().items() if not key.startswith("fc.")}
     torch.save(state, tmp_path / "file.pt")
-    with pytest.warns(UserWarning, match=r"that of file.pt none; the head stays new"):
+    with pytest.warns(UserWarning, match=r"that of file.pt none; the head is new"):
         assert load_weights(net(), tmp_path / "file.pt", role="student").num_classes is None
     with pytest.raises(ValueError, match=r"2 missing in the file \(fc.bias, fc.weight\)"):
         load_weights(net(), tmp_path / "file.pt", role="teacher")
@@ -191,7 +191,7 @@ def test_half_precision_is_widened(tmp_path: Path) -> None:
 def test_pickles_that_could_run_code_are_refused(tmp_path: Path) -> None:
     torch.save({"model": net().net}, tmp_path / "whole.pt")
     with pytest.raises(
-        ValueError, match=r"needs a file of tensors alone, got .*whole.pt.* run code .*; if you trust"
+        ValueError, match=r"needs a file with only tensors, got .*whole.pt.* run code .*; if you trust"
     ):
         load_weights(net(), tmp_path / "whole.pt", role="exact")
 
@@ -214,13 +214,15 @@ def test_what_training_scripts_keep_beside_the_weights_is_read(tmp_path: Path) -
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"which is not there; give the .safetensors or .pt file"):
+    with pytest.raises(
+        ValueError, match=r"which does not exist; pass the path of the .safetensors or .pt file"
+    ):
         load_weights(net(), tmp_path / "lacking.pt", role="exact")
     with pytest.raises(ValueError, match="which is a directory"):
         load_weights(net(), tmp_path, role="exact")
     for name in ("empty.pt", "empty.safetensors"):
         (tmp_path / name).write_bytes(b"")
-        with pytest.raises(ValueError, match=rf"needs a .*file.*, got .*{name}"):
+        with pytest.raises(ValueError, match=rf"needs an? .*file.*, got .*{name}"):
             load_weights(net(), tmp_path / name, role="exact")
     torch.save({"epoch": 3, "loss": {"kd": 0.5}}, tmp_path / "log.pt")
     with pytest.raises(
@@ -284,7 +286,7 @@ def test_a_new_head_on_a_trained_trunk_starts_level(tmp_path: Path) -> None:
     """First logits near zero: a fine-tuning that starts at the loss of a guess, not far above it."""
     trained = create_model("timm/mobilenetv1_025_128", 10)
     save_student(trained, tmp_path / "trained.safetensors")
-    with pytest.warns(UserWarning, match="the head stays new"):
+    with pytest.warns(UserWarning, match="the head is new"):
         fresh = create_model("timm/mobilenetv1_025_128", 6, weights=tmp_path / "trained.safetensors")
     head = head_of(fresh)[1]
     assert isinstance(head, torch.nn.Linear)
@@ -389,7 +391,8 @@ def test_two_parts_that_fit_are_a_question(tmp_path: Path) -> None:
     state = net().net.state_dict()
     torch.save({"first": state, "second": numbered(state)}, tmp_path / "two.pt")
     with pytest.raises(
-        ValueError, match=r"needs one state dict that fits .* got 2 .*under first, second\); save the one"
+        ValueError,
+        match=r"needs one state dict that fits .* got 2 .*under first, second\); save the right one",
     ):
         load_weights(net(), tmp_path / "two.pt", role="exact")
 
@@ -402,7 +405,7 @@ def test_what_is_not_finite_is_refused(name: str, value: float, tmp_path: Path) 
     torch.save(state, tmp_path / name) if name.endswith("pt") else save_file(state, tmp_path / name)
     ours, before = net(), net()
     with pytest.raises(
-        ValueError, match=r"finite weights, got .* NaN or infinity in 1 tensors \(bn1.running_var\); take"
+        ValueError, match=r"finite weights, got .* NaN or infinity in 1 tensors \(bn1.running_var\); use"
     ):
         load_weights(ours, tmp_path / name, role="teacher")
     assert equal(ours, before)
@@ -433,7 +436,7 @@ def test_weights_that_are_no_plain_numbers_are_refused(change: Callable, kind: s
     state["fc.weight"] = change(state["fc.weight"])
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(
-        ValueError, match=rf"needs plain tensors of .* with fc.weight {kind}; save the weights before"
+        ValueError, match=rf"needs dense tensors of .* with fc.weight {kind}; save the weights before"
     ):
         load_weights(net(), tmp_path / "w.pt", role="exact")
 
@@ -572,7 +575,7 @@ class TestClassesOfAStudent:
         images = torch.rand(2, 3, 32, 32)
         torch.testing.assert_close(student(images), trained(images)[:, [2, 0, 1]])
         assert student.classes == ("dog", "bird", "Cat")
-        assert any("by name" in note and "put into the data's order" in note for note in student.notes)
+        assert any("by name" in note and "reordered to the data's classes" in note for note in student.notes)
         report = load_weights(
             create_model(name, 3), tmp_path / "s.safetensors", role="student", classes=("dog", "bird", "Cat")
         )
@@ -601,7 +604,7 @@ class TestClassesOfAStudent:
     def test_none_of_them(self, tmp_path: Path) -> None:
         self.file(tmp_path / "s.safetensors")
         with pytest.warns(
-            UserWarning, match=r"that of s.safetensors 3 others \(bird, cat, dog\); the head stays new"
+            UserWarning, match=r"that of s.safetensors 3 others \(bird, cat, dog\); the head is new"
         ):
             student = create_model(
                 "cifar/resnet8", weights=tmp_path / "s.safetensors", classes=("a", "b", "c")
@@ -612,7 +615,7 @@ class TestClassesOfAStudent:
         trained = self.file(tmp_path / "s.safetensors", names=None)
         student = create_model("cifar/resnet8", weights=tmp_path / "s.safetensors", classes=self.NAMES)
         assert torch.equal(head_of(student)[1].weight, head_of(trained)[1].weight)
-        assert any("by position, as the weights name no classes" in note for note in student.notes)
+        assert any("by position, as the weights have no class names" in note for note in student.notes)
 
     def test_names_in_a_torch_file(self, tmp_path: Path) -> None:
         trained = self.file(tmp_path / "s.safetensors")
@@ -629,7 +632,9 @@ class TestClassesOfAStudent:
 
     def test_names_that_are_too_few_are_ignored(self, tmp_path: Path) -> None:
         torch.save({"model": net().net.state_dict(), "classes": ["a", "b"]}, tmp_path / "c.pt")
-        with pytest.warns(UserWarning, match="names 2 classes for a head of 10; the names are ignored"):
+        with pytest.warns(
+            UserWarning, match="has 2 class names for a head of 10 classes; the names are ignored"
+        ):
             assert create_model("cifar/resnet8", weights=tmp_path / "c.pt").classes is None
 
 
@@ -639,14 +644,14 @@ class TestAnotherName:
         save_student(create_model(name, 3), tmp_path / "s.safetensors")
         with pytest.warns(
             UserWarning,
-            match=r"is of timm/mobilenetv2_035\?pad_type=same, and is read as timm/mobilenetv2_035",
+            match=r"is of timm/mobilenetv2_035\?pad_type=same and is loaded as timm/mobilenetv2_035",
         ):
             create_model("timm/mobilenetv2_035", weights=tmp_path / "s.safetensors")
         create_model(name, weights=tmp_path / "s.safetensors")
 
     def test_in_a_torch_file(self, tmp_path: Path) -> None:
         torch.save({"arch": "resnet14", "state_dict": net().net.state_dict()}, tmp_path / "c.pt")
-        with pytest.warns(UserWarning, match="is of resnet14, and is read as cifar/resnet8"):
+        with pytest.warns(UserWarning, match="is of resnet14 and is loaded as cifar/resnet8"):
             load_weights(net(), tmp_path / "c.pt", role="exact")
         torch.save({"arch": "resnet8", "state_dict": net().net.state_dict()}, tmp_path / "c.pt")
         load_weights(net(), tmp_path / "c.pt", role="exact")
@@ -673,6 +678,6 @@ def test_what_a_file_says_of_its_input_must_make_sense(tmp_path: Path) -> None:
             net().net.state_dict(), tmp_path / "s.safetensors", metadata={"input_spec": json.dumps(spec)}
         )
         with pytest.raises(
-            ValueError, match=r"needs an input that a net can have, got .*; correct what the file says"
+            ValueError, match=r"needs a valid input specification, got .*; correct the file's metadata"
         ):
             load_weights(net(), tmp_path / "s.safetensors", role="exact")

@@ -182,6 +182,30 @@ class TestMixup:
         with pytest.raises(ValueError, match=message):
             Target(torch.tensor(label), partner=torch.tensor(partner), mix=self.mix)
 
+    @pytest.mark.parametrize("fast", [True, False])
+    def test_rows_without_any_label_beside_blended_ones(self, fast):
+        student, teacher, label = batch()
+        none = torch.tensor([1, 7])
+        partner, share = (label + 1) % 5, torch.linspace(0, 1, 10, dtype=torch.float64)
+        blended = Target(
+            label.index_fill(0, none, UNLABELLED),
+            partner=partner.index_fill(0, none, UNLABELLED),
+            mix=share.index_fill(0, none, 1.0),
+        )
+        objective = Objective("kd", fast=fast)
+        result = objective(student, Rectifier("pair")(teacher, blended), blended, 0.3)
+        has = blended.valid
+        alone = Target(label[has], partner=partner[has], mix=share[has])
+        own = objective(student[has], Rectifier("pair")(teacher[has], alone), alone, 0.3)
+        rest = objective(
+            student[~has],
+            Rectifier("pair")(teacher[~has], label[~has].fill_(UNLABELLED)),
+            Target(torch.full((2,), UNLABELLED)),
+            0.3,
+        )
+        torch.testing.assert_close(result.terms["task"], own.terms["task"])
+        torch.testing.assert_close(result.terms["kd"], 0.8 * own.terms["kd"] + 0.2 * rest.terms["kd"])
+
     def test_does_not_look_at_a_device(self):
         with FakeTensorMode():
             label = torch.zeros(2, dtype=torch.long, device="cuda")

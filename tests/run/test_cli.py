@@ -24,11 +24,24 @@ def test_the_options_are_these_and_no_more():
     options = {name: sorted(p.name for p in c.params) for name, c in command.commands.items()}
     assert options == {
         "demo": ["out", "overwrite", "seeds"],
+        "audit": [
+            "config",
+            "data",
+            "label",
+            "out",
+            "overwrite",
+            "recipe",
+            "rows",
+            "sets",
+            "teacher",
+            "teacher_weights",
+        ],
         "distill": sorted(
             [
                 "data",
                 "teacher",
                 "student",
+                "unlabelled",
                 "out",
                 "teacher_weights",
                 "train_teacher",
@@ -54,6 +67,7 @@ def test_the_options_are_these_and_no_more():
                 "data",
                 "teacher",
                 "student",
+                "unlabelled",
                 "methods",
                 "losses",
                 "rules",

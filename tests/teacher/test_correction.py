@@ -240,7 +240,7 @@ class TestFile:
                 refused += "BiasCorrection.load: needs" in str(error)
         assert refused > 0.98 * len(whole) / 7
         path.write_bytes(whole[:-5])
-        with pytest.raises(ValueError, match="needs a whole safetensors file"):
+        with pytest.raises(ValueError, match="needs an intact safetensors file"):
             BiasCorrection.load(path)
 
     def test_other_files_are_refused(self, tmp_path):
@@ -251,5 +251,5 @@ class TestFile:
             ValueError, match=r"needs a file that save\(\) wrote, .*; fit the correction again"
         ):
             BiasCorrection.load(tmp_path / "student.safetensors")
-        with pytest.raises(ValueError, match="which is not there"):
+        with pytest.raises(ValueError, match="which does not exist"):
             BiasCorrection.load(tmp_path / "lacking.safetensors")

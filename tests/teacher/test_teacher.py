@@ -57,7 +57,9 @@ def test_hooks_go_when_the_model_fails():
 
 
 def test_a_path_that_is_not_there():
-    with pytest.raises(ValueError, match=r"needs a module of Sequential, got 'layer9'; there are 0, 1, 2"):
+    with pytest.raises(
+        ValueError, match=r"needs a module path of Sequential, got 'layer9'; use one of 0, 1, 2"
+    ):
         Taps(net(), ["layer9"])
 
 

@@ -5,8 +5,8 @@ student.py      the student; any network trained alone
 teacher.py      loaded or trained, frozen, in the student's classes, corrected, cached
 lesson.py       a batch -> both networks' outputs
 scores.py       top-1, top-5, likelihood on a split
-evaluation.py   what `outgrow evaluate` says
-task.py         all of it as a task of `outgrow.run`
+evaluation.py   the result of `outgrow evaluate`
+task.py         the task that `outgrow.run` uses
 """
 
 from outgrow.classification.lesson import Classify

@@ -1,4 +1,4 @@
-"""What a network costs on this machine: bytes, floating-point operations, milliseconds a batch."""
+"""The cost of a network on this machine: bytes, floating-point operations, milliseconds per batch."""
 
 import statistics
 import time
@@ -11,9 +11,9 @@ from outgrow.training.record import CostRecord, LatencyRecord
 
 BATCHES = (1, 32)
 SECONDS = 0.4
-"""At most so long for each batch size, after a warm-up."""
+"""Maximum seconds of timing for each batch size, after a warm-up."""
 MOST, LEAST = 50, 5
-"""Passes that are timed."""
+"""Number of timed passes."""
 
 
 @torch.no_grad()
@@ -34,14 +34,14 @@ def measure_cost(
 
 
 def _flops(network: nn.Module, size: int, device: torch.device) -> int | None:
-    """Of one image; None where the counter does not understand the network."""
+    """For one image; None if the counter does not support the network."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
     try:
         with counter:
             network(torch.zeros(1, 3, size, size, device=device))
-    except Exception:  # a counter of other people's operations may fail on any of them
+    except Exception:  # the counter runs arbitrary operations, any of which may fail
         return None
     return int(counter.get_total_flops())
 

@@ -1,38 +1,52 @@
 """The data of a classification run: its splits, its training views, its test images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from outgrow.classification.view import PHOTO, eval_view, whole_size
 from outgrow.data import ArraySplit, Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader
-from outgrow.data.notes import say
+from outgrow.data.exclusion import excluded_rows
+from outgrow.data.identity import fingerprint
+from outgrow.data.mixed import MixedLoader
+from outgrow.data.notes import printable, some, warn_notes
+from outgrow.data.plan import ImageLoader
 from outgrow.data.source import arrange, find_data
+from outgrow.data.splits import Found, Part
+from outgrow.data.unlabelled import UnlabelledImages, open_unlabelled
 from outgrow.models import InputSpec, Network
 from outgrow.models.network import resized
 from outgrow.training.config import Config, ModelConfig, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
 
 PLAIN = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""What a net wants that says nothing."""
+"""The input of a network that does not define one."""
 LEAST = 2
-"""Images that a process trains on at once, if any: a batch norm needs two."""
+"""Minimum number of images in a process's share of a batch, unless it is empty: a batch norm needs two."""
+UNLABELLED_SEED = 1_000_003
+"""Added to the seed for unlabelled images: image 7 of both kinds has views of its own."""
 
 
 @dataclass
 class RunData:
     """A source and the rows of it that a student trains on.
 
-    ``others`` are the training rows that the student does not see, None where it sees all.
+    ``others`` are the training rows that the student does not train on, None if it trains on all.
     """
 
     source: ImageData
     train: Split
     others: Split | None
+    unlabelled: UnlabelledImages | None = None
+    """Images that are distilled without a label."""
     size: int | None = None
-    """Side in pixels of what the student is trained and tested on, once it is made (:func:`set_size`)."""
+    """Side in pixels of the images that the student is trained and tested on; set by :func:`set_size`."""
+    excluded: int = 0
+    """Training images that ``data.exclude`` has left out of ``train``."""
+    part: Part | None = None
+    """The training images of the source as they were read: how they are named."""
 
     @property
     def val(self) -> Split | None:
@@ -41,6 +55,13 @@ class RunData:
     @property
     def test(self) -> Split:
         return self.source.test
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever an image, a label or a split may have changed."""
+        if self.unlabelled is None:
+            return self.source.fingerprint
+        return fingerprint([self.source.fingerprint, self.unlabelled.fingerprint])
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -52,24 +73,83 @@ class RunData:
 
 
 def open_run_data(config: Config) -> RunData:
-    """The data of a run. ``ValueError`` where there is nothing to train on."""
+    """The data of a run. ``ValueError`` if there are no training images."""
     options = config.data
     found = find_data(options.source, label=options.label, on_fault=options.on_fault)
-    # a source with validation images of its own needs none cut off
+    # a source with its own validation images needs no split
     own = {"val", "test"} <= found.parts.keys() or "train" not in found.parts
     fraction = 0.0 if own else options.val_fraction
     data = arrange(options.source, found, val_fraction=fraction, seed=config.seed)
-    say(data.notes)
+    warn_notes(data.notes)
     if data.train is None:
         raise ValueError(
             f"--data {options.source}: needs images to train on, got only images to evaluate; "
             "put them under train/<class>/."
         )
     wanted = options.train_rows
-    if wanted is None or wanted >= len(data.train):
-        return RunData(data, data.train, None)
-    order = _shuffled(config, len(data.train))
-    return RunData(data, data.train.subset(order[:wanted]), data.train.subset(order[wanted:]))
+    train, others = data.train, None
+    if wanted is not None and wanted < len(data.train):
+        order = _shuffled(config, len(data.train))
+        train, others = data.train.subset(order[:wanted]), data.train.subset(order[wanted:])
+    run = RunData(
+        data, train, others, _open_unlabelled(config, found, data, train), part=found.parts["train"]
+    )
+    return run if options.exclude is None else _without_listed(run, found, options.exclude)
+
+
+def _without_listed(run: RunData, found: Found, path: str) -> RunData:
+    """``run`` without the training images that the list at ``path`` names. Rows are chosen before: those that are
+    left are the same as without the list, and so are the validation and test images."""
+    source = run.source
+    rows, elsewhere = excluded_rows(path, source.name, found.parts)
+
+    def rest(split: Split) -> Split:
+        return split.subset((~torch.isin(split.index, rows)).nonzero()[:, 0])
+
+    train, others = rest(run.train), None if run.others is None else rest(run.others)
+    gone = sorted(set(run.train.labels.tolist()) - set(train.labels.tolist()))
+    if gone:
+        raise ValueError(
+            f"data.exclude: needs to leave images of every class, got none of {some([source.classes[i] for i in gone])} "
+            f"after {printable(path)}; remove some of its lines."
+        )
+    left = len(run.train) - len(train)
+    note = f"data: {left:,} images that {printable(path)} lists are left out of training."
+    stay = elsewhere + len(rows) - left
+    if others is not None and run.others is not None:
+        stay -= len(run.others) - len(others)
+    if stay:
+        note += f" {stay:,} others that it lists are validation or test images, and stay."
+    warn_notes([note])
+    assert source.train is not None
+    identity = fingerprint([source.fingerprint, "excluded", *rows.tolist()])
+    source = replace(source, train=rest(source.train), fingerprint=identity, notes=(*source.notes, note))
+    return replace(run, source=source, train=train, others=others, excluded=left)
+
+
+def _open_unlabelled(config: Config, found: Found, data: ImageData, train: Split) -> UnlabelledImages | None:
+    options = config.data
+    if options.unlabelled is None:
+        return None
+    known = {"training": (found.parts["train"], train)}
+    if data.val is not None:
+        known["validation"] = (
+            found.parts["val" if "val" in found.parts and "test" in found.parts else "train"],
+            data.val,
+        )
+    known["test"] = (
+        found.parts[next(name for name in ("test", "val", "train") if name in found.parts)],
+        data.test,
+    )
+    unlabelled = open_unlabelled(
+        options.unlabelled,
+        known=known,
+        rows=options.unlabelled_rows,
+        seed=config.seed,
+        on_fault=options.on_fault,
+    )
+    warn_notes(unlabelled.notes)
+    return unlabelled
 
 
 def _shuffled(config: Config, num_rows: int) -> Tensor:
@@ -77,11 +157,11 @@ def _shuffled(config: Config, num_rows: int) -> Tensor:
 
 
 def view_size(size: int | None, split: Split, networks: Sequence[Network | None]) -> int | None:
-    """Side in pixels of the views of ``split`` for ``networks``: the one rule for training, testing and prediction.
+    """Side in pixels of the views of ``split`` for ``networks``. Training, testing and prediction all use it.
 
-    ``size``, where one is given (``data.size``). Otherwise square images in memory keep theirs, and each
-    network resizes for itself; all others are brought to the largest size that a network wants, photographs to
-    224 where none wants any.
+    It is ``size`` if given (``data.size``). Otherwise square images in memory keep their size, and each network
+    resizes them itself. All other images get the largest input size of the networks. If no network has an input
+    size, photographs get 224.
     """
     wanted = [n.input_spec.size for n in networks if n is not None and n.input_spec.size is not None]
     if size is not None:
@@ -92,11 +172,11 @@ def view_size(size: int | None, split: Split, networks: Sequence[Network | None]
 
 
 def set_size(asked: int | None, options: ModelConfig, data: RunData, network: Network) -> int | None:
-    """Make ``network``, which is about to be trained, one for the size of its training views; returns that size.
+    """Set the input size of ``network`` to that of its training views, and return it.
 
-    The size is part of its file, so that whoever evaluates it later does so at the size that it was trained at.
-    A net that takes any size gets that of ``data.size`` or of the training images; one that takes only its own
-    keeps it. ``asked`` is ``data.size``, ``options`` what is asked of the network; ``ValueError`` where those differ.
+    The size is saved with the weights, so that a later evaluation uses the size of the training. A network that takes
+    any size gets ``data.size`` or the size of the training images. One with a fixed size keeps it. ``asked`` is
+    ``data.size``, ``options`` are those of the network; ``ValueError`` if they contradict each other.
     """
     own = network.input_spec.size
     if own is None:
@@ -121,7 +201,7 @@ def set_size(asked: int | None, options: ModelConfig, data: RunData, network: Ne
 
 
 def _own_size(split: Split) -> int | None:
-    """Of images in memory their own side, of photographs what nets are commonly made for; None if not square."""
+    """The side of images in memory, 224 for photographs; None if not square."""
     if isinstance(split, FileSplit):
         return PHOTO
     assert isinstance(split, ArraySplit)
@@ -130,13 +210,13 @@ def _own_size(split: Split) -> int | None:
 
 
 def _takes(network: Network, size: int) -> bool:
-    """Whether the net behind ``network`` can see images of another size than its own: tried on one."""
+    """Whether ``network`` accepts images of this size; tested on one image."""
     modes = [module.training for module in network.modules()]
     image = network.mean.new_zeros(1, 3, size, size)
     try:
         with torch.no_grad():
             network.eval().net(image)
-    except Exception:  # whatever it raises, it did not take the image
+    except Exception:  # any exception means that it does not
         return False
     finally:
         for module, training in zip(network.modules(), modes, strict=True):
@@ -152,26 +232,70 @@ def train_loader(
     device: torch.device,
     *,
     whole: bool = False,
+    unlabelled: Split | None = None,
 ) -> Loader:
-    """The training views: this process's share of them, or all for a pass that every process makes alike.
+    """The training views: the share of this process, or with ``whole`` all of them.
 
-    They are cut and resized as the last of ``networks``, the one that is trained, wants to be tested.
+    With ``unlabelled`` a batch holds ``data.unlabelled_share`` of those, after the rows of ``split``. A student
+    without a teacher gets the same batches without them, as nothing could be learnt from them.
+
+    They are cropped and resized as in an evaluation of the last of ``networks``, the one that is trained.
     """
-    rank, world_size = rank_and_size(None if whole else process_group())
     size = view_size(config.data.size, split, networks)
     spec = next((n.input_spec for n in reversed(networks) if n is not None), PLAIN)
-    batch_size = min(train.batch_size, len(split))
+    batch_size = train.batch_size
+    if unlabelled is not None:
+        extra = min(max(round(batch_size * config.data.unlabelled_share), 1), batch_size - LEAST)
+        if extra < 1:
+            raise ValueError(
+                f"--unlabelled: needs a batch of {LEAST + 1} images or more, got train.batch_size={batch_size}; raise it."
+            )
+        batch_size -= extra
+    augment = Augment(**config.data.augment.model_dump())
+    last = drops_last(len(split), min(batch_size, len(split)), least=LEAST)
+    loader = _views(
+        config, split, spec, batch_size, augment, size, device, whole, seed=config.seed, drop_last=last
+    )
+    if unlabelled is None or config.method.preset == "none":
+        return loader
+    if size is None and isinstance(
+        split, ArraySplit
+    ):  # the labelled images keep their size, and the unlabelled ones are resized to it
+        size = split.images.shape[2]
+    plain = replace(augment, mixup=0.0, cutmix=0.0)
+    seed = config.seed + UNLABELLED_SEED
+    others = _views(config, unlabelled, spec, extra, plain, size, device, whole, seed=seed, drop_last=True)
+    return MixedLoader(loader, others)
+
+
+def _views(
+    config: Config,
+    split: Split,
+    spec: InputSpec,
+    batch_size: int,
+    augment: Augment,
+    size: int | None,
+    device: torch.device,
+    whole: bool,
+    *,
+    seed: int,
+    drop_last: bool,
+) -> ImageLoader:
+    rank, world_size = rank_and_size(None if whole else process_group())
+    batch_size = min(batch_size, len(split))
+    if isinstance(split, ArraySplit) and size == split.images.shape[2] == split.images.shape[3]:
+        size = size if config.data.size else None  # no need to resize
     return make_loader(
         split,
         batch_size=batch_size,
         device=device,
-        seed=config.seed,
-        augment=Augment(**config.data.augment.model_dump()),
+        seed=seed,
+        augment=augment,
         size=size,
         crop_pct=_crop(spec, split, size),
         interpolation=spec.interpolation,
         shuffle=True,
-        drop_last=drops_last(len(split), batch_size, least=LEAST),
+        drop_last=drop_last,
         num_workers=config.data.workers,
         rank=rank,
         world_size=world_size,
@@ -182,11 +306,11 @@ def train_loader(
 def eval_loader(
     split: Split, network: Network, train: TrainConfig, device: torch.device, workers: int
 ) -> Loader:
-    """Images as ``network`` wants to be evaluated on them: its size, its crop, one centre view."""
+    """The images of ``split`` for an evaluation of ``network``: its size, its crop, one centre view."""
     view = eval_view(network.input_spec, whole_size(split))
     return make_loader(
         split,
-        # small on a CPU: activations that fit the allocator's pools are not mapped anew for every layer
+        # small on a CPU, so that the allocator reuses the memory of activations
         batch_size=train.batch_size if device.type == "cpu" else max(train.batch_size, 256),
         device=device,
         size=view.size if view.whole is None else None,
@@ -198,5 +322,5 @@ def eval_loader(
 
 
 def _crop(spec: InputSpec, split: Split, size: int | None) -> float:
-    """Images in memory are seen whole: they were cut when they were made so small."""
+    """The crop share; 1 for images in memory, which were cropped when they were made."""
     return 1.0 if size is None or isinstance(split, ArraySplit) else spec.crop_pct

@@ -1,4 +1,4 @@
-"""What ``outgrow evaluate`` says of a classifier."""
+"""The result of ``outgrow evaluate`` for a classifier."""
 
 import warnings
 from pathlib import Path
@@ -28,10 +28,10 @@ def evaluate_classifier(
 ) -> dict[str, Any]:
     """Top-1, top-5 and likelihood on the test images of ``source``.
 
-    The model keeps its own input size, crop and normalisation. Without ``weights`` its published ones
-    are used. Its classes are found by name; where a side has no names they are taken by position, with a
-    warning. ``ValueError`` where some of the data's are not among them, where it has no weights, and where it
-    has the classes in another order than that of the data, as far as its answers show it.
+    The model keeps its own input size, crop and normalisation. Without ``weights`` its published weights are used.
+    Classes are matched by name. If one side has no names they are matched by position, with a warning.
+    ``ValueError`` if the model lacks a class of the data, if it has no weights, or if its predictions show that its
+    classes are in another order.
     """
     data = open_data(source, label=label, whole=True)
     own = name.startswith(("py:", "hf/"))

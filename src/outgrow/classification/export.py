@@ -1,10 +1,10 @@
-"""The student of a run in files that its users load without this library.
+"""Export the student of a run to files that load without this library.
 
-    safetensors   in the layout of the library that the net comes from (timm, transformers, torchvision)
-    torch         torch.export's ``.pt2``: any net, ours too, with torch alone
-    onnx          any net, with onnxruntime alone; in 8 bits where asked for
+    safetensors   in the layout of the library of the network (timm, transformers, torchvision)
+    torch         torch.export's ``.pt2``: any network; needs torch only
+    onnx          any network; needs onnxruntime only; optionally with 8 bits
 
-Every file is read back and compared with the student on real images before it counts.
+Every file is loaded again and compared with the student on real images.
 """
 
 import errno
@@ -46,24 +46,24 @@ from outgrow.training.progress import Reporter
 
 WEIGHTS, PROGRAM, ONNX, ONNX8 = "model.safetensors", "model.pt2", "model.onnx", "model.int8.onnx"
 ROUNDING = 1e-4
-"""Difference of logits, over the largest of them, that is still rounding. Measured: 1e-7 to 1e-6."""
+"""Largest difference of logits, relative to the largest logit, that counts as rounding. Measured: 1e-7 to 1e-6."""
 COMPARED = 64
-"""Test images that a file is compared on."""
+"""Number of test images for the comparison."""
 CALIBRATION = 256
-"""Training images that the ranges of an int8 file are taken from."""
+"""Number of training images for the calibration of int8."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """What files are compared on: images in [0, 1] at the size that the net sees, and in words where from."""
+    """The images of the comparison, in [0, 1] at the input size of the network, and a description of their source."""
 
     images: Float[Tensor, "n 3 height width"]
     words: str
 
 
 def export_student(run: FinishedRun, request: Request, report: Reporter) -> Exported:
-    """Write the formats that are asked for. ``ValueError`` where one differs from the student by more than rounding,
-    or cannot be written."""
+    """Write the requested formats. ``ValueError`` if a file differs from the student by more than rounding, or if a
+    format is impossible."""
     network = load_student(run)
     data, notes = _open(run)
     whole = run.record.data.image_size if data is None else whole_size(data.test)
@@ -119,7 +119,7 @@ def export_student(run: FinishedRun, request: Request, report: Reporter) -> Expo
 
 
 def load_student(run: FinishedRun, *, command: str = "export") -> Network:
-    """The student of a run, in evaluation mode. ``ValueError`` where its name does not build it any more."""
+    """The student of a run, in eval mode. ``ValueError`` if it cannot be built from its name."""
     record = run.record
     name, classes = record.student.name, record.data.classes
     stated = read_weights(run.student)[1]
@@ -142,11 +142,11 @@ def load_student(run: FinishedRun, *, command: str = "export") -> Network:
 
 
 def _open(run: FinishedRun) -> tuple[RunData | None, list[str]]:
-    """The data of the run where they are still there, and what is to be said of that."""
+    """The data of the run if they are still available, and notes about them."""
     record = run.record
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DataWarning)  # the run has said what there is to say
+            warnings.simplefilter("ignore", DataWarning)  # the run has printed them already
             data = open_run_data(record.config)
     except (ValueError, OSError) as error:
         return None, [
@@ -160,7 +160,7 @@ def _open(run: FinishedRun) -> tuple[RunData | None, list[str]]:
 def _images(
     run: FinishedRun, request: Request, network: Network, view: EvalView, data: RunData | None
 ) -> Images:
-    """Test images of the run, else the pictures that were given, else noise."""
+    """Test images of the run, or else the given pictures, or else noise."""
     if data is not None:
         return Images(
             _prepared(data.test, COMPARED, network),
@@ -174,7 +174,7 @@ def _images(
 
 
 def _prepared(split: Split, most: int, network: Network) -> Float[Tensor, "n 3 height width"]:
-    """Images of a split, spread evenly, as the net sees them in an evaluation, not yet normalised."""
+    """Evenly spaced images of a split, prepared as in an evaluation, not normalised."""
     chosen = torch.linspace(0, len(split) - 1, min(most, len(split))).round().long().unique()
     loader = eval_loader(
         split.subset(chosen), network, TrainConfig(batch_size=16), torch.device("cpu"), workers=0
@@ -189,7 +189,7 @@ def _pictures(paths: tuple[Path, ...], network: Network, view: EvalView) -> Floa
 
 
 def _probes(shown: Images, any_size: bool) -> list[Images]:
-    """The images, one alone, and all at another size where the file takes any."""
+    """The images, the first one as a batch of one, and all at another size if the file takes any size."""
     probes = [shown, Images(shown.images[:1], "")]
     if any_size:
         height, width = shown.images.shape[2:]
@@ -204,7 +204,7 @@ def _probes(shown: Images, any_size: bool) -> list[Images]:
 def _checked(
     path: Path, theirs: Callable[[Tensor], Tensor], network: Network, probes: list[Images]
 ) -> ExportedFile:
-    """The file, compared with the student; ``ValueError`` where they differ by more than rounding."""
+    """The file and its comparison with the student. ``ValueError`` if they differ by more than rounding."""
     largest, same, scale = 0.0, 0, 1.0
     for number, probe in enumerate(probes):
         for images in probe.images.split(16):
@@ -228,7 +228,7 @@ def _checked(
 
 
 def _facts(network: Network, view: EvalView) -> dict[str, Any]:
-    """What a file says of itself."""
+    """The metadata of an exported file."""
     return {
         "task": "classification",
         "model": public_name(network.name),
@@ -242,7 +242,7 @@ def _facts(network: Network, view: EvalView) -> dict[str, Any]:
 
 
 def _header(network: Network, view: EvalView) -> dict[str, str]:
-    """The header of a safetensors file: what save_student writes, and how pictures are shown."""
+    """The metadata of a safetensors file: as in ``save_student``, plus the preprocessing."""
     return {
         "format": "pt",
         "task": "classification",
@@ -257,7 +257,7 @@ def _header(network: Network, view: EvalView) -> dict[str, str]:
 def _quantized(
     request: Request, network: Network, view: EvalView, data: RunData | None, shown: Images
 ) -> ExportedFile:
-    """The ONNX file with weights and activations of 8 bits, and what that costs."""
+    """The ONNX file with weights and activations of 8 bits, and its accuracy."""
     require("onnx", "onnxruntime", what="--quantize int8")
     if data is not None:
         images = _prepared(data.train, CALIBRATION, network)
@@ -288,7 +288,7 @@ def _quantized(
 
 
 def quantize(source: Path, path: Path, images: Float[Tensor, "n 3 height width"]) -> None:
-    """Static quantisation of an ONNX file of ours: int8, a scale for each channel of the weights."""
+    """Static int8 quantisation of an exported ONNX file, with one scale per channel of the weights."""
     import logging
 
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -327,7 +327,7 @@ def quantize(source: Path, path: Path, images: Float[Tensor, "n 3 height width"]
 
 
 class _Runs(nn.Module):
-    """An ONNX file where a network is expected."""
+    """An ONNX file with the interface of a network."""
 
     def __init__(self, model: OnnxModel, network: Network) -> None:
         super().__init__()

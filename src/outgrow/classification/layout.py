@@ -1,4 +1,4 @@
-"""The files in which a net's own library keeps it: what stands beside ``model.safetensors``, and how it is loaded."""
+"""The file layout of the library of a network: the files beside ``model.safetensors``, and how to load them."""
 
 import json
 import math
@@ -18,13 +18,13 @@ from outgrow.models.weights import network_state
 from outgrow.training.deployment import public_name
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-"""Heads of torchvision's Inception and GoogLeNet that help in training alone."""
+"""Auxiliary heads of torchvision's Inception and GoogLeNet, which are used in training only."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """``write`` puts the small files into a folder, ``load`` reads the net back the way ``loading`` (Markdown) says;
-    what it returns takes images in [0, 1]. ``state`` is what the weights' file holds where it is not the net's own.
+    """``write`` writes the small files into a folder. ``load`` loads the network as ``loading`` (Markdown) describes; the
+    result takes images in [0, 1]. ``state`` is the state dict of the weights file if it differs from that of the network.
     """
 
     library: str
@@ -32,12 +32,12 @@ class Layout:
     load: Callable[[Path], Callable[[Tensor], Tensor]]
     loading: str
     elsewhere: bool = True
-    """Whether it loads without this library."""
+    """Whether the files load without this library."""
     state: Mapping[str, Tensor] | None = None
 
 
 def layout_of(network: Network, view: EvalView) -> Layout:
-    """By the family in the network's name."""
+    """The layout for the family in the name of the network."""
     family, _, rest = network.name.partition("/")
     if family == "timm":
         return _timm(network, view, rest)
@@ -103,7 +103,7 @@ logits = model(transform(picture)[None])  # {_of(network)}
 
 
 def _timm_width(network: Network, view: EvalView, name: str) -> Layout:
-    """MobileNetV1 at a width that timm builds, but has no name for."""
+    """MobileNetV1 at a width that timm can build but has no name for."""
     build: Any = TIMM_EXTRA[name][0]
     arguments = f'("mobilenetv1_100", {build.args[0]}, pad_type="same", num_classes={network.num_classes})'
 
@@ -207,7 +207,7 @@ logits = model(**processor(picture, return_tensors="pt")).logits  # {_of(network
 
 
 def _processor(network: Network, view: EvalView) -> dict[str, Any]:
-    """CLIP's processor resizes the short side and cuts the centre out, which is our view."""
+    """The configuration of CLIP's processor, which resizes the short side and crops the centre as outgrow does."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -253,7 +253,7 @@ logits = model(images)  # RGB in [0, 1]; {_of(network)}
 
 
 def _own_config(network: Network, view: EvalView) -> dict[str, Any]:
-    """For people, and for nets whose library has no layout of its own."""
+    """The layout of outgrow, for networks whose library has no layout."""
     spec = network.input_spec
     return {
         "model": public_name(network.name),

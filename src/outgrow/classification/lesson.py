@@ -1,4 +1,4 @@
-"""A row is an image: both networks look at the same views."""
+"""A row is an image. Both networks get the same views."""
 
 from dataclasses import dataclass
 
@@ -27,8 +27,8 @@ class Classify:
         return Lesson(student(images), teacher(images, index=batch.index), batch.target)
 
     def _idle(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> Lesson:
-        """Blank images stand in: many nets cannot reshape none. Batch norms that share their statistics must not see
-        them, and can do with none."""
+        """Blank images replace an empty batch, which many networks cannot reshape. Synchronised batch norms get the empty
+        batch, so that the blank images do not enter their statistics."""
         images = batch.images
         if not any(isinstance(module, nn.SyncBatchNorm) for module in student.modules()):
             images = images.new_zeros(LEAST, *images.shape[1:])

@@ -1,6 +1,6 @@
-"""What a classifier's outputs on a whole split are worth: accuracy by class, calibration, confusions.
+"""Metrics of a classifier's outputs on a split: accuracy by class, calibration, confusions.
 
-torchmetrics counts confusions and measures the calibration error; it is imported on use, as that takes seconds.
+torchmetrics computes the confusions and the calibration error. It is imported on use, because that takes seconds.
 Shares and accuracies are in percent. A tie goes to the class with the lower number.
 """
 
@@ -19,13 +19,13 @@ ECE_BINS = 15
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Percent, but ``nll``, which is in nats an image, and infinite where an image's own class is ruled out.
+    """All values are in percent, except ``nll``.
 
-    ``top5`` is of as many classes as there are where these are fewer; a class that is ruled out (a logit of
-    -inf) is never among them. ``per_class`` is None for a class without an image, which does not count in
-    ``balanced_accuracy`` either, the mean of the others. ``majority_share`` is what always guessing the most
-    frequent class would score. ``ece``: the expected calibration error over 15 bins of equal width.
-    ``confusion[i][j]`` counts images of class i that were taken for class j.
+    ``nll`` is in nats per image. It is infinite if the logit of an image's class is -inf. ``top5`` uses all classes if
+    there are fewer than five; a class with a logit of -inf is never among them. ``per_class`` is None for a class
+    without images. ``balanced_accuracy`` is the mean of the other classes. ``majority_share`` is the accuracy of always
+    predicting the most frequent class. ``ece`` is the expected calibration error over 15 bins of equal width.
+    ``confusion[i][j]`` counts images of class i that were predicted as class j.
     """
 
     top1: float
@@ -40,9 +40,9 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Bin:
-    """The images whose largest probability is in one bin: its mean, and how many are right, in percent.
+    """The images whose largest probability is in one bin: mean confidence and accuracy, in percent.
 
-    Both are None where ``count`` is 0.
+    Both are None if ``count`` is 0.
     """
 
     confidence: float | None
@@ -54,10 +54,10 @@ class Bin:
 def classification_metrics(
     logits: Float[Tensor, "rows classes"], label: Int64[Tensor, " rows"], num_classes: int
 ) -> ClassMetrics:
-    """All that :class:`ClassMetrics` says, of the logits of a split and its labels.
+    """The metrics of the logits of a split.
 
-    Raises ValueError for no rows, labels or a width that do not fit ``num_classes``, and logits that are no
-    numbers: nan, +inf, or -inf for every class of a row.
+    Raises ValueError for an empty split, for labels or a number of columns that do not fit ``num_classes``, and for
+    logits that are nan, +inf, or -inf for every class of a row.
     """
     from torchmetrics.functional.classification import (
         multiclass_calibration_error,
@@ -70,7 +70,7 @@ def classification_metrics(
     before = torch.arange(num_classes, device=label.device) < label.unsqueeze(1)
     rank = ((logits > own) | ((logits == own) & before)).sum(1)
     among5 = (rank < 5) & (own.squeeze(1) > -torch.inf)
-    # torchmetrics has a bin of its own for exactly 1, where float32 rounds many confident rows to
+    # torchmetrics has a separate bin for exactly 1, to which float32 rounds many confident rows
     probabilities = logits.softmax(1).float().clamp(max=1 - 2**-24)
     ece = multiclass_calibration_error(probabilities, label, num_classes, n_bins=ECE_BINS)
     confusion = multiclass_confusion_matrix(logits.argmax(1), label, num_classes).cpu()
@@ -93,9 +93,9 @@ def classification_metrics(
 def reliability_diagram(
     logits: Float[Tensor, "rows classes"], label: Int64[Tensor, " rows"], bins: int = ECE_BINS
 ) -> list[Bin]:
-    """How often a classifier is right, by how sure it is: ``bins`` of equal width, from 0 to 1.
+    """Accuracy by confidence, in ``bins`` of equal width from 0 to 1.
 
-    A bin has its lower edge, the last both.
+    A bin includes its lower edge, and the last one both edges.
 
     >>> reliability_diagram(torch.tensor([[2.0, 0.0], [0.0, 0.5]]), torch.tensor([0, 0]), bins=2)[1]
     Bin(confidence=75.1..., accuracy=50.0, count=2)

@@ -13,32 +13,32 @@ from jaxtyping import Int
 from torch import Tensor
 
 TIMES, POINTS = 2.0, 0.2
-"""A permutation must be right this many times as often as the order at hand, and on so many more of the images: a
-teacher that is right on 41 in 100 and takes 45 for the next class keeps its order, as does one that guesses."""
+"""A permutation must be right this many times as often as the given order, and on this share of the images more. A
+teacher that is right on 41 % and predicts the next class on 45 % keeps its order, and so does one that guesses."""
 ERRORS = 3.0
-"""And so many standard errors more often than one answer for all would be: a few guesses may fall any way."""
+"""Standard errors by which the permutation must exceed the majority class, so that chance does not suffice."""
 MOST_CLASSES = 4096
-"""The assignment takes a square of the classes in memory and more in time."""
+"""Limit on the number of classes: the assignment takes quadratic memory and more than quadratic time."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """Shares of images that are right, where every class with images counts alike for the ``balanced`` ones."""
+    """Shares of images that are right. In the ``balanced`` ones every class with images has the same weight."""
 
     by_position: float
     balanced: float
     crossed: float
-    """Under the best permutation of the other half of the images."""
+    """The share under the best permutation of the other half of the images."""
     balanced_crossed: float
     chance: float
-    """What the most frequent class would score as the answer for all."""
+    """The share of the most frequent class."""
     num_images: int
     likely: tuple[int | None, ...]
-    """The class that each output stands for, if a permutation explains them; None where nothing is known."""
+    """The class of each output if a permutation explains them; None if it is not known."""
 
     @property
     def is_wrong(self) -> bool:
-        """Whether a permutation explains the answers, and the order at hand does not."""
+        """Whether a permutation explains the predictions, and the given order does not."""
         error = math.sqrt(self.chance * (1 - self.chance) / self.num_images)
         if self.crossed < self.chance + ERRORS * error:
             return False
@@ -47,10 +47,10 @@ class Order:
 
 
 def order_of(predicted: Int[Tensor, " rows"], label: Int[Tensor, " rows"], num_classes: int) -> Order:
-    """How well ``predicted`` outputs agree with labels as they are, and under a permutation.
+    """The agreement of ``predicted`` outputs with labels, as they are and under a permutation.
 
-    The permutation is fitted on every second image of a class and measured on the others, and the other way
-    round: on few images one can always be found that fits those.
+    The permutation is fitted on every second image of a class and measured on the others, and vice versa. On few
+    images some permutation always fits.
 
     >>> label = torch.arange(3).repeat(8)
     >>> order_of((label + 1) % 3, label, 3).likely
@@ -79,9 +79,9 @@ def order_of(predicted: Int[Tensor, " rows"], label: Int[Tensor, " rows"], num_c
 def check_order(
     predicted: Int[Tensor, " rows"], label: Int[Tensor, " rows"], classes: Sequence[str], *, who: str
 ) -> None:
-    """``ValueError`` where the outputs of ``who`` are those of ``classes`` in another order.
+    """``ValueError`` if the outputs of ``who`` are those of ``classes`` in another order.
 
-    It is asked where classes are taken by position.
+    It is called if classes are matched by position.
     """
     if not 1 < len(classes) <= MOST_CLASSES or len(label) < 2:
         return
@@ -100,7 +100,7 @@ def check_order(
 
 
 def _halves(label: Tensor, num_classes: int) -> Tensor:
-    """0 and 1 in turn within every class, by the position of its images; classes with an odd number alternate."""
+    """0 and 1 alternating within every class, by the position of its images."""
     half = torch.empty_like(label)
     start = 0
     for number in range(num_classes):
@@ -111,7 +111,7 @@ def _halves(label: Tensor, num_classes: int) -> Tensor:
 
 
 def _assignment(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """The class that each output is assigned, one to one, so that most are right; -1 for outputs never seen."""
+    """The one-to-one assignment of classes to outputs with the most right predictions; -1 for unused outputs."""
     from scipy.optimize import linear_sum_assignment
 
     counts = torch.bincount(predicted * num_classes + label, minlength=num_classes**2)

@@ -1,6 +1,6 @@
-"""What a classification run's page shows besides its scores: warnings, size and speed, classes, calibration.
+"""The sections of a classification page besides the scores: warnings, size and speed, classes, calibration.
 
-From ``record.classification``; a record without it (older ones) has no such sections.
+They come from ``record.classification``. Older records without it have no such sections.
 """
 
 import math
@@ -20,12 +20,12 @@ from outgrow.training.record import (
 )
 
 MAX_CLASSES = 40
-"""Classes up to which the confusion matrix is shown whole; beyond it the most frequent confusions alone."""
+"""Largest number of classes for the whole confusion matrix; with more, the most frequent confusions are listed."""
 NUM_CONFUSIONS = 12
 
 
 def page_warnings(record: Run) -> list[str]:
-    """What a reader must know before she believes the numbers: sentences for the head of the page."""
+    """Warnings for the top of the page, as sentences."""
     record = parse_record(record)
     return [text for text in (_below_majority(record), _too_small(record)) if text]
 
@@ -42,7 +42,7 @@ def _below_majority(record: RunRecord) -> str:
 
 
 def _too_small(record: RunRecord) -> str:
-    """Whether the difference between student and teacher is within chance, and how many images would tell."""
+    """A warning if the difference between student and teacher is within chance, with the number of images it needs."""
     if record.compared is None:
         return ""
     total, difference, needed = images_needed(record.compared)
@@ -62,7 +62,7 @@ def _too_small(record: RunRecord) -> str:
 def images_needed(compared: ComparedRecord) -> tuple[int, float, float | None]:
     """Images of the test set, student minus teacher in points, and how many images the difference needs.
 
-    For McNemar's test at 5 % and a power of 80 %; None where the networks never differ.
+    For McNemar's test at 5 % and a power of 80 %; None if the networks never differ.
 
     Reference: Connor (1987), Sample size for testing differences in proportions for the paired-sample design.
     """
@@ -79,7 +79,7 @@ def images_needed(compared: ComparedRecord) -> tuple[int, float, float | None]:
 
 
 def _round_up(value: float) -> int:
-    """To two digits, so that it does not look exact.
+    """Round up to two digits, as the number is an estimate.
 
     >>> _round_up(2345.6), _round_up(87.2)
     (2400, 88)
@@ -90,7 +90,7 @@ def _round_up(value: float) -> int:
 
 @dataclass(frozen=True)
 class CostLine:
-    """One quantity of both networks as text."""
+    """One quantity of both networks, as text."""
 
     name: str
     student: str
@@ -109,7 +109,7 @@ class ClassLine:
 
 @dataclass(frozen=True)
 class Confusion:
-    """``count`` images of ``label`` were taken for ``predicted`` by the student."""
+    """The student predicted ``predicted`` for ``count`` images of ``label``."""
 
     label: str
     predicted: str
@@ -150,7 +150,7 @@ def page_sections(record: Run) -> list[Section]:
 
 
 def _points(network: ClassesRecord) -> list[tuple[float, float]]:
-    """Confidence and accuracy of the bins that hold images."""
+    """Confidence and accuracy of the bins with images."""
     return [
         (one.confidence, one.accuracy)
         for one in network.reliability
@@ -194,7 +194,7 @@ def _latency(number: int, cost: CostRecord) -> str:
 
 
 def _classes(names: list[str], record: RunRecord) -> list[ClassLine]:
-    """The class the student is worst at first."""
+    """The classes, sorted by the accuracy of the student, lowest first."""
     assert record.classification is not None
     found = record.classification
     teacher = found.classes.teacher

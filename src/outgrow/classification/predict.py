@@ -1,4 +1,4 @@
-"""What a student says of pictures: classes and probabilities, prepared as in an evaluation."""
+"""Predictions of a student for pictures: classes and probabilities, with the preprocessing of an evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,25 +21,25 @@ from outgrow.training.config import TrainConfig
 from outgrow.training.deployment import FinishedRun
 
 TOP = 5
-"""Classes of a picture, where nobody says how many."""
+"""Default number of classes per picture."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """``logits`` takes a batch of images in [0, 1]; ``view`` shows it a picture."""
+    """``logits`` takes a batch of images in [0, 1]; ``view`` prepares a picture for it."""
 
     logits: Callable[[Tensor], Tensor]
     classes: tuple[str, ...]
     view: EvalView
     side: tuple[int, int] | None = None
-    """Height and width that ``logits`` wants, where it does not resize for itself."""
+    """Height and width of the input of ``logits``, if it does not resize."""
 
     task = "classification"
 
     def predict(
         self, pictures: Iterable[tuple[str, Image]], *, top: int | None, batch_size: int, **_: Any
     ) -> Iterator[dict[str, Any]]:
-        """A row for each picture: ``file``, and its ``top`` classes with probabilities, the likeliest first."""
+        """One row per picture: ``file``, and its ``top`` classes with probabilities, the most likely first."""
         count = min(top or TOP, len(self.classes))
         waiting: list[tuple[str, Tensor]] = []
         for file, picture in pictures:
@@ -54,7 +54,7 @@ class Classifier:
     def _fitted(self, image: Float[Tensor, "3 height width"]) -> Float[Tensor, "3 _ _"]:
         if self.side is None or tuple(image.shape[1:]) == self.side:
             return image
-        # square, as nets that state a size are
+        # networks with a fixed size are square
         spec = InputSpec(self.side[0], (0.0,) * 3, (1.0,) * 3, self.view.interpolation)  # type: ignore[arg-type]
         return fit_size(image[None], spec)[0]
 
@@ -73,7 +73,7 @@ class Classifier:
 
 
 def columns(rows: Iterable[dict[str, Any]], top: int | None, classes: int) -> Iterator[list[Any]]:
-    """The lines of a table: a header, then a picture each."""
+    """The lines of a table: a header, then one line per picture."""
     count = min(top or TOP, classes)
     numbered = [name for at in range(2, count + 1) for name in (f"class_{at}", f"probability_{at}")]
     yield ["file", "class", "probability", *numbered]
@@ -85,13 +85,13 @@ def columns(rows: Iterable[dict[str, Any]], top: int | None, classes: int) -> It
 
 
 def of_run(run: FinishedRun) -> Classifier:
-    """The student of a run, on the device that is there."""
+    """The student of a run, on the available device."""
     network = load_student(run, command="predict")
     return _classifier(network, eval_view(network.input_spec, run.record.data.image_size))
 
 
 def of_weights(path: Path) -> Classifier:
-    """What ``export`` or a run wrote as safetensors. ``ValueError`` where its net cannot be built here."""
+    """A safetensors file of ``export`` or of a run. ``ValueError`` if its network cannot be built."""
     stated = read_weights(path)[1]
     name, count = stated.get("model"), stated.get("num_classes")
     if not isinstance(name, str) or not count:

@@ -1,4 +1,4 @@
-"""What the record of a classification run says beyond its accuracy: by class, calibration, cost, comparison."""
+"""The parts of a classification record besides accuracy: results by class, calibration, cost, comparison."""
 
 import torch
 from torch import nn
@@ -18,11 +18,11 @@ from outgrow.training.record import (
 )
 
 NUM_EXAMPLES = 24
-"""Images in a record that only one of the two networks gets right, of either kind."""
+"""Number of recorded images that only the student gets right, and likewise only the teacher."""
 MAX_CONFUSED = 200
-"""Classes up to which a record holds the confusion matrix."""
+"""Largest number of classes for which a record has the confusion matrix."""
 DECODED_SIZE = 32
-"""Pixels that cost is measured at for networks that take any size and images that were decoded at once."""
+"""Side in pixels for the cost of networks that take any size, if the images have no common size."""
 
 
 def classification_record(
@@ -69,7 +69,7 @@ def _size(network: Network) -> int:
 
 
 def compare(data: RunData, teacher: Scores | None, student: Scores) -> ComparedRecord | None:
-    """Who is right where, and the first images that only one of the two networks gets right."""
+    """Counts by which network is right, and the first images that only one of them gets right."""
     if teacher is None:
         return None
 

@@ -1,4 +1,4 @@
-"""A classification run on a few batches, before hours are spent: do the parts fit, and how long is a step?"""
+"""A classification run on a few batches, to check that the parts fit and to time a step."""
 
 from dataclasses import dataclass, replace
 
@@ -23,8 +23,8 @@ def first_rows(split: Split, rows: int) -> Split:
 
 
 class AsIfMapped(BaseTeacher):
-    """A teacher with the data's number of classes, whatever its own are: as quick as the real one, and as wrong as
-    one that knows nothing."""
+    """A teacher whose outputs are repeated or cut to the number of classes of the data. It costs as much as the real one,
+    but its predictions have no meaning."""
 
     columns: Tensor
 
@@ -39,7 +39,7 @@ class AsIfMapped(BaseTeacher):
 
 
 class FromCache(BaseTeacher):
-    """A teacher that costs nothing: random logits in place of those that a cache holds."""
+    """Random logits in place of those in a cache, at no cost."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -51,19 +51,19 @@ class FromCache(BaseTeacher):
 
 @dataclass
 class Rehearsal(Classification):
-    """The task on the first ``rows`` of ``data``. The teacher is made, and neither trained, scored nor corrected;
-    with ``cached`` it is not even asked."""
+    """The task on the first ``rows`` of ``data``. The teacher is built, but not trained, scored or corrected. With
+    ``cached`` it is not called."""
 
     data: RunData
     rows: int
     cached: bool = False
     foreign: bool = False
-    """Whether the teacher turned out to have other classes."""
+    """Whether the teacher has other classes; set by :meth:`freeze`."""
 
     def open_data(self, run: RunContext) -> RunData:
         source = self.data.source
         cut = replace(source, train=self.data.train, val=None, test=first_rows(source.test, self.rows))
-        return RunData(cut, first_rows(self.data.train, self.rows), None)
+        return RunData(cut, first_rows(self.data.train, self.rows), None, self.data.unlabelled)
 
     def make_teacher(self, run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
         if run.config.teacher.train and module is None and run.config.method.preset != "none":
@@ -84,7 +84,7 @@ class Rehearsal(Classification):
         columns = match_classes(network.classes, network.num_classes, data.classes).columns
         self.foreign = columns is None
         if columns is None and run.config.teacher.correct == "never":
-            # the same words as the run's own
+            # raises the same error as the run
             return super().freeze(run, data, teacher, student, objective)
         if self.cached:
             return Taught(FromCache(data.num_classes))

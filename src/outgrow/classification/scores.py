@@ -1,4 +1,4 @@
-"""How good a classifier is on a split: counted on the device, read once."""
+"""Scores of a classifier on a split, computed on the device and read once."""
 
 import math
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from outgrow.outputs import as_outputs, lift
 
 
 class Scores(NamedTuple):
-    """``top1``, ``top5`` in percent, ``nll`` in nats a row; the rest by position in the split, on the host.
+    """``top1`` and ``top5`` in percent, ``nll`` in nats per row. The tensors are by position in the split, on the host.
 
-    ``nll`` is None where an image's own class is ruled out (a logit of -inf): it would be infinite.
+    ``nll`` is None if the logit of an image's class is -inf: it would be infinite.
     """
 
     top1: float
@@ -29,7 +29,7 @@ class Scores(NamedTuple):
 
     @property
     def score(self) -> float:
-        """What a run is judged by."""
+        """The metric of a run."""
         return self.top1
 
 
@@ -43,8 +43,8 @@ def evaluate(
 ) -> Scores:
     """Score ``model`` (images to logits or Outputs) on every sample of an unshuffled loader.
 
-    The model is in evaluation mode during the pass and then as it was. ``progress`` is told the number
-    of images done.
+    The model is in eval mode during the pass; its mode is restored afterwards. ``progress`` is called with the number
+    of finished images.
     """
     was_training = model.training
     model.eval()
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def _check_logits(logits: Float[Tensor, "rows classes"], first: int, name: str) -> None:
-    """``ValueError`` for rows of which no class is the top one: NaN, +inf, or nothing but -inf."""
+    """``ValueError`` for rows without a top class: those with NaN, +inf, or -inf for every class."""
     bad = logits.isnan().any(dim=1) | ~logits.amax(dim=1).isfinite()
     if bool(bad.any()):
         where = (bad.nonzero()[:4, 0] + first).tolist()

@@ -24,7 +24,7 @@ from outgrow.training.trainer import Trainer
 
 
 def as_network(name: str, module: nn.Module | None, num_classes: int, options: ModelConfig) -> Network | None:
-    """A module of the caller's own as a Network that sees plain [0, 1] images, or what ``options`` say."""
+    """A module of the caller as a Network. It gets images in [0, 1], normalised by mean and std of ``options`` if given."""
     if module is None or isinstance(module, Network):
         return module
     seen = replace(PLAIN, mean=options.mean or PLAIN.mean, std=options.std or PLAIN.std)
@@ -34,7 +34,7 @@ def as_network(name: str, module: nn.Module | None, num_classes: int, options: M
 def student_network(
     config: Config, data: RunData, module: nn.Module | None, report: Reporter | None = None
 ) -> Network:
-    """The student for the data's classes, in their order. ``ValueError`` where it has another number of them."""
+    """The student with the classes of the data, in their order. ``ValueError`` if it has another number of classes."""
     options = config.student
     network = as_network("student", module, data.num_classes, options)
     if network is None:
@@ -67,7 +67,7 @@ def student_network(
 
 
 def tapped(student: Network, objective: Objective) -> Taps:
-    """``student`` with the features in its outputs that the losses may read; without any where none is read."""
+    """``student`` with taps for the features that the losses may read; without taps if they read none."""
     return Taps(student, (*feature_paths(student), PENULTIMATE) if objective.reads_features else ())
 
 
@@ -81,7 +81,7 @@ def train_alone(
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> list[EpochRecord]:
-    """Train ``network`` on ``rows`` as ``config.teacher_train`` says, without a teacher, through the same loop."""
+    """Train ``network`` on ``rows`` with ``config.teacher_train``, without a teacher, in the same loop."""
     train = config.teacher_train
     set_size(config.data.size, config.teacher, data, network)
     device = make_accelerator(train).device

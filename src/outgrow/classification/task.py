@@ -1,4 +1,4 @@
-"""Images with one label each: what a run of this task is made of."""
+"""The task of images with one label each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ class Classification:
         return open_run_data(run.config)
 
     def check(self, run: RunContext, objective: Objective) -> None:
-        pass
+        return None
 
     def make_student(
         self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None
@@ -67,20 +67,23 @@ class Classification:
     ) -> Taught:
         network = cast(Network | None, teacher)
         if network is not None and network.input_spec.size is None and data.size is not None:
-            resized(network, data.size)  # it says nothing of its size: it sees what the student sees
+            resized(network, data.size)  # it has no input size: it gets that of the student
         return freeze_teacher(run, data, network, network_of(student), objective)
 
     def train_loader(
         self, run: RunContext, data: RunData, networks: Sequence[nn.Module | None], *, whole: bool = False
     ) -> Loader:
         nets = [None if network is None else network_of(network) for network in networks]
-        return train_loader(run.config, run.config.train, data.train, nets, run.device, whole=whole)
+        unlabelled = None if data.unlabelled is None else data.unlabelled.split
+        return train_loader(
+            run.config, run.config.train, data.train, nets, run.device, whole=whole, unlabelled=unlabelled
+        )
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
         if not parts.objective.reads_features:
             return
         loader, train, teacher = parts.loader, parts.data.train, parts.taught.module.to(run.device)
-        if process_group() is not None:  # what is estimated from the dry run comes from a whole batch
+        if process_group() is not None:  # the dry run of all processes uses the same whole batch
             loader = self.train_loader(run, parts.data, [parts.teacher, parts.student], whole=True)
         batch = next(loader.epoch(0))
         student = parts.student.to(run.device).eval()
@@ -89,7 +92,7 @@ class Classification:
         parts.objective.setup(
             student_out,
             teacher_out,
-            num_samples=loader.num_indices,
+            num_samples=int(train.index.max()) + 1,
             label=train.labels,
             index=train.index,
         )
@@ -131,7 +134,10 @@ class Classification:
             size=data.size,
             image_size=whole_size(data.test),
             duplicates=data.source.duplicates,
-            faults=data.source.faults,
+            faults=data.source.faults + (() if data.unlabelled is None else data.unlabelled.faults),
+            unlabelled=None if data.unlabelled is None else len(data.unlabelled.split),
+            unlabelled_fingerprint=None if data.unlabelled is None else data.unlabelled.fingerprint,
+            excluded=data.excluded,
         )
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:
@@ -166,7 +172,7 @@ class Classification:
 
 
 def network_of(model: nn.Module) -> Network:
-    """The network behind its taps."""
+    """The network without its taps."""
     return cast(Network, model.model if isinstance(model, Taps) else model)
 
 

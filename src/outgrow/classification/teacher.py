@@ -1,8 +1,8 @@
 """The teacher of a classification run, step by step.
 
-make_teacher        a network with weights, in whatever classes it has; trained first where asked for
-freeze_teacher      frozen, in the student's classes, its bias corrected where that is measured to help
-cached_teacher      the same behind the cache that the configuration names
+make_teacher        a network with weights and its own classes; trained first if configured
+freeze_teacher      frozen, with the classes of the student, its bias corrected if that helps out of fold
+cached_teacher      the same with the configured cache
 """
 
 import warnings
@@ -41,13 +41,13 @@ from outgrow.training.record import CorrectionRecord, TeacherRecord
 from outgrow.training.task import Parts, RunContext, Taught
 
 FEATURE_BYTES = 1 << 30
-"""Penultimate features are kept for a correction up to this size; beyond it the logits must do."""
+"""Largest size in bytes of the penultimate features for a correction; beyond it only the logits are used."""
 FOLD_IMAGES = 16
-"""Test images that a folded teacher is compared on; a wrong fold is wrong by far on any of them."""
+"""Number of test images on which a folded teacher is checked. A wrong fold shows on any image."""
 
 
 def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
-    """The teacher network in whatever classes it has; None for no teacher. ``ValueError`` for one without weights."""
+    """The teacher network with its own classes; None for no teacher. ``ValueError`` if it has no weights."""
     config, options = run.config, run.config.teacher
     if options.name in ("", "none") and module is None and config.method.preset != "none":
         raise ValueError(
@@ -68,12 +68,12 @@ def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Ne
 
 
 def untrained_teacher(config: Config, data: RunData) -> Network:
-    """The teacher that is to be trained here, as its training starts."""
+    """The initial network of a teacher that is trained here."""
     return _network(config.teacher, data.classes)
 
 
 def _with_weights(options: TeacherConfig) -> Network:
-    """The teacher that the configuration names, with weights of a file or published ones."""
+    """The configured teacher, with weights from a file or published ones."""
     own = options.name.startswith(("hf/", "py:"))
     network = _network(options) if options.weights or options.pretrained or own else None
     if network is None or network.weights is None:
@@ -86,7 +86,7 @@ def _with_weights(options: TeacherConfig) -> Network:
 
 
 def _network(options: TeacherConfig, classes: Sequence[str] | None = None) -> Network:
-    """The network that the configuration names, for ``classes`` or in its own."""
+    """The configured network, with a head for ``classes`` if given."""
     return create_model(
         options.name,
         pretrained=options.pretrained and options.weights is None,
@@ -99,7 +99,7 @@ def _network(options: TeacherConfig, classes: Sequence[str] | None = None) -> Ne
 
 
 def _train(run: RunContext, data: RunData, network: Network) -> None:
-    """Train the teacher alone, on the student's rows or on the others."""
+    """Train the teacher alone, on the rows of the student or on the others."""
     rows = data.train
     if run.config.teacher.rows == "disjoint":
         if data.others is None:
@@ -118,7 +118,7 @@ def _train(run: RunContext, data: RunData, network: Network) -> None:
 def freeze_teacher(
     run: RunContext, data: RunData, network: Network | None, student: Network, objective: Objective
 ) -> Taught:
-    """The teacher as the student sees it: frozen, in the student's classes, scored, corrected."""
+    """The teacher for the student: frozen, with the classes of the student, scored, corrected."""
     if network is None:
         return Taught(NoTeacher(data.num_classes))
     config = run.config
@@ -163,7 +163,7 @@ def freeze_teacher(
 
 
 def taps_read(network: Network, objective: Objective, fits: bool = False) -> tuple[str, ...]:
-    """What of the teacher's activations a run reads: the losses' choice, and the correction's."""
+    """The activations of the teacher that the losses and the correction read."""
     if objective.reads_features:
         return (*feature_paths(network), PENULTIMATE)
     return (PENULTIMATE,) if fits else ()
@@ -187,7 +187,7 @@ def _numbers(scores: Scores) -> dict[str, float | None]:
 def _inference(
     run: RunContext, network: Network, taps: Sequence[str], test: Loader, views: Loader
 ) -> BaseTeacher:
-    """The network as a teacher, as fast as the configuration allows. Notes say what was done and what not."""
+    """The network as a teacher, folded and compiled as configured. Notes report what was done."""
     config, options, report = run.config, run.config.teacher, run.report
     net = cast(nn.Module, network)
     if options.fold:
@@ -211,7 +211,7 @@ def _inference(
 
 
 def _note_of_classes(run: RunContext, network: Network, match: Match) -> None:
-    """How the teacher's classes are found, wherever it is more than the same names in the same order."""
+    """Print how the teacher's classes were matched, unless names and order are the same."""
     if match.columns is None:
         run.report.note(f"teacher: its classes are others, and mapped from the labels: {match.note}")
     elif match.how == "position":
@@ -238,7 +238,7 @@ def _fit_correction(
     *,
     foreign: bool,
 ) -> tuple[BiasCorrection, dict[str, float]]:
-    """Fit a correction on the training views, say what was found and save it; and the share of wrong views."""
+    """Fit a correction on the training views, print its report and save it. Also returns facts about the views."""
     config, report = run.config, run.report
     outputs, target = _outputs_on_views(run, teacher, views)
     facts = {}
@@ -250,7 +250,7 @@ def _fit_correction(
     report.note("teacher: looking for what is systematic in its errors, out of fold ...")
     correction = BiasCorrection(data.num_classes)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the report says the same, and where the rows came from
+        warnings.simplefilter("ignore")  # the report says the same and names the source of the rows
         correction.fit(outputs, target, held_out=held_out if config.teacher.correct == "auto" else None)
     assert correction.report is not None
     if source and correction.report.reason.startswith("the teacher is right"):
@@ -304,11 +304,10 @@ def _outputs_on_views(run: RunContext, teacher: BaseTeacher, views: Loader) -> t
 def _held_out(
     run: RunContext, data: RunData, teacher: BaseTeacher, network: Network
 ) -> tuple[tuple[Outputs, Target], str]:
-    """Rows that the teacher has certainly not been trained on, and their name.
+    """Rows that the teacher has not been trained on, and their name.
 
-    These are the validation images that this run kept back from a teacher that it trained. Otherwise nobody
-    knows what a file of weights was trained on, so they are the test images: they check the teacher, and
-    choose nothing of the student.
+    For a teacher that was trained in this run they are the validation images. For weights from a file the training
+    images are not known, so the test images are used. They check the teacher, and select nothing for the student.
     """
     config = run.config
     trusted = data.val is not None and config.teacher.train
@@ -330,10 +329,10 @@ def _foreign(network: Network, data: RunData, match: Match) -> str:
 
 
 def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: int) -> BaseTeacher:
-    """The teacher behind the cache that the configuration names, if it names one.
+    """The teacher with the configured cache, if any.
 
-    The objective is set up, so that it is known which features it reads. What is kept of ``epochs`` epochs
-    and how much that is are noted before any of it is computed; ``ValueError`` where the disk is too small.
+    The objective must be set up, because the cache holds the features that it reads. The contents and the size for
+    ``epochs`` epochs are printed first; ``ValueError`` if the disk is too small.
     """
     options, report, teacher = run.config.teacher, run.report, parts.taught.module
     objective, loader, data = parts.objective, cast(Loader, parts.loader), cast(RunData, parts.data)
@@ -355,7 +354,7 @@ def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: i
         num_classes=data.num_classes,
         features=_features_read(teacher, objective, loader),
     )
-    # several processes would write one file: they read what one has written
+    # several processes do not write to one file; they only read an existing cache
     write = process_group() is None
     total, missing = epochs * cache.bytes_per_epoch(), cache.bytes_missing(epochs)
     report.note(
@@ -370,21 +369,28 @@ def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: i
 def _cache_facts(
     run: RunContext, data: RunData, teacher: BaseTeacher, networks: Sequence[Network]
 ) -> dict[str, str]:
-    """What the cached numbers depend on."""
+    """Everything that the cached outputs depend on."""
     config, options = run.config, run.config.teacher
     wanted = [network.input_spec for network in networks]
     correction = teacher.correction.source if isinstance(teacher, CorrectedTeacher) else "none"
     return {
         "teacher": f"{wanted[0]} {digest(teacher)} {correction}",
-        "data": data.source.fingerprint,
+        "data": data.fingerprint,
         "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in wanted]} "
-        f"seed {config.seed}",
+        f"seed {config.seed}{_mixed(config)}",
         "precision": config.train.precision if options.precision == "as_student" else options.precision,
     }
 
 
+def _mixed(config: Config) -> str:
+    """The options that determine which unlabelled images are in which step."""
+    if config.data.unlabelled is None:
+        return ""
+    return f" batches of {config.train.batch_size}, {config.data.unlabelled_share} of them unlabelled"
+
+
 def _features_read(teacher: BaseTeacher, objective: Objective, loader: Loader) -> dict[str, tuple[int, ...]]:
-    """The teacher's taps that the losses of a run read in each step, and the shape of each for one image."""
+    """The taps of the teacher that the losses read in each step, and the shape of each for one image."""
     if not objective.reads_features:
         return {}
     images = next(loader.epoch(0)).images

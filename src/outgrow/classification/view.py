@@ -1,4 +1,4 @@
-"""How a picture is shown to a classifier that is scored or used: one rule for both."""
+"""The preprocessing of a picture for evaluation and prediction, which are the same."""
 
 import math
 from dataclasses import dataclass
@@ -15,15 +15,14 @@ from outgrow.data.transforms import to_float
 from outgrow.models import InputSpec
 
 PHOTO = 224
-"""Side in pixels at which photographs are seen where nobody asks for another: that of most published nets."""
+"""Default side in pixels for photographs, as in most published networks."""
 
 
 @dataclass(frozen=True)
 class EvalView:
-    """The short side of a picture is resized to ``floor(size / crop_pct)`` and the centre cut out.
+    """The short side of a picture is resized to ``floor(size / crop_pct)`` and the centre is cropped.
 
-    ``whole`` is the height and width of test images that all have one size: a picture of just that size is
-    shown as it is.
+    ``whole`` is the height and width of the test images if all are equal. A picture of this size is not changed.
     """
 
     size: int
@@ -32,7 +31,7 @@ class EvalView:
     whole: tuple[int, int] | None = None
 
     def of(self, picture: Image) -> Float32[Tensor, "3 height width"]:
-        """What is shown of an RGB picture, in [0, 1]."""
+        """The prepared RGB picture, in [0, 1]."""
         if (picture.height, picture.width) != self.whole:
             picture = centre_view(
                 picture, size=self.size, crop_pct=self.crop_pct, interpolation=self.interpolation
@@ -49,10 +48,9 @@ class EvalView:
 
 
 def eval_view(spec: InputSpec, whole: tuple[int, int] | None) -> EvalView:
-    """What a net of this specification sees of test images; ``whole`` is their size where they are kept in memory.
+    """The preprocessing of test images for a network of this input; ``whole`` is their size if they are in memory.
 
-    Those are seen whole: they were cut when they were made so small. Square ones keep their size, and the net resizes
-    for itself.
+    Such images are not cropped. Square ones keep their size, and the network resizes them itself.
     """
     if whole is None:
         return EvalView(spec.size or PHOTO, spec.crop_pct, spec.interpolation)
@@ -61,10 +59,10 @@ def eval_view(spec: InputSpec, whole: tuple[int, int] | None) -> EvalView:
 
 
 def whole_size(split: Split) -> tuple[int, int] | None:
-    """Height and width of the images of a split that is kept decoded; None where they are photographs of any size."""
+    """Height and width of the images of a decoded split; None for photographs of any size."""
     return (split.images.shape[2], split.images.shape[3]) if isinstance(split, ArraySplit) else None
 
 
 def stated_whole(value: Any) -> tuple[int, int] | None:
-    """``whole`` as a file states it."""
+    """``whole`` from the metadata of a file."""
     return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) and len(value) == 2 else None

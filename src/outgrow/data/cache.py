@@ -1,15 +1,15 @@
-"""Images decoded, or packed, once: files in a cache folder that later openings only map.
-
-Two formats, both written beside their final name, by plain writes (a full disk is then an error, never a
-killed process), and moved there whole:
+"""Cache images, decoded or packed, in files that are memory-mapped the next time.
 
     STEM-KEY.npy    small images of one size, decoded: uint8, n x 3 x height x width, and a checksum
-    STEM-KEY.pack   any images, encoded: n + 1 offsets, n checksums, one of both, then the bytes
+    STEM-KEY.pack   any images, encoded: n + 1 offsets, n checksums, a checksum of both, then the bytes
 
-A source that has changed has another key (:attr:`outgrow.data.identity.Look.key`), so its old file is never
-read, and is removed when the new one is written. Checksums are looked at when a file is opened; of packs over
-:data:`CHECKED` when an image is read. A damaged file is built again, and a cache that cannot be written is done
-without; both are said.
+Both formats are written to a temporary file with plain writes and then renamed. A full disk is therefore an
+exception; writing through a memory map would kill the process.
+
+A changed source has another key (:attr:`outgrow.data.identity.Look.key`), so its old file is not read. It is
+removed when the new one is written. Checksums are verified when a file is opened, or, for packs over
+:data:`CHECKED`, when an image is read. A damaged file is built again. If the cache cannot be written, images
+are used without it. Both cases add a note.
 """
 
 import contextlib
@@ -33,19 +33,19 @@ from outgrow.data.pixels import decode
 from outgrow.data.splits import ArraySplit, FileSplit, Rows, Split
 
 SMALL = 96
-"""Images up to this side are worth keeping decoded: 100,000 of them at 96 x 96 are 2.8 GB."""
+"""The largest side of images that are cached decoded: 100,000 of them at 96 x 96 take 2.8 GB."""
 CHECKED = 1 << 30
-"""Bytes of a pack that are checked when it is opened: a fraction of a second."""
+"""Bytes up to which a pack is verified when it is opened, which takes a fraction of a second."""
 _CHUNK = 1024
-"""Images decoded between two looks at their sizes; also what is held in memory meanwhile."""
+"""Images decoded at once and held in memory; their sizes are checked after each chunk."""
 _TRAILER = b"outgrow1"
 
 
 @dataclass(frozen=True)
 class CacheFile:
-    """Where the images of one split go: ``path(".npy")`` or ``path(".pack")``.
+    """The cache file of one split: ``path(".npy")`` or ``path(".pack")``.
 
-    ``folder`` is None where there is no cache; ``notes`` is told what went wrong.
+    ``folder`` is None if there is no cache. Problems are appended to ``notes``.
     """
 
     folder: Path | None
@@ -55,7 +55,7 @@ class CacheFile:
 
     @classmethod
     def of(cls, folder: Path | None, name: str, identity: str, key: str, notes: list[str]) -> "CacheFile":
-        """``name`` is for people, ``identity`` (where the source is) and ``key`` (what it holds) for us."""
+        """``name`` makes the file name readable, ``identity`` is a hash of the location and ``key`` of the content."""
         readable = re.sub(r"[^A-Za-z0-9]+", "_", name)[:40]
         return cls(folder, f"{readable}-{identity[:8]}", key, notes)
 
@@ -66,16 +66,16 @@ class CacheFile:
         assert self.folder is not None
         for old in self.folder.glob(f"{glob.escape(self.stem)}-*{suffix}"):
             if old != self.path(suffix):
-                with contextlib.suppress(OSError):  # another process may have been faster
+                with contextlib.suppress(OSError):  # another process may have removed it
                     old.unlink()
 
     def damaged(self, path: Path) -> None:
-        self.notes.append(f"data: the cached images {path} are damaged, and are built again.")
+        self.notes.append(f"data: the cached images {path} are damaged and are built again.")
 
     def not_written(self, error: OSError) -> None:
         note = (
             f"data: the cache {self.folder} cannot be written ({error.strerror or error}); images are decoded at every "
-            "start. Free some room, or name another place in XDG_CACHE_HOME."
+            "start. Free some space, or set XDG_CACHE_HOME to another folder."
         )
         if note not in self.notes:
             self.notes.append(note)
@@ -89,8 +89,9 @@ def default_cache_dir() -> Path:
 def cached_split(rows: Rows, labels: Int64[Tensor, " n"], *, pack: bool, cache: CacheFile) -> Split:
     """The split of the images ``rows``.
 
-    Images of one size, at most :data:`SMALL`, become an ArraySplit, decoded through the cache. Others become
-    a FileSplit over ``rows``, or, with ``pack`` (reading one by one is slow), over a packed copy in the cache.
+    Images of one size, at most :data:`SMALL`, become an ArraySplit, decoded and cached. Others become a
+    FileSplit over ``rows``. With ``pack``, for sources with slow random access, it reads a packed copy in the
+    cache.
     """
     images = _read_array(cache, len(labels))
     packed: Pack | None = _read_pack(cache, len(labels)) if images is None and pack else None
@@ -105,7 +106,7 @@ def cached_split(rows: Rows, labels: Int64[Tensor, " n"], *, pack: bool, cache: 
 
 @contextlib.contextmanager
 def _written(target: Path) -> Iterator[Path]:
-    """A path to write to, which becomes ``target`` where all went well; no two processes share one."""
+    """A temporary path, unique to the process, that is renamed to ``target`` unless an exception is raised."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -120,7 +121,7 @@ def _read_array(cache: CacheFile, num: int) -> UInt8[Tensor, "n 3 height width"]
     if path is None or not path.is_file():
         return None
     try:
-        # "c": pages are shared until written to, and torch is not warned of a read-only array
+        # "c" (copy-on-write): pages are shared until written to, and torch does not warn about a read-only array
         array = np.load(path, mmap_mode="c")
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[:2] != (num, 3):
             raise ValueError("another array")
@@ -139,7 +140,7 @@ def _trailer(checksum: int) -> bytes:
 
 
 def _build_array(rows: Rows, cache: CacheFile) -> UInt8[Tensor, "n 3 height width"] | None:
-    """All images decoded, if they are small and of one size."""
+    """All images decoded; None unless they are small and of one size."""
     first = next(rows.stream())
     size = decode(first, where=lambda: rows.describe(0)).size
     if max(size) > SMALL:
@@ -173,7 +174,7 @@ class _OtherSizes(Exception):
 
 
 def _write_array(path: Path, rows: Rows, size: tuple[int, int]) -> bool:
-    """Decode ``rows`` into a file; False as soon as an image has another size."""
+    """Decode ``rows`` to a file; returns False as soon as an image has another size."""
     checksum = 0
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), 3, size[1], size[0])}
     with path.open("wb") as file:
@@ -190,7 +191,7 @@ def _write_array(path: Path, rows: Rows, size: tuple[int, int]) -> bool:
 
 
 def _decoded(rows: Rows, size: tuple[int, int]) -> Iterator[np.ndarray | None]:
-    """The images in order, some at a time; None, and the end, at one of another size."""
+    """The decoded images in order, in chunks; yields None and stops at an image of another size."""
     threads = min(8, os.cpu_count() or 1)
     numbered = enumerate(rows.stream())
 
@@ -205,7 +206,7 @@ def _decoded(rows: Rows, size: tuple[int, int]) -> Iterator[np.ndarray | None]:
 
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(numbered, _CHUNK)):
-            # a task of many images: handing over one costs as much as decoding it
+            # many images per task: the overhead of a task is as large as decoding one image
             share = -(-len(chunk) // threads)
             parts = list(pool.map(work, [chunk[at : at + share] for at in range(0, len(chunk), share)]))
             if any(part is None for part in parts):
@@ -216,7 +217,7 @@ def _decoded(rows: Rows, size: tuple[int, int]) -> Iterator[np.ndarray | None]:
 
 
 class Pack:
-    """Encoded images in one ``.pack`` file, mapped anew in each process that reads it."""
+    """Encoded images in one ``.pack`` file, memory-mapped in each process that reads it."""
 
     def __init__(self, path: str, num: int) -> None:
         self.path = path
@@ -235,15 +236,15 @@ class Pack:
             if zlib.crc32(found) == checksums[row]:
                 return found
         raise ValueError(
-            f"data: needs the packed images {self.path} as they were written, got a damaged file; remove it, and it is "
-            "built again at the next start."
+            f"data: needs the packed images {self.path} as they were written, got a damaged file; remove it, it will be "
+            "built again."
         )
 
     def describe(self, row: int) -> str:
         return f"image {row} of {self.path}"
 
     def __getstate__(self) -> tuple[str, int]:
-        return self.path, self.num  # a worker opens its own map
+        return self.path, self.num  # a worker makes its own memory map
 
     def __setstate__(self, state: tuple[str, int]) -> None:
         self.path, self.num = state
@@ -266,7 +267,7 @@ def _read_pack(cache: CacheFile, num: int) -> Pack | None:
 
 
 def _map_pack(path: Path, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Offsets, checksums and bytes; None where the file is not one of ``num`` images."""
+    """Offsets, checksums and bytes; None if the file is not a pack of ``num`` images."""
     head = 8 * (num + 1) + 4 * num
     try:
         size = path.stat().st_size
@@ -286,7 +287,7 @@ def _map_pack(path: Path, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _build_pack(rows: Rows, cache: CacheFile) -> Pack | None:
-    """None where the cache cannot be written."""
+    """Write ``rows`` to a pack; returns None if the cache cannot be written."""
     target = cache.path(".pack")
     if target is None:
         return None
@@ -314,7 +315,7 @@ def _build_pack(rows: Rows, cache: CacheFile) -> Pack | None:
 
 
 def usable(folder: Path, notes: list[str]) -> Path | None:
-    """``folder`` if it can be written; otherwise None, and a note."""
+    """``folder`` if it can be written; otherwise None, with a note."""
     cache = CacheFile(folder, "", "", notes)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Classes have names, and names decide: the one place where the classes of two sides meet.
+"""Match the classes of a network to the classes of a data set, by name.
 
     match = match_classes(network.classes, network.num_classes, data.classes)
-    match.columns     where each of the data's classes stands among the network's; None where they do not fit
+    match.columns     the network's output for each of the data's classes; None if they do not fit
 
-Names match as they are written, else in one spelling for all the usual ones. Position counts only where a
-side has no names, and ``match.note`` says so. The standard library alone is imported here.
+Names match exactly, or after normalising common differences in spelling. Classes are matched by position only
+if one side has no names; ``match.note`` reports this. The module imports only the standard library.
 """
 
 import re
@@ -21,75 +21,80 @@ APOSTROPHES = "'`\u00b4\u2018\u2019\u02bc\uff07"
 SEPARATORS = re.compile(r"[\s_\-\u00ad\u2010-\u2015\u2212]+")
 NUMBER = re.compile(r"[0-9]+")
 INVENTED = re.compile(r"label[_ ]?[0-9]+", re.IGNORECASE)
-"""What Hugging Face calls the classes of a model that was given no names."""
+"""Hugging Face's default class names (LABEL_0, ...) for a model without names."""
 WORDNET = re.compile(r"n[0-9]{8}")
 IN_ORDER = 0.99
-"""Share of ImageNet's 1,000 classes that must stand at their own place for a list of words to be its order;
-lists in use differ from one another in up to two of them."""
+"""A list of words is in ImageNet's class order if at least this share of its 1,000 words fits the class at its
+position. Lists in use differ from one another in up to two classes."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """How the wanted classes stand among a side's own."""
+    """Where the requested classes are among the network's own classes."""
 
     columns: tuple[int, ...] | None
-    """The place of each wanted class among the own ones; None where not all are there."""
+    """The index of each requested class among the own classes; None unless all were found."""
     how: How
     missing: tuple[str, ...]
-    """Wanted names that are not among the own ones."""
+    """Wanted names that are not among the own names."""
     extra: tuple[str, ...]
-    """Own names that are not wanted."""
+    """Own names that are not requested."""
     places: tuple[int | None, ...]
-    """``columns``, with None for each class that is missing."""
+    """Like ``columns``, with None for each class that is missing."""
     note: str
-    """All of this in words."""
+    """A summary for messages."""
 
 
-def match_classes(own: Sequence[str] | None, num_own: int, wanted: Sequence[str]) -> Match:
-    """Where each of the ``wanted`` classes stands among ``num_own`` classes called ``own``.
+def match_classes(own: Sequence[str] | None, num_own: int, requested: Sequence[str]) -> Match:
+    """Find each of the ``requested`` classes among ``num_own`` classes with the names ``own``.
 
-    ``how`` is ``names`` (as written) or ``spelling`` (one for one, where case, accents' encoding, underscores,
-    hyphens, spaces, apostrophes, or WordNet's ids and ImageNet's words differ): all are there. ``partial``: some
-    are. ``none``: no name is, or the numbers of classes differ where a side has no names. ``position``: a side
-    has no names, or only numbers or ``LABEL_0``, ``LABEL_1``, ... and there are as many on the other.
+    The values of ``how``:
+
+    - ``names``: all were found, with the same names;
+    - ``spelling``: all were found, one for one. Names may differ in case, Unicode form, underscores, hyphens,
+      spaces and apostrophes, or one side has WordNet ids and the other ImageNet's words;
+    - ``partial``: some were found;
+    - ``none``: no name was found; or one side has no names and the numbers of classes differ;
+    - ``position``: one side has no names, or only numbers or ``LABEL_0``, ``LABEL_1``, ..., and both sides have
+      the same number of classes.
 
     >>> match_classes(["dog", "Polar_Bear", "cat"], 3, ["cat", "polar bear"]).columns
     (2, 1)
     >>> match_classes(None, 3, ["bird", "cat", "dog"]).how
     'position'
     """
-    wanted = tuple(map(str, wanted))
+    requested = tuple(map(str, requested))
     names = None if own is None else tuple(map(str, own))
     if names is not None and len(names) != num_own:
         raise ValueError(
-            f"classes: needs one name for each of {num_own} classes, got {len(names)}; name all, or none."
+            f"classes: needs one name for each of {num_own} classes, got {len(names)}; name all of them or none."
         )
-    nothing: tuple[int | None, ...] = (None,) * len(wanted)
+    nothing: tuple[int | None, ...] = (None,) * len(requested)
     if names is not None:
-        places, spelled = _places(names, wanted)
+        places, spelled = _places(names, requested)
         found = [place for place in places if place is not None]
-        missing = tuple(name for name, place in zip(wanted, places, strict=True) if place is None)
+        missing = tuple(name for name, place in zip(requested, places, strict=True) if place is None)
         extra = tuple(name for place, name in enumerate(names) if place not in found)
         if not missing:
             note = "by name" + (f", in another spelling ({_few(spelled)})" if spelled else "")
             return Match(tuple(found), "spelling" if spelled else "names", (), extra, places, note)
-        # two lists of numbers that overlap are names, such as those of folders
-        if found or not (_nameless(names) or _nameless(wanted)):
+        # numbers that occur on both sides count as names, such as those of folders
+        if found or not (_nameless(names) or _nameless(requested)):
             how: How = "partial" if found else "none"
             note = (
-                f"{len(found) or 'none'} of {len(wanted)} are there by name (missing: {_few(missing)}; "
-                f"others there: {_few(extra)})"
+                f"{len(found) or 'none'} of {len(requested)} found by name (missing: {_few(missing)}; "
+                f"not needed: {_few(extra)})"
             )
             return Match(None, how, missing, extra, places, note)
-    if num_own != len(wanted):
-        note = f"{num_own} classes without names for {len(wanted)}"
-        return Match(None, "none", wanted, names or (), nothing, note)
+    if num_own != len(requested):
+        note = f"{num_own} classes without names for {len(requested)}"
+        return Match(None, "none", requested, names or (), nothing, note)
     columns = tuple(range(num_own))
-    return Match(columns, "position", (), (), columns, _by_position(names, wanted))
+    return Match(columns, "position", (), (), columns, _by_position(names, requested))
 
 
 def spelling(name: str) -> str:
-    """One spelling for the usual ones of a name.
+    """The normalised spelling of a class name.
 
     >>> spelling("Jack-o'-Lantern"), spelling("jack_o_lantern"), spelling("007")
     ('jack o lantern', 'jack o lantern', '7')
@@ -101,9 +106,10 @@ def spelling(name: str) -> str:
 
 
 def stated_names(statements: Mapping[str, object]) -> tuple[str, ...] | None:
-    """The names of classes in what a file says of itself, in the order of its outputs; None where it has none.
+    """The class names in a file's metadata, in the order of the outputs; None if there are none.
 
-    Read are a list, and tables in either direction (``class_to_idx``, ``id2label``), under their usual keys.
+    The common keys are read, with a list of names or a mapping in either direction (``class_to_idx``,
+    ``id2label``).
 
     >>> stated_names({"class_to_idx": {"dog": 1, "cat": 0}})
     ('cat', 'dog')
@@ -125,25 +131,25 @@ def stated_names(statements: Mapping[str, object]) -> tuple[str, ...] | None:
     return None
 
 
-def is_guess(wanted: Sequence[str]) -> bool:
-    """Whether the names are whole numbers in an order other than that of numbers: 0, 1, 10, 11, 2."""
-    numbers = [int(name) for name in wanted if NUMBER.fullmatch(name)]
-    return len(numbers) == len(wanted) and numbers != sorted(numbers)
+def is_guess(requested: Sequence[str]) -> bool:
+    """Whether the names are integers that are not in numerical order: 0, 1, 10, 11, 2."""
+    numbers = [int(name) for name in requested if NUMBER.fullmatch(name)]
+    return len(numbers) == len(requested) and numbers != sorted(numbers)
 
 
-def _by_position(names: tuple[str, ...] | None, wanted: tuple[str, ...]) -> str:
+def _by_position(names: tuple[str, ...] | None, requested: tuple[str, ...]) -> str:
     why = (
-        "the weights name no classes"
+        "the weights have no class names"
         if names is None
-        else f"the weights' own names are none ({_few(names, 2)})"
+        else f"the weights' class names are only placeholders ({_few(names, 2)})"
         if _nameless(names)
-        else f"the data's names are only numbers ({_few(wanted, 2)})"
+        else f"the data's class names are only numbers ({_few(requested, 2)})"
     )
-    note = f"by position, as {why}: output 0 is taken for {wanted[0]!r}, the last for {wanted[-1]!r}"
-    if is_guess(wanted):
+    note = f"by position, as {why}: output 0 is used as {requested[0]!r}, the last as {requested[-1]!r}"
+    if is_guess(requested):
         note += (
-            f"; the data's order is that of text ({_few(wanted)}), as in torchvision's data sets, but timm's and many "
-            "others' is that of numbers, so the order is a guess"
+            f"; the order is a guess: the data's names are sorted as text ({_few(requested)}), as in torchvision's data sets, "
+            "but timm and many others sort them as numbers"
         )
     return note
 
@@ -152,15 +158,15 @@ def _nameless(names: Sequence[str]) -> bool:
     return all(NUMBER.fullmatch(name) or INVENTED.fullmatch(name) for name in names)
 
 
-def _places(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[int | None, ...], list[str]]:
-    """The place of each wanted name, and what was matched in another spelling."""
+def _places(names: tuple[str, ...], requested: tuple[str, ...]) -> tuple[tuple[int | None, ...], list[str]]:
+    """The index of each requested name, and the pairs that were matched with different spellings."""
     once = _unique(names)
-    places = [once.get(name) if wanted.count(name) == 1 else None for name in wanted]
+    places = [once.get(name) if requested.count(name) == 1 else None for name in requested]
     spelled: list[str] = []
     for keys in (_spellings, _wordnet_ids):
         if None not in places:
             break
-        theirs, ours = keys(names, wanted), keys(wanted, names)
+        theirs, ours = keys(names, requested), keys(requested, names)
         if theirs is None or ours is None:
             continue
         free, counts = _unique(theirs), Counter(ours)
@@ -168,7 +174,7 @@ def _places(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[int 
             place = free.get(key)
             if places[number] is None and counts[key] == 1 and place is not None and place not in places:
                 places[number] = place
-                spelled.append(f"{names[place]} for {wanted[number]}")
+                spelled.append(f"{names[place]} for {requested[number]}")
     return tuple(places), spelled
 
 
@@ -182,13 +188,15 @@ def _spellings(names: tuple[str, ...], others: tuple[str, ...]) -> list[str] | N
 
 
 def _wordnet_ids(names: tuple[str, ...], others: tuple[str, ...]) -> list[str] | None:
-    """The WordNet id of each name that is one of ImageNet's, else its spelling; None where neither side has to do
-    with ImageNet: ids, or words as it lists them."""
+    """The WordNet id of each name that is an ImageNet class, else its normalised spelling.
+
+    None unless some name on either side looks like ImageNet's: an id, or a list of words with ", ".
+    """
     if not any(WORDNET.fullmatch(name) or ", " in name for name in (*names, *others)):
         return None
     imagenet = _imagenet()
     if len(names) == len(imagenet.ids):
-        # words repeat ("crane"), but in ImageNet's own order their places tell them apart
+        # words repeat ("crane"), but in ImageNet's class order the position identifies them
         fitting = sum(spelling(name) in w for name, w in zip(names, imagenet.words, strict=True))
         if fitting >= IN_ORDER * len(names):
             return list(imagenet.ids)
@@ -196,7 +204,7 @@ def _wordnet_ids(names: tuple[str, ...], others: tuple[str, ...]) -> list[str] |
 
 
 class _ImageNet:
-    """ImageNet-1k's WordNet ids in order, and which words mean which."""
+    """ImageNet-1k's WordNet ids in class order, and the words for each."""
 
     def __init__(self) -> None:
         from timm.data import ImageNetInfo
@@ -208,14 +216,14 @@ class _ImageNet:
         self.words = [
             {own, spelling(text), *words} for own, text, words in zip(self.ids, texts, synonyms, strict=True)
         ]
-        # the usual name of a class is its first word, which may be a synonym of another one ("partridge")
+        # the common name of a class is its first word, which may be a synonym of another class ("partridge")
         first = [
             {own, spelling(t), words[0]} for own, t, words in zip(self.ids, texts, synonyms, strict=True)
         ]
         self._meanings = [self._table(first), self._table(self.words)]
 
     def id_of(self, word: str) -> str:
-        """The one id that ``word`` means, or ``word`` itself."""
+        """The id for ``word``; ``word`` itself if it is unknown or ambiguous."""
         for meanings in self._meanings:
             found = meanings.get(word, ())
             if found:

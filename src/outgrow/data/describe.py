@@ -1,4 +1,4 @@
-"""What is in a source, before anything is trained on it: lines for people, and a sheet of pictures.
+"""Describe a data set before training: a text summary, and a contact sheet of images.
 
 lines = describe_data("folder:photos")
 write_contact_sheet("folder:photos", "photos.png")
@@ -21,37 +21,38 @@ from outgrow.data.splits import ArraySplit, FileSplit, ImageData, Split
 from outgrow.machine.files import write_atomically
 
 SHOWN = 8
-"""Pictures on a sheet."""
+"""Images on a contact sheet."""
 MEASURED = 500
-"""Pictures whose sizes are read; of more, so many from first to last."""
+"""Largest number of images whose size is read; of larger sets, this many at equal distances."""
 _LISTED = 20
-"""Classes that are listed one by one."""
+"""Largest number of classes that are listed one by one."""
 _LEAST = 96
-"""Side in pixels at which a person sees something: smaller pictures are shown larger, without smoothing."""
+"""Smallest side in pixels on the sheet: smaller images are enlarged with nearest-neighbour interpolation."""
 
 
 def describe_data(
     source: str, *, label: str | None = None, size: int | None = None, on_fault: OnFault = "refuse"
 ) -> list[str]:
-    """Splits with their classes and counts, sizes, what is there twice, what is broken, and the size that a net sees.
+    """A summary: splits with images per class, image sizes, the network's input size, duplicates and broken images.
 
-    ``size`` is the run's ``data.size`` or the net's own. ``ValueError`` as from :func:`outgrow.data.open_data`.
+    ``size`` is the run's ``data.size`` or the network's default. ``ValueError`` as from
+    :func:`outgrow.data.open_data`.
     """
     data = _opened(source, label, on_fault)
     lines = [f"{printable(source)}: {data.num_classes} classes"]
     for name, split in _splits(data):
         lines.append(f"{name:<6}{len(split):>9,} images  {_counts(split, data.classes)}")
         lines.append(f"{'':<6}{'':>9} {_sizes(split)}")
-    lines.append(f"seen at {_seen(data.test, size)}")
+    lines.append(f"input size {_input_size(data.test, size)}")
     if data.duplicates is None:
         lines.append("images for training and for testing were not compared")
     else:
         lines.append(f"{data.duplicates} test images are among the training images, byte for byte")
     skipped = f" ({some(data.faults)})" if data.faults else ""
     how = (
-        "cannot be decoded, and are left out"
+        "cannot be decoded and are left out"
         if on_fault == "skip"
-        else "are known to be broken (data.on_fault=skip looks)"
+        else "are known to be broken (data.on_fault=skip checks all)"
     )
     lines.append(f"{len(data.faults)} images {how}{skipped}")
     lines.append(f"fingerprint {data.fingerprint[:16]}")
@@ -66,7 +67,7 @@ def write_contact_sheet(
     size: int | None = None,
     on_fault: OnFault = "refuse",
 ) -> Path:
-    """A PNG of eight pictures, from the first to the last, as a net of ``size`` sees them when it is tested."""
+    """Write a PNG with eight images at equal distances, as evaluation views of ``size``."""
     data = _opened(source, label, on_fault)
     split = data.test if data.train is None else data.train
     chosen = split.subset(spread(len(split), SHOWN))
@@ -76,7 +77,7 @@ def write_contact_sheet(
 
 
 def write_sheet(images: Sequence[Float32[Tensor, "3 _ _"]], path: str | Path) -> Path:
-    """Pictures in [0, 1] side by side, four in a row, as a PNG."""
+    """Write images in [0, 1] as a PNG, four in a row."""
     from PIL import Image
 
     pictures = []
@@ -97,18 +98,18 @@ def write_sheet(images: Sequence[Float32[Tensor, "3 _ _"]], path: str | Path) ->
     return Path(path)
 
 
-def spread(num: int, wanted: int) -> Tensor:
-    """``wanted`` positions from the first to the last of ``num``, or all of them.
+def spread(num: int, count: int) -> Tensor:
+    """``count`` positions at equal distances from the first to the last of ``num``; all if there are fewer.
 
     >>> spread(100, 4).tolist()
     [0, 33, 66, 99]
     """
-    return torch.linspace(0, num - 1, min(num, wanted), dtype=torch.float64).round().to(torch.int64)
+    return torch.linspace(0, num - 1, min(num, count), dtype=torch.float64).round().to(torch.int64)
 
 
 def _opened(source: str, label: str | None, on_fault: OnFault) -> ImageData:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # the notes are lines here
+        warnings.simplefilter("ignore", DataWarning)  # the notes are printed as lines
         return open_data(source, label=label, on_fault=on_fault)
 
 
@@ -124,11 +125,11 @@ def _counts(split: Split, classes: Sequence[str]) -> str:
         return ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
     order = sorted(range(len(names)), key=lambda number: counts[number])
     few, many = order[0], order[-1]
-    return f"from {counts[few]:,} ({names[few]}) to {counts[many]:,} ({names[many]}) a class"
+    return f"from {counts[few]:,} ({names[few]}) to {counts[many]:,} ({names[many]}) per class"
 
 
 def _sizes(split: Split) -> str:
-    """Widths and heights, from the pictures' heads."""
+    """The range of widths and heights, from the images' headers."""
     if isinstance(split, ArraySplit):
         return f"all {split.images.shape[3]} x {split.images.shape[2]}"
     assert isinstance(split, FileSplit)
@@ -139,13 +140,13 @@ def _sizes(split: Split) -> str:
         try:
             with Image.open(io.BytesIO(split.source.read(int(split.index[position])))) as image:
                 sizes.append(image.size)
-        except Exception:  # broken, which is said elsewhere
+        except Exception:  # broken images are counted elsewhere
             continue
     if not sizes:
-        return "of no known size"
+        return "of unknown size"
     sizes.sort(key=lambda size: size[0] * size[1])
     least, middle, largest = (f"{w} x {h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
-    of = "" if len(split) <= MEASURED else f" ({len(sizes)} looked at)"
+    of = "" if len(split) <= MEASURED else f" ({len(sizes)} measured)"
     return (
         f"all {least}{of}"
         if sizes[0] == sizes[-1]
@@ -153,9 +154,9 @@ def _sizes(split: Split) -> str:
     )
 
 
-def _seen(split: Split, size: int | None) -> str:
+def _input_size(split: Split, size: int | None) -> str:
     if size is not None:
-        return f"{size} x {size} (data.size, or the net's own)"
+        return f"{size} x {size} (data.size, or the network's default)"
     if isinstance(split, ArraySplit):
-        return f"{split.images.shape[3]} x {split.images.shape[2]}, their own size (data.size changes it)"
-    return "224 x 224 by a net that says nothing else (data.size, or the net's own, changes it)"
+        return f"{split.images.shape[3]} x {split.images.shape[2]}, the size of the images (data.size changes it)"
+    return "224 x 224 unless the network has another default (data.size changes it)"

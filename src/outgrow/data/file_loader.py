@@ -1,4 +1,4 @@
-"""Batches of encoded images: workers decode and resize, the device does the rest in batches."""
+"""Batches of encoded images: workers decode and resize, and the rest runs in batches on the device."""
 
 from collections.abc import Iterator
 
@@ -15,15 +15,15 @@ from outgrow.data.transforms import to_float
 
 
 class FileLoader(ImageLoader):
-    """Batches of encoded images, decoded by ``num_workers`` processes (0: by this one)."""
+    """Batches of encoded images, decoded by ``num_workers`` processes (0: in this process)."""
 
     def __init__(
         self, split: FileSplit, plan: Plan, views: Views, device: torch.device, num_workers: int
     ) -> None:
         if views.augment.resized_crop is not None and views.size is None:
             raise ValueError(
-                "make_loader: needs size for resized crops of encoded images, got None; give the side of the "
-                "model's input, such as 224."
+                "make_loader: needs size for resized crops of encoded images, got None; pass the model's input size, "
+                "such as 224."
             )
         super().__init__(split, plan, views, device)
         keys = KeyedBatches(plan, self._shown)
@@ -32,17 +32,17 @@ class FileLoader(ImageLoader):
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        batches = self._plan.batches(epoch, start)
+        batches = self.plan.batches(epoch, start)
         for positions, decoded in zip(batches, self._decoding.epoch(epoch, start), strict=True):
             shown = self._shown(positions, epoch)
             index = self._index[shown].to(self._device)
-            decoded = decoded[: len(shown)]  # an empty share comes with one image, for its size
+            decoded = decoded[: len(shown)]  # an empty share is decoded as one image, to have a size
             images = self._views.crop_flip(decoded.to(self._device, non_blocking=True), index, epoch)
             yield self._batch(self._views.finish(to_float(images), index, epoch), shown, index, epoch)
 
 
 class _Decoded(Dataset[Tensor]):
-    """Decoding and resizing, in a worker: one size, still bytes, not yet mirrored."""
+    """Decode and resize in a worker: images of one size, uint8, not flipped yet."""
 
     def __init__(self, split: FileSplit, views: Views) -> None:
         self.split, self.views = split, views
@@ -67,7 +67,7 @@ class _Decoded(Dataset[Tensor]):
         return crop_picture(picture, box, size=v.size, interpolation=v.interpolation)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Tensor]:
-        if not keys:  # an empty share still has a size
+        if not keys:  # an empty share still needs a size: decode one image
             return [self[0, 0]]
         images = [self[key] for key in keys]
         for key, image in zip(keys, images, strict=True):
@@ -77,6 +77,6 @@ class _Decoded(Dataset[Tensor]):
                 )
                 raise ValueError(
                     f"make_loader: needs images of one size, got {tuple(images[0].shape[1:])} in {first} and "
-                    f"{tuple(image.shape[1:])} in {other}; give size=, the side of the model's input."
+                    f"{tuple(image.shape[1:])} in {other}; pass size=, the model's input size."
                 )
         return images

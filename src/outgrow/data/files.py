@@ -1,8 +1,8 @@
-"""Which files of a folder are pictures, and what else lies there.
+"""Find the image files in a folder, and report what else is there.
 
-A picture is a regular file with a picture's suffix, or with none that is known and a picture's first bytes.
-Hidden files and folders, and what systems leave behind, are nobody's pictures. Nothing but a regular file is
-ever opened: a pipe would wait for ever.
+An image is a regular file with the suffix of an image format. A file with an unknown suffix is an image if its
+first bytes are those of one. Hidden files and folders, and files that systems leave behind, are ignored. Only
+regular files are opened: reading a pipe would block.
 """
 
 import os
@@ -38,7 +38,7 @@ PICTURES = [
     ".avif",
     ".tga",
 ]
-"""Suffixes that are believed; a file that breaks its suffix's word is a broken picture."""
+"""Suffixes of images. A file with such a suffix that cannot be decoded is a broken image, not some other file."""
 _COMPANIONS = [
     ".txt",
     ".csv",
@@ -61,14 +61,14 @@ _COMPANIONS = [
     ".sha256",
     ".md5",
 ]
-"""What lies beside pictures and is none, which nobody needs to be told."""
+"""Suffixes of files that often accompany images; they are left out without a note."""
 _LITTER = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
 MAX_BYTES = 1 << 30
-"""Of one picture: a larger file is something else."""
+"""The largest size of an image file; a larger file is not an image."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: hidden, or left behind by a system.
+    """Whether a file or folder is hidden or was left behind by a system.
 
     >>> [is_hidden(name) for name in (".ipynb_checkpoints", "__MACOSX", "._cat.jpg", "Thumbs.db", "cat.jpg")]
     [True, True, True, True, False]
@@ -84,27 +84,27 @@ def folders_in(folder: Path) -> list[str]:
 
 @dataclass
 class Seen:
-    """What a walk through a folder met: ``pictures`` in the order of their paths, and everything else."""
+    """What :func:`look_into` found: ``pictures`` sorted by path, and everything else."""
 
     pictures: list[str] = field(default_factory=list)
     direct: int = 0
-    """Pictures in the folder itself, not further down."""
+    """Number of pictures in the folder itself, not in a subfolder."""
     below: set[str] = field(default_factory=set)
-    """Names of the folders in it that hold pictures."""
+    """Names of its subfolders that contain pictures."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """By suffix: files that are neither pictures nor what usually lies beside them."""
+    """Counts by suffix of files that are neither pictures nor their usual companions."""
     special: list[str] = field(default_factory=list)
     """Pipes, sockets and devices."""
     gone: list[str] = field(default_factory=list)
-    """Links without a target."""
+    """Symbolic links whose target does not exist."""
     again: list[str] = field(default_factory=list)
-    """Files and folders that links show a second time."""
+    """Symbolic links to files and folders that are found already."""
 
 
 def look_into(folder: Path) -> Seen:
-    """Everything at any depth of ``folder``; links are followed, and each file is met once."""
+    """List everything in ``folder``, at any depth. Links are followed, and each file is listed once."""
     seen = Seen()
-    # real files before links: of two names for one file the file's own counts
+    # real files come before links, so that a file is listed under its own path
     met: set[tuple[int, int]] = set()
     files: list[tuple[str, str, os.stat_result, bool]] = []
     stack = [(str(folder), "")]
@@ -175,34 +175,34 @@ def _looks_like_one(path: str, seen: Seen) -> bool:
 
 
 def unreadable(path: object, error: BaseException) -> ValueError:
-    """What is said of a file that cannot be read."""
+    """The exception for a file that cannot be read."""
     reason = getattr(error, "strerror", None) or str(error)
     return ValueError(
-        f"data: needs files that can be read, got {printable(path)} ({reason}); restore it, change its rights, or "
+        f"data: needs readable files, got {printable(path)} ({reason}); restore it, change its permissions, or "
         "remove it from the data set."
     )
 
 
 def notes_of(seen: Seen, where: object) -> list[str]:
-    """What a walk met that a person wants to know."""
+    """Notes for the user about files that were left out."""
     place = printable(where)
     notes = []
     if seen.left_out:
         count = sum(seen.left_out.values())
         kinds = ", ".join(f"{number} {suffix}" for suffix, number in seen.left_out.most_common(5))
-        notes.append(f"data: left out {count} files in {place} that are no pictures Pillow reads ({kinds}).")
-    if seen.special:
-        notes.append(f"data: left out {some(seen.special)}, which is no regular file.")
-    if seen.again:
         notes.append(
-            f"data: {some(seen.again)} is a link to what is counted already in {place}, and left out."
+            f"data: left out {count} files in {place} that are not images Pillow can read ({kinds})."
         )
+    if seen.special:
+        notes.append(f"data: left out {some(seen.special)}: not a regular file.")
+    if seen.again:
+        notes.append(f"data: left out {some(seen.again)}: a link to something already counted in {place}.")
     return notes
 
 
 @dataclass(frozen=True, repr=False)
 class PathList:
-    """Pictures in files of their own."""
+    """Encoded images, each in its own file."""
 
     paths: Sequence[str]
 
@@ -220,17 +220,17 @@ class PathList:
 
 
 def read_picture(path: str) -> bytes:
-    """The bytes of one picture. ``ValueError`` where the file cannot be read, or is too large to be one."""
+    """The bytes of one image file. ``ValueError`` if it cannot be read or is too large to be an image."""
     try:
         if os.stat(path).st_size > MAX_BYTES:
-            raise OSError(f"{os.stat(path).st_size:,} bytes, and a picture has at most {MAX_BYTES:,}")
+            raise OSError(f"{os.stat(path).st_size:,} bytes; an image has at most {MAX_BYTES:,}")
     except OSError as error:
         raise unreadable(path, error) from error
     return read_bytes(path)
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The bytes of a regular file; ``ValueError`` where it is none, or cannot be read."""
+    """The bytes of a file; ``ValueError`` if it is not a regular file or cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError("not a regular file")

@@ -1,10 +1,10 @@
-"""Folders of images: one folder per class, in one folder per split or in one for all.
+"""Read folders of images: one folder per class, inside one folder per split or without splits.
 
     train/CLASS/...  val/CLASS/...  test/CLASS/...      any of them; names as in SPLIT_NAMES, in any case
-    CLASS/...                                           all of it for training, of which a part is set aside
-    photos/CLASS/...                                    one folder in one folder: looked into, and said
+    CLASS/...                                           training images, some of which become the test set
+    photos/CLASS/...                                    the only folder of a folder is used instead, with a note
 
-Images are found at any depth of a class folder and numbered in the order of their paths.
+Images may be at any depth of a class folder. They are numbered in the order of their paths.
 """
 
 import os
@@ -33,21 +33,21 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-"""What others call a split, in lower case, and what it is called here."""
+"""Common folder names of splits, in lower case, and our name of the split."""
 _WRAPPED = 4
-"""Folders in folders that are looked into before class folders must be there."""
+"""How many levels of single folders to descend in search of the class folders."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The folder of each split; ``flat`` where one folder of class folders is all there is."""
+    """The folder of each split. ``flat``: there is one folder of class folders without splits."""
 
     folders: Mapping[str, Path]
     flat: bool
 
 
 def open_folder(root: Path, opening: Opening) -> Found:
-    """The images below ``root``, by split; classes are the class folders' names, sorted."""
+    """Read the images below ``root``, by split; the classes are the class folders' names, sorted."""
     layout = find_layout(root, opening)
     names = {split: _unwrapped(folder, opening) for split, folder in layout.folders.items()}
     classes = _classes({split: (folder, folders_in(folder)) for split, folder in names.items()}, opening)
@@ -76,8 +76,40 @@ def open_folder(root: Path, opening: Opening) -> Found:
     return Found(tuple(classes), parts, fingerprint(facts), flat=layout.flat)
 
 
+def open_pictures(root: Path, opening: Opening) -> Found:
+    """All images below ``root``, at any depth, without labels. Of a folder with splits those of train."""
+    folder = root
+    split = [name for name in folders_in(root) if SPLIT_NAMES.get(name.lower()) == "train"]
+    if split:
+        folder = root / split[0]
+        opening.note(
+            f"data: the unlabelled images of {printable(root)} are those in {printable(split[0])} alone."
+        )
+    seen = {"": look_into(folder)}
+    if not seen[""].pictures:
+        raise ValueError(
+            f"data: needs at least one image below {printable(folder)}, got none; add images ({', '.join(PICTURES)}), or "
+            "name another folder."
+        )
+    paths = _pictures("unlabelled", folder, seen, opening)
+    identity = fingerprint([os.path.realpath(folder)])
+    look = look_at(paths, opening.store(root.name, identity))
+    inside = [unicodedata.normalize("NFC", os.path.relpath(path, folder)) for path in paths]
+    part = split_of(
+        PathList(paths),
+        opening.no_labels(len(paths)),
+        look,
+        name=f"{root.name}-unlabelled",
+        identity=identity,
+        key=fingerprint([look.key, *inside]),
+        pack=False,
+        opening=opening,
+    )
+    return Found((), {"train": part}, fingerprint([*inside, look.digests.tobytes()]))
+
+
 def find_layout(root: Path, opening: Opening) -> Layout:
-    """Which folders below ``root`` are the splits. ``ValueError`` where that has two answers."""
+    """Find the split folders below ``root``. ``ValueError`` if they are ambiguous."""
     here = root
     for _ in range(_WRAPPED):
         names = folders_in(here)
@@ -85,7 +117,7 @@ def find_layout(root: Path, opening: Opening) -> Layout:
         if splits or len(names) != 1 or not folders_in(here / names[0]):
             break
         opening.note(
-            f"data: {printable(here)} holds one folder alone, {printable(names[0])}, which is taken for it."
+            f"data: {printable(here)} contains only the folder {printable(names[0])}, which is used instead."
         )
         here = here / names[0]
     if not splits:
@@ -94,14 +126,12 @@ def find_layout(root: Path, opening: Opening) -> Layout:
     holding = [name for name in splits if folders_in(here / name)]
     if others and not holding:
         opening.note(
-            f"data: {some(splits)} in {printable(here)} holds no class folders, and is taken for a class beside "
+            f"data: {some(splits)} in {printable(here)} contains no class folders, so it is used as a class, like "
             f"{some(others)}."
         )
         return Layout({"train": here}, flat=True)
     if others:
-        opening.note(
-            f"data: left out {some(others)} in {printable(here)}, which is none of the splits beside {some(holding)}."
-        )
+        opening.note(f"data: left out {some(others)} in {printable(here)}: not a split like {some(holding)}.")
     found: dict[str, str] = {}
     for name in splits:
         split = SPLIT_NAMES[name.lower()]
@@ -109,7 +139,7 @@ def find_layout(root: Path, opening: Opening) -> Layout:
             _check_unlabelled(here, name, split, holding, opening)
         elif split in found:
             raise ValueError(
-                f"data: needs one folder for the {split} images in {printable(here)}, got {found[split]} and {name}; "
+                f"data: needs one folder of {split} images in {printable(here)}, got {found[split]} and {name}; "
                 "merge them, or move one away."
             )
         else:
@@ -120,7 +150,7 @@ def find_layout(root: Path, opening: Opening) -> Layout:
 
 
 def _check_unlabelled(here: Path, name: str, split: str, holding: Sequence[str], opening: Opening) -> None:
-    """A split without class folders: what is to be predicted may lie there, what is to be learnt may not."""
+    """Handle a split without class folders: a note for an unlabelled test split, else ``ValueError``."""
     seen = look_into(here / name)
     got = f"{len(seen.pictures)} images and no folders" if seen.pictures else "an empty folder"
     if split != "test" or not holding:
@@ -128,17 +158,17 @@ def _check_unlabelled(here: Path, name: str, split: str, holding: Sequence[str],
             f"data: needs one folder per class in {printable(here / name)}, got {got}; arrange the images as "
             f"{printable(name)}/<class>/*.jpg{'' if seen.pictures else ', or remove it'}."
         )
-    opening.note(f"data: left out {printable(here / name)}: {got}, so nothing says what its images show.")
+    opening.note(f"data: left out {printable(here / name)}: {got}, so its images have no labels.")
 
 
 def _unwrapped(folder: Path, opening: Opening) -> Path:
-    """``folder``, or the one folder in it, if that is where the class folders are."""
+    """``folder``, or its only subfolder if that one contains the class folders."""
     for _ in range(_WRAPPED):
         names = folders_in(folder)
         if len(names) != 1 or len(folders_in(folder / names[0])) < 2:
             break
         opening.note(
-            f"data: {printable(folder)} holds one folder alone, {printable(names[0])}, which is taken for it."
+            f"data: {printable(folder)} contains only the folder {printable(names[0])}, which is used instead."
         )
         folder = folder / names[0]
     if not names:
@@ -157,13 +187,13 @@ def _unwrapped(folder: Path, opening: Opening) -> Path:
         )
     if loose:
         opening.note(
-            f"data: left out {loose} images that lie in {printable(folder)} itself, beside the class folders."
+            f"data: left out {loose} images in {printable(folder)} itself, outside the class folders."
         )
     return folder
 
 
 def _key(name: str) -> str:
-    """What two spellings of a class have in common.
+    """The normal form of a class name: two spellings of one class have the same key.
 
     >>> _key("Cafe\\u0301 ") == _key("caf\\u00e9")
     True
@@ -172,7 +202,7 @@ def _key(name: str) -> str:
 
 
 def _classes(found: Mapping[str, tuple[Path, list[str]]], opening: Opening) -> list[str]:
-    """The classes of all splits, as the first one (train, where there is one) spells them."""
+    """The classes of all splits, in the spelling of the first split (train, if there is one)."""
     for folder, names in found.values():
         for name in names:
             if not name.strip() or not _is_text(name):
@@ -195,7 +225,8 @@ def _classes(found: Mapping[str, tuple[Path, list[str]]], opening: Opening) -> l
         if extra:
             raise ValueError(
                 f"data: needs the same class folders in {printable(home)} and {printable(folder)}, got a difference "
-                f"(missing from {split}: {missing or 'none'}; only in {split}: {extra}); rename or complete the folders."
+                f"(missing from {split}: {missing or 'none'}; only in {split}: {extra}); rename the folders or add the "
+                "missing ones."
             )
         if missing:
             opening.note(
@@ -206,8 +237,8 @@ def _classes(found: Mapping[str, tuple[Path, list[str]]], opening: Opening) -> l
         if respelt:
             mine, theirs = respelt[0]
             opening.note(
-                f"data: {len(respelt)} class folders of {printable(folder)} are those of {printable(home)} in another "
-                f"spelling (case, spaces or Unicode form): {theirs!a} is {mine!a}."
+                f"data: {len(respelt)} class folders of {printable(folder)} have another spelling in {printable(home)} "
+                f"(case, spaces or Unicode form) and are matched: {theirs!a} is {mine!a}."
             )
     return classes
 
@@ -221,15 +252,15 @@ def _is_text(name: str) -> bool:
 
 
 def _pictures(split: str, folder: Path, seen: Mapping[str, Seen], opening: Opening) -> list[str]:
-    """All pictures of a split by class and path; what else was found is noted or refused."""
+    """All pictures of a split by class and path. Other findings add a note or raise ``ValueError``."""
     gone = [path for found in seen.values() for path in found.gone]
     if gone:
         if opening.on_fault == "refuse":
             raise ValueError(
-                f"data: needs links that lead to a file, got {some(gone)}, whose target is not there; fetch the files "
+                f"data: needs links to existing files, got {some(gone)}, whose target does not exist; fetch the files "
                 "(dvc pull, git annex get), mount their disk, or remove the links."
             )
-        opening.note(f"data: left out {len(gone)} links whose target is not there ({some(gone)}).")
+        opening.note(f"data: left out {len(gone)} links whose target does not exist ({some(gone)}).")
         opening.faults += [printable(path) for path in gone]
     everything = Seen()
     for found in seen.values():
@@ -242,7 +273,7 @@ def _pictures(split: str, folder: Path, seen: Mapping[str, Seen], opening: Openi
     if empty and (split == "train" or len(empty) == len(seen)):
         others = sum(everything.left_out.values())
         got = f"none in {printable(folder / empty[0])}" + (
-            f" ({others} files that are no pictures)" if others else ""
+            f" ({others} files that are not images)" if others else ""
         )
         raise ValueError(
             f"data: needs at least one image in every class folder, got {got}; add images ({', '.join(PICTURES)}) or "
@@ -250,34 +281,35 @@ def _pictures(split: str, folder: Path, seen: Mapping[str, Seen], opening: Openi
         )
     if empty:
         opening.note(
-            f"data: {len(empty)} class folders of {printable(folder)} hold no image ({some(empty)})."
+            f"data: {len(empty)} class folders of {printable(folder)} contain no image ({some(empty)})."
         )
-    _note_depth(folder, seen, opening)
+    if opening.labelled:
+        _note_depth(folder, seen, opening)
     return [path for found in seen.values() for path in found.pictures]
 
 
 def _note_depth(folder: Path, seen: Mapping[str, Seen], opening: Opening) -> None:
-    """Folders below class folders: part of the class, unless all classes have the same ones."""
+    """Handle folders below class folders: a note, or ``ValueError`` if all classes have the same ones."""
     deep = {name: found for name, found in seen.items() if found.below}
     if not deep:
         return
     common = set.intersection(*(found.below for found in seen.values()))
     if len(seen) > 1 and common and not any(found.direct for found in seen.values()):
         raise ValueError(
-            f"data: needs one folder per class in {printable(folder)}, got {some(list(seen))}, each with folders of the same "
-            f"names ({some(sorted(common))}), so that the classes may be either; move the level that is none out of the "
-            "way, or give one of these folders."
+            f"data: needs one folder per class in {printable(folder)}, got {some(list(seen))}, which all contain folders "
+            f"named {some(sorted(common))}, so either level may be the classes; remove the level that is not, or name one "
+            "of these folders."
         )
     count = sum(len(found.pictures) - found.direct for found in deep.values())
     name, found = next(iter(deep.items()))
     opening.note(
-        f"data: {count} images in {printable(folder)} lie in folders below the class folders, and are of that class "
+        f"data: {count} images in {printable(folder)} are in subfolders of class folders and have that class "
         f"({printable(name)}/{printable(sorted(found.below)[0])} is {printable(name)})."
     )
 
 
 def _note_two_labels(split: str, part: Part, classes: Sequence[str], opening: Opening) -> None:
-    """The same picture under two classes: one of the labels is wrong."""
+    """Add a note if the same image is in two classes: one of the labels is wrong."""
     assert part.digests is not None
     labels, first = part.split.labels, torch.from_numpy(also_in(part.digests, part.digests))
     other = ((first >= 0) & (labels != labels[first])).nonzero()[:, 0]
@@ -285,6 +317,6 @@ def _note_two_labels(split: str, part: Part, classes: Sequence[str], opening: Op
         at = int(other[0])
         places = [part.describe(row) for row in (int(first[at]), at)]
         opening.note(
-            f"data: {len(other)} {split} images are there, byte for byte, under another class, too (the first is "
-            f"{places[0]}, also {places[1]}); one of the labels is wrong."
+            f"data: {len(other)} {split} images are in another class too, byte for byte (the first is {places[0]}, "
+            f"also {places[1]}); one of the labels is wrong."
         )

@@ -1,8 +1,8 @@
-"""From images of any size to one size: resized crops for training, centre crops for evaluation.
+"""Bring images to one size: resized crops for training, centre crops for evaluation.
 
-torchvision resizes and cuts: pictures with Pillow, one at a time, in the workers; batches in memory with
-torch, on their device. It is imported on use, as it takes a second. The draws of crops are our own, and so
-is what takes a box of its own for each image of a batch: torchvision would go image by image.
+torchvision resizes and crops: PIL images one at a time in the workers, batches of tensors on their device.
+It is imported on use, because the import takes a second. Two parts are our own: the random boxes, which are
+reproducible, and crops with a different box for each image of a batch, which torchvision can only loop over.
 """
 
 import math
@@ -20,7 +20,7 @@ from outgrow.data.randomness import Stream, integer_at, uniform_at
 Images = TypeVar("Images", Tensor, Image)
 
 RATIO = (3 / 4, 4 / 3)
-"""Width over height of a resized crop, as in all of torchvision's and timm's recipes."""
+"""Range of width over height of a resized crop, as in torchvision's and timm's recipes."""
 _ATTEMPTS = 10
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -30,9 +30,9 @@ def resized_crop_box(
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of one sample's random crop.
 
-    Ten attempts at a share of the area (uniform in ``scale``) and a ratio (log-uniform in 3/4 to
-    4/3); the first that fits is put at a random place. If none fits: the largest centre crop with an
-    allowed ratio. This is what torchvision's ``RandomResizedCrop`` does, with our own draws.
+    Up to ten times, a share of the area (uniform in ``scale``) and a ratio (log-uniform in 3/4 to 4/3) are
+    drawn. The first box that fits gets a random position. If none fits, the result is the largest centre crop
+    with an allowed ratio. This is the algorithm of torchvision's ``RandomResizedCrop`` with our random numbers.
     """
     ratios = math.log(RATIO[0]), math.log(RATIO[1])
     for attempt in range(_ATTEMPTS):
@@ -55,8 +55,8 @@ def resized_crop_box(
 
 
 def centre_view(images: Images, *, size: int, crop_pct: float, interpolation: str) -> Images:
-    """The evaluation view of a picture, or of each of a batch: the short side resized to
-    ``floor(size / crop_pct)``, anti-aliased, and the centre cut out. A batch's bicubic may overshoot."""
+    """The evaluation view of one image or a batch: resize the short side to ``floor(size / crop_pct)`` with
+    antialiasing, then crop the centre. On tensors, bicubic values may overshoot the range."""
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     short = math.floor(size / crop_pct)
@@ -67,7 +67,7 @@ def centre_view(images: Images, *, size: int, crop_pct: float, interpolation: st
 def crop_picture(
     picture: Image, box: tuple[int, int, int, int], *, size: int, interpolation: str
 ) -> UInt8[Tensor, "3 size size"]:
-    """The box (top, left, height, width) of an image, resized to ``size``."""
+    """Crop a box (top, left, height, width) from an image and resize it to ``size``."""
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     mode = InterpolationMode(interpolation)
@@ -77,9 +77,9 @@ def crop_picture(
 def crop_batch(
     images: Float32[Tensor, "n 3 height width"], boxes: Int64[Tensor, "n 4"], *, size: int
 ) -> Float32[Tensor, "n 3 size size"]:
-    """A box (top, left, height, width) of each image, resized to ``size`` bilinearly.
+    """Crop a box (top, left, height, width) from each image and resize it to ``size``, bilinearly.
 
-    Not anti-aliased, which only matters where a box is larger than ``size``.
+    There is no antialiasing, which only matters if a box is larger than ``size``.
     """
     height, width = images.shape[2:]
     top, left, high, wide = boxes.to(torch.float32).t().unsqueeze(2)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through the ``datasets`` library: by name, or a local folder of one."""
+"""Read data sets of the Hugging Face hub with the ``datasets`` library, by name or from a local folder."""
 
 import os
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from outgrow.data.splits import Found, Part
 
 @dataclass(frozen=True)
 class HubImages:
-    """The encoded images of one split of a data set that the ``datasets`` library holds.
+    """The encoded images of one split of a ``datasets`` data set.
 
-    Those in files of their own are read from below ``home`` alone: a data set comes from somebody else.
+    Images in separate files are only read below the folder ``home``, because the data set is not trusted.
     """
 
     dataset: Any
@@ -43,13 +43,14 @@ class HubImages:
     def _value(self, row: int) -> dict[str, Any]:
         try:
             return self.dataset[row][self.column] or {}
-        except Exception as error:  # pyarrow's, according to how the file is damaged
+        except Exception as error:  # pyarrow's exceptions depend on how the file is damaged
             raise ValueError(
-                f"data: needs a data set that can be read, got row {row} of {self.name} ({error}); fetch it again."
+                f"data: needs a readable data set, got an error at row {row} of {self.name} ({error}); download it "
+                "again."
             ) from error
 
     def paths(self) -> list[str] | None:
-        """The files of all images; None where the data set holds any image itself."""
+        """The paths of all images; None if any image is stored in the data set itself."""
         found = []
         for row in range(len(self)):
             value = self._value(row)
@@ -66,29 +67,29 @@ class HubImages:
         path = value.get("path")
         if not path:
             raise ValueError(
-                f"data: needs an image in every row, got none at row {row} of {self.name}; remove the row."
+                f"data: needs an image in every row, got no image at row {row} of {self.name}; remove the row."
             )
         real = os.path.realpath(path)
         if os.path.commonpath([real, self.home]) != self.home:
             raise ValueError(
                 f"data: needs images below {printable(self.home)}, got {printable(path)} at row {row} of {self.name}, "
-                "which is elsewhere; copy the image into the data set and correct its path."
+                "which is outside; copy the image into the data set and correct its path."
             )
         return real
 
 
 def open_hub(where: str, opening: Opening) -> Found:
-    """A data set by its name on the hub, or in a local folder."""
+    """Open a data set by its name on the hub, or from a local folder."""
     import datasets
 
     local = Path(where).expanduser()
     try:
         saved = (local / "dataset_dict.json").is_file() or (local / "dataset_info.json").is_file()
         opened = datasets.load_from_disk(str(local)) if saved else datasets.load_dataset(where)
-    except Exception as error:  # not found, offline, gated, several configurations: the library says which
+    except Exception as error:  # not found, offline, gated, several configurations: see the library's message
         raise ValueError(
             f"data: needs a data set of the hub or a local folder of one, got {where!r}, which cannot be loaded "
-            f"({error}); check the name, go online, or give the folder."
+            f"({error}); check the name, go online, or name a local folder."
         ) from error
     home = os.path.realpath(local if local.exists() else datasets.config.HF_CACHE_HOME)
     if isinstance(opened, datasets.Dataset):
@@ -101,14 +102,12 @@ def open_hub(where: str, opening: Opening) -> Found:
                 f"data: needs one {split} split in {where!r}, got {', '.join(map(str, opened))}; rename one."
             )
         if split is None:
-            opening.note(
-                f"data: left out the split {name} of {where}: it is none of train, validation and test."
-            )
+            opening.note(f"data: left out the split {name} of {where}: it is not train, validation or test.")
         elif len(data):
             named[split] = data
     if not named:
         raise ValueError(
-            f"data: needs a split train, test or validation in {where!r}, got {', '.join(map(str, opened))}; rename one."
+            f"data: needs a split named train, test or validation in {where!r}, got {', '.join(map(str, opened))}; rename one."
         )
     named = {split: named[split] for split in ("train", "val", "test") if split in named}
     images, columns, facts = {}, {}, []
@@ -121,21 +120,24 @@ def open_hub(where: str, opening: Opening) -> Found:
                 f"data: needs a column of images in {where!r}, got {', '.join(data.column_names)}; cast one to "
                 "datasets.Image."
             )
-        chosen = choose_label(data.column_names, opening.label, where=where)
-        kind = data.features[chosen]
-        names = getattr(kind, "names", None)
-        name = f"column {chosen!r} of {where} ({split})"
+        chosen = choose_label(data.column_names, opening.label, where=where) if opening.labelled else ""
+        name = f"column {chosen or column!r} of {where} ({split})"
         try:
-            values = list(data[chosen])
+            values = list(data[chosen]) if chosen else []
             encoded = data.cast_column(column, datasets.Image(decode=False))
         except Exception as error:
             raise ValueError(
-                f"data: needs a data set that can be read, got {name} ({error}); fetch it again."
+                f"data: needs a readable data set, got an error in {name} ({error}); download it again."
             ) from error
-        columns[split] = [column_of(values, tuple(names) if names else None, name)]
+        if chosen:
+            names = getattr(data.features[chosen], "names", None)
+            columns[split] = [column_of(values, tuple(names) if names else None, name)]
         images[split] = HubImages(encoded, column, f"{where} ({split})", home)
         facts += [split, chosen, column]
-    classes, labels = to_classes(columns, opening)
+    classes: tuple[str, ...] = ()
+    labels = {split: opening.no_labels(len(rows)) for split, rows in images.items()}
+    if opening.labelled:
+        classes, labels = to_classes(columns, opening)
     parts: dict[str, Part] = {}
     for split, rows in images.items():
         identity = fingerprint([os.path.realpath(local), where, split, rows.column])

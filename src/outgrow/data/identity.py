@@ -1,14 +1,13 @@
-"""What files hold, told by their bytes: fingerprints that a copy shares, and pictures that are there twice.
+"""Digests of files: for fingerprints that a copy of the data shares, and to find duplicate images.
 
-A file is looked at once. What was seen of it is kept in the cache folder under its quick facts: device, inode,
-size and both times, of which the time of change (ctime) cannot be set back. A file that was written to, or
-replaced by one of the same size and time, has other facts and is looked at again; so is one that was written
-in the last seconds, since clocks of file systems are coarse.
+Each file is read once. Its digest is cached under its stat facts: device, inode, size, mtime and ctime (which
+cannot be set back). A file that was written to, or replaced by one of the same size and mtime, has other facts
+and is read again. So is a file that was written in the last seconds, because file system clocks are coarse.
 
-Sets of up to :data:`WHOLE_SET` bytes are read whole. Of larger ones files over :data:`WHOLE_FILE` are sampled: size,
-and three blocks. :attr:`Look.sampled` counts them, and the opening says so: a change between the blocks that
-keeps the size is then not seen in the fingerprint. Decoded copies go by the quick facts, too, so they are
-never old.
+Sets of up to :data:`WHOLE_SET` bytes are read completely. In larger sets, files over :data:`WHOLE_FILE` are
+sampled: the digest covers the size and three blocks. :attr:`Look.sampled` counts them, and ``open_data`` adds
+a note: the fingerprint misses a change between the blocks that keeps the size. The keys of decoded copies then
+include the stat facts, so these copies are never stale.
 """
 
 import contextlib
@@ -31,51 +30,51 @@ from outgrow.data.pixels import has_frames
 from outgrow.machine.files import NotWritten, write_atomically
 
 WHOLE_SET = 2 << 30
-"""Bytes of a set that are read to know it; 1.5 GB a second and core once they are in memory."""
+"""Bytes up to which a set is read completely; hashing takes 1.5 GB a second and core, once in memory."""
 WHOLE_FILE = 128 << 10
-"""Bytes of a file that is read whole in any set: small pictures, of which decoded copies are kept."""
+"""Bytes up to which a file is read completely in any set: small images, whose decoded copies are cached."""
 _BLOCK = 16 << 10
 _SETTLED = 3 * 10**9
-"""Nanoseconds after which a file's times tell a later change from the last one."""
+"""Nanoseconds after a change from which on a further change gets a different mtime or ctime."""
 _THREADS = 8
 _MAGIC = b"outgrow looks 1\n"
 _FRAMES, _SAMPLED = 1, 2
 _ENTRY = np.dtype([("quick", "<u8"), ("digest", "u1", 16), ("flags", "u1")])
 
 Digests = NDArray[np.uint8]
-"""n x 16: a digest of each picture's encoded bytes."""
+"""n x 16: a digest of each image's encoded bytes; zeros for images that were not read."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of files without decoding them."""
+    """Facts about image files that do not need decoding."""
 
     digests: Digests
     frames: NDArray[np.bool_]
-    """Which are animations or have several pages."""
+    """Which images are animations or have several pages."""
     sampled: int
-    """How many were not read whole."""
+    """How many files were not read completely."""
     quick: str
-    """Changes with every write to any of them; differs between copies."""
+    """A hash of the files' stat facts: it changes with every write to any of them, and differs between copies."""
 
     @classmethod
     def unknown(cls, num: int) -> "Look":
-        """Of ``num`` files at which nobody looked: no two are known to be the same."""
+        """For ``num`` files that were not read; no two of them count as equal."""
         return cls(np.zeros((num, 16), np.uint8), np.zeros(num, bool), num, "")
 
     @property
     def known(self) -> bool:
-        """Whether anybody looked."""
+        """Whether any file was read."""
         return bool(self.digests.any())
 
     @property
     def key(self) -> str:
-        """What a decoded copy goes by: the bytes, and the quick facts where not all of those were read."""
+        """The key of a decoded copy: the digests, with the stat facts if a digest covers only part of a file."""
         return fingerprint([self.digests.tobytes(), self.quick if self.sampled else ""])
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """A hash of ``parts`` as text, or as they are where they are bytes."""
+    """A hash of ``parts``: bytes as they are, others as text."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass"))
@@ -84,7 +83,7 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 def look_at(paths: Sequence[str], store: Path | None) -> Look:
-    """Look at ``paths``, or remember what was seen in them; ``store`` is the file that remembers."""
+    """The :class:`Look` of the files ``paths``; ``store`` is the file that caches digests."""
     now = time.time_ns()
     entries = np.zeros(len(paths), _ENTRY)
     sizes = np.zeros(len(paths), np.int64)
@@ -111,7 +110,7 @@ def look_at(paths: Sequence[str], store: Path | None) -> Look:
         )
         entries["quick"][row] = int.from_bytes(hashlib.sha256(facts).digest()[:8], "little")
     sampled = (sizes > WHOLE_FILE) & (int(sizes.sum()) > WHOLE_SET)
-    known = _remember(entries, _read_store(store), sampled)
+    known = _fill_known(entries, _read_store(store), sampled)
 
     def look(row: int) -> None:
         digest, frames = _look(paths[row], int(sizes[row]), sample=bool(sampled[row]))
@@ -133,7 +132,7 @@ def look_at(paths: Sequence[str], store: Path | None) -> Look:
 
 
 def look_at_rows(rows: Iterable[bytes], num: int) -> Look:
-    """The same of pictures that are no files of their own; nothing is remembered."""
+    """The :class:`Look` of images inside other files; nothing is cached."""
     digests = np.zeros((num, 16), np.uint8)
     frames = np.zeros(num, bool)
     count = 0
@@ -148,15 +147,15 @@ def look_at_rows(rows: Iterable[bytes], num: int) -> Look:
 
 
 def look_at_pixels(images: NDArray[np.uint8]) -> Digests:
-    """Digests of pictures that are decoded."""
+    """Digests of decoded images."""
     found = [np.frombuffer(_digest(image.tobytes(), image.nbytes), np.uint8) for image in images]
     return np.stack(found) if found else np.zeros((0, 16), np.uint8)
 
 
 def also_in(digests: Digests, others: Digests) -> NDArray[np.int64]:
-    """For each of ``digests`` the first row of ``others`` that has the same bytes, -1 where none has.
+    """For each of ``digests`` the first row of ``others`` with the same digest, -1 if there is none.
 
-    Zeros stand for images at which nobody looked: they are like no other.
+    Zeros (images that were not read) match nothing.
     """
     known, first = np.unique(_numbers(others), return_index=True)
     mine = _numbers(digests)
@@ -198,14 +197,14 @@ def _look(path: str, size: int, *, sample: bool) -> tuple[bytes, bool]:
 
 
 def _blocks(file: io.BufferedReader, size: int) -> Iterator[bytes]:
-    """The middle and the end."""
+    """A block from the middle and one from the end of ``file``."""
     for place in (size // 2, size - _BLOCK):
         file.seek(place)
         yield file.read(_BLOCK)
 
 
-def _remember(entries: np.ndarray, stored: np.ndarray, sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Fill in what is stored of ``entries``; which ones that were."""
+def _fill_known(entries: np.ndarray, stored: np.ndarray, sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Copy digests and flags from ``stored`` to the ``entries`` with the same stat facts; returns a mask of these."""
     if not len(stored):
         return np.zeros(len(entries), bool)
     stored = stored[stored["quick"].argsort(kind="stable")]
@@ -218,7 +217,7 @@ def _remember(entries: np.ndarray, stored: np.ndarray, sampled: NDArray[np.bool_
 
 
 def read_look(store: Path | None, num: int) -> Look | None:
-    """What :func:`write_look` kept of ``num`` rows."""
+    """The look that :func:`write_look` wrote for ``num`` rows; None if there is none."""
     stored = _read_store(store)
     if not num or len(stored) != num:
         return None
@@ -226,7 +225,7 @@ def read_look(store: Path | None, num: int) -> Look | None:
 
 
 def write_look(store: Path | None, look: Look) -> None:
-    """Keep ``look`` in a file whose name says of what it is."""
+    """Write ``look`` to ``store``, whose name must identify the images."""
     if store is not None:
         entries = np.zeros(len(look.digests), _ENTRY)
         entries["digest"], entries["flags"] = look.digests, _FRAMES * look.frames
@@ -234,7 +233,7 @@ def write_look(store: Path | None, look: Look) -> None:
 
 
 def _read_store(store: Path | None) -> np.ndarray:
-    """What is remembered; nothing where the file is absent or damaged: looking again is always right."""
+    """The cached entries; empty if the file is absent or damaged, which only means that files are read again."""
     nothing = np.zeros(0, _ENTRY)
     if store is None:
         return nothing
@@ -251,5 +250,5 @@ def _read_store(store: Path | None) -> np.ndarray:
 
 def _write_store(store: Path, entries: np.ndarray) -> None:
     body = entries.tobytes()
-    with contextlib.suppress(NotWritten):  # the next opening looks again
+    with contextlib.suppress(NotWritten):  # the next call reads the files again
         write_atomically(store, _MAGIC + hashlib.sha256(body).digest() + body)

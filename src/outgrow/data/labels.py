@@ -1,4 +1,4 @@
-"""From a column of labels to classes: which column, which classes, and what is no label at all."""
+"""Turn columns of labels into classes: choose the column, check its values and number the classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from outgrow.data.splits import check_labels
 
 @dataclass(frozen=True)
 class Column:
-    """The labels of some rows: whole numbers, or text. ``names`` are what the numbers mean, where that is known.
+    """A column of labels: integers or text. ``names`` are the class names of the integers, if known.
 
-    ``where`` is for messages.
+    ``where`` describes the column in messages.
     """
 
     values: Sequence[Any]
@@ -27,7 +27,7 @@ class Column:
 
 
 def choose_label(columns: Sequence[str], label: str | None, *, where: str) -> str:
-    """The label column: ``label`` itself, or the one called label or labels, or the only one with that in its name."""
+    """The label column: ``label`` if given, else the one named label or labels, else the only one with it in its name."""
     if label is not None and label in columns:
         return label
     candidates = [name for name in columns if "label" in name.lower()]
@@ -41,15 +41,15 @@ def choose_label(columns: Sequence[str], label: str | None, *, where: str) -> st
                 f"data: needs one label column in {where}, got {', '.join(exact or candidates)}; choose one of them with "
                 f"--label {(exact or candidates)[0]} (label= in Python)."
             )
-    wanted = f"the label column {label!r}" if label is not None else "a column with 'label' in its name"
+    needed = f"the label column {label!r}" if label is not None else "a column with 'label' in its name"
     raise ValueError(
-        f"data: needs {wanted} in {where}, got the columns {', '.join(columns)}; choose one of them "
+        f"data: needs {needed} in {where}, got the columns {', '.join(columns)}; choose one of them "
         f"with label={(candidates or list(columns) or ['label'])[0]!r}."
     )
 
 
 def column_of(values: Any, names: tuple[str, ...] | None, where: str) -> Column:
-    """An Arrow array, or a list, as a column of labels."""
+    """Make a :class:`Column` of an Arrow array or a list; booleans get the names False and True."""
     found = values.to_pylist() if hasattr(values, "to_pylist") else list(values)
     if names is None and found and all(isinstance(value, bool) for value in found):
         names = ("False", "True")
@@ -59,10 +59,10 @@ def column_of(values: Any, names: tuple[str, ...] | None, where: str) -> Column:
 def to_classes(
     splits: Mapping[str, Sequence[Column]], opening: Opening
 ) -> tuple[tuple[str, ...], dict[str, Int64[Tensor, " n"]]]:
-    """The classes of all splits together, and the labels of each split as numbers of them.
+    """The classes of all splits, and each split's labels as class numbers.
 
-    Text is sorted. Numbers have the names of the first column that has names (of train, where there is one),
-    and those of other columns are found by name; without any, each number is its own name.
+    Text labels are sorted. Integer labels get the names of the first column with names (of train, if there is
+    one); other columns are matched to it by name. Without names, the classes are named by their numbers.
     """
     for columns in splits.values():
         for column in columns:
@@ -70,14 +70,14 @@ def to_classes(
     columns = [column for split in splits.values() for column in split]
     kinds = {isinstance(column.values[0], str) for column in columns if len(column.values)}
     if not kinds:
-        raise ValueError(f"data: needs rows with labels, got none in {columns[0].where}; add some.")
+        raise ValueError(f"data: needs rows with labels, got none in {columns[0].where}; add labelled rows.")
     if len(kinds) > 1:
         texts, numbers = (
             next(c.where for c in columns if len(c.values) and isinstance(c.values[0], str) is text)
             for text in (True, False)
         )
         raise ValueError(
-            f"data: needs labels of one kind, got text in {texts} and numbers in {numbers}; write them alike."
+            f"data: needs labels of one kind, got text in {texts} and numbers in {numbers}; convert one of them."
         )
     names = _named(columns, opening)
     if kinds == {True} or names is None:
@@ -91,12 +91,12 @@ def to_classes(
 
 
 def _check(column: Column) -> None:
-    """Every value is a label, and all are of one kind."""
+    """``ValueError`` unless all values are labels of one kind and class names are unique."""
     for row, value in enumerate(column.values):
         got = _complaint(value, text=isinstance(column.values[0], str))
         if got:
             raise ValueError(
-                f"data: needs a whole number or a name as label in every row, got {got} at row {row} of "
+                f"data: needs an integer or a text as label in every row, got {got} at row {row} of "
                 f"{column.where}; choose another label column, or correct it."
             )
     if column.names is not None:
@@ -105,14 +105,14 @@ def _check(column: Column) -> None:
         if bad or twice:
             got = "an empty name" if bad else f"{twice[0]!r} twice"
             raise ValueError(
-                f"data: needs class names that differ, got {got} in {column.where}; write the data again with other names."
+                f"data: needs unique class names, got {got} in {column.where}; write the data again with other names."
             )
 
 
 def _complaint(value: object, *, text: bool) -> str | None:
-    """What is wrong with a label; ``text`` says that the first one is text."""
+    """What is wrong with a label, None if it is valid; ``text`` is whether the first label is text."""
     if value is None:
-        return "nothing"
+        return "no label"
     if isinstance(value, str) and not value.strip():
         return "an empty text"
     if not isinstance(value, int | str):
@@ -120,12 +120,12 @@ def _complaint(value: object, *, text: bool) -> str | None:
     if isinstance(value, str) is not text:
         return f"{value!r} beside {'text' if text else 'numbers'}"
     if isinstance(value, int) and value >= 1 << 31:
-        return f"the number {value}, which is far too large for a class"
+        return f"the number {value}, which is too large for a class"
     return None
 
 
 def _named(columns: Sequence[Column], opening: Opening) -> tuple[str, ...] | None:
-    """The names of the first column that has some."""
+    """The names of the first column that has names. The other columns are checked against it."""
     named = [column for column in columns if column.names]
     if not named:
         return None
@@ -147,26 +147,26 @@ def _named(columns: Sequence[Column], opening: Opening) -> tuple[str, ...] | Non
                 f"{named[0].where} does not have; write the data again with one set of class names."
             )
         opening.note(
-            f"data: {other.where} has its classes in another order than {named[0].where}; they are matched by name."
+            f"data: {other.where} has the classes in another order than {named[0].where}; they are matched by name."
         )
     return first
 
 
 def _numbered(present: Sequence[int], where: str, opening: Opening) -> tuple[str, ...]:
-    """Numbers as their own names, if they are those from 0 up."""
+    """Class names that are the numbers from 0 up; gaps add a note or raise ``ValueError``."""
     least, largest = present[0], present[-1]
-    if least >= 0:  # others are refused with their row
+    if least >= 0:  # negative labels raise in check_labels, with their row
         missing, known = largest + 1 - len(present), set(present)
         first = list(islice((number for number in range(largest) if number not in known), 3))
         if missing > len(present):
             raise ValueError(
                 f"data: needs labels that count from 0, got {len(present)} different ones up to {largest} in {where} "
-                f"({some(first)} and others are missing); number the classes from 0, or give them names."
+                f"({some(first)} and others are missing); number the classes from 0, or use names."
             )
         if missing:
             opening.note(
-                f"data: {missing} of the {largest + 1} classes in {where} have no image ({some(first)}); if they count "
-                "from 1, subtract 1."
+                f"data: {missing} of the {largest + 1} classes in {where} have no image ({some(first)}); if labels start "
+                "at 1, subtract 1."
             )
     return tuple(str(number) for number in range(max(largest, 0) + 1))
 

@@ -1,18 +1,18 @@
-"""Batches of views and targets, in the same order and with the same pixels however they are made.
+"""Make a loader of reproducible batches of images and targets.
 
     plan.py           which samples make up which batch, and this process's share of them
-    tensor_loader.py  decoded images: kept on the device as bytes, everything batched there
+    tensor_loader.py  decoded images: kept on the device as uint8, all steps batched there
     file_loader.py    encoded images: decoded and resized by workers, the rest batched on the device
 
-A view depends on the seed, the epoch and the sample's index; batch size, workers and processes only
-decide when and where it is made.
+A view depends on the seed, the epoch and the sample's index. Batch size, workers and processes do not change
+its pixels or its place in the epoch.
 """
 
 import torch
 
 from outgrow.data.file_loader import FileLoader
 from outgrow.data.geometry import INTERPOLATIONS
-from outgrow.data.plan import Batch, Loader, Plan, Views
+from outgrow.data.plan import Batch, ImageLoader, Loader, Plan, Views
 from outgrow.data.splits import ArraySplit, FileSplit, Split
 from outgrow.data.tensor_loader import TensorLoader
 from outgrow.data.transforms import NO_AUGMENT, Augment
@@ -36,17 +36,17 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     least: int = 1,
-) -> Loader:
-    """The loader that suits ``split``.
+) -> ImageLoader:
+    """The loader for ``split``.
 
-    ``batch_size`` counts the samples of a step over all processes; each of ``world_size`` processes
-    gets its ``rank``'s share of the same batches. Shares may differ by one row; in training a share has
-    ``least`` rows or more, or none, and an empty one is a batch without rows. In an evaluation every sample
-    is seen once by one process.
+    ``batch_size`` counts the samples of a step over all processes. Each of ``world_size`` processes
+    gets the share of its ``rank`` of the same batches. Shares may differ by one row. In training a share has at
+    least ``least`` rows, or none; an empty share is a batch without rows. In evaluation every sample belongs to
+    exactly one process.
 
-    ``size``: side of the views in pixels; the short side is resized to ``floor(size / crop_pct)``
-    (``interpolation``: "bilinear" or "bicubic") and the centre cut out, or ``augment.resized_crop``
-    is taken. Without it images keep their size, which must then be one for all.
+    ``size``: side of the views in pixels. The short side is resized to ``floor(size / crop_pct)``
+    (``interpolation``: "bilinear" or "bicubic") and the centre is cropped, unless ``augment.resized_crop`` is
+    set. Without ``size`` images keep their size, which must then be the same for all.
     ``num_workers`` matters for encoded images only.
 
     Raises ValueError for options that contradict each other or the split.
@@ -59,7 +59,7 @@ def make_loader(
     if not isinstance(split, ArraySplit | FileSplit):
         raise ValueError(
             f"make_loader: needs an ArraySplit or a FileSplit, got {type(split).__name__}; open_data returns them "
-            "(ImageData.train is None where a source has only images to evaluate on)."
+            "(ImageData.train is None for a source that has only images to evaluate on)."
         )
     plan = Plan(
         num=len(split),

@@ -1,4 +1,4 @@
-"""What an opening found out about its data and goes on in spite of: said once, and kept with the data."""
+"""Warnings about a data set, and how paths and lists are printed in messages."""
 
 import os
 import warnings
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Sequence
 
 
 class DataWarning(UserWarning):
-    """Something about a data set that may make a number another one than was meant."""
+    """Something about a data set that may change what a result means."""
 
 
-def say(notes: Iterable[str]) -> None:
-    """Each of ``notes`` as a :class:`DataWarning`."""
+def warn_notes(notes: Iterable[str]) -> None:
+    """Warn each of ``notes`` as a :class:`DataWarning`."""
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=3)
 
 
 def printable(path: object) -> str:
-    """A path for messages: names that are not UTF-8 with their bytes spelt out.
+    """A path for messages; bytes that are not UTF-8 are escaped.
 
     >>> printable(b"caf\\xe9.jpg".decode("utf-8", "surrogateescape"))
     'caf\\\\xe9.jpg'
@@ -24,12 +24,12 @@ def printable(path: object) -> str:
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
+    except UnicodeEncodeError:  # a surrogate that does not encode a byte
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def some(names: Sequence[object], limit: int = 3) -> str:
-    """The first of ``names``, and how many more there are.
+    """The first ``limit`` names, and how many more there are.
 
     >>> some(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'

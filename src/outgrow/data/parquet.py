@@ -1,8 +1,8 @@
-"""Parquet shards in the layout of the Hugging Face hub.
+"""Read Parquet shards in the layout of the Hugging Face hub.
 
 train-00000-of-00005.parquet ...    and test-*, validation-*; in PATH or in PATH/data
 img or image                        struct{bytes, path}, or plain bytes
-label                               whole numbers, text or truth values; class names in the schema's metadata
+label                               integers, text or booleans; class names in the schema's metadata
 """
 
 import contextlib
@@ -26,12 +26,16 @@ _NUMBERED = re.compile(r"[-_](\d+)-of-(\d+)")
 
 
 def open_parquet(root: Path, opening: Opening) -> Found:
-    """The shards below ``root`` by split, with the classes of the label column.
+    """Read the shards below ``root``, with the classes of the label column.
 
-    Without class names in the metadata text is its own name, and classes are called by their numbers.
+    Without class names in the metadata, text labels are the class names, and integer labels are named by their
+    numbers.
     """
     opened = {split: Shards.open(files, opening) for split, files in _shards(root, opening).items()}
-    classes, labels = to_classes({split: shards.labels() for split, shards in opened.items()}, opening)
+    classes: tuple[str, ...] = ()
+    labels = {split: opening.no_labels(len(shards)) for split, shards in opened.items()}
+    if opening.labelled:
+        classes, labels = to_classes({split: shards.labels() for split, shards in opened.items()}, opening)
     parts: dict[str, Part] = {}
     facts: list[object] = [*classes]
     for split, shards in opened.items():
@@ -61,10 +65,9 @@ def _check_twice(files: list[str], look: Look) -> None:
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of one split, the image column and the label column chosen.
+    """The shards of one split, with their image and label columns.
 
-    Rows are read one by one through their group of rows, which is what Parquet offers: fast from first to
-    last, slow in any other order.
+    Parquet reads whole row groups, so reading single rows is fast in order and slow in any other order.
     """
 
     files: tuple[Path, ...]
@@ -75,7 +78,8 @@ class Shards:
 
     @classmethod
     def open(cls, files: tuple[Path, ...], opening: Opening) -> "Shards":
-        images, labels, counts, names = [], [], [], []
+        images, labels, counts = [], [], []
+        names: list[tuple[str, ...] | None] = []
         for file in files:
             with _reading(file):
                 import pyarrow.parquet as pq
@@ -85,13 +89,16 @@ class Shards:
             image = next((name for name in ("img", "image") if name in schema.names), None)
             if image is None:
                 raise ValueError(
-                    f"data: needs a column img or image in {printable(file)}, got {', '.join(schema.names)}; rename the "
-                    "column of encoded images."
+                    f"data: needs a column img or image in {printable(file)}, got the columns {', '.join(schema.names)}; "
+                    "rename the column of encoded images."
                 )
             images.append(image)
-            labels.append(choose_label(schema.names, opening.label, where=printable(file)))
             counts.append(count)
-            names.append(_class_names(schema, labels[-1]))
+            labels.append("")
+            names.append(None)
+            if opening.labelled:
+                labels[-1] = choose_label(schema.names, opening.label, where=printable(file))
+                names[-1] = _class_names(schema, labels[-1])
         for columns in (images, labels):
             other = next((k for k, column in enumerate(columns) if column != columns[0]), None)
             if other is not None:
@@ -121,7 +128,7 @@ class Shards:
         return columns
 
     def stream(self) -> Iterator[bytes]:
-        """The encoded images in order, a few at a time in memory."""
+        """The encoded images in order; only one batch of rows is in memory."""
         row = 0
         for file in self.files:
             with _reading(file):
@@ -146,7 +153,7 @@ class Shards:
     def describe(self, row: int) -> str:
         shard, at = self._place(row)
         name = ""
-        with contextlib.suppress(Exception):  # the path is a courtesy: columns of bytes have none
+        with contextlib.suppress(Exception):  # the path is optional: columns of plain bytes have none
             import pyarrow.parquet as pq
 
             paths = pq.ParquetFile(self.files[shard]).read(columns=[f"{self.image}.path"])[self.image]
@@ -164,20 +171,20 @@ class Shards:
         if not isinstance(data, bytes):
             raise ValueError(
                 f"data: needs encoded bytes in column {self.image!r}, got none at {self.describe(row)}; "
-                "embed the images when writing the shards (datasets does by default)."
+                "embed the images in the shards (datasets does by default)."
             )
         return data
 
 
 class _Groups:
-    """The last group of rows that was read, in this process: neighbours come from it."""
+    """Cache of the last row group that this process read, because neighbouring rows are in the same group."""
 
     def __init__(self) -> None:
         self.key: tuple[Path, str, int] | None = None
         self.found: tuple[int, Any] = (0, None)
 
     def of(self, file: Path, image: str, row: int) -> tuple[int, Any]:
-        """The number of the first row of the group that ``row`` is in, and its column of bytes."""
+        """The first row number of the row group that contains ``row``, and the group's column of bytes."""
         with _reading(file):
             import pyarrow.parquet as pq
 
@@ -205,18 +212,18 @@ def _bytes_of(column: Any) -> Any:
 
 @contextlib.contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """What pyarrow raises of a damaged file, as a ValueError that names it."""
+    """Turn pyarrow's exceptions for a damaged file into a ``ValueError`` with its path."""
     try:
         yield
     except ValueError as error:
         if str(error).startswith("data: "):
             raise
         raise _damaged(file, error) from error
-    except MemoryError as error:  # a damaged length asks for more than there is
+    except MemoryError as error:  # a damaged length field requests too much memory
         raise _damaged(file, error) from error
     except PermissionError as error:
         raise unreadable(file, error) from error
-    except Exception as error:  # ArrowInvalid, OSError, KeyError, according to how the file is damaged
+    except Exception as error:  # ArrowInvalid, OSError, KeyError: depends on the damage
         raise _damaged(file, error) from error
 
 
@@ -228,7 +235,7 @@ def _damaged(file: Path, error: BaseException) -> ValueError:
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
-    """The label's names in the hub's metadata, None where there are none."""
+    """The class names in the hub's metadata, None if there are none."""
     try:
         names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
         # older copies number their names: {"0": "apple", ...}
@@ -248,7 +255,7 @@ def _shards(root: Path, opening: Opening) -> dict[str, tuple[Path, ...]]:
         files = inside[0] or inside[1]
         if inside[0] and inside[1]:
             opening.note(
-                f"data: left out {len(inside[1])} shards in {printable(root / 'data')}, below others."
+                f"data: left out {len(inside[1])} shards in {printable(root / 'data')}, because {printable(root)} has shards."
             )
     shards: dict[str, tuple[Path, ...]] = {}
     others = []
@@ -263,10 +270,12 @@ def _shards(root: Path, opening: Opening) -> dict[str, tuple[Path, ...]]:
         got = some(others, 5) or "no .parquet files"
         raise ValueError(
             f"data: needs shards named train-*.parquet, test-*.parquet or validation-*.parquet in {printable(root)}, "
-            f"got {got}; rename the files or give the folder that holds them."
+            f"got {got}; rename the files or name the folder that contains them."
         )
     if others:
-        opening.note(f"data: left out {some(others)} in {printable(root)}, which is of no split by its name.")
+        opening.note(
+            f"data: left out {some(others)} in {printable(root)}: the name does not start with a split."
+        )
     if root.is_dir():
         for split, found in shards.items():
             _check_numbers(root, split, found)
@@ -274,7 +283,7 @@ def _shards(root: Path, opening: Opening) -> dict[str, tuple[Path, ...]]:
 
 
 def _check_numbers(root: Path, split: str, files: tuple[Path, ...]) -> None:
-    """A complete hub name counts its shards: a missing one would silently be a smaller data set."""
+    """``ValueError`` if a shard of names like ``-00000-of-00005`` is missing, extra or from another set."""
     matches = {file: _NUMBERED.search(file.name) for file in files}
     numbered = {file: (int(m.group(1)), int(m.group(2))) for file, m in matches.items() if m}
     if not numbered:
@@ -284,8 +293,8 @@ def _check_numbers(root: Path, split: str, files: tuple[Path, ...]) -> None:
     if plain or len(totals) > 1:
         odd = plain or [next(file for file in files if numbered[file][1] == totals[0])]
         raise ValueError(
-            f"data: needs the {split} shards of one writing in {printable(root)}, got {some([f.name for f in odd])} beside "
-            f"{some([f.name for f in files if f not in odd])}; move those of another away."
+            f"data: needs {split} shards of one set in {printable(root)}, got {some([f.name for f in odd])} beside "
+            f"{some([f.name for f in files if f not in odd])}; move the other set away."
         )
     (total,) = totals
     by_number: dict[int, list[Path]] = {}
@@ -295,7 +304,7 @@ def _check_numbers(root: Path, split: str, files: tuple[Path, ...]) -> None:
     if twice:
         raise ValueError(
             f"data: needs every {split} shard once in {printable(root)}, got {some([file.name for file in twice])}; remove "
-            "the copy, or the shards of an earlier writing."
+            "the copy, or the shards of an older set."
         )
     start = 0 if 0 in by_number or total not in by_number else 1
     missing = [number for number in range(start, start + total) if number not in by_number]

@@ -1,13 +1,13 @@
-"""From encoded bytes to RGB pixels, as a viewer shows them.
+"""Decode image files to RGB pixels, as an image viewer does.
 
-    orientation    EXIF's, applied
-    alpha          laid over :data:`BACKGROUND`, also of palettes and of a single transparent colour
-    16 bits        by their range, 0 to 65535: what is dark in them stays dark
-    32 bits        whole numbers and fractions by the range that they fill; see :func:`_to_bytes`
-    animations     the first frame; :func:`has_frames` tells them
+    orientation    EXIF's is applied
+    alpha          blended over :data:`BACKGROUND`, also for palettes and for a single transparent colour
+    16 bits        scaled from 0..65535, so that dark images stay dark
+    32 bits        scaled by their range of values; see :func:`_to_bytes`
+    animations     the first frame; :func:`has_frames` detects them
     ICC profiles   not applied: torchvision and timm do not, and published weights were trained without
 
-What cannot be decoded whole is a ValueError with the file's name, never half a picture.
+A file that cannot be decoded completely raises ``ValueError`` with its name.
 """
 
 import io
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VERSION = 2
-"""Of what pixels a file has: part of every fingerprint, so that no cache outlives a change here."""
+"""Version of the decoding: part of every cache key, so that a change here invalidates cached pixels."""
 BACKGROUND = (255, 255, 255)
-"""What is seen through transparent pixels: white, as on a page."""
+"""The colour behind transparent pixels: white, as on a page."""
 HEAD = 64
-"""Bytes that tell the kind of a picture."""
+"""Bytes at the start of a file that identify its format."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -40,14 +40,14 @@ _TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-"""What undoes each of EXIF's orientations."""
+"""PIL's transpose method that undoes each of EXIF's orientations."""
 
 
 def decode(data: bytes, *, where: Callable[[], str], stored_size: tuple[int, int] | None = None) -> "Image":
-    """Encoded bytes as an RGB image; ValueError naming ``where()`` where they are not a whole picture.
+    """Decode an image to RGB; ``ValueError`` with ``where()`` if it cannot be decoded completely.
 
-    ``stored_size`` (width, height) is what somebody measured of it: pixels that are stored in that size
-    are not turned, whatever EXIF says.
+    ``stored_size`` (width, height) is the size that the annotations give. If the stored pixels have this size,
+    EXIF's orientation is ignored.
     """
     from PIL import Image
 
@@ -64,7 +64,7 @@ def decode(data: bytes, *, where: Callable[[], str], stored_size: tuple[int, int
         if turn is not None and image.format != "TIFF" and size != stored_size:
             rgb = rgb.transpose(Image.Transpose[turn])
         return rgb
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise ValueError(
             f"data: needs images that Pillow can decode, got {where()} ({len(data)} bytes: {_reason(error)}); "
             "replace the file or remove it from the data set."
@@ -72,14 +72,14 @@ def decode(data: bytes, *, where: Callable[[], str], stored_size: tuple[int, int
 
 
 def to_tensor(image: "Image") -> UInt8[Tensor, "3 height width"]:
-    """An RGB image of PIL as a tensor."""
+    """Convert an RGB PIL image to a tensor."""
     import numpy as np
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether the first bytes of a file are those of a picture that Pillow reads."""
+    """Whether the first bytes of a file are those of an image format that Pillow can read."""
     return (
         head.startswith((b"\xff\xd8\xff", _PNG, b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
         or head.startswith(b"\x00\x00\x00\x0cjP  ")
@@ -90,9 +90,10 @@ def is_picture(head: bytes) -> bool:
 
 
 def has_frames(head: bytes) -> bool:
-    """Whether a file has more pictures than its first: an animation, or a TIFF of several pages.
+    """Whether a file has more than one frame: an animation, or a TIFF with several pages.
 
-    ``head`` is the whole file, or as much of it as is at hand: of a long GIF the announcement counts.
+    ``head`` is the complete file or its first bytes. For a GIF that is cut off, the NETSCAPE2.0 loop extension
+    counts as an animation.
     """
     try:
         if head.startswith((b"GIF87a", b"GIF89a")):
@@ -111,7 +112,7 @@ def has_frames(head: bytes) -> bool:
             entries = struct.unpack(order + "H", head[first : first + 2])[0]
             end = first + 2 + 12 * entries
             return struct.unpack(order + "I", head[end : end + 4])[0] != 0
-    except (IndexError, struct.error):  # damaged, or longer than what is at hand
+    except (IndexError, struct.error):  # damaged, or ``head`` is too short
         return False
     return False
 
@@ -137,14 +138,14 @@ def _frames_of_gif(data: bytes) -> int:
 
 
 def _check_png(data: bytes) -> None:
-    """ValueError where a chunk that matters does not have its checksum: Pillow does not look at those of pixels."""
+    """``ValueError`` if the checksum of a critical chunk is wrong; Pillow does not verify those of the pixels."""
     at = len(_PNG)
     while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
         kind = data[at + 4 : at + 8]
         end = at + 8 + length
         if end + 4 > len(data):
-            break  # truncated: Pillow says how
+            break  # truncated
         if kind[:1].isupper() and zlib.crc32(data[at + 4 : end]) != int.from_bytes(
             data[end : end + 4], "big"
         ):
@@ -158,7 +159,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _orientation(image: "Image") -> int:
-    """EXIF's; 1 (upright) where there is none, or where it cannot be read: the pixels may still be whole."""
+    """EXIF's orientation; 1 (upright) if it is absent or cannot be read, because the pixels may still be intact."""
     try:
         return int(image.getexif().get(274, 1))
     except Exception:
@@ -181,11 +182,11 @@ def _to_rgb(image: "Image") -> "Image":
 
 
 def _to_bytes(values: "np.ndarray") -> "np.ndarray":
-    """Grey values of more than 8 bits as bytes.
+    """Scale grey values of more than 8 bits to 0..255.
 
-    16 bits: of 65535. 32 bits say nothing of their scale: numbers that all lie in 0..255 are bytes, whole
-    numbers up to 65535 are 16 bits, fractions in [0, 1] are shares, and anything else is stretched from its
-    least to its largest.
+    16-bit values are divided by 65535. The scale of 32-bit values is not stored, so it is inferred: values in
+    0..255 stay, integers up to 65535 count as 16 bits, floats in [0, 1] are multiplied by 255. Any other range
+    is stretched from its minimum and maximum to 0..255.
     """
     import numpy as np
 
@@ -208,6 +209,6 @@ def _to_bytes(values: "np.ndarray") -> "np.ndarray":
 
 
 def _reason(error: BaseException) -> str:
-    if type(error).__name__ == "UnidentifiedImageError":  # its text names an object in memory
-        return "of no kind that Pillow knows"
+    if type(error).__name__ == "UnidentifiedImageError":  # its message has the repr of a BytesIO
+        return "not a format that Pillow knows"
     return str(error).strip() or type(error).__name__

@@ -1,4 +1,10 @@
-"""What the loaders share: who sees which samples, the steps that make a view, batches, and workers."""
+"""The parts that both loaders use.
+
+Plan            which samples make up which batch, on which process
+Views           the augmentation steps
+ImageLoader     the base class; it makes a :class:`Batch` of views and labels
+Decoding        images decoded by worker processes
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,10 +25,10 @@ from outgrow.outputs import Target
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in [0, 1] and what is true of them, on one device.
+    """Images in [0, 1] and their targets, on one device.
 
-    ``target.index`` is the sample's number in the original training set. Where samples are mixed,
-    ``target.partner`` is the class blended in and ``target.mix`` the share that the label keeps.
+    ``target.index`` is the sample's index in the original training set. If samples are mixed,
+    ``target.partner`` is the partner's class and ``target.mix`` the share of the sample's own label.
     """
 
     images: Float32[Tensor, "batch 3 height width"]
@@ -30,7 +36,7 @@ class Batch:
 
     @property
     def index(self) -> Int64[Tensor, " batch"] | None:
-        """The samples' numbers in the original training set."""
+        """The samples' indices in the original training set."""
         return self.target.index
 
 
@@ -47,18 +53,19 @@ class Loader(Protocol):
         """One more than the largest ``target.index``: the length of a memory by index."""
 
     def __len__(self) -> int:
-        """Batches an epoch on this process."""
+        """Batches per epoch on this process."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from step ``start`` on; any epoch may be asked for, in any order, again.
+        """The batches of one epoch from step ``start`` on. Epochs may be called in any order and repeatedly.
 
-        Those before ``start`` cost nothing: none of their images is decoded.
+        Batches before ``start`` cost nothing: their images are not decoded.
         """
 
 
 def drops_last(num: int, batch_size: int, *, least: int) -> bool:
-    """Whether training leaves out an epoch's last, smaller batch: it has fewer than ``least`` rows (a batch norm
-    needs two). It does not depend on the number of processes.
+    """Whether training drops an epoch's last, smaller batch because it has fewer than ``least`` rows.
+
+    A batch norm needs two rows. The answer does not depend on the number of processes.
 
     >>> [drops_last(num, 32, least=2) for num in (96, 97, 98)]
     [False, True, False]
@@ -70,8 +77,8 @@ def drops_last(num: int, batch_size: int, *, least: int) -> bool:
 class Plan:
     """Which positions of a split make up which batch.
 
-    In training a process's share of a batch has ``least`` rows or more, or none: where a batch is too small for
-    all processes, the first ones share it.
+    In training a process's share of a batch has at least ``least`` rows, or none. If a batch is too small for
+    all processes, only the first ones get rows.
     """
 
     num: int
@@ -91,23 +98,25 @@ class Plan:
             )
         if self.drop_last and self.num < self.batch_size:
             raise ValueError(
-                f"make_loader: needs batch_size <= {self.num} (the samples there are) when the last batch is "
-                f"dropped, got {self.batch_size}; lower it or keep the last batch."
+                f"make_loader: needs batch_size <= {self.num} (the number of samples) with drop_last, got "
+                f"{self.batch_size}; lower it or set drop_last=False."
             )
 
     def batches(self, epoch: int, start: int = 0) -> list[Int64[Tensor, " share"]]:
-        """This process's positions, batch by batch from ``start`` on.
+        """This process's positions for each batch from ``start`` on.
 
-        In training these are all batches, as all processes take every step; otherwise those of which it has a share.
+        In training all batches are listed, because all processes take every step. In evaluation batches without
+        rows for this process are left out.
         """
         order = epoch_order(self.num, self.seed, epoch) if self.shuffle else torch.arange(self.num)
-        shares = [self._share(batch) for batch in order.split(self.batch_size)]
+        shares = [self.share(batch) for batch in order.split(self.batch_size)]
         if self.drop_last:
             shares = shares[: self.num // self.batch_size]
         shares = shares if self.shuffle else [share for share in shares if len(share)]
         return shares[start:]
 
-    def _share(self, batch: Int64[Tensor, " batch"]) -> Int64[Tensor, " share"]:
+    def share(self, batch: Int64[Tensor, " batch"]) -> Int64[Tensor, " share"]:
+        """This process's part of a batch."""
         sharers = min(self.world_size, max(len(batch) // self.least, 1)) if self.shuffle else self.world_size
         return batch[self.rank :: sharers] if self.rank < sharers else batch[:0]
 
@@ -121,7 +130,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Views:
-    """How a view is made; the steps that both loaders share."""
+    """The augmentation steps that both loaders use."""
 
     augment: Augment
     seed: int
@@ -153,7 +162,7 @@ class Views:
     def shown(
         self, index: Int64[Tensor, " all"], positions: Int64[Tensor, " n"], epoch: int
     ) -> Int64[Tensor, " shown"]:
-        """``positions``, then those of their partners where samples are mixed; ``index`` is the split's."""
+        """``positions``, followed by those of their partners if samples are mixed. ``index`` is the split's."""
         if not self.augment.mixes:
             return positions
         chosen = partners(index[positions], seed=self.seed, epoch=epoch, num=len(index))
@@ -161,23 +170,27 @@ class Views:
 
 
 class ImageLoader:
-    """What both loaders share: their length, whose views a batch takes, and the batch made of them."""
+    """The base class of both loaders: lengths, positions including partners, and the batch made of views."""
 
     def __init__(self, split: Split, plan: Plan, views: Views, device: torch.device) -> None:
-        self._plan, self._views, self._device = plan, views, device
+        self.plan, self._views, self._device = plan, views, device
         self._index, self._labels = split.index, split.labels
         self._shown = partial(views.shown, split.index)
 
     @property
     def num_samples(self) -> int:
-        return self._plan.num
+        return self.plan.num
 
     @property
     def num_indices(self) -> int:
         return int(self._index.max()) + 1 if len(self._index) else 0
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self.plan)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """See :meth:`Loader.epoch`."""
+        raise NotImplementedError
 
     def _batch(
         self,
@@ -186,7 +199,7 @@ class ImageLoader:
         index: Int64[Tensor, " shown"],
         epoch: int,
     ) -> Batch:
-        """The batch of the samples at ``shown``, numbered ``index``, mixed with their partners."""
+        """The batch of the samples at positions ``shown`` with indices ``index``, mixed with their partners if mixing is on."""
         label, a = self._labels[shown].to(self._device), self._views.augment
         if not a.mixes:
             return Batch(views, Target(label, index))
@@ -198,7 +211,7 @@ class ImageLoader:
 
 
 class KeyedBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position): workers outlive an epoch, so the epoch travels with the key."""
+    """Batches of (epoch, position). Workers persist over epochs, so each key includes the epoch."""
 
     def __init__(self, plan: Plan, shown: Callable[[Tensor, int], Tensor] | None = None) -> None:
         self.plan, self.shown, self.epoch, self.start = plan, shown, 0, 0
@@ -214,29 +227,29 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
 
 @dataclass(frozen=True)
 class Fault:
-    """A ``ValueError`` on its way from a worker, whose words would otherwise drown in the worker's traceback."""
+    """The message of a worker's ``ValueError``. Raised in the worker, it would be buried in a traceback."""
 
     reason: str
 
 
-class Guarded(Dataset[Any]):
-    """``images``, joined batch by batch; a batch with an image that cannot be read is its :class:`Fault`."""
+class Collated(Dataset[Any]):
+    """``images`` collated to batches; a batch with an image that cannot be decoded is a :class:`Fault`."""
 
     def __init__(self, images: Any, join: Callable[[list[Tensor]], Tensor]) -> None:
         self.images, self.join = images, join
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Tensor | Fault:
         try:
-            several = getattr(self.images, "__getitems__", None)
-            return self.join(several(keys) if several else [self.images[key] for key in keys])
+            get_many = getattr(self.images, "__getitems__", None)
+            return self.join(get_many(keys) if get_many else [self.images[key] for key in keys])
         except ValueError as error:
             return Fault(str(error))
 
 
 class Decoding:
-    """Batches of decoded images by their keys, from ``num_workers`` processes (0: this one).
+    """Batches of decoded images by their keys, from ``num_workers`` processes (0: this process).
 
-    What is wrong with an image is one ``ValueError``, the same with workers and without.
+    An image that cannot be decoded raises the same ``ValueError`` with workers and without.
     """
 
     def __init__(
@@ -250,13 +263,13 @@ class Decoding:
     ) -> None:
         self.keys = batches
         self.workers: DataLoader[Any] = DataLoader(
-            Guarded(images, join),
+            Collated(images, join),
             batch_sampler=batches,
             collate_fn=_as_is,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # DataLoader draws a seed each epoch: not from the user's generator
+            generator=torch.Generator(),  # DataLoader draws a seed each epoch: keep the user's generator unchanged
         )
 
     def epoch(self, epoch: int, start: int) -> Iterator[Tensor]:
@@ -268,4 +281,4 @@ class Decoding:
 
 
 def _as_is(batch: Any) -> Any:
-    return batch  # Guarded has joined it already
+    return batch  # collated by Collated

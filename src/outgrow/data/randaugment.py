@@ -1,11 +1,11 @@
-"""RandAugment in batches: two random operations an image, each torchvision's.
+"""RandAugment in batches: two random operations per image, computed by torchvision.
 
-Our own are the draws: an image's operations depend on the seed, the epoch and its number alone. All images
-of a batch that drew one operation take it together. They are bytes in between, as in the paper: so neither
-the batch's cut nor the order of a sum shows in a pixel.
+The draws are our own: an image's operations depend only on the seed, the epoch and its index. All images of a
+batch that drew the same operation are transformed together. Pixels are rounded to uint8 after each operation,
+as in the paper. A pixel is therefore the same for any batch size and any order of floating-point sums.
 
 Reference: Cubuk et al. (2020), https://arxiv.org/abs/1909.13719; ranges from AutoAugment,
-https://arxiv.org/abs/1805.09501, table 6. Left out: equalise. Shifts are in shares of an image's sides.
+https://arxiv.org/abs/1805.09501, table 6. Left out: equalise. Shifts are relative to the image's sides.
 """
 
 import math
@@ -25,9 +25,9 @@ Operation = Callable[[UInt8[Tensor, "n 3 height width"], int], UInt8[Tensor, "n 
 
 @cache
 def operations(magnitude: float) -> dict[str, Operation]:
-    """The operations by name at ``magnitude`` of 10, functions of images and a sign: 1 or -1.
+    """The operations by name at ``magnitude`` (0 to 10), as functions of images and a sign (1 or -1).
 
-    The order is part of the format of a view: a draw is a place in it.
+    A draw is an index into this table, so its order determines the views.
     """
     from torchvision.transforms.v2 import functional as tv  # on use: importing it takes a second
 
@@ -59,10 +59,10 @@ def randaugment(
     epoch: int,
     magnitude: float,
 ) -> Float32[Tensor, "n 3 height width"]:
-    """Each image after two operations drawn for it, at ``magnitude`` (0 to 10), in steps of 1 / 255."""
+    """Apply two random operations to each image at ``magnitude`` (0 to 10); the result is in steps of 1 / 255."""
     kinds = list(operations(magnitude).values())
     streams = [Stream.RANDAUGMENT + k for k in range(2 * NUM_OPERATIONS)]
-    random = bits(seed, epoch, index.cpu(), streams)  # groups are cut on the host
+    random = bits(seed, epoch, index.cpu(), streams)  # the group sizes are needed on the CPU
     pixels = (images * 255).round_().to(torch.uint8)
     for operation, sign in zip(random[::2], random[1::2], strict=True):
         drawn = 2 * as_integers(operation, high=len(kinds)) + (as_uniform(sign) < 0.5).to(torch.int64)
@@ -83,7 +83,7 @@ def _moved(
 ) -> UInt8[Tensor, "n 3 height width"]:
     from torchvision.transforms.v2 import InterpolationMode, functional
 
-    # around grey, as what comes in from outside is zero: torchvision's fill darkens the image's edge
+    # subtract grey, so that the zeros from outside the image mean grey: torchvision's fill darkens the edge
     centred = images.to(torch.float32).sub_(255 * GREY)
     moved = functional.affine(centred, angle, list(translate), 1.0, list(shear), InterpolationMode.BILINEAR)
     return moved.add_(255 * GREY).round_().to(torch.uint8)

@@ -1,13 +1,12 @@
-"""Counter-based randomness: what a sample draws depends on its number, and on nothing else.
+"""Counter-based random numbers: every draw is a pure function of ``(seed, epoch, sample index, stream)``.
 
-Every draw is a pure function of ``(seed, epoch, sample index, stream)``. There is no generator and
-no state, so a view of an image is the same at any batch size, with any number of workers or
-processes, and after a resume; outputs of a teacher on it can be cached.
+There is no generator and no state. A view of an image is therefore the same at any batch size, with any
+number of workers or processes, and after a resume. A teacher's outputs on views can be cached.
 
 The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
-number generators", figure 17), applied once per counter. It is written twice, in wrapping int64 of
-torch for whole batches on any device and in plain Python integers for workers; both give the same
-bits, and a test holds them together.
+number generators", figure 17), applied once per counter. It is written twice: in torch's wrapping int64
+for whole batches on any device, and in plain Python integers for workers. A test checks that both give
+the same bits.
 """
 
 from collections.abc import Sequence
@@ -22,11 +21,11 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
 _UNIT = 2.0**-24
-"""Uniform numbers have 24 bits: exact in float32, hence equal on every device and in Python."""
+"""Uniform numbers have 24 bits. These are exact in float32, so they are equal on every device and in Python."""
 
 
 class Stream(IntEnum):
-    """What a draw is for. Numbers are part of the format of a view: append, never renumber."""
+    """What a draw is for. The numbers determine the views, so append new ones and never renumber."""
 
     ORDER = 0
     CROP_Y = 1
@@ -40,8 +39,8 @@ class Stream(IntEnum):
     BOX_Y = 9
     BOX_X = 10
     SPLIT = 11
-    RANDAUGMENT = 100  # two streams for each operation in turn
-    RESIZED_CROP = 200  # two streams for each attempt, then two for the position
+    RANDAUGMENT = 100  # two streams per operation
+    RESIZED_CROP = 200  # two streams per attempt, then two for the position
 
 
 def bits(
@@ -57,7 +56,7 @@ def bits(
 def integers(
     seed: int, epoch: int, index: Int64[Tensor, " n"], stream: int, *, high: int
 ) -> Int64[Tensor, " n"]:
-    """An integer in [0, high) for each sample; ``high`` up to 2**31."""
+    """An integer in [0, high) for each sample; ``high`` is at most 2**31."""
     return as_integers(bits(seed, epoch, index, [stream]), high=high)[0]
 
 
@@ -67,13 +66,13 @@ def as_uniform(random: Int64[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
 
 
 def as_integers(random: Int64[Tensor, "*shape"], *, high: int) -> Int64[Tensor, "*shape"]:
-    """The upper 32 of 64 random bits, scaled to [0, high); the bias is below ``high / 2**32``."""
+    """The upper 32 of 64 random bits, scaled to integers in [0, high); the bias is below ``high / 2**32``."""
     assert 0 < high <= 1 << 31, high
     return (((random >> 32) & 0xFFFFFFFF) * high) >> 32
 
 
 def keyed_uniform(key: Int64[Tensor, "2"], index: Int64[Tensor, " n"], num: int) -> Float32[Tensor, "n num"]:
-    """``num`` numbers in [0, 1) for each sample, by a ``key`` (a seed and a count of draws) that stays on the device.
+    """``num`` numbers in [0, 1) for each sample. ``key`` (seed, number of draws so far) is a tensor on the device.
 
     >>> drawn = keyed_uniform(torch.tensor([5, 2]), torch.tensor([7]), 3)
     >>> drawn[0].tolist() == [uniform_at(5, 2, 7, number) for number in range(3)]
@@ -84,12 +83,12 @@ def keyed_uniform(key: Int64[Tensor, "2"], index: Int64[Tensor, " n"], num: int)
 
 
 def bits_at(seed: int, epoch: int, index: int, stream: int) -> int:
-    """:func:`bits` of one sample in plain Python, as an unsigned integer."""
+    """:func:`bits` for one sample in plain Python, as an unsigned integer."""
     return _mix_int(_mix_int((index & _MASK) ^ _key(seed, epoch)) ^ int(stream))
 
 
 def uniform_at(seed: int, epoch: int, index: int, stream: int) -> float:
-    """A number in [0, 1) for one sample, in plain Python: :func:`as_uniform` of its :func:`bits`.
+    """:func:`as_uniform` of :func:`bits` for one sample, in plain Python.
 
     >>> [round(uniform_at(0, 0, index, Stream.FLIP), 4) for index in range(3)]
     [0.4123, 0.6162, 0.4721]
@@ -100,12 +99,12 @@ def uniform_at(seed: int, epoch: int, index: int, stream: int) -> float:
 
 
 def integer_at(seed: int, epoch: int, index: int, stream: int, *, high: int) -> int:
-    """:func:`integers` of one sample in plain Python."""
+    """:func:`integers` for one sample in plain Python."""
     return ((bits_at(seed, epoch, index, stream) >> 32) * high) >> 32
 
 
 def epoch_order(num: int, seed: int, epoch: int) -> Int64[Tensor, " num"]:
-    """The order in which an epoch shows ``num`` samples: a permutation, always made on the CPU."""
+    """The order of ``num`` samples in an epoch: a permutation, always computed on the CPU."""
     return bits(seed, epoch, torch.arange(num), [Stream.ORDER])[0].argsort(stable=True)
 
 
@@ -121,7 +120,7 @@ def _mix_int(value: int) -> int:
 
 
 def _mix(value: Tensor) -> Tensor:
-    # int64 multiplication wraps as uint64 does; only >> differs (it copies the sign), so mask it.
+    # int64 multiplication wraps as uint64 does. Only >> differs: it copies the sign bit, so the result is masked.
     value = value + _signed(_GAMMA)
     value = value.bitwise_xor_(_shift(value, 30)).mul_(_signed(_MIX1))
     value = value.bitwise_xor_(_shift(value, 27)).mul_(_signed(_MIX2))

@@ -1,4 +1,4 @@
-"""From the rows of a source to a split: what all readers of encoded images share."""
+"""Make a split of a source's encoded images; all readers use these functions."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,18 +17,19 @@ from outgrow.data.notes import printable, some
 from outgrow.data.pixels import VERSION, decode
 from outgrow.data.splits import Kept, Part, Rows
 from outgrow.machine.files import NotWritten, sealed, unsealed, write_atomically
+from outgrow.outputs import UNLABELLED
 
 OnFault = Literal["refuse", "skip"]
-LOOKED_AT = 8 << 30
-"""Bytes of files of many images that are read to know those that are there twice."""
+SEARCHED = 8 << 30
+"""Bytes up to which files of many images are searched for duplicates."""
 _THREADS = 8
 
 
 @dataclass
 class Opening:
-    """One call of ``open_data``: its options, and what it has to say.
+    """The options of one call of ``open_data``, and the notes and faults it collects.
 
-    ``cache`` is the folder for decoded images, None where none can be written.
+    ``cache`` is the folder for decoded images, None if it cannot be written.
     """
 
     label: str | None
@@ -36,13 +37,18 @@ class Opening:
     cache: Path | None
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    labelled: bool = True
+    """False: labels are not read, and each is :data:`outgrow.UNLABELLED`."""
 
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
+    def no_labels(self, num: int) -> Int64[Tensor, " num"]:
+        return torch.full((num,), UNLABELLED)
+
     def store(self, name: str, identity: str) -> Path | None:
-        """The file that remembers what was seen of the files of ``identity``."""
+        """The file that caches the digests of the files of ``identity``; None without a cache."""
         file = CacheFile.of(self.cache, name, identity, "", self.notes)
         return None if file.folder is None else file.folder / f"{file.stem}.looks"
 
@@ -58,9 +64,9 @@ def split_of(
     pack: bool,
     opening: Opening,
 ) -> Part:
-    """The split of ``rows``; without those that cannot be decoded where they are to be skipped.
+    """The split of ``rows``; with ``on_fault="skip"`` without those that cannot be decoded.
 
-    ``key`` changes whenever the bytes may have changed; ``identity`` says where they lie.
+    ``key`` changes whenever the bytes may have changed. ``identity`` is a hash of their location.
     """
     note_look(rows, look, name, opening)
     digests = look.digests
@@ -74,22 +80,22 @@ def split_of(
 
 
 def note_look(rows: Rows, look: Look, where: object, opening: Opening) -> None:
-    """What a look at encoded images has to say."""
+    """Note animations, and digests that cover only part of a file."""
     if look.frames.any():
         first = int(look.frames.argmax())
         opening.note(
-            f"data: {int(look.frames.sum())} images in {printable(where)} have several frames or pages, of which the first is read "
+            f"data: {int(look.frames.sum())} images in {printable(where)} have several frames or pages; only the first is read "
             f"({rows.describe(first)})."
         )
     if look.sampled and look.known:
         opening.note(
-            f"data: {look.sampled:,} of {len(rows):,} images in {printable(where)} are known by their size and three blocks each, "
-            "since the whole set is large: the fingerprint may miss a change between those."
+            f"data: the fingerprint covers only the size and three blocks of {look.sampled:,} of {len(rows):,} images in "
+            f"{printable(where)}, because the set is large; it may miss a change between the blocks."
         )
 
 
 def kept_rows(rows: Rows, *, name: str, identity: str, key: str, opening: Opening) -> Int64[Tensor, " kept"]:
-    """The rows that can be decoded, where others are to be skipped; else all of them."""
+    """All rows, or with ``on_fault="skip"`` those that can be decoded."""
     faults: dict[int, str] = {}
     if opening.on_fault == "skip":
         faults = _faults(rows, CacheFile.of(opening.cache, name, identity, key, opening.notes))
@@ -98,7 +104,7 @@ def kept_rows(rows: Rows, *, name: str, identity: str, key: str, opening: Openin
     names = [rows.describe(row) for row in sorted(faults)]
     if len(faults) == len(rows):
         raise ValueError(
-            f"data: needs images that can be decoded, got none in {printable(name)} ({faults[0]}); restore them."
+            f"data: needs images that can be decoded, got none in {printable(name)} ({faults[0]}); restore the files."
         )
     opening.faults += names
     opening.note(
@@ -108,14 +114,12 @@ def kept_rows(rows: Rows, *, name: str, identity: str, key: str, opening: Openin
 
 
 def look_inside(rows: Rows, *, size: int, name: str, identity: str, key: str, opening: Opening) -> Look:
-    """A look at every image of files that hold many; once for each content, which ``key`` tells.
+    """The digests of all images in files that hold many images, cached by ``key`` (their content).
 
-    ``size`` are the bytes of the files; of very large sets no image is looked at, which is said.
+    ``size`` is the files' number of bytes. Sets over :data:`SEARCHED` are not read, which adds a note.
     """
-    if size > LOOKED_AT:
-        opening.note(
-            f"data: {size / 2**30:.0f} GiB of {name} are not searched for images that are there twice."
-        )
+    if size > SEARCHED:
+        opening.note(f"data: {size / 2**30:.0f} GiB of {name} are not searched for duplicate images.")
         return Look.unknown(len(rows))
     cache = CacheFile.of(opening.cache, name, identity, fingerprint([key, "rows"]), opening.notes)
     store = cache.path(".rows")
@@ -130,7 +134,7 @@ def look_inside(rows: Rows, *, size: int, name: str, identity: str, key: str, op
 
 
 def _faults(rows: Rows, cache: CacheFile) -> dict[int, str]:
-    """The rows that cannot be decoded and why, found by decoding all of them: once for each content."""
+    """The rows that cannot be decoded and the reasons. All rows are decoded once; the result is cached."""
     path = cache.path(".faults")
     if path is not None and path.is_file():
         try:

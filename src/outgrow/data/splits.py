@@ -1,7 +1,7 @@
 """Sets of labelled images: decoded in one tensor, or encoded in files and decoded on demand.
 
-Both kinds keep, through any number of ``subset`` calls, the number ``index`` that a sample had in
-the set it was read from: memories, caches, corrections and all randomness go by it.
+Both kinds keep ``index``, each sample's number in the set as it was read, through any number of ``subset``
+calls. Memories, caches, corrections and random draws are keyed by it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Split(Protocol):
-    """A set of labelled images, of either kind."""
+    """A set of labelled images: an :class:`ArraySplit` or a :class:`FileSplit`."""
 
     @property
     def labels(self) -> Int64[Tensor, " n"]:
@@ -30,12 +30,12 @@ class Split(Protocol):
 
     @property
     def index(self) -> Int64[Tensor, " n"]:
-        """The number of each sample in the set that this one was cut from."""
+        """The number of each sample in the set as it was read."""
 
     def __len__(self) -> int: ...
 
     def subset(self, positions: Int64[Tensor, " m"]) -> "Split":
-        """The samples at ``positions`` of this split, in that order; nothing is copied."""
+        """The samples at ``positions`` of this split, in that order; images are not copied."""
 
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
         """One image, RGB, 0..255."""
@@ -43,7 +43,7 @@ class Split(Protocol):
 
 @runtime_checkable
 class Encoded(Protocol):
-    """Encoded images (JPEG, PNG, ...) that can be read in any order, also in another process."""
+    """Encoded images (JPEG, PNG, ...) with random access, also from another process."""
 
     def __len__(self) -> int: ...
 
@@ -55,7 +55,7 @@ class Encoded(Protocol):
 
 @runtime_checkable
 class Rows(Encoded, Protocol):
-    """Encoded images that can be read from first to last, too, which may be much faster."""
+    """Encoded images that can also be streamed from first to last, which may be much faster."""
 
     def stream(self) -> Iterator[bytes]: ...
 
@@ -64,7 +64,7 @@ class Rows(Encoded, Protocol):
 class ArraySplit:
     """Decoded images of one size.
 
-    ``images`` (uint8, RGB, 0..255; often a memory map) is the whole set as read; sample i of this
+    ``images`` (uint8, RGB, 0..255; often a memory map) is the complete set as it was read. Sample i of this
     split is ``images[index[i]]`` with class ``labels[i]``.
     """
 
@@ -92,7 +92,7 @@ class ArraySplit:
 
 @dataclass(frozen=True, repr=False)
 class FileSplit:
-    """Encoded images, decoded when asked for: sample i is ``source.read(index[i])``."""
+    """Encoded images, decoded on access: sample i is ``source.read(index[i])``."""
 
     source: Encoded
     labels: Int64[Tensor, " n"]
@@ -113,10 +113,7 @@ class FileSplit:
         return FileSplit(self.source, self.labels[positions], self.index[positions])
 
     def picture(self, position: int) -> "Image":
-        """One image as PIL reads it, in RGB.
-
-        Raises ValueError, with the file's name, where it cannot be decoded.
-        """
+        """One image as a PIL image in RGB; ``ValueError`` with the file's name if it cannot be decoded."""
         row = int(self.index[position])
         return decode(self.source.read(row), where=lambda: self.source.describe(row))
 
@@ -128,14 +125,14 @@ class FileSplit:
 class ImageData:
     """A classification data set.
 
-    ``train`` is None where there are only images to evaluate on; ``val``, for choosing between
-    models, is a part of the training images or the source's own validation set where it also has a
-    test set; ``test`` is for reporting. ``fingerprint`` changes whenever images, labels or the cut
-    between train and val may have changed, and is the same for a copy.
+    ``train`` is None if there are only images to evaluate on. ``val`` is for choosing between models: a part of
+    the training images, or the source's own validation set if it has a test set too. ``test`` is for reporting.
+    ``fingerprint`` changes whenever images, labels or the cut between train and val may have changed; a copy of
+    the data has the same one.
 
-    ``duplicates`` counts the test images whose bytes are among the training images, too; None where
-    there are none to train on. ``faults`` names the images that were left out because they cannot be
-    decoded. ``notes`` is all that was said when the source was opened.
+    ``duplicates`` counts the test images whose bytes are among the training images too; None if there are no
+    training images or they were not compared. ``faults`` names the images that were left out because they
+    cannot be decoded. ``notes`` are the warnings from opening the source.
     """
 
     name: str
@@ -155,7 +152,7 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Part:
-    """A split as it was read. ``rows`` are its encoded images, ``digests`` one of each; None where it has none."""
+    """A split as it was read, with its encoded images ``rows`` and their ``digests``; None if not available."""
 
     split: Split
     rows: Rows | None = None
@@ -168,9 +165,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Found:
-    """What a source holds, before its splits are arranged: any of "train", "val" and "test".
+    """The contents of a source before its splits are arranged; ``parts`` has any of "train", "val" and "test".
 
-    ``flat`` says that the source names no split at all.
+    ``flat``: the source has no splits.
     """
 
     classes: tuple[str, ...]
@@ -183,7 +180,7 @@ class Found:
 
 @dataclass(frozen=True, repr=False)
 class Kept:
-    """Some of the images of a source, in its order."""
+    """A subset of a source's images, in the source's order."""
 
     source: Rows
     rows: Int64[Tensor, " kept"]
@@ -198,25 +195,25 @@ class Kept:
         return self.source.describe(int(self.rows[row]))
 
     def stream(self) -> Iterator[bytes]:
-        wanted = set(self.rows.tolist())
-        return (data for row, data in enumerate(self.source.stream()) if row in wanted)
+        selected = set(self.rows.tolist())
+        return (data for row, data in enumerate(self.source.stream()) if row in selected)
 
 
 def stratified_cut(
     labels: Int64[Tensor, " n"], fraction: float, *, seed: int
 ) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " taken"]]:
-    """Positions kept and positions taken when ``fraction`` of every class is taken, both ascending.
+    """Take ``fraction`` of every class; returns the positions kept and the positions taken, both ascending.
 
-    A class of two or more samples gives at least one and keeps at least one; a class of one keeps
-    it. The same labels, fraction and seed give the same cut everywhere.
+    Of a class with two or more samples, at least one is taken and at least one is kept. The only sample of a
+    class is kept. The same labels, fraction and seed give the same cut on every machine.
 
     >>> stratified_cut(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0)
     (tensor([0, 2, 5]), tensor([1, 3, 4]))
     """
     if not 0 < fraction < 1:
         raise ValueError(
-            f"data: needs a fraction between 0 and 1, got {fraction}; give the share of every class to set "
-            "aside, such as 0.1."
+            f"data: needs a fraction between 0 and 1, got {fraction}; pass the share of every class to hold out, "
+            "such as 0.1."
         )
     order = bits(seed, 0, torch.arange(len(labels)), [Stream.SPLIT])[0].argsort(stable=True)
     taken = torch.zeros(len(labels), dtype=torch.bool)
@@ -228,7 +225,7 @@ def stratified_cut(
 
 
 def check_labels(labels: Int64[Tensor, " n"], num_classes: int, *, where: str) -> None:
-    """ValueError unless every label is a class: here, once, so that no step has to look."""
+    """``ValueError`` unless every label is in range. Checked once here, so training steps need not check."""
     bad = ((labels < 0) | (labels >= num_classes)).nonzero().squeeze(1)
     if len(bad):
         first = int(bad[0])

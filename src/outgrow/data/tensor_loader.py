@@ -1,4 +1,4 @@
-"""Batches of decoded images: bytes that stay on the device, and views made there, many at a time."""
+"""Batches of decoded images: the bytes stay on the device, and views are made there for many images at once."""
 
 from collections.abc import Iterator
 
@@ -12,16 +12,16 @@ from outgrow.data.transforms import to_float
 from outgrow.outputs import Target
 
 _GROUP = 1024
-"""Views made at once on an accelerator, where launching kernels is what costs."""
+"""Views made at once on an accelerator, where kernel launches dominate the cost."""
 _GROUP_CPU = 256
-"""On a CPU: enough to spread the cost of dispatch, few enough to stay in the cache."""
+"""Views made at once on a CPU: enough to spread the dispatch overhead, few enough to fit the CPU's cache."""
 
 
 class TensorLoader(ImageLoader):
     """Batches of decoded images.
 
-    The bytes are kept on the device, or, where they would take more than half of a GPU's free
-    memory, in the host's memory (or its memory map), from which batches are sent.
+    The bytes are kept on the device. If they would take more than half of a GPU's free memory, they stay in
+    host memory (or its memory map), and batches are copied from there.
     """
 
     def __init__(self, split: ArraySplit, plan: Plan, views: Views, device: torch.device) -> None:
@@ -30,9 +30,9 @@ class TensorLoader(ImageLoader):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         # A view does not know its neighbours, so several batches are made at once and cut apart.
-        batches = self._plan.batches(epoch, start)
+        batches = self.plan.batches(epoch, start)
         views = _GROUP_CPU if self._device.type == "cpu" else _GROUP
-        group = max(1, views // (self._plan.batch_size * (2 if self._views.augment.mixes else 1)))
+        group = max(1, views // (self.plan.batch_size * (2 if self._views.augment.mixes else 1)))
         for first in range(0, len(batches), group):
             positions = batches[first : first + group]
             shown = self._shown(torch.cat(positions), epoch)
@@ -48,7 +48,7 @@ class TensorLoader(ImageLoader):
                 yield Batch(images, Target(label, index=number, partner=partner, mix=mix))
 
     def _make(self, shown: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """The views of the samples at ``shown``, whose numbers are ``index``, on the device."""
+        """Views of the samples at positions ``shown``, on the device; ``index`` are their sample indices."""
         v, scale = self._views, self._views.augment.resized_crop
         counter = self._index[shown]
         images = self._images.index_select(0, counter.to(self._images.device))

@@ -1,12 +1,12 @@
-"""Views of images: batched, on the images' device, with parameters of its own for every sample.
+"""Augmentations for batches on any device, with separate random parameters for every sample.
 
-The parameters come from :mod:`outgrow.data.randomness`, so a view depends on the seed, the epoch
-and the sample's index alone. They are equal on every device; pixels are, within rounding. Order:
+The parameters come from :mod:`outgrow.data.randomness`, so a view depends only on the seed, the epoch
+and the sample's index. Parameters are equal on every device; pixels are equal within rounding. Order:
 
     uint8   pad and crop, flip
     float   [0, 1]; RandAugment (:mod:`outgrow.data.randaugment`), cutout, mixup or CutMix
 
-Nothing here normalises: each network does that itself.
+Normalisation is not done here: each network normalises its own input.
 """
 
 from dataclasses import dataclass
@@ -21,22 +21,21 @@ from torch import Tensor
 from outgrow.data.randomness import Stream, as_integers, as_uniform, bits, integers
 
 GREY = 128 / 255
-"""What cutout and moved edges are filled with: about the mean of photographs, which is what the
-zero of a normalised image stands for in the papers."""
+"""The fill value for cutout and for moved edges. It is about the mean of photographs; in the papers the fill is
+the zero of a normalised image, which is the mean too."""
 _BETA_STEPS = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How training images are varied. The defaults are those of the CRD protocol on CIFAR.
+    """Augmentation of training images. The defaults are those of the CRD protocol on CIFAR.
 
-    ``crop_padding``: pixels padded on every side (``padding``: with zeros, or by reflection) before
-    a crop of the old size. ``flip``: mirror one image in two. ``cutout``: side, in pixels, of a grey
-    square around a random pixel. ``randaugment``: magnitude 0 to 10 of two random operations per
-    image, 0 for none. ``mixup``, ``cutmix``: alpha of the Beta distribution of the shares, 0 for
-    none; every sample is mixed, and where both are asked for each takes one of them at random.
-    ``resized_crop``: smallest and largest share of the area, such as (0.08, 1.0); it takes the
-    place of pad and crop.
+    ``crop_padding``: pixels of padding on every side (``padding``: zeros or reflection) before a random crop of
+    the original size. ``flip``: flip each image horizontally with probability 1/2. ``cutout``: side, in pixels,
+    of a grey square around a random pixel. ``randaugment``: magnitude 0 to 10 of two random operations per
+    image, 0 for none. ``mixup``, ``cutmix``: alpha of the Beta distribution of the mixing share, 0 for none.
+    Every sample is mixed; with both, each sample takes one of them at random. ``resized_crop``: smallest and
+    largest share of the area, such as (0.08, 1.0); it replaces pad and crop.
     """
 
     crop_padding: int = 4
@@ -50,7 +49,7 @@ class Augment:
 
     def __post_init__(self) -> None:
         for name in ("crop_padding", "cutout", "randaugment", "mixup", "cutmix"):
-            if not getattr(self, name) >= 0:  # also refuses nan
+            if not getattr(self, name) >= 0:  # nan raises too
                 raise ValueError(f"Augment: needs {name} >= 0, got {getattr(self, name)}; 0 turns it off.")
         if self.randaugment > 10:
             raise ValueError(
@@ -66,7 +65,7 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """Whether samples are blended with partners."""
+        """Whether samples are mixed with partners."""
         return self.mixup > 0 or self.cutmix > 0
 
 
@@ -89,14 +88,15 @@ def crop_flip(
     padding: str = "zero",
     flip: bool = True,
 ) -> Real[Tensor, "n 3 height width"]:
-    """Each image padded, cropped to its old size at its own offset, and mirrored or not."""
+    """Pad each image, crop the original size at a random offset, and flip half of them horizontally."""
     num, _, height, width = images.shape
     random = bits(seed, epoch, index, [Stream.CROP_Y, Stream.CROP_X, Stream.FLIP])
     if crop_padding:
         offset = as_integers(random[:2], high=2 * crop_padding + 1)
         padded = _pad(images, crop_padding, padding)
-        # Every window of every image, as a view; picking one per image copies it and no more. On one CPU thread
-        # that is 202,000 images a second of 32x32; torchvision's crops 173,000 one by one, 139,000 by equal offset.
+        # A view of all windows of all images; indexing one window per image copies only that window. On one CPU
+        # thread this takes 202,000 images of 32x32 a second. torchvision's crop takes 173,000 one by one, and
+        # 139,000 grouped by equal offset.
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         images = windows[torch.arange(num, device=images.device), :, offset[0], offset[1]]
     if flip:
@@ -113,8 +113,8 @@ def _pad(images: Tensor, by: int, padding: str) -> Tensor:
     height, width = images.shape[2:]
     if by >= min(height, width):
         raise ValueError(
-            f"Augment: needs crop_padding below the image's side to reflect, got {by} for {height}x{width}; "
-            "pad with zeros or less."
+            f"Augment: needs crop_padding below the image's side for reflection, got {by} for {height}x{width}; "
+            "use padding='zero' or a smaller crop_padding."
         )
     return functional.pad(images, [by] * 4, padding_mode="reflect")
 
@@ -127,7 +127,7 @@ def cutout(
     epoch: int,
     side: int,
 ) -> Float32[Tensor, "n 3 height width"]:
-    """Each image with a grey square around a random pixel, cut off at the border.
+    """Fill a square around a random pixel of each image with grey; the square is clipped at the border.
 
     Reference: DeVries and Taylor (2017), https://arxiv.org/abs/1708.04552, section 3.
     """
@@ -140,7 +140,7 @@ def cutout(
 
 
 def partners(index: Int64[Tensor, " n"], *, seed: int, epoch: int, num: int) -> Int64[Tensor, " n"]:
-    """The position, among the ``num`` samples of the training set, of each sample's partner."""
+    """The position of each sample's mixing partner among the ``num`` samples of the training set."""
     return integers(seed, epoch, index, Stream.PARTNER, high=num)
 
 
@@ -154,10 +154,10 @@ def mix_views(
     mixup: float = 0.0,
     cutmix: float = 0.0,
 ) -> tuple[Float32[Tensor, "n 3 height width"], Float32[Tensor, " n"]]:
-    """Each view blended with its partner's, and the share that stays its own.
+    """Each view mixed with its partner's view, and the share of the view itself.
 
-    The share is that of the pixels: for mixup the weight, for CutMix the area outside the box that
-    the partner's pixels fill, after the box is cut off at the border.
+    For mixup the share is the weight. For CutMix it is the share of the area outside the partner's box, after
+    the box is clipped at the border.
 
     Reference: Zhang et al. (2018), https://arxiv.org/abs/1710.09412; Yun et al. (2019),
     https://arxiv.org/abs/1905.04899, section 3.1.
@@ -202,7 +202,7 @@ def _box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, *, height: in
 
 
 def _beta(random: Tensor, alpha: float) -> Tensor:
-    """Draws from Beta(alpha, alpha), from a table of its quantiles: a table is equal everywhere."""
+    """Draws from Beta(alpha, alpha) by a table of quantiles, which is equal on every device."""
     if alpha == 1:
         return as_uniform(random)
     return _beta_table(alpha, random.device)[as_integers(random, high=_BETA_STEPS)]

@@ -198,5 +198,7 @@ def _nouns(
 def positive(value: float, *, what: str) -> float:
     """``value``; ``ValueError`` if it is not positive, or NaN."""
     if not value > 0:
-        raise ValueError(f"{what} needs a positive number, got {value}.")
+        raise ValueError(
+            f"{what} needs a positive number, got {value}; change it, or leave it out for the default."
+        )
     return value

@@ -52,7 +52,8 @@ class CRD(BatchLoss):
     ``temperature`` divides the cosines. The loss reads no logits and declares no temperature. So rules that
     correct logits do not change it, but ``drop`` does. A sample that was not given to :meth:`setup` raises
     ``ValueError`` on a CPU. On other devices that check would need a sync at every step, and the value is NaN
-    instead. A row's weight scales its own value. Rows of weight zero do not enter the memories.
+    instead. A row without a label that was not given to :meth:`setup` has no memory, and its value is 0. A row's
+    weight scales its own value. Rows of weight zero do not enter the memories.
 
     Reference: Tian, Krishnan, Isola (ICLR 2020), https://arxiv.org/abs/1910.10699.
     """
@@ -129,18 +130,19 @@ class CRD(BatchLoss):
             return feature.sum() * 0.0
         own = F.normalize(self.embed_student(lift(feature)), dim=1)
         other = F.normalize(self.embed_teacher(lift(_penultimate(teacher, "teacher"))), dim=1)
-        slot, known = self._slots(target.index, weight)
+        slot, known = self._slots(target.index, weight, target.valid)
         drawn = self._draw(slot, target.dominant)
-        value = self._side(own, self.memory_teacher, drawn, self.z_student) + self._side(
-            other, self.memory_student, drawn, self.z_teacher
+        value = self._side(own, self.memory_teacher, drawn, known, self.z_student) + self._side(
+            other, self.memory_student, drawn, known, self.z_teacher
         )
         counts = known & (weight > 0)
         self._remember(self.memory_student, own, slot, counts)
         self._remember(self.memory_teacher, other, slot, counts)
-        return (weight * torch.where(known | (weight <= 0), value, math.nan)).mean()
+        value = torch.where(known | (weight <= 0), value, torch.where(target.valid, math.nan, 0.0))
+        return (weight * value).mean()
 
     def _slots(
-        self, index: Int[Tensor, " rows"], weight: Float[Tensor, " rows"]
+        self, index: Int[Tensor, " rows"], weight: Float[Tensor, " rows"], labelled: Bool[Tensor, " rows"]
     ) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
         """The slot of each row's memory, and whether it has one; slot 0 if it has none."""
         numbers = len(self.memory_student if self.slot is None else self.slot)
@@ -149,7 +151,7 @@ class CRD(BatchLoss):
         if self.slot is not None:
             slot = self.slot[slot]
             known = known & (slot >= 0)
-        lost = ~known & (weight > 0)
+        lost = ~known & (weight > 0) & labelled
         if index.device.type == "cpu" and lost.any():
             row = int(lost.nonzero()[0])
             raise ValueError(
@@ -174,13 +176,16 @@ class CRD(BatchLoss):
         position = position + size * (position >= start)
         return torch.cat([slot[:, None], self.by_class[position.clamp(max=num - 1)]], dim=1)
 
-    def _side(self, anchor: Tensor, memory: Tensor, drawn: Tensor, z: Tensor) -> Float[Tensor, " rows"]:
+    def _side(
+        self, anchor: Tensor, memory: Tensor, drawn: Tensor, known: Bool[Tensor, " rows"], z: Tensor
+    ) -> Float[Tensor, " rows"]:
         # the memories change in place later, so the graph keeps a gathered copy
         cosine = torch.bmm(memory[drawn].to(anchor.dtype), anchor[:, :, None])[:, :, 0]
         score = (cosine / self.contrast_temperature).exp()
         with torch.no_grad():
-            z.copy_(torch.where(z > 0, z, (score.mean() * len(memory)).to(z.dtype)))
-            scale = z.clone()
+            mean = (score.mean(dim=1) * known).sum() / known.sum()
+            z.copy_(torch.where(z > 0, z, torch.nan_to_num(mean * len(memory), nan=-1.0).to(z.dtype)))
+            scale = torch.where(z > 0, z, 1.0)  # 1 until a batch has a row with a memory
         score = score / scale
         return crd_loss(score[:, 0], score[:, 1:], num_samples=len(memory))
 

@@ -1,11 +1,13 @@
 """KL at a temperature for each row, from the deviation of its logits: ``normkd``."""
 
+import math
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from outgrow.losses.base import RowLoss, positive
+from outgrow.losses.kd import divergence
 from outgrow.losses.standardize import deviation
 from outgrow.outputs import Outputs, Target, lift
 
@@ -23,7 +25,8 @@ def normkd_loss(
     with :math:`\sigma_z, \sigma_s` the (unbiased) standard deviation of that row's logits. Zero where the
     student's logits are a positive multiple of the teacher's, up to a shift: their scales may differ. The
     gradient flows through :math:`\sigma_s`. If all student logits of a row are equal, the row uses the
-    teacher's temperature. If all teacher logits are equal, the value is 0, since its factor is 0.
+    teacher's temperature. If all teacher logits are equal, the value is 0, since its factor is 0. A logit of minus
+    infinity (a class that is ruled out) takes no part in the deviation.
 
     Reference: Chi et al. (2023), https://arxiv.org/abs/2308.00520, "Normalized Knowledge Distillation".
     The unbiased deviation, and the factor from the teacher's temperature, are from the authors' code.
@@ -37,10 +40,17 @@ def normkd_loss(
     deviation_s, student_varies = deviation(student)
     deviation_t, teacher_varies = deviation(teacher)
     deviation_s = torch.where(student_varies, deviation_s, deviation_t)
-    log_p = (student / (temperature * deviation_s)).log_softmax(dim=1)
-    log_t = (teacher / (temperature * deviation_t)).log_softmax(dim=1)
-    divergence = F.kl_div(log_p, log_t, reduction="none", log_target=True).sum(dim=1)
-    return (teacher_varies * (temperature * deviation_t).square())[:, 0] * divergence
+    log_p = _scale(student, temperature * deviation_s).log_softmax(dim=1)
+    log_t = _scale(teacher, temperature * deviation_t).log_softmax(dim=1)
+    return (teacher_varies * (temperature * deviation_t).square())[:, 0] * divergence(log_t, log_p)
+
+
+def _scale(
+    logits: Float[Tensor, "rows classes"], temperature: Float[Tensor, "rows 1"]
+) -> Float[Tensor, "rows classes"]:
+    """``logits / temperature``, where minus infinity has no gradient: it would be NaN in that of the temperature."""
+    ruled_out = logits == -math.inf
+    return (logits.masked_fill(ruled_out, 0.0) / temperature).masked_fill(ruled_out, -math.inf)
 
 
 class NormKD(RowLoss):

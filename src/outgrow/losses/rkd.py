@@ -84,7 +84,9 @@ class RKD(RelationLoss):
         super().__init__(student, teacher)
         for name, value in (("distance", distance), ("angle", angle)):
             if not value >= 0:
-                raise ValueError(f"rkd: {name} needs a weight of at least 0, got {value}.")
+                raise ValueError(
+                    f"rkd: {name} needs a weight of at least 0, got {value}; 0 leaves that part out."
+                )
         self.distance, self.angle = distance, angle
 
     def relate(self, student: Tensor, teacher: Tensor, weight: Tensor) -> Float[Tensor, ""]:

@@ -1,5 +1,6 @@
 """Logit standardisation, a transform for any loss on logits: ``standardize``."""
 
+import math
 from collections.abc import Collection, Sequence
 
 import torch
@@ -14,7 +15,8 @@ def standardize_logits(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "
     r"""Each row minus its mean, divided by its (unbiased) standard deviation plus 1e-7.
 
     The order of a row's logits does not change, so right rows stay right and wrong rows wrong. A row of equal
-    logits (up to rounding error) becomes zeros, with a zero gradient.
+    logits (up to rounding error) becomes zeros, with a zero gradient. A logit of minus infinity (a class that is
+    ruled out) stays what it is and takes no part in mean and deviation.
 
     Reference: Sun et al. (CVPR 2024), https://arxiv.org/abs/2403.01427, section 4. The unbiased deviation
     and the 1e-7 are from the authors' code.
@@ -24,9 +26,10 @@ def standardize_logits(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "
             [ 0.,  0.,  0.]])
     """
     logits = lift(logits)
-    centred = logits - logits.mean(dim=1, keepdim=True)
+    centred, ruled_out = _centre(logits)
     size, varies = deviation(logits)
-    return torch.where(varies, centred / (size + 1e-7), torch.zeros_like(centred))
+    scaled = torch.where(varies, centred / (size + 1e-7), torch.zeros_like(centred))
+    return scaled.masked_fill(ruled_out, -math.inf)
 
 
 def deviation(
@@ -34,19 +37,34 @@ def deviation(
 ) -> tuple[Float[Tensor, "rows 1"], Bool[Tensor, "rows 1"]]:
     """Each row's (unbiased) standard deviation, and whether the row varies. It is 1, without a gradient, if not.
 
+    Logits of minus infinity are left out.
+
     >>> deviation(torch.tensor([[1.0, 2.0, 3.0], [0.1, 0.1, 0.1]]))
     (tensor([[1.],
             [1.]]), tensor([[ True],
             [False]]))
     """
-    centred = logits - logits.mean(dim=1, keepdim=True)
-    variance = centred.square().sum(dim=1, keepdim=True) / max(logits.shape[1] - 1, 1)
+    centred, ruled_out = _centre(logits)
+    count = (~ruled_out).sum(dim=1, keepdim=True)
+    variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp_min(1)
     # A deviation within rounding error counts as zero: dividing by it would give gradients of 1e7. So does one
     # whose square underflows.
     precision = torch.finfo(logits.dtype)
-    tolerance = (8 * precision.eps) ** 2 * logits.square().mean(dim=1, keepdim=True)
+    tolerance = (8 * precision.eps) ** 2 * (
+        logits.masked_fill(ruled_out, 0.0).square().sum(dim=1, keepdim=True) / count.clamp_min(1)
+    )
     varies = variance > tolerance.clamp_min(precision.tiny / precision.eps)
     return torch.where(varies, variance, torch.ones_like(variance)).sqrt(), varies
+
+
+def _centre(
+    logits: Float[Tensor, "rows classes"],
+) -> tuple[Float[Tensor, "rows classes"], Bool[Tensor, "rows classes"]]:
+    """Each finite logit minus their mean, 0 for minus infinity, and where the logits are minus infinity."""
+    ruled_out = logits == -math.inf
+    finite = logits.masked_fill(ruled_out, 0.0)
+    mean = finite.sum(dim=1, keepdim=True) / (~ruled_out).sum(dim=1, keepdim=True).clamp_min(1)
+    return (finite - mean).masked_fill(ruled_out, 0.0), ruled_out
 
 
 class Standardize(Loss):

@@ -81,7 +81,7 @@ def check_writable(folder: Path, *, what: str, room: int = 0) -> None:
         )
 
 
-def readable(size: int) -> str:
+def readable(size: int | float) -> str:
     """A number of bytes for messages.
 
     >>> readable(40), readable(1536), readable(3 * 2**20), readable(5 * 2**30)

@@ -1,6 +1,6 @@
-"""Teachers and students: nets by name, with their own normalisation and size, and their weights.
+"""Teachers and students: networks by name, with their normalisation, input size and weights.
 
-Nothing of timm, torchvision or transformers is imported before a name asks for it.
+timm, torchvision and transformers are imported only when a name needs them.
 """
 
 from outgrow.models.create import create_model, list_models

@@ -40,4 +40,4 @@ CIFAR_MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet50": partial(StemResNet, Bottleneck, (3, 4, 6, 3)),
     "densenet_bc_100_12": partial(DenseNetBC, 100, 12),
 }
-"""CIFAR nets by name. The names and the modules' names are those of the CRD protocol."""
+"""CIFAR nets by name. Names of nets and modules are those of the CRD protocol."""

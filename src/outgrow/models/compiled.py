@@ -1,6 +1,7 @@
-"""A network through torch.compile for batches like the first; all others are answered as before.
+"""Run a network through torch.compile for batches like the first, and uncompiled for all others.
 
-A compiler would start again, for minutes, at the last batch of an epoch, in evaluation or outside of autocast.
+Otherwise the last batch of an epoch, an evaluation or a call without autocast would start a new compilation,
+which takes minutes.
 """
 
 import weakref
@@ -14,16 +15,19 @@ from torch import Tensor, nn
 from outgrow.models.taps import Seen, Taps
 from outgrow.outputs import Outputs
 
-Said = tuple[Tensor, dict[str, Tensor]]
+Result = tuple[Tensor, dict[str, Tensor]]
+"""Logits and features."""
 
 
 class Compiled(nn.Module):
-    """``network``, compiled at its first batch; itself for batches of another kind and where that fails.
+    """``network``, compiled at its first batch and used for batches of the same kind.
 
-    A kind is shape, layout, type and device of the images, autocast, whether gradients are wanted, and
-    the mode (training or evaluation). ``reason`` is why it is not compiled, None where it is or is not yet;
-    ``on_failure`` is told. With ``graphs`` (a CUDA device) a call launches all kernels as one CUDA graph, and
-    what it returned lives until the next call: for one call a step.
+    A kind is the images' shape, strides, dtype and device, the autocast dtype, whether gradients are enabled, and
+    the training or eval mode. Batches of another kind run uncompiled, and so do all if compilation fails. Then
+    ``reason`` is the error and ``on_failure`` is called with it; otherwise ``reason`` is None.
+
+    With ``graphs`` (a CUDA device) a call launches all kernels as one CUDA graph. Its outputs are overwritten
+    by the next call, so there may be only one call per step.
     """
 
     def __init__(
@@ -35,7 +39,7 @@ class Compiled(nn.Module):
         self.on_failure = on_failure
         self.reason: str | None = None
         self._key: tuple[Any, ...] | None = None
-        self._fast: Callable[[Tensor], Said] | None = None
+        self._fast: Callable[[Tensor], Result] | None = None
 
     def forward(self, images: Float[Tensor, "batch ..."]) -> Outputs:
         if self.graphs:
@@ -48,7 +52,7 @@ class Compiled(nn.Module):
         return Outputs(*self._fast(images))
 
     def takes(self, images: Float[Tensor, "batch ..."]) -> bool:
-        """Whether it is compiled, for batches like ``images``."""
+        """Whether ``images`` run compiled."""
         return self._fast is not None and self._key == self._kind(images)
 
     def _kind(self, images: Tensor) -> tuple[Any, ...]:
@@ -61,20 +65,20 @@ class Compiled(nn.Module):
         network = self.network
         seen: dict[str, Seen] = {}
 
-        def run(images: Tensor) -> Said:
+        def run(images: Tensor) -> Result:
             outputs = network.bare(images)
             features = {**outputs.features, **{path: value for path, (value, _) in seen.items()}}
-            seen.clear()  # as it was found, or the next call would start another compilation
+            seen.clear()  # a dict that is not empty at the next call would cause a recompilation
             return outputs.logits, features
 
         try:
             mode = "reduce-overhead" if self.graphs else None
-            # taps are traced with the rest; without them, what cannot be traced may stand between two graphs
+            # with taps the graph must be whole, because hooks are part of it; without taps graph breaks are fine
             fast = torch.compile(run, dynamic=False, fullgraph=bool(network.paths), mode=mode)
-            for handle in network.hook(seen, traced=True):  # a graph is for a net with just these hooks
+            for handle in network.hook(seen, traced=True):  # the graph is guarded on exactly these hooks
                 weakref.finalize(self, handle.remove)
             logits, features = fast(images)
-        except Exception as error:  # dynamo, inductor, Triton and the host's compiler each have their own
+        except Exception as error:  # dynamo, inductor, Triton and the C++ compiler each have their own types
             self.reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self.on_failure is not None:
                 self.on_failure(self.reason)

@@ -1,4 +1,4 @@
-"""Nets by name: ``cifar/resnet32x4``, ``timm/...``, ``torchvision/...``, ``hf/...``, ``py:FILE:CALLABLE``."""
+"""Create networks by name: ``cifar/resnet32x4``, ``timm/...``, ``torchvision/...``, ``hf/...``, ``py:FILE:CALLABLE``."""
 
 import difflib
 import warnings
@@ -32,27 +32,26 @@ def create_model(
     std: tuple[float, float, float] | None = None,
     classes: Sequence[str] | None = None,
 ) -> Network:
-    """A classifier by name, with the normalisation and the input size that it wants.
+    """A classifier by name, with its normalisation and input size.
 
     - ``cifar/NAME``: the nets of the CRD protocol for 32x32 images (100 classes by default).
-    - ``timm/NAME``, with keyword arguments where needed: ``timm/mobilenetv2_100?pad_type=same``.
+    - ``timm/NAME``, optionally with keyword arguments: ``timm/mobilenetv2_100?pad_type=same``.
     - ``torchvision/NAME``: its classifiers.
-    - ``hf/NAME``: an id on the Hugging Face hub, which gives its published weights, or a local directory. One
-      that holds weights gives them, asked or not; one that holds only ``config.json`` gives random ones.
-    - ``py:FILE:CALLABLE``: your own file, which is run; the callable takes the number of classes (nothing
-      where ``num_classes`` is None) and returns a module that takes images in [0, 1], or a
-      :class:`Network`.
+    - ``hf/NAME``: an id on the Hugging Face hub, with its published weights; or a local directory, with its
+      weights, or with random ones if it has only ``config.json``. ``pretrained`` is not needed.
+    - ``py:FILE:CALLABLE``: your own file, which is run. The callable takes the number of classes (no argument
+      if ``num_classes`` is None) and returns a module that takes images in [0, 1], or a :class:`Network`.
 
-    ``num_classes=None`` keeps the net's own number. ``pretrained=True`` fetches the published weights of
-    the family; ``weights`` is a file of your own instead (:func:`load_weights`): with ``num_classes=None``
-    the net takes over the file's classes, otherwise a head of another size stays new. ``classes`` names the
-    ``num_classes`` that the net is for: a trained head that names its own is put into their order.
+    ``num_classes=None`` keeps the net's default. ``pretrained=True`` downloads the published weights of the
+    family. ``weights`` is a file to load instead (:func:`load_weights`). With ``num_classes=None`` the net takes
+    over the file's classes; otherwise a head of another size is replaced by a new one. ``classes`` are the
+    class names for the net: the rows of a trained head with class names are reordered to match.
 
-    ``input_size`` is the side in pixels to which images are resized; by default what the file states, else the
-    net's own. ``mean`` and ``std`` (of RGB in [0, 1]) are for weights whose normalisation is known to you alone.
-    ``network.notes`` say what was used and where it is from.
+    ``input_size`` is the side in pixels to which images are resized. The default is the size in the file's
+    metadata, else the net's default. ``mean`` and ``std`` (for RGB in [0, 1]) are for weights whose
+    normalisation is stored nowhere. ``network.notes`` list which input is used, and its source.
 
-    Raises ``ValueError`` for a name that is not known, with the nearest ones that are.
+    Raises ``ValueError`` for an unknown name, with similar names.
 
     >>> create_model("cifar/resnet8", 10).num_classes
     10
@@ -62,7 +61,7 @@ def create_model(
     if num_classes is not None and num_classes < 1:
         raise ValueError(
             f"create_model {name}: num_classes needs at least 1, got {num_classes}; "
-            "leave it out for the net's own number."
+            "leave it out for the net's default."
         )
     if classes is not None and len(classes) != num_classes:
         raise ValueError(
@@ -76,19 +75,19 @@ def create_model(
         )
     family, rest = _split(name)
     file = None if weights is None else read_file(weights)
-    # a directory may hold weights, or not; an id of the hub always means them
+    # a directory may be without weights; an id on the hub always means its published weights
     published = pretrained or (family == "hf" and file is None and not Path(rest).is_dir())
     stated = None if file is None else stated_size(file)
     count = num_classes
     if file is not None and count is None and family == "timm" and stated_count(file) != 1000:
-        count = stated_count(file)  # some of timm's nets have no head unless told how many classes
+        count = stated_count(file)  # some of timm's nets have no head without num_classes
     network = FAMILIES[family](rest, count, published, input_size or stated)
     source = "published with the weights" if network.weights == "published" else f"the default of {family}"
     if family == "py":
-        source = "its own file"
+        source = "from its file"
     if file is not None:
         load_file(network, file, role="teacher" if num_classes is None else "student", classes=classes)
-        source = "stated by the file" if states_normalisation(file) else f"{source}; the file states none"
+        source = "from the file's metadata" if states_normalisation(file) else f"{source}; the file has none"
     elif classes is not None and network.weights is not None:
         order_heads(network, classes)
     if input_size is not None:
@@ -102,7 +101,7 @@ def create_model(
                 network, f"mean {spec.mean} and std {spec.std}", f"{mean or spec.mean} and {std or spec.std}"
             )
         normalised(network, mean, std)
-        source = "yours"
+        source = "given by the caller"
     if classes is not None:
         network.classes = tuple(classes)
     network.notes.append(f"{name}: {describe_input(network.input_spec)} ({source})")
@@ -111,16 +110,13 @@ def create_model(
 
 def _overridden(network: Network, stated: str, given: str) -> None:
     warnings.warn(
-        f"create_model {network.name}: its file states {stated}, and you gave {given}, which is used.",
+        f"create_model {network.name}: its file has {stated}, but the argument {given} is used.",
         stacklevel=3,
     )
 
 
 def list_models() -> dict[str, list[str]]:
-    """The names that :func:`create_model` knows, by family, as it takes them.
-
-    ``hf`` and ``py`` are open-ended and not listed.
-    """
+    """The model names for :func:`create_model`, by family. ``hf`` and ``py`` are open-ended and not listed."""
     return {
         "cifar": [f"cifar/{name}" for name in CIFAR_MODELS],
         "timm": [f"timm/{name}" for name in sorted({*_timm_names(), *TIMM_EXTRA})],
@@ -129,11 +125,11 @@ def list_models() -> dict[str, list[str]]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Family and rest of a name that is known, or an error that suggests one."""
+    """Split a known name into family and rest; ``ValueError`` with suggestions for an unknown one."""
     if name.startswith("fasterrcnn:"):
         raise ValueError(
-            f"create_model: needs a classifier, got the detector {name!r}; detectors go with --data "
-            "coco:IMAGES:ANNOTATIONS, and outgrow.detection.create.create_detector."
+            f"create_model: needs a classifier, got the detector {name!r}; use detectors with --data "
+            "coco:IMAGES:ANNOTATIONS, or outgrow.detection.create.create_detector in Python."
         )
     family, _, rest = name.partition(":" if name.startswith("py:") else "/")
     if family in ("hf", "py") and rest:
@@ -141,7 +137,7 @@ def _split(name: str) -> tuple[str, str]:
     known = {"cifar": list(CIFAR_MODELS), "timm": [], "torchvision": []}
     if family == "timm":
         bare = rest.partition("?")[0]
-        # timm itself resolves hf-hub:... and local-dir:..., and what follows a dot, a weights' tag.
+        # timm itself resolves hf-hub:... and local-dir:..., and the tag of the weights after a dot
         known["timm"] = [bare] if ":" in bare else [*_timm_names(), *TIMM_EXTRA]
         if bare.partition(".")[0] in known["timm"] or ":" in bare:
             return family, rest

@@ -1,6 +1,6 @@
-"""What several CIFAR nets share: bare convolutions, initialisation, the channel shuffle.
+"""Building blocks of the CIFAR nets: convolutions without bias, initialisation, the channel shuffle.
 
-Nothing here works in place: a tapped activation must still be what the stage said when the loss reads it.
+Nothing works in place, so that a tapped activation is still unchanged when the loss reads it.
 """
 
 import torch.nn.functional as F
@@ -9,19 +9,22 @@ from torch import Tensor, fx, nn
 
 
 class Scriptable(nn.Module):
-    """A whole net that ``torch.jit.script`` takes: it is handed the net's graph, as it can read neither our
-    shapes nor functions that take modules. Script a net in evaluation mode: the graph is of the mode it is in."""
+    """A net that works with ``torch.jit.script``, which gets the net's ``torch.fx`` graph.
+
+    Scripting the source would fail at shape annotations and at functions that take modules. The graph is that of
+    the net's current mode, so script it in eval mode.
+    """
 
     def __prepare_scriptable__(self) -> fx.GraphModule:
         traced = fx.symbolic_trace(self)
         for node in traced.graph.nodes:
-            node.type = None  # our shapes again: without them everything is a Tensor
+            node.type = None  # remove the shape annotations; without a type everything is a Tensor
         traced.recompile()
         return traced
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size at stride 1; without bias, as a batch norm follows."""
+    """A 3x3 convolution that keeps the size at stride 1; without bias, because a batch norm follows."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=False)
 
 
@@ -40,20 +43,20 @@ def init_convolutions(net: nn.Module) -> None:
 
 
 def init_head(head: nn.Linear) -> None:
-    """The small head of the protocol's VGG and MobileNetV2: standard deviation 0.01, bias zero."""
+    """The initialisation of the protocol's VGG and MobileNetV2 heads: standard deviation 0.01, bias zero."""
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
 
 
 def global_pool(maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels"]:
-    """The mean over all positions; on 32x32 images the same as the protocol's fixed-size pools."""
+    """The mean over all positions; on 32x32 images this equals the protocol's fixed-size pools."""
     return F.adaptive_avg_pool2d(maps, 1).flatten(1)
 
 
 def channel_shuffle(
     maps: Float[Tensor, "batch channels height width"], groups: int
 ) -> Float[Tensor, "batch channels height width"]:
-    """Channels dealt out anew, one of each group in turn, so that grouped convolutions mix.
+    """Interleave the channels of the groups, so that information flows between grouped convolutions.
 
     >>> import torch
     >>> channel_shuffle(torch.arange(6.0).view(1, 6, 1, 1), groups=3).flatten()

@@ -1,7 +1,7 @@
-"""MobileNetV2 for 32x32 images at half width, as the CRD protocol has it (there: ``mobile_half``).
+"""MobileNetV2 for 32x32 images at half width, as in the CRD protocol (there: ``mobile_half``).
 
-It differs from the paper's net: the second stage keeps its resolution, the expansion of the very first
-block (factor 1) is a convolution of its own, and the activations are ReLU, not ReLU6.
+It differs from the paper's net: the second stage keeps its resolution, the first block has an expansion
+convolution although its factor is 1, and the activations are ReLU, not ReLU6.
 
 Reference: Sandler et al. (2018), https://arxiv.org/abs/1801.04381, table 2.
 """
@@ -25,7 +25,7 @@ LAST_CHANNELS = 1280
 
 
 class InvertedResidual(nn.Module):
-    """1x1 up, depthwise 3x3, 1x1 down without activation; added to its input where the shape allows."""
+    """1x1 up, depthwise 3x3, 1x1 down without activation; added to its input if the shapes are equal."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Scriptable):
-    """Seven stages; the last one a resolution is tapped. ``width`` scales all channels but the last."""
+    """Seven stages; taps are the last stage of each resolution. ``width`` scales all channels but the last."""
 
     feature_paths = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")
 

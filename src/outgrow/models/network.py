@@ -1,9 +1,9 @@
-"""A classifier with its own eyes: images in [0, 1] go in, logits come out, whatever stands behind.
+"""Classifiers that take images in [0, 1] and return logits: the common interface of teachers and students.
 
-    InputSpec   what a net wants to see: size, normalisation, interpolation
-    Network     any classifier with its InputSpec: the one interface of teachers and students
+    InputSpec   a net's input: size, normalisation, interpolation
+    Network     any classifier with its InputSpec
 
-Teacher and student look at the same images; each resizes and normalises for itself.
+Teacher and student get the same images. Each resizes and normalises its own input.
 """
 
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a net wants to see.
+    """The input of a net.
 
-    ``size`` is the side in pixels of its square input, None where any size will do. ``mean`` and
-    ``std`` are of RGB in [0, 1]. ``crop_pct`` is the share of the short side that the centre crop of its
-    published evaluation keeps; it is for whoever prepares the images: a network resizes, but never crops.
+    ``size`` is the side in pixels of its square input, None if it takes any size. ``mean`` and ``std`` are for
+    RGB in [0, 1]. ``crop_pct`` is the share of the short side that the centre crop of its published evaluation
+    keeps. It is meant for the loader: a network resizes its input but does not crop it.
     """
 
     size: int | None
@@ -40,13 +40,13 @@ class InputSpec:
         if not three or not all(0 <= value <= 1 for value in self.mean) or not all(x > 0 for x in self.std):
             raise ValueError(
                 "InputSpec: needs mean and std with three numbers each (red, green, blue), mean in [0, 1], std above "
-                f"zero, got mean {self.mean}, std {self.std}; divide both by 255 if they are of bytes; to leave "
-                "images as they are use mean 0, std 1."
+                f"zero, got mean {self.mean}, std {self.std}; divide both by 255 if they are for 0..255; use mean 0 and "
+                "std 1 for no normalisation."
             )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(
                 f"InputSpec: interpolation needs bilinear or bicubic, got {self.interpolation!r}; "
-                "take the nearer of the two."
+                "use the more similar of the two."
             )
         if not 0 < self.crop_pct <= 1:
             raise ValueError(
@@ -57,11 +57,11 @@ class InputSpec:
 class Network(nn.Module):
     """Any classifier ``net`` with its own normalisation and size.
 
-    ``name`` is what :func:`outgrow.models.create_model` was asked for, ``classes`` the names of the
-    ``num_classes`` classes in the order of the logits, None where unknown. Feature taps name modules of
-    ``network.net``. ``weights`` says where they are from: a file, ``published``, ``own`` (whoever made the net
-    knows), None where they were drawn at random. ``notes`` are lines on how they were read, for whoever runs it.
-    The state dict holds ``net`` alone: mean and std are of the specification, not learned.
+    ``name`` is the argument of :func:`outgrow.models.create_model`. ``classes`` are the names of the
+    ``num_classes`` classes in the order of the logits, None if unknown. Feature taps name modules of
+    ``network.net``. ``weights`` is the source of the weights: a file, ``published``, ``own`` (the caller's
+    net), or None for random weights. ``notes`` are messages for the user about how they were loaded.
+    The state dict contains only ``net``: mean and std belong to the specification.
 
     >>> spec = InputSpec(None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
@@ -86,7 +86,7 @@ class Network(nn.Module):
         if classes is not None and len(classes) != num_classes:
             raise ValueError(
                 f"Network {name}: needs one name per class, {num_classes}, got {len(classes)}; "
-                "pass classes=None where they are unknown."
+                "pass classes=None if they are unknown."
             )
         self.net = net
         self.name = name
@@ -99,20 +99,20 @@ class Network(nn.Module):
         self.set_input_spec(input_spec)
 
     def set_input_spec(self, input_spec: InputSpec) -> None:
-        """From now on the net sees images as ``input_spec`` says."""
+        """Change the input size and normalisation."""
         self.input_spec = input_spec
         self.mean = self.mean.new_tensor(input_spec.mean).view(3, 1, 1)
         self.std = self.std.new_tensor(input_spec.std).view(3, 1, 1)
 
     def prepare(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 _ _"]:
-        """What the net gets to see of RGB ``images`` in [0, 1]: resized where need be, and normalised."""
+        """Resize (if necessary) and normalise RGB ``images`` in [0, 1]: the input of ``net``."""
         _check_images(images, self.name)
         return (fit_size(images, self.input_spec) - self.mean) / self.std
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         """Logits of RGB ``images`` in [0, 1], one row per image.
 
-        Raises ``ValueError`` where the images or what the net returns have another shape.
+        Raises ``ValueError`` if the images or the net's outputs have another shape.
         """
         output = self.net(self.prepare(images))
         logits = getattr(
@@ -124,7 +124,7 @@ class Network(nn.Module):
             raise ValueError(
                 f"Network {self.name}: needs logits of shape rows x classes, {expected[0]} x {expected[1]}, got "
                 f"{got}; check num_classes, and wrap a net that returns a tuple, a dictionary or a map so "
-                "that it returns the logits alone."
+                "that it returns only the logits."
             )
         return logits
 
@@ -133,7 +133,7 @@ class Network(nn.Module):
 
 
 def fit_size(images: Float[Tensor, "batch 3 height width"], spec: InputSpec) -> Float[Tensor, "batch 3 _ _"]:
-    """``images`` at the size of ``spec``; as they are where they have it, or where any size will do."""
+    """``images`` resized to the size of ``spec``; unchanged if they have it or if ``spec`` takes any size."""
     size, mode = spec.size, spec.interpolation
     if size is None or images.shape[-2:] == (size, size):
         return images
@@ -142,32 +142,32 @@ def fit_size(images: Float[Tensor, "batch 3 height width"], spec: InputSpec) -> 
 
 
 def resized(network: Network, size: int) -> None:
-    """``network`` sees its images at ``size`` x ``size`` pixels from now on."""
+    """Change the input size of ``network`` to ``size`` x ``size`` pixels."""
     network.set_input_spec(replace(network.input_spec, size=size))
 
 
 def normalised(
     network: Network, mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None
 ) -> None:
-    """``network`` normalises by ``mean`` and ``std`` from now on; by its own where one is None."""
+    """Change the normalisation of ``network``; a ``mean`` or ``std`` of None stays as it is."""
     spec = network.input_spec
     network.set_input_spec(replace(spec, mean=mean or spec.mean, std=std or spec.std))
 
 
 def describe_input(spec: InputSpec) -> str:
-    """What a net sees, in words.
+    """A net's input for messages.
 
     >>> describe_input(InputSpec(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-    'sees images at 224 pixels, mean 0.5 0.5 0.5, std 0.5 0.5 0.5'
+    'input size 224 pixels, mean 0.5 0.5 0.5, std 0.5 0.5 0.5'
     """
-    size = "as they come" if spec.size is None else f"at {spec.size} pixels"
+    size = "of any size" if spec.size is None else f"size {spec.size} pixels"
     mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
-    return f"sees images {size}, mean {mean}, std {std}"
+    return f"input {size}, mean {mean}, std {std}"
 
 
 def _check_images(images: Tensor, name: str) -> None:
     if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
             f"Network {name}: needs floating-point RGB images in [0, 1] of shape batch x 3 x height x width, got "
-            f"{images.dtype} of shape {tuple(images.shape)}; divide bytes by 255 and put the channels second."
+            f"{images.dtype} of shape {tuple(images.shape)}; divide uint8 by 255 and put the channels second."
         )

@@ -1,7 +1,7 @@
-"""A net in files that run without this library: ONNX, and torch.export's ``.pt2``.
+"""Export a net to files that run without this library: ONNX, and torch.export's ``.pt2``.
 
-Both take RGB images in [0, 1] and normalise inside, so that nobody can forget it. ``facts`` (classes, input, what
-the file is) travel in the file: ONNX's ``metadata_props``, and ``outgrow.json`` in a ``.pt2``.
+Both take RGB images in [0, 1] and include the normalisation. ``facts`` (classes, input, description) are stored
+in the file: in ONNX's ``metadata_props``, and as ``outgrow.json`` in a ``.pt2``.
 """
 
 import io
@@ -20,15 +20,15 @@ from torch.export import Dim, ExportedProgram
 from outgrow.models.network import Network
 
 FACTS = "outgrow.json"
-"""The facts' name in a ``.pt2`` file."""
+"""The name of the facts in a ``.pt2`` file."""
 LEAST_SIDE = 32
-"""Pixels of a side from which on a net that takes any size is promised to."""
+"""The smallest height and width, in pixels, of a graph that takes any size."""
 LEGACY_OPSET = 17
-"""Of detectors' graphs; their exporter writes no later one."""
+"""ONNX opset of detectors' graphs: the highest that the older exporter writes."""
 
 
 class Normalised(nn.Module):
-    """Images in [0, 1], at the size that the net wants, to logits: what a file computes."""
+    """What an exported file computes: images in [0, 1], at the net's input size, to logits."""
 
     mean: Tensor
     std: Tensor
@@ -45,7 +45,7 @@ class Normalised(nn.Module):
 
 
 def require(*packages: str, what: str) -> None:
-    """``ValueError`` where a package of the extra ``export`` is not installed."""
+    """``ValueError`` if a package of the extra ``export`` is not installed."""
     from importlib.util import find_spec
 
     missing = [name for name in packages if find_spec(name) is None]
@@ -57,10 +57,10 @@ def require(*packages: str, what: str) -> None:
 
 
 def program_of(network: Network, side: tuple[int, int], *, any_size: bool) -> tuple[ExportedProgram, bool]:
-    """``network`` in evaluation mode as a graph over any number of images, and whether it takes any size.
+    """Export ``network`` in eval mode to a graph with a dynamic batch size; returns it and whether it takes any size.
 
-    ``side`` is the height and width of the images; other sizes are asked for with ``any_size`` alone, and a net whose
-    graph depends on the size gets one for ``side``.
+    ``side`` is the height and width of the images. With ``any_size`` these are dynamic too; if the graph
+    depends on the size, it is exported for ``side`` instead.
     """
     module = Normalised(network).eval()
     images = torch.rand(2, 3, *side, device=network.mean.device)
@@ -74,24 +74,24 @@ def program_of(network: Network, side: tuple[int, int], *, any_size: bool) -> tu
             with _quiet():
                 program = torch.export.export(module, (images,), dynamic_shapes=(shape,))
             return program, len(shape) > 1
-        except Exception as error:  # torch.export raises whatever it trips over
+        except Exception as error:  # torch.export raises many types
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
     raise ValueError(
-        f"export {network.name}: needs a net that torch.export can follow, got an error from it ({reason[:300]}); export "
-        "the weights alone (--format safetensors)."
+        f"export {network.name}: needs a net that torch.export can trace, got an error from it ({reason[:300]}); export "
+        "only the weights (--format safetensors)."
     )
 
 
 def write_program(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
-    """A ``.pt2`` file. ``torch.export.load(path).module()`` reads it, without any of the net's code."""
-    content = io.BytesIO()  # onto a full disk torch would write until it aborts the process
+    """Write a ``.pt2`` file. ``torch.export.load(path).module()`` reads it without the net's source code."""
+    content = io.BytesIO()  # on a full disk torch would abort the process
     with _quiet():
         torch.export.save(program, content, extra_files={FACTS: json.dumps(facts)})
     path.write_bytes(content.getvalue())
 
 
 def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
-    """An ONNX file with the input ``images`` and the output ``logits``."""
+    """Write an ONNX file with the input ``images`` and the output ``logits``."""
     require("onnx", "onnxscript", what="export to ONNX")
     with _quiet():
         torch.onnx.export(
@@ -116,9 +116,9 @@ def write_traced_onnx(
     names: tuple[str, Sequence[str]],
     dynamic: Mapping[str, Mapping[int, str]],
 ) -> None:
-    """An ONNX file through torch's older exporter, which follows what depends on values: detectors.
+    """Write an ONNX file with torch's older exporter, which supports the data-dependent shapes of detectors.
 
-    ``names`` are those of the input and of the outputs.
+    ``names`` are the name of the input and the names of the outputs.
     """
     require("onnx", what="export to ONNX")
     with _quiet():
@@ -136,7 +136,7 @@ def write_traced_onnx(
 
 
 def describe_onnx(path: Path, facts: Mapping[str, Any]) -> None:
-    """Put ``facts`` into an ONNX file: text as it is, everything else as JSON."""
+    """Add ``facts`` to an ONNX file: strings as they are, everything else as JSON."""
     import onnx
 
     model = onnx.load(path)
@@ -146,7 +146,7 @@ def describe_onnx(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_program(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """What :func:`write_program` wrote, and its facts. ``ValueError`` for another file."""
+    """Read a file of :func:`write_program`: the module and the facts. ``ValueError`` for any other file."""
     extra = {FACTS: ""}
     try:
         with _quiet():
@@ -160,7 +160,7 @@ def read_program(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 class OnnxModel:
-    """An ONNX file of ours, run by onnxruntime on the CPU: tensors in, tensors out."""
+    """An ONNX file that ``outgrow export`` wrote, run by onnxruntime on the CPU: tensors in, tensors out."""
 
     def __init__(self, path: Path) -> None:
         require("onnxruntime", what=str(path))
@@ -173,7 +173,7 @@ class OnnxModel:
             self.session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # its own exception types, which have no common name
+        except Exception as error:  # onnxruntime's exception types have no common base class
             raise ValueError(
                 f"needs an ONNX file, got {path}, which cannot be read ({str(error).splitlines()[0][:200]}); export it "
                 "again."
@@ -204,7 +204,7 @@ def _decoded(text: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters warn of their own ways, which nobody here can change."""
+    """Suppress the exporters' warnings, which concern only their own internals."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         yield

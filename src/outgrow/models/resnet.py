@@ -1,6 +1,6 @@
 """CIFAR ResNets of depth 6n + 2: three stages of n basic blocks, 32x32, 16x16 and 8x8 maps.
 
-Module names are those of the CRD protocol's nets, so that published checkpoints load as they are.
+Module names are those of the CRD protocol's nets, so that published checkpoints load unchanged.
 
 Reference: He, Zhang, Ren, Sun (2016), https://arxiv.org/abs/1512.03385, section 4.2; the wide ``x4``
 variants are those of Tian, Krishnan, Isola (2020), https://arxiv.org/abs/1910.10699.
@@ -14,7 +14,7 @@ from outgrow.models.layers import Scriptable, conv1x1, conv3x3, global_pool, ini
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a projection where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, which is a projection if the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(Scriptable):
-    """A CIFAR ResNet. ``stem`` channels leave the first convolution; stages have ``width`` times 1, 2, 4."""
+    """A CIFAR ResNet. The first convolution has ``stem`` channels, the stages ``width`` times 1, 2 and 4."""
 
     feature_paths = ("layer1", "layer2", "layer3")
 

@@ -1,7 +1,7 @@
 """ImageNet's ResNet-18, 34 and 50 for 32x32 images: a 3x3 stem of stride 1 and no max-pool.
 
 Module names are those of the CRD protocol (``shortcut``, ``linear``), which differ from torchvision's
-(``downsample``, ``fc``); :func:`outgrow.models.load_weights` translates.
+(``downsample``, ``fc``); :func:`outgrow.models.load_weights` translates them.
 
 Reference: He, Zhang, Ren, Sun (2016), https://arxiv.org/abs/1512.03385, table 1.
 """

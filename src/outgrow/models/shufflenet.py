@@ -20,8 +20,8 @@ STEM = 24
 class GroupedUnit(nn.Module):
     """V1: grouped 1x1, shuffle, depthwise 3x3, grouped 1x1.
 
-    At stride 1 the result is added to the input; at stride 2 it is concatenated with the input's 3x3
-    average, so the convolutions make only the channels that are lacking.
+    At stride 1 the result is added to the input. At stride 2 it is concatenated with the input's 3x3 average
+    pool, so the convolutions have only the remaining channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
@@ -29,7 +29,7 @@ class GroupedUnit(nn.Module):
         made = out_channels - in_channels if stride == 2 else out_channels
         hidden = made // 4
         self.stride = stride
-        # The 24 channels of the stem are too few to be split into groups.
+        # the stem's 24 channels are too few for groups
         self.groups = 1 if in_channels == STEM else groups
         self.conv1 = conv1x1(in_channels, hidden, groups=self.groups)
         self.bn1 = nn.BatchNorm2d(hidden)
@@ -74,7 +74,7 @@ class ShuffleNetV1(Scriptable):
 
 
 class SplitUnit(nn.Module):
-    """V2, stride 1: half of the channels pass untouched, the other half goes through three convolutions."""
+    """V2, stride 1: half of the channels are unchanged, the other half goes through three convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """V2, stride 2: two branches see all channels and make half of the new ones each.
+    """V2, stride 2: two branches with all channels as input, each with half of the output channels.
 
     ``conv1`` and ``conv2`` are the short branch, ``conv3`` to ``conv5`` the long one.
     """

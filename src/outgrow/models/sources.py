@@ -1,7 +1,7 @@
-"""Where nets come from: one builder per family, each imported library only when it is asked for.
+"""Build a network by name: one builder per family. Libraries are imported only when needed.
 
-A builder takes the rest of the name, the number of classes (None: the net's own), whether to fetch
-published weights, and the side of the input in pixels (None: the net's own).
+A builder takes the name without the family, the number of classes (None: the net's default), whether to
+download published weights, and the input size in pixels (None: the net's default).
 """
 
 import ast
@@ -24,30 +24,29 @@ from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.structure import heads_of, num_outputs, replace_heads, soften_heads
 from outgrow.models.timm_extra import TIMM_EXTRA
-from outgrow.models.weight_file import check_tensors
+from outgrow.models.weight_file import check_tensors, first_line
 
 PATIENCE = 10.0
-"""Seconds to wait for a server that does not answer."""
+"""Seconds to wait for a server's response."""
 CIFAR_SPEC = InputSpec(None, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
-"""The statistics of CIFAR-100's training set, as the CRD protocol has them."""
+"""The statistics of CIFAR-100's training set, as in the CRD protocol."""
 CIFAR_OWN = {
-    # of its published CIFAR-100 checkpoint
+    # the normalisation of its published CIFAR-100 checkpoint
     "densenet_bc_100_12": InputSpec(
         None, (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
     ),
 }
 IMAGENET_SPEC = InputSpec(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875)
-"""What torchvision's nets are trained with."""
+"""The default input of torchvision's nets."""
 PLAIN_SPEC = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""Images as they are, in [0, 1]."""
+"""Images in [0, 1] without normalisation."""
 
 
 def build_cifar(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
-    """A CIFAR net by its name in the registry; 100 classes unless said otherwise."""
+    """A CIFAR net by its name in the registry; 100 classes by default."""
     if pretrained:
         raise ValueError(
-            f"cifar/{rest}: pretrained=True needs published weights that can be fetched, got a net without; "
-            "pass the file as weights=."
+            f"cifar/{rest}: pretrained=True needs a net with published weights, got one without; pass a file as weights=."
         )
     count = 100 if num_classes is None else num_classes
     net = CIFAR_MODELS[rest](count)
@@ -56,7 +55,7 @@ def build_cifar(rest: str, num_classes: int | None, pretrained: bool, input_size
 
 
 def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
-    """A timm net, with keyword arguments of its constructor behind a question mark."""
+    """A timm net; keyword arguments of its constructor may follow a question mark."""
     import timm
 
     name, _, query = rest.partition("?")
@@ -68,7 +67,7 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
     hub = pretrained or ":" in name  # hf-hub:...
     with fetching(f"timm/{rest}", pretrained, hub=hub):
         configuration = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    # Transformers and mixers are built for one size; convolutions take any.
+    # transformers and mixers are built for one size; convolutional nets take any
     fixed = bool(getattr(configuration, "fixed_input_size", False))
     if input_size is not None and fixed:
         arguments.setdefault("img_size", input_size)
@@ -78,13 +77,13 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
         except (TypeError, AssertionError) as error:
             raise ValueError(
                 f"timm/{name}: needs keyword arguments that its constructor knows, got {arguments} ({error}); "
-                "correct what stands behind the question mark."
+                "correct the arguments after the question mark."
             ) from error
-    heads_of(net)  # a net without a head (num_classes=0) is no classifier
+    heads_of(net)  # raises for a net without a head (num_classes=0)
     if pretrained and num_classes not in (None, getattr(configuration, "num_classes", None)):
         soften_heads(net)
     data = timm.data.resolve_model_data_config(net)
-    # timm's configuration is of the published weights; a size asked for is what the net was built for
+    # timm's configuration describes the published weights; a given size is the one the net was built for
     size = arguments.get("img_size", data["input_size"][-1])
     spec = InputSpec(
         int(size[-1] if isinstance(size, tuple | list) else size),
@@ -110,7 +109,7 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
     published = int(configuration.input_size[-1]) if fixed and pretrained else spec.size
     if published != spec.size:
         network.notes.append(
-            f"timm/{rest}: the positions of the published weights were resampled by timm from input size {published} to "
+            f"timm/{rest}: timm resampled the position embeddings of the published weights from input size {published} to "
             f"{spec.size}"
         )
     return network
@@ -120,10 +119,10 @@ def _build_timm_extra(
     name: str, arguments: dict[str, Any], num_classes: int | None, pretrained: bool
 ) -> Network:
     if pretrained or arguments:
-        asked = "pretrained=True" if pretrained else f"the arguments {arguments}"
+        got = "pretrained=True" if pretrained else f"the arguments {arguments}"
         raise ValueError(
-            f"timm/{name}: needs neither pretrained nor arguments, as it stands in our own table and not in timm's, "
-            f"got {asked}; pass a file as weights=, or use a net of timm's."
+            f"timm/{name}: needs neither pretrained nor arguments, because outgrow defines this net and timm does not, "
+            f"got {got}; pass a file as weights=, or use a net of timm's list."
         )
     build, spec = TIMM_EXTRA[name]
     count = 1000 if num_classes is None else num_classes
@@ -136,13 +135,13 @@ def _build_timm_extra(
 def build_torchvision(
     rest: str, num_classes: int | None, pretrained: bool, input_size: int | None
 ) -> Network:
-    """A classifier of torchvision; what it wants to see is read from its default weights' transforms."""
+    """A classifier of torchvision; its input specification is read from its default weights' transforms."""
     from torchvision import models
 
     weights = models.get_model_weights(rest).DEFAULT
     arguments: dict[str, Any] = {}
     if rest in ("googlenet", "inception_v3"):
-        arguments["init_weights"] = True  # they warn where it is left unsaid
+        arguments["init_weights"] = True  # they warn without it
     if rest.startswith("vit_") and input_size is not None and not pretrained:
         arguments["image_size"] = input_size
     if rest == "maxvit_t" and input_size is not None and not pretrained:
@@ -179,8 +178,8 @@ def build_torchvision(
 def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
     """An image classifier of Hugging Face, from a local directory or from the hub.
 
-    A local directory that holds weights is a checkpoint: they are loaded, asked or not. One that holds
-    only ``config.json`` gives random weights, which a note says. No code from either is run.
+    If a local directory has weights, they are loaded, also without ``pretrained``. If it has only
+    ``config.json``, the weights are random, which adds a note. No code from either source is run.
     """
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
@@ -194,16 +193,16 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
     if pretrained and folder.is_dir() and not stored:
         raise ValueError(
             f"hf/{rest}: pretrained=True needs weights in the directory (*.safetensors), got none; "
-            "save them there, or leave pretrained out for random weights."
+            "save them there, or use pretrained=False for random weights."
         )
     online = not folder.is_dir()
     with _reachable_hub(online):
         try:
             config = AutoConfig.from_pretrained(rest, trust_remote_code=False)
-        except Exception as error:  # not there, offline, gated, code of its own: the library says which
+        except Exception as error:  # not found, offline, gated, custom code: see the library's message
             raise ValueError(
-                f"hf/{rest}: needs a directory with config.json or the id of a model on the hub that needs no code of its "
-                f"own, got neither ({_line(error)}); check the path, or the network and the id."
+                f"hf/{rest}: needs a directory with config.json or the id of a model on the hub without custom code, got "
+                f"neither ({first_line(error)}); check the path, or the network connection and the id."
             ) from error
         same_classes = num_classes is None or num_classes == config.num_labels
         if num_classes is not None and not same_classes:
@@ -218,23 +217,23 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
         spec, guessed = _hf_spec(rest, config)
     count = int(config.num_labels)
     names = tuple(str(config.id2label[number]) for number in range(count)) if same_classes else ()
-    invented = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    placeholders = all(name == f"LABEL_{number}" for number, name in enumerate(names))
     network = Network(
-        net.train(),  # as a new net of any other family is
+        net.train(),  # like the new nets of the other families
         name=f"hf/{rest}",
         num_classes=count,
         input_spec=spec,
-        classes=None if invented or fresh else names,
+        classes=None if placeholders or fresh else names,
         weights="published" if pretrained or stored else None,
     )
     if fresh:
         soften_heads(network)
     if not (pretrained or stored):
-        network.notes.append(f"hf/{rest}: weights drawn at random")
+        network.notes.append(f"hf/{rest}: random weights")
     elif guessed:
         warnings.warn(
-            f"create_model hf/{rest}: needs a preprocessor_config.json, got none; mean and deviation one half are a guess: "
-            "give mean and std where it is another.",
+            f"create_model hf/{rest}: needs a preprocessor_config.json, got none; mean 0.5 and std 0.5 are a guess: pass "
+            "mean and std if they differ.",
             stacklevel=3,
         )
     return network
@@ -259,15 +258,18 @@ def _hf_weights(rest: str, config: Any, same_classes: bool, *, own_head: bool) -
     if lacking:
         raise ValueError(
             f"hf/{rest}: needs weights for all of the classifier, got none for {', '.join(lacking[:5])}"
-            f"{', ...' if len(lacking) > 5 else ''}; it is the weights of a trunk or of another net: give those of a "
-            "classifier, or use it as a student, which gets a new head."
+            f"{', ...' if len(lacking) > 5 else ''}; these are weights without a head or of another net: use a classifier's "
+            "weights, or use the net as a student, which gets a new head."
         )
     check_tensors(net.state_dict(), {}, Path(rest))
     return net, bool(new)
 
 
 def _hf_spec(rest: str, config: Any) -> tuple[InputSpec, bool]:
-    """From the image processor beside the configuration; mean and std one half where there is none: a guess."""
+    """The input from the image processor's configuration, and whether mean and std are a guess.
+
+    Without such a configuration they are 0.5.
+    """
     size = getattr(config, "image_size", None)
     size = int(size[0] if isinstance(size, list | tuple) else size) if size else None
     fallback = InputSpec(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -277,61 +279,62 @@ def _hf_spec(rest: str, config: Any) -> tuple[InputSpec, bool]:
         if not file.is_file():
             return fallback, True
         try:
-            seen = json.loads(file.read_text(encoding="utf-8"))
-            return _spec_of(seen, fallback), False
+            processor = json.loads(file.read_text(encoding="utf-8"))
+            return _spec_of(processor, fallback), False
         except (ValueError, TypeError, AttributeError, OSError) as error:
             raise ValueError(
-                f"hf/{rest}: needs an image processor's configuration, got {file}, which cannot be read ({_line(error)}); "
-                "restore the file."
+                f"hf/{rest}: needs an image processor's configuration, got {file}, which cannot be read "
+                f"({first_line(error)}); restore the file."
             ) from error
     from transformers import AutoImageProcessor
 
     try:
-        seen = AutoImageProcessor.from_pretrained(rest, trust_remote_code=False).to_dict()
+        processor = AutoImageProcessor.from_pretrained(rest, trust_remote_code=False).to_dict()
     except (OSError, ValueError, ImportError):
         return fallback, True
-    return _spec_of(seen, fallback), False
+    return _spec_of(processor, fallback), False
 
 
-def _spec_of(seen: Any, fallback: InputSpec) -> InputSpec:
-    wanted = seen.get("crop_size") if seen.get("do_center_crop") else seen.get("size")
-    if isinstance(wanted, dict):
-        wanted = wanted.get("height") or wanted.get("shortest_edge")
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if seen.get("do_normalize") is False else (None, None)
+def _spec_of(processor: Any, fallback: InputSpec) -> InputSpec:
+    size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if processor.get("do_normalize") is False else (None, None)
     return InputSpec(
-        int(wanted) if wanted else fallback.size,
-        _triple(mean or seen.get("image_mean") or fallback.mean),
-        _triple(std or seen.get("image_std") or fallback.std),
-        "bilinear" if seen.get("resample") == 2 else "bicubic",  # 2 is PIL's number of it
-        min(1.0, float(seen.get("crop_pct") or 1.0)),
+        int(size) if size else fallback.size,
+        _triple(mean or processor.get("image_mean") or fallback.mean),
+        _triple(std or processor.get("image_std") or fallback.std),
+        "bilinear" if processor.get("resample") == 2 else "bicubic",  # 2 is PIL.Image.Resampling.BILINEAR
+        min(1.0, float(processor.get("crop_pct") or 1.0)),
     )
 
 
 @contextmanager
 def fetching(name: str, pretrained: bool, *, hub: bool) -> Iterator[None]:
-    """Turns whatever goes wrong while published weights are fetched and read into a message."""
+    """Turn any error while downloading and reading published weights into a ``ValueError`` with advice."""
     before = socket.getdefaulttimeout()
     try:
         with _reachable_hub(hub):
             if pretrained and before is None:
-                socket.setdefaulttimeout(PATIENCE)  # torchvision sets none of its own
+                socket.setdefaulttimeout(PATIENCE)  # torchvision downloads without a timeout
             yield
     except ValueError:
         raise
     except Exception as error:
-        wanted = "published weights" if pretrained else "a model that can be built"
+        needed = "published weights" if pretrained else "a model that can be built"
         raise ValueError(
-            f"{name}: needs {wanted}, got an error ({type(error).__name__}: {_line(error)}); go online once, so that they "
-            "are kept, or give a file of weights (--teacher-weights, --student-weights, --weights, or weights= in Python)."
+            f"{name}: needs {needed}, got an error ({type(error).__name__}: {first_line(error)}); go online once, so that "
+            "they are cached, or pass a file of weights (--teacher-weights, --student-weights, --weights, or weights= in "
+            "Python)."
         ) from error
     finally:
         socket.setdefaulttimeout(before)
 
 
 @contextmanager
-def _reachable_hub(asked: bool) -> Iterator[None]:
-    """Asks the hub's cache at once where the hub cannot be reached: the library would try for half a minute first."""
-    if not asked or getproxies().keys() & {"http", "https", "all"}:
+def _reachable_hub(needed: bool) -> Iterator[None]:
+    """Use only the hub's cache if the hub cannot be reached; the library would retry for half a minute first."""
+    if not needed or getproxies().keys() & {"http", "https", "all"}:
         yield
         return
     from huggingface_hub import constants
@@ -349,27 +352,24 @@ def _reachable_hub(asked: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
-
-
 def build_file(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
-    """The user's own ``FILE:CALLABLE``; it runs the file.
+    """A net from the user's ``FILE:CALLABLE``; this runs the file.
 
-    The callable gets the number of classes, or nothing where that is None. Its net sees images as they
-    are, in [0, 1]; a callable that wants them otherwise returns a :class:`Network`.
+    The callable is called with the number of classes, or without arguments if that is None. If it returns a
+    module, the input is images in [0, 1] without normalisation. For another input it returns a
+    :class:`Network`.
     """
     if pretrained:
         raise ValueError(
-            f"py:{rest}: pretrained=True needs published weights, got a file of your own; "
-            "load them in it, or pass a file as weights=."
+            f"py:{rest}: pretrained=True needs published weights, got a Python file; load the weights in it, or pass a "
+            "file as weights=."
         )
     file, _, attribute = rest.rpartition(":")
     path = Path(file)
     if not file or not attribute or not path.is_file():
         raise ValueError(
             f"py:{rest}: needs py:FILE:CALLABLE with a file that exists, got file {file!r} and callable "
-            f"{attribute!r}; for example py:nets.py:small_net."
+            f"{attribute!r}; use for example py:nets.py:small_net."
         )
     build = getattr(_run(path), attribute, None)
     if not callable(build):
@@ -389,7 +389,7 @@ def build_file(rest: str, num_classes: int | None, pretrained: bool, input_size:
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 WordNet ids of ImageNet-1k in the order of the logits: the names of its folders."""
+    """The 1,000 WordNet ids of ImageNet-1k in the order of the logits; these are the names of its folders."""
     from timm.data import ImageNetInfo
 
     return tuple(ImageNetInfo().label_names())
@@ -401,7 +401,7 @@ def _run(path: Path) -> ModuleType:
     if specification is None or specification.loader is None:
         raise ValueError(f"py:{path}: needs a Python file, got one that cannot be imported; name it *.py.")
     module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    sys.modules[name] = module  # dataclasses and pickle find the module there
     specification.loader.exec_module(module)
     return module
 
@@ -413,8 +413,8 @@ def _arguments(rest: str, query: str) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(
-                f"timm/{rest}: needs key=value pairs joined by & behind the question mark, got {item!r}; "
-                "for example timm/mobilenetv2_100?pad_type=same."
+                f"timm/{rest}: needs key=value pairs joined by & after the question mark, got {item!r}; "
+                "use for example timm/mobilenetv2_100?pad_type=same."
             )
         try:
             arguments[key] = ast.literal_eval(value)

@@ -1,4 +1,4 @@
-"""What a net is made of: which module is its classifier, which modules are worth tapping."""
+"""Find the parts of a net: its classifier, and the modules whose outputs are useful features."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ Head = nn.Linear | nn.Conv2d
 def head_of(net: nn.Module) -> tuple[str, nn.Module]:
     """The path and the module of the final classifier of ``net``: a linear layer or a 1x1 convolution.
 
-    Asks timm's ``get_classifier`` where there is one. Otherwise it is the last linear layer of ``net``,
-    or its last convolution if no layer is linear; one with ``net.num_classes`` outputs is preferred, so
-    that auxiliary layers behind the head do no harm. A :class:`outgrow.models.Network` may be given
-    too; the path is in its ``net``. Raises ``ValueError`` where there is neither kind of layer.
+    Uses timm's ``get_classifier`` if there is one. Otherwise it is the last linear layer of ``net``, or its last
+    convolution if no layer is linear. A layer with ``net.num_classes`` outputs is preferred, because auxiliary
+    layers may come after the head. ``net`` may be a :class:`outgrow.models.Network`; the path is then inside its
+    ``net``. Raises ``ValueError`` if there is neither kind of layer.
 
     >>> head_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 5)))
     ('2', Linear(in_features=8, out_features=5, bias=True))
@@ -25,12 +25,12 @@ def head_of(net: nn.Module) -> tuple[str, nn.Module]:
 
 def heads_of(net: nn.Module) -> list[tuple[str, Head]]:
     """Like :func:`head_of`, for nets with several heads (timm's distilled transformers have two)."""
-    wanted = getattr(net, "num_classes", None)
+    num_classes = getattr(net, "num_classes", None)
     net = bare_net(net)
     named = {id(module): path for path, module in net.named_modules()}
-    ask = getattr(net, "get_classifier", None)
-    if callable(ask):
-        given = ask()
+    get_classifier = getattr(net, "get_classifier", None)
+    if callable(get_classifier):
+        given = get_classifier()
         layers = given if isinstance(given, tuple | list | nn.ModuleList) else [given]
         found = [
             (named[id(layer)], layer) for layer in layers if isinstance(layer, Head) and id(layer) in named
@@ -39,17 +39,17 @@ def heads_of(net: nn.Module) -> list[tuple[str, Head]]:
             return found
     for kind in (nn.Linear, nn.Conv2d):
         candidates = [(path, m) for path, m in net.named_modules() if isinstance(m, kind)]
-        fitting = [(path, m) for path, m in candidates if num_outputs(m) == wanted]
+        fitting = [(path, m) for path, m in candidates if num_outputs(m) == num_classes]
         if candidates:
             return [(fitting or candidates)[-1]]
     raise ValueError(
         f"head_of: needs a net that ends in a linear layer or a convolution, got {type(net).__name__} with "
-        "neither; give the classifier as nn.Linear, or as nn.Conv2d before a global pool."
+        "neither; make the classifier an nn.Linear, or an nn.Conv2d before a global pool."
     )
 
 
 def num_outputs(head: Head) -> int:
-    """How many classes a head tells apart."""
+    """The number of classes of a head."""
     return head.out_features if isinstance(head, nn.Linear) else head.out_channels
 
 
@@ -59,10 +59,10 @@ def num_parameters(net: nn.Module) -> int:
 
 
 def replace_heads(net: nn.Module, num_classes: int) -> None:
-    """Puts freshly initialised heads with ``num_classes`` outputs in place of those of ``net``.
+    """Replace the heads of ``net`` by newly initialised ones with ``num_classes`` outputs.
 
-    Input width, bias, device and dtype stay. ``net.num_classes`` and a Hugging Face configuration are
-    kept true where they exist.
+    Input width, bias, device and dtype stay. ``net.num_classes`` and a Hugging Face configuration are updated if
+    they exist.
     """
     trunk = bare_net(net)
     for path, old in heads_of(net):
@@ -77,10 +77,10 @@ def replace_heads(net: nn.Module, num_classes: int) -> None:
 
 
 def soften_heads(net: nn.Module) -> None:
-    """Small random heads for a trunk that is trained already: every class about level at first.
+    """Initialise the heads with small random weights, for a trunk that is trained already.
 
-    What makers draw for a head that is trained with its trunk can give first logits of tens on trained
-    features, and a loss far above that of a guess.
+    The first logits are then nearly equal. The default initialisation can give logits of tens on trained
+    features, and a first loss far above that of uniform predictions.
     """
     for _, head in heads_of(net):
         nn.init.normal_(head.weight, std=0.01)
@@ -89,8 +89,11 @@ def soften_heads(net: nn.Module) -> None:
 
 
 def place_heads(net: nn.Module, trained: Mapping[str, Tensor], places: Sequence[int | None]) -> None:
-    """Copies rows of trained heads: row ``i`` becomes row ``places[i]`` of ``trained`` (by the paths of
-    :func:`heads_of`), and stays as it is where that is None."""
+    """Copy rows of trained heads into those of ``net``.
+
+    Row ``i`` becomes row ``places[i]`` of ``trained``, which has the paths of :func:`heads_of`. If
+    ``places[i]`` is None, the row stays as it is.
+    """
     rows = [row for row, place in enumerate(places) if place is not None]
     sources = [place for place in places if place is not None]
     with torch.no_grad():
@@ -109,10 +112,10 @@ def _like(old: Head, num_classes: int) -> Head:
 
 
 def bare_net(net: nn.Module) -> nn.Module:
-    """The net itself: what a :class:`Network`, ``torch.compile`` or DataParallel is wrapped around."""
+    """The net inside a :class:`Network`, ``torch.compile``, DataParallel or DistributedDataParallel."""
     while True:
         if hasattr(net, "input_spec") and isinstance(inner := getattr(net, "net", None), nn.Module):
-            net = inner  # outgrow.models.Network, which stands further down
+            net = inner  # outgrow.models.Network; importing it here would be circular
         elif isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
             net = net.module
         elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):  # torch.compile
@@ -122,12 +125,12 @@ def bare_net(net: nn.Module) -> nn.Module:
 
 
 def feature_paths(network: nn.Module) -> tuple[str, ...]:
-    """Module paths in ``network.net`` whose outputs are sensible features, from early to late.
+    """Module paths in ``network.net`` whose outputs are useful features, from early to late.
 
-    The net's own ``feature_paths`` where it has them (the CIFAR nets); timm's ``feature_info``; the pools
-    of a flat VGG; ``layer1``, ``layer2`` and so on where there are such modules; else the parts of the
-    trunk that have parameters. What is returned exists; whether it is a map or a sequence of tokens depends on the
-    net. A bare net may be given too.
+    The first of these that exists: the net's own ``feature_paths`` (the CIFAR nets); timm's ``feature_info``;
+    ``layer1``, ``layer2`` and so on; the pools of a flat VGG; the parts of the trunk that have parameters. All
+    paths exist in the net. Whether their outputs are maps or sequences of tokens depends on the net. ``network``
+    may also be a net without the :class:`Network` around it.
 
     >>> from outgrow.models import create_model
     >>> feature_paths(create_model("cifar/resnet8"))
@@ -149,13 +152,13 @@ def feature_paths(network: nn.Module) -> tuple[str, ...]:
 
 
 def _stages(net: nn.Module) -> tuple[str, ...]:
-    """The parts of a trunk of unknown make, in order.
+    """The parts of an unknown trunk, in order.
 
-    Walks down while one child holds nearly all parameters outside the head (``features``, ``encoder``,
-    ``encoder.layers``), and takes the children there that have parameters.
+    Descends while one child has nearly all parameters outside the head (``features``, ``encoder``,
+    ``encoder.layers``), and returns the children with parameters at that level.
     """
     _, head = head_of(net)
-    # torchvision's convention; without it VGG's two large linear layers would count as trunk.
+    # torchvision's convention. Without it VGG's two large linear layers would count as the trunk.
     prefix = "features." if isinstance(getattr(net, "features", None), nn.Sequential) else ""
     while True:
         node = net.get_submodule(prefix.rstrip("."))
@@ -163,13 +166,13 @@ def _stages(net: nn.Module) -> tuple[str, ...]:
             prefix + name for name, child in node.named_children() if isinstance(child, nn.MaxPool2d)
         )
         if isinstance(node, nn.Sequential) and len(pools) >= 3:
-            return pools  # a flat VGG: what stands before a pool may be overwritten in place
+            return pools  # a flat VGG: outputs before a pool may be overwritten by an in-place ReLU
         sizes = {prefix + name: _size(child, head) for name, child in node.named_children()}
         sizes = {path: size for path, size in sizes.items() if size}
         composite = {path: size for path, size in sizes.items() if any(net.get_submodule(path).children())}
         if len(composite) >= 2:
-            sizes = composite  # a lone convolution or batch norm beside blocks belongs to a stem
-        # 0.9: a ResNet's last stage holds at most three quarters of its net, an encoder over nine tenths.
+            sizes = composite  # single layers beside blocks belong to the stem
+        # 0.9: a ResNet's last stage has at most 3/4 of the parameters, a transformer's encoder more than 9/10
         main = next((path for path, size in sizes.items() if size > 0.9 * sum(sizes.values())), None)
         if main is None or not any(_size(child, head) for child in net.get_submodule(main).children()):
             return tuple(sizes)

@@ -1,10 +1,10 @@
-"""Activations by module path, as part of what a network says.
+"""Return activations, selected by module path, with a network's logits.
 
     student = Taps(model, ["layer2", PENULTIMATE])
     outputs = student(images)          # Outputs(logits, {"layer2": ..., "penultimate": ...})
 
-Hooks exist only during a forward pass, so nothing stays on anybody's model (a compiled one keeps its own
-while it lives: :mod:`outgrow.models.compiled`).
+Hooks are registered only during a forward pass, so the model is unchanged afterwards. The exception is a
+compiled network, which keeps its hooks (:mod:`outgrow.models.compiled`).
 """
 
 from collections.abc import Sequence
@@ -18,26 +18,26 @@ from outgrow.models.structure import bare_net, head_of
 from outgrow.outputs import Outputs, as_outputs
 
 PENULTIMATE = "penultimate"
-"""The name of the features that the final classifier reads."""
+"""The name of the input of the final classifier."""
 BOX = "box"
-"""The name under which a detector says how it would move each row's box (rows x 4)."""
+"""The name of a detector's box regression output for each row (rows x 4)."""
 BOX_IOU = "box_iou"
-"""How well each row's moved box then overlaps the object that the row was matched to (rows)."""
+"""The IoU of each row's refined box with the object that the row was matched to (rows)."""
 NOT_TAPS = frozenset({PENULTIMATE, BOX, BOX_IOU})
-"""Features that no loss on maps takes unasked."""
+"""Features that losses on maps do not use unless named."""
 
 
 Seen = tuple[Tensor, int]
-"""An activation and its version: whether something wrote into it since."""
+"""An activation and its version counter, which shows whether it was modified in place since."""
 
 
 class Taps(nn.Module):
-    """``model`` with some of its activations in its outputs.
+    """``model`` with selected activations in its outputs.
 
     ``paths`` are module paths as in ``model.named_modules()`` (of ``model.net`` for a Network), or
-    :data:`PENULTIMATE` for the input of the final classifier. Maps come out as (images, channels, height,
-    width), also of nets that keep their channels last (Swin). ``ValueError`` for a path that is not there,
-    does not return one tensor, is not reached, or whose output a following in-place module overwrites.
+    :data:`PENULTIMATE` for the input of the final classifier. Maps are returned as (images, channels, height,
+    width), also for nets with channels last (Swin). ``ValueError`` for a path that does not exist, does not
+    return one tensor, is not run, or whose output a following in-place module overwrites.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -66,22 +66,22 @@ class Taps(nn.Module):
             if path not in seen:
                 raise ValueError(
                     f"Taps: needs {path!r} to run in the forward pass, got no output from it; "
-                    "`outgrow list features MODEL` prints what can be tapped."
+                    "`outgrow list features MODEL` lists useful paths."
                 )
             value, version = seen[path]
             if value._version != version:
                 raise ValueError(
-                    f"Taps: needs the output of {path!r} as it was, got one that a following module overwrote in "
+                    f"Taps: needs the output of {path!r} unchanged, got one that a following module overwrote in "
                     "place; tap that module instead, or build it with inplace=False."
                 )
         return Outputs(outputs.logits, {**outputs.features, **{path: seen[path][0] for path in self.paths}})
 
     def bare(self, images: Float[Tensor, "..."]) -> Outputs:
-        """What the model says by itself."""
+        """The model's outputs without the taps."""
         return as_outputs(self.model(images), whose=type(self.model).__name__)
 
     def hook(self, seen: dict[str, Seen], *, traced: bool = False) -> list[RemovableHandle]:
-        """Hooks that leave the activations of every pass in ``seen``, or ``traced`` only those of a compiler's."""
+        """Register hooks that store activations in ``seen``; with ``traced`` only while torch.compile traces."""
         return [self._hook(path, seen, traced) for path in self.paths]
 
     def _hook(self, path: str, seen: dict[str, Seen], traced: bool) -> RemovableHandle:
@@ -95,7 +95,7 @@ class Taps(nn.Module):
                     f"Taps: needs one tensor from {path!r}, got {type(value).__name__}; tap a module inside it."
                 )
             if channels_last and value.dim() == 4:
-                value = value.movedim(3, 1)  # a view, which shares its version
+                value = value.movedim(3, 1)  # a view, which shares the version counter
             seen[path] = value, value._version
 
         module = self._modules_at[path]
@@ -106,7 +106,7 @@ class Taps(nn.Module):
 
 
 def _channels_last(net: nn.Module) -> bool:
-    """Whether the maps of ``net`` are (images, height, width, channels): timm says so of its nets."""
+    """Whether the maps of ``net`` are (images, height, width, channels), by timm's ``output_fmt`` or the class."""
     return getattr(net, "output_fmt", None) == "NHWC" or "torchvision.models.swin" in type(net).__module__
 
 
@@ -120,6 +120,6 @@ def _module_at(model: nn.Module, path: str) -> nn.Module:
         model = net
         names = [name for name, _ in model.named_modules() if name and name.count(".") <= 1]
         raise ValueError(
-            f"Taps: needs a module of {type(model).__name__}, got {path!r}; there are {', '.join(names[:20])}"
+            f"Taps: needs a module path of {type(model).__name__}, got {path!r}; use one of {', '.join(names[:20])}"
             f"{', ...' if len(names) > 20 else ''}."
         ) from None

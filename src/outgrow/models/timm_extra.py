@@ -1,7 +1,4 @@
-"""Nets that timm can build but has no public name for: a small literal table.
-
-They are the ones that Google published as TFLite files, with TensorFlow's padding.
-"""
+"""Nets that timm can build but has no name for: those that Google published as TFLite files, with its padding."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +12,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def _mobilenet_v1(width: float, num_classes: int, **more: Any) -> nn.Module:
-    """timm's MobileNetV1 at a width that timm has no name for."""
+    """timm's MobileNetV1 at another width."""
     import timm.models.efficientnet as efficientnet
 
     generate = getattr(efficientnet, "_gen_mobilenet_v1", None)
@@ -45,5 +42,5 @@ TIMM_EXTRA: dict[str, tuple[Callable[..., nn.Module], InputSpec]] = {
     "mobilenetv1_075_192": (partial(_mobilenet_v1, 0.75), _spec(192)),
     "mobilenetv2_100_tf2_224": (_mobilenet_v2_same, _spec(224)),
 }
-"""name -> (builder, what it wants to see). A builder takes the number of classes, and timm's arguments
+"""name -> (builder, input). A builder takes the number of classes and timm's keyword arguments
 (``features_only``). Sizes and normalisation are those of the TFLite originals."""

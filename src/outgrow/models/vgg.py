@@ -1,7 +1,7 @@
 """VGG with batch norm for 32x32 images: five blocks of 3x3 convolutions and one linear layer.
 
-Module names are those of the CRD protocol's nets. A block ends in a batch norm; its ReLU stands beside
-it (``act0`` to ``act4``, without parameters), so that a tap can choose either side of the activation.
+Module names are those of the CRD protocol's nets. A block ends in a batch norm. Its ReLU is a separate module
+(``act0`` to ``act4``), so that a tap can be before or after the activation.
 
 Reference: Simonyan, Zisserman (2015), https://arxiv.org/abs/1409.1556, table 1; ``vgg8`` has one
 convolution a block.
@@ -17,7 +17,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(Scriptable):
-    """``convolutions`` says how many of them each of the five blocks has."""
+    """``convolutions`` is the number of convolutions in each of the five blocks."""
 
     feature_paths = ("act1", "act2", "act3", "act4")
 
@@ -44,12 +44,12 @@ class VGG(Scriptable):
 
 @fx.wrap
 def pool_if_large(maps: Tensor, height: int) -> Tensor:
-    """The protocol pools a fourth time only for images larger than CIFAR's (Tiny ImageNet's 64)."""
+    """The fourth pool, which the protocol has only for images larger than CIFAR's (Tiny ImageNet's 64)."""
     return F.max_pool2d(maps, 2) if height >= 64 else maps
 
 
 def _block(in_channels: int, out_channels: int, convolutions: int) -> nn.Sequential:
-    """Convolution (with bias), batch norm and ReLU, repeated; the last ReLU is left to the net."""
+    """Convolution (with bias), batch norm and ReLU, repeated; without the last ReLU, which the net has."""
     layers: list[nn.Module] = []
     for number in range(convolutions):
         source = in_channels if number == 0 else out_channels

@@ -1,9 +1,9 @@
-"""Files of weights: what they hold, what they say of themselves, and whether they are whole.
+"""Read and write files of weights with their metadata, and check that they are intact.
 
-read_file       a safetensors file or one of torch.save, read without running code in it
-candidates      the state dicts in it, moving averages first
-check_tensors   only finite, plain, floating-point weights are copied into a net
-write_weights   a safetensors file, whole or not at all, with a checksum of itself
+read_file       read a safetensors file, or one of torch.save without running code in it
+candidates      the state dicts in a file, moving averages first
+check_tensors   raise unless tensors are finite, dense and floating-point
+write_weights   write a safetensors file atomically, with a checksum of itself
 """
 
 import argparse
@@ -37,68 +37,69 @@ WRAPPERS = (
     "student",
 )
 AVERAGES = re.compile(r"(^|[_.])(ema|swa)([_.]|$)|averaged|shadow", re.IGNORECASE)
-"""Keys of moving averages, which go first: where a checkpoint has one, it is what its author evaluated."""
+"""Keys of moving averages. They have priority, because the authors of a checkpoint evaluated the average."""
 NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|callbacks|loops|hyper|config|args", re.IGNORECASE)
 BOOKKEEPING = ("num_batches_tracked", "total_ops", "total_params")
-"""Ends of keys that do not matter: counters of batch norms, and what a FLOP counter leaves behind."""
+"""Suffixes of keys that are not needed: counters of batch norms, and those of FLOP counters."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-STATEMENTS = (
+METADATA_KEYS = (
     *("arch", "architecture", "model_name", "model", "input_spec", "mean", "std", "num_classes"),
     *("classes", "class_names", "class_to_idx", "idx_to_class", "id2label", "label_names"),
 )
-"""What a file of torch.save may say of itself beside its tensors."""
+"""The keys of a torch.save file that are read as metadata."""
 DEEPEST = 4
+"""How many levels of nested mappings are searched for state dicts."""
 SEAL = 64
-"""Spaces behind the header of our own files, where its format allows any number and its writers put less than eight:
-they are gone once another program has written the file anew."""
+"""Spaces after the header in files that we write. The format allows any number, and other writers use fewer than
+eight. A file without them was rewritten by another program, so its checksum does not apply."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """``found``: what the file holds; ``metadata``: what it says of itself."""
+    """``found``: the content of the file; ``metadata``: facts about the net, such as its name and classes."""
 
     path: Path
     found: Any
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_file(path: str | Path, *, who: str = "load_weights") -> WeightFile:
-    """``ValueError`` for what is no file of weights, or is damaged; ``who`` begins its message."""
+def read_file(path: str | Path, *, caller: str = "load_weights") -> WeightFile:
+    """Read a file; ``ValueError`` if it is damaged or has no weights. ``caller`` starts the message."""
     path = Path(path)
-    start = _start_of(path, who)
-    # a safetensors file begins with the length of its header, eight bytes that may be anything
-    torchs = start.startswith((b"PK\x03\x04", b"\x80")) or path.suffix != ".safetensors"
-    if torchs and start[8:9] != b"{":
-        found = _read_torch(path, start, who)
-        return WeightFile(path, found, _statements(found))
-    tensors, texts = read_safetensors(path, who=who)
+    start = _start_of(path, caller)
+    # the first eight bytes of a safetensors file are the header's length, so they may equal any magic number
+    is_torch = start.startswith((b"PK\x03\x04", b"\x80")) or path.suffix != ".safetensors"
+    if is_torch and start[8:9] != b"{":
+        found = _read_torch(path, start, caller)
+        return WeightFile(path, found, _metadata(found))
+    tensors, texts = read_safetensors(path, caller=caller)
     return WeightFile(path, tensors, _decoded(texts))
 
 
-def read_safetensors(path: str | Path, *, who: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, as they were written where it carries a checksum."""
+def read_safetensors(path: str | Path, *, caller: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; its checksum is verified if it has one."""
     path = Path(path)
-    _start_of(path, who)
+    _start_of(path, caller)
     try:
         with safe_open(path, framework="pt") as file:
             texts = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:  # its own errors, and those of numbers, types and memory
+    except Exception as error:  # SafetensorError, ValueError, TypeError, MemoryError, ...
         raise ValueError(
-            f"{who}: needs a whole safetensors file, got {path} with an error ({_line(error)}); fetch it again."
+            f"{caller}: needs an intact safetensors file, got {path} with an error ({first_line(error)}); fetch it again."
         ) from error
     stated = texts.pop(CHECKSUM, None)
     if stated is not None and _is_sealed(path) and stated != tensors_checksum(tensors, texts):
         raise ValueError(
-            f"{who}: needs the file as it was written, got {path}, which was damaged since (its checksum differs); "
+            f"{caller}: needs the file as it was written, got {path}, which was damaged since (its checksum differs); "
             "fetch it again."
         )
     return tensors, texts
 
 
 def write_weights(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
-    """A safetensors file, whole or not at all, with a checksum; its folder is made where it is lacking."""
-    # copies, as safetensors refuses two names for one storage
+    """Write a safetensors file atomically, with a checksum; its folder is created if necessary."""
+    # copies, because safetensors raises if two tensors share storage
     own = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
     whole = memoryview(save(own, {**metadata, CHECKSUM: tensors_checksum(own, metadata)}))
     end = 8 + int.from_bytes(whole[:8], "little")
@@ -114,7 +115,7 @@ def write_weights(state: Mapping[str, Tensor], path: str | Path, metadata: Mappi
 
 
 def _is_sealed(path: Path) -> bool:
-    """Whether the checksum is of this file: a program that changes tensors may copy the metadata as they are."""
+    """Whether we wrote this file. A program that changes tensors may copy our metadata, with an outdated checksum."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         file.seek(8 + length - SEAL)
@@ -122,7 +123,7 @@ def _is_sealed(path: Path) -> bool:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The first state dict in a file, checked, and what the file says of itself; ``ValueError`` as load_weights."""
+    """The first state dict in a file, checked, and the file's metadata; ``ValueError`` like ``load_weights``."""
     file = read_file(path)
     _, state = next(iter(candidates(file)))
     for prefix in ("module.", "_orig_mod."):
@@ -133,14 +134,14 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def candidates(file: WeightFile) -> list[tuple[str, dict[str, Tensor]]]:
-    """The state dicts in a file and where they stand: moving averages, then the usual wrappers, then others.
+    """The state dicts in a file with their keys: first moving averages, then common wrappers, then others.
 
-    ``ValueError`` where there is none.
+    ``ValueError`` if there is none.
     """
     found = list(_states(file.found, ()))
     if not found:
         got = (
-            _few([str(key) for key in file.found])
+            few([str(key) for key in file.found])
             if isinstance(file.found, Mapping)
             else type(file.found).__name__
         )
@@ -153,7 +154,7 @@ def candidates(file: WeightFile) -> list[tuple[str, dict[str, Tensor]]]:
 
 
 def rank(source: Iterable[str]) -> int:
-    """0 for a moving average, 1 for a usual place, 2 for any other."""
+    """0 for a moving average, 1 for a common wrapper, 2 for any other key."""
     parts = tuple(source)
     if any(AVERAGES.search(part) for part in parts):
         return 0
@@ -161,27 +162,27 @@ def rank(source: Iterable[str]) -> int:
 
 
 def unnamed_averages(file: WeightFile) -> list[str]:
-    """Where a file keeps moving averages as lists of tensors without names."""
+    """The keys under which a file has moving averages as lists of tensors without names."""
     return [".".join(source) for source, value in _inside(file.found, ()) if _is_list_of_tensors(value)]
 
 
 def check_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
-    """``ValueError`` for tensors that cannot be copied into ``own`` as they are, or that are not finite."""
+    """``ValueError`` for tensors that are not finite, not dense, or of a dtype that ``own`` cannot take."""
     odd = []
     for key, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = "meta" if value.is_meta else "quantised" if value.is_quantized else "sparse"
             odd.append(f"{key} {kind}")
             continue
-        wanted = own[key].dtype if key in own else value.dtype
-        fits = value.dtype in FLOATS if wanted.is_floating_point else not value.dtype.is_complex
-        if not wanted.is_floating_point and key in own and not key.endswith(BOOKKEEPING):
-            fits = value.dtype == wanted or not (value.is_floating_point() or value.is_complex())
+        dtype = own[key].dtype if key in own else value.dtype
+        fits = value.dtype in FLOATS if dtype.is_floating_point else not value.dtype.is_complex
+        if not dtype.is_floating_point and key in own and not key.endswith(BOOKKEEPING):
+            fits = value.dtype == dtype or not (value.is_floating_point() or value.is_complex())
         if not fits:
             odd.append(f"{key} {value.dtype}".replace("torch.", ""))
     if odd:
         raise ValueError(
-            f"load_weights: needs plain tensors of floating-point weights, got {path} with {_few(odd)}; "
+            f"load_weights: needs dense tensors of floating-point weights, got {path} with {few(odd)}; "
             "save the weights before they are quantised or pruned, as float16, bfloat16 or float32."
         )
     infinite = [
@@ -189,58 +190,57 @@ def check_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: 
         for key, value in state.items()
         if value.is_floating_point()
         and not value.to(own[key].dtype if key in own else value.dtype).isfinite().all()
-        # such as the mask of a causal attention
+        # infinity is allowed if the net's own tensor has it, such as a causal attention mask
         and not (key in own and own[key] is not value and not own[key].isfinite().all())
     ]
     if infinite:
         raise ValueError(
             f"load_weights: needs finite weights, got {path} with NaN or infinity in {len(infinite)} tensors "
-            f"({_few(infinite)}); take a checkpoint from before the training diverged."
+            f"({few(infinite)}); use a checkpoint from before the training diverged."
         )
 
 
-def _start_of(path: Path, who: str) -> bytes:
-    """The first bytes of a regular file."""
+def _start_of(path: Path, caller: str) -> bytes:
+    """The first bytes of a regular file; ``ValueError`` for anything else."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):
             with path.open("rb") as file:
                 return file.read(64)
-        kind = "a directory" if stat.S_ISDIR(mode) else "no regular file (a pipe, a socket or a device)"
+        problem = "is a directory" if stat.S_ISDIR(mode) else "is a pipe, a socket or a device"
     except FileNotFoundError:
-        kind = "not there"
+        problem = "does not exist"
     except (OSError, ValueError) as error:
-        kind = f"not readable ({_line(error)})"
+        problem = f"cannot be read ({first_line(error)})"
     raise ValueError(
-        f"{who}: needs a file of weights, got {str(path)!r}, which is {kind}; give the .safetensors or .pt file itself."
+        f"{caller}: needs a file of weights, got {str(path)!r}, which {problem}; pass the path of the .safetensors or "
+        ".pt file."
     )
 
 
-def _read_torch(path: Path, start: bytes, who: str) -> Any:
+def _read_torch(path: Path, start: bytes, caller: str) -> Any:
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(
-            f"{who}: needs a file of tensors, got {path}, which is a pointer of Git LFS; fetch the file itself (git lfs pull)."
+            f"{caller}: needs a file of tensors, got {path}, which is a Git LFS pointer; fetch the file (git lfs pull)."
         )
     try:
         if start.startswith(b"PK"):
             _check_archive(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of outdated formats, which are read all the same
-            with (
-                torch.serialization.safe_globals(_harmless()),
-                path.open("rb") as file,
-            ):  # by its content, whatever its name ends in
+            warnings.simplefilter("ignore")  # about old formats, which can be read too
+            # an open file instead of the path: torch.load would choose the format by the path's suffix
+            with torch.serialization.safe_globals(_safe_types()), path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged pickle can raise any exception
         raise ValueError(
-            f"{who}: needs a file of tensors alone, got {path}, which is damaged or holds pickled objects that "
+            f"{caller}: needs a file with only tensors, got {path}, which is damaged or has pickled objects that "
             "could run code when read; if you trust it, open it yourself and save its state_dict() as safetensors "
-            f"(torch says: {_line(error)})."
+            f"(error of torch.load: {first_line(error)})."
         ) from error
 
 
-def _harmless() -> list[Any]:
-    """What training scripts keep beside the weights (options, paths, a best accuracy): values that run nothing."""
+def _safe_types() -> list[Any]:
+    """Types that training scripts save with the weights (options, paths, a best accuracy) and that run no code."""
     import numpy as np
 
     scalar = getattr(np, "_core", getattr(np, "core", None)).multiarray.scalar  # type: ignore[union-attr]
@@ -250,21 +250,21 @@ def _harmless() -> list[Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """torch does not compare the checksums that stand in its archives."""
+    """Verify the checksums of a torch.save archive, because torch.load does not."""
     with zipfile.ZipFile(path) as archive:
-        # all zero where torch was told to compute none
+        # all are zero if torch was configured to compute none
         damaged = archive.testzip() if any(member.CRC for member in archive.infolist()) else None
     if damaged is not None:
         raise ValueError(f"the checksum of {damaged} differs")
 
 
-def _statements(found: Any) -> dict[str, Any]:
+def _metadata(found: Any) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         return {}
     plain = str | int | float | list | tuple | dict
     return {
         key: found[key]
-        for key in STATEMENTS
+        for key in METADATA_KEYS
         if isinstance(found.get(key), plain) and not _has_tensors(found[key])
     }
 
@@ -275,7 +275,7 @@ def _has_tensors(value: Any) -> bool:
 
 
 def _decoded(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Values as JSON where they are JSON; the model's name stays text."""
+    """Parse values that are JSON; others, and the model's name, stay text."""
     decoded: dict[str, Any] = {}
     for key, text in texts.items():
         try:
@@ -294,7 +294,7 @@ def _states(found: Any, source: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
 
 
 def _inside(found: Any, source: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All that stands in nested mappings, the usual wrappers first."""
+    """All values in nested mappings with their keys, common wrappers first."""
     if not isinstance(found, Mapping) or len(source) == DEEPEST:
         return
     inner = [(str(key), value) for key, value in found.items() if not isinstance(value, Tensor)]
@@ -309,10 +309,12 @@ def _is_list_of_tensors(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, Tensor) for v in value)
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; its type if the message is empty."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def _few(items: Iterable[str], most: int = 5) -> str:
+def few(items: Iterable[str], most: int = 5) -> str:
+    """The first ``most`` items, and how many more there are."""
     listed = list(items)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

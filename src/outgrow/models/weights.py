@@ -1,15 +1,15 @@
-"""Weights from files, whoever wrote them, and the file that is deployed.
+"""Load weights from files of any origin, and save a network for deployment.
 
-load_weights   a file's weights into a network: unwrapped, prefixes stripped, other spellings translated
-save_student   the file that is deployed: a net's weights with all that is needed to use them
-LoadReport     what was loaded, renamed, missing, and what the file says of itself
+load_weights   load a file into a network: unwrap state dicts, strip prefixes, translate parameter names
+save_student   save a network's weights with its name, classes and input
+LoadReport     what was loaded, renamed and missing, and the file's metadata
 """
 
 import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from outgrow.models.weight_file import (
     WeightFile,
     candidates,
     check_tensors,
+    few,
     rank,
     read_file,
     read_weights,
@@ -46,25 +47,25 @@ POSITIONS = re.compile(r"pos_embed|position_embedding|pos_embedding|relative_pos
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the weights in ``path``. Names are the network's unless said otherwise."""
+    """The result of loading ``path``. Parameter names are the network's, except in ``renamed``."""
 
     path: Path
     source: str
-    """Where in the file the weights stood: ``""`` at the top, else such as ``model`` or ``ema.shadow``."""
+    """The key of the state dict in the file: ``""`` at the top, else for example ``model`` or ``ema.shadow``."""
     loaded: tuple[str, ...]
     renamed: Mapping[str, str]
-    """The file's name, after prefixes, to the network's, where they differ."""
+    """The file's names (without prefixes) to the network's, where they differ."""
     missing: tuple[str, ...]
-    """What the network has and the file has not, or not in this shape."""
+    """Names that the network has and the file has not, or with another shape."""
     head: Head
-    """``rebuilt`` to the file's number of classes (teacher); of a student left ``new``, ``reordered`` into the
-    order of its classes, or ``partial``: the rows of the classes that both have."""
+    """``loaded``; ``rebuilt`` for the file's number of classes (teacher); or, for a student, ``new``, ``reordered``
+    to the order of its classes, or ``partial`` (only the rows of shared classes are loaded)."""
     num_classes: int | None
-    """How many classes the file's head has; None where it has no head."""
+    """The number of classes of the file's head; None if it has no head."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """What the file says of itself: ``model``, ``classes``, ``input_spec``, whatever is there."""
+    """The file's metadata: ``model``, ``classes``, ``input_spec`` and others, if present."""
     passed_over: tuple[str, ...] = ()
-    """Moving averages in the file that were not taken, and why."""
+    """Moving averages in the file that were not used, with the reasons."""
 
     @property
     def head_replaced(self) -> bool:
@@ -76,42 +77,42 @@ class LoadReport:
         lines += [f"  {reason}" for reason in self.passed_over]
         if self.renamed:
             pairs = [f"{old} -> {new}" for old, new in self.renamed.items()]
-            lines.append(f"  renamed {len(pairs)}: {_few(pairs)}")
+            lines.append(f"  renamed {len(pairs)}: {few(pairs)}")
         if self.head != "loaded":
-            fate = "rebuilt for the file's classes" if self.head == "rebuilt" else self.head
-            lines.append(f"  head {fate}; the file has {self.num_classes or 'no'} classes")
+            head = "rebuilt for the file's classes" if self.head == "rebuilt" else self.head
+            lines.append(f"  head {head}; the file has {self.num_classes or 'no'} classes")
         if self.missing:
-            lines.append(f"  missing {len(self.missing)}: {_few(self.missing)}")
-        if facts := ", ".join(key for key in self.metadata if key != "format"):
-            lines.append(f"  the file also says: {facts}")
+            lines.append(f"  missing {len(self.missing)}: {few(self.missing)}")
+        if keys := ", ".join(key for key in self.metadata if key != "format"):
+            lines.append(f"  metadata: {keys}")
         return "\n".join(lines)
 
 
 def load_weights(
     network: Network, path: str | Path, *, role: Role, classes: Sequence[str] | None = None
 ) -> LoadReport:
-    """Loads the weights in ``path`` into ``network``; what else to make of them depends on ``role``.
+    """Load the weights in ``path`` into ``network``.
 
-    ``path`` is a safetensors file or a file of ``torch.save``, which is read without running any code in
-    it. Wrappers (``{"model": ...}``), prefixes (``module.``) and other spellings of shortcuts, stages and
-    heads are understood where names and shapes then agree; of several state dicts that fit, a moving average
-    goes first. A head of another size:
+    ``path`` is a safetensors file or a file of ``torch.save``, which is read without running any code in it.
+    Wrappers (``{"model": ...}``), prefixes (``module.``) and other names of shortcuts, stages and heads are
+    translated if names and shapes then agree. If several state dicts fit, a moving average has priority.
 
-    - ``teacher``: the network's head is rebuilt for the file's classes, and ``network.num_classes`` with
-      it; mapping the classes is the caller's business.
-    - ``student``: all but the head is loaded, the head is drawn anew and small (so that training starts at
-      the loss of a guess), with a warning; also where the file has no head.
-    - ``exact``: an error.
+    ``role`` determines what happens if the head has another number of classes:
 
-    ``classes`` are those that a student is for. Where the file names its own, the head's rows are put into
-    their order; with some names in common those rows are kept, with none the head is new, both with a warning.
+    - ``teacher``: the network's head and ``network.num_classes`` are changed to the file's classes. The caller
+      must map the classes.
+    - ``student``: all but the head is loaded. The head gets new small weights, so that the first loss is near
+      that of uniform predictions. This warns. It also applies if the file has no head.
+    - ``exact``: raises.
 
-    Where the file says what its net wants to see (``input_spec``, or ``mean`` and ``std``) and the names
-    of its classes, the network takes them over, the names only with the head. Warns where the file is of a
-    net with another name.
+    ``classes`` are a student's classes. If the file has class names, the head's rows are reordered to match. If
+    only some names match, only those rows are loaded; if none match, the head is new. Both warn.
 
-    Raises ``ValueError`` for anything else that does not match, for a damaged file, and for tensors that are
-    not finite, and leaves the network as it was.
+    If the file's metadata has the input (``input_spec``, or ``mean`` and ``std``), the network takes it over. It
+    takes over class names too, unless the head is new. Warns if the metadata has the name of another net.
+
+    Raises ``ValueError`` for any other mismatch, for a damaged file and for tensors that are not finite. The
+    network is then unchanged.
     """
     return load_file(network, read_file(path), role=role, classes=classes)
 
@@ -119,7 +120,7 @@ def load_weights(
 def load_file(
     network: Network, file: WeightFile, *, role: Role, classes: Sequence[str] | None = None
 ) -> LoadReport:
-    """:func:`load_weights` of a file that is read already."""
+    """:func:`load_weights` for a file that was read already."""
     own = network_state(network)
     head_paths = [head for head, _ in heads_of(network)]
     head_keys = {key for head in head_paths for key in (f"{head}.weight", f"{head}.bias") if key in own}
@@ -140,8 +141,8 @@ def load_file(
         shared = any(place is not None for place in places)
         head = "loaded" if in_order else "new" if not shared else "reordered" if match.columns else "partial"
         if match.how == "position" or (match.columns and not in_order):
-            moved = "" if in_order else ", the head's rows put into the data's order"
-            network.notes.append(f"{file.path.name}: its classes are taken {match.note}{moved}")
+            moved = "" if in_order else "; the head's rows are reordered to the data's classes"
+            network.notes.append(f"{file.path.name}: classes matched {match.note}{moved}")
     if head == "rebuilt":
         assert file_classes is not None
         replace_heads(network, file_classes)
@@ -164,8 +165,8 @@ def load_file(
     elif head != "new" and names is not None:
         network.classes = names
     if fit.source or passed_over:
-        taken = f"{file.path.name}: the weights under {fit.source!r}" if fit.source else file.path.name
-        network.notes.append("; ".join([taken, *passed_over]))
+        used = f"{file.path.name}: uses the weights under {fit.source!r}" if fit.source else file.path.name
+        network.notes.append("; ".join([used, *passed_over]))
     return LoadReport(
         path=file.path,
         source=fit.source,
@@ -180,7 +181,7 @@ def load_file(
 
 
 def order_heads(network: Network, classes: Sequence[str]) -> None:
-    """Puts a trained head that knows its classes into the order of as many ``classes``, as :func:`load_weights` does."""
+    """Reorder a trained head's rows to ``classes`` by name, like :func:`load_weights`; the numbers must agree."""
     match = match_classes(network.classes, network.num_classes, classes)
     if match.columns is None or match.columns != tuple(range(network.num_classes)):
         trained = {
@@ -192,20 +193,20 @@ def order_heads(network: Network, classes: Sequence[str]) -> None:
         place_heads(network, trained, match.places)
     if match.how in ("partial", "none"):
         warnings.warn(
-            f"create_model {network.name}: of its trained head {match.note}; the rows of missing classes are new.",
+            f"create_model {network.name}: classes of the trained head: {match.note}; the rows of missing classes are new.",
             stacklevel=3,
         )
     elif match.how != "names" or match.columns != tuple(range(network.num_classes)):
-        network.notes.append(f"{network.name}: the rows of its head are taken {match.note}")
+        network.notes.append(f"{network.name}: the head's rows are matched {match.note}")
     network.classes = tuple(classes)
 
 
 def save_student(network: Network, path: str | Path) -> None:
-    """Writes ``network.net``'s weights as safetensors, with the name, the classes and the input.
+    """Save the weights of ``network.net`` as safetensors, with the network's name, classes and input.
 
-    This is the file that is deployed: it holds no code, no optimiser and nothing of a teacher, and
-    :func:`load_weights` reads it back. ``path`` must end in ``.safetensors``; its folder is made where
-    it is lacking, and a file that is there already is replaced in one step.
+    The file is meant for deployment: it has no code, no optimiser state and nothing of the teacher.
+    :func:`load_weights` reads it. ``path`` must end in ``.safetensors``. Its folder is created if necessary,
+    and an existing file is replaced atomically.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -225,26 +226,26 @@ def save_student(network: Network, path: str | Path) -> None:
 
 
 def network_state(network: Network) -> dict[str, Tensor]:
-    """The state of the bare net, without the prefixes of what is wrapped around it."""
+    """The state dict of the net inside all wrappers, without their prefixes."""
     return dict(bare_net(network).state_dict())
 
 
 def stated_size(file: WeightFile) -> int | None:
-    """The side of the input that a file states; None where it states none."""
+    """The input size in a file's metadata, None if it has none."""
     spec = file.metadata.get("input_spec")
     size = spec.get("size") if isinstance(spec, Mapping) else None
     return size if isinstance(size, int) and size > 0 else None
 
 
 def stated_count(file: WeightFile) -> int | None:
-    """The number of classes that a file states; None where it states none."""
+    """The number of classes in a file's metadata, None if it has none."""
     count = file.metadata.get("num_classes")
     return count if isinstance(count, int) and count > 0 else None
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """One state dict of a file in the names of a net, and where the two differ."""
+    """One state dict of a file with a net's parameter names, and the differences between the two."""
 
     source: str
     state: dict[str, Tensor]
@@ -253,7 +254,7 @@ class _Fit:
     missing: set[str]
     unexpected: set[str]
     head: Literal["loaded", "rebuilt", "new"] | None
-    """What becomes of the head in the role asked for; None where the two do not fit."""
+    """What happens to the head in the given role; None if the state dict does not fit."""
 
     @property
     def common(self) -> int:
@@ -263,9 +264,9 @@ class _Fit:
 def _choose(
     file: WeightFile, own: Mapping[str, Tensor], head_keys: set[str], role: Role, network: Network
 ) -> tuple[_Fit, tuple[str, ...]]:
-    """The first state dict in the file that fits, and which moving averages before it do not."""
+    """The first state dict in the file that fits, and the reasons why moving averages are not used."""
     passed_over = [
-        f"the moving average under {place!r} is a list without names, and not taken"
+        f"the moving average under {place!r} is a list without names and is not used"
         for place in unnamed_averages(file)
     ]
     closest: _Fit | None = None
@@ -282,13 +283,13 @@ def _choose(
             fits.append(fit)
         others += fits
         if not fits and rank(_split(source)) == 0:
-            passed_over.append(f"the moving average under {source!r} does not fit, and is not taken")
+            passed_over.append(f"the moving average under {source!r} does not fit and is not used")
     if len(others) == 1:
         return others[0], tuple(passed_over)
     if others:
         raise ValueError(
             f"load_weights: needs one state dict that fits {network.name}, got {len(others)} in {file.path} (under "
-            f"{_few([fit.source for fit in others])}); save the one that is meant to a file of its own."
+            f"{few([fit.source for fit in others])}); save the right one to a separate file."
         )
     assert closest is not None
     raise ValueError(_mismatch(network, file.path, role, own, closest))
@@ -299,7 +300,7 @@ def _split(source: str) -> tuple[str, ...]:
 
 
 def _parts(source: str, state: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """A state dict as it is, and the parts of it below a common prefix, moving averages first."""
+    """A state dict itself, then its parts below each common prefix, moving averages first."""
     yield source, state
     counts: Counter[str] = Counter()
     for key in state:
@@ -314,7 +315,7 @@ def _parts(source: str, state: dict[str, Tensor]) -> Iterator[tuple[str, dict[st
 def _fit(
     source: str, state: dict[str, Tensor], own: Mapping[str, Tensor], head_keys: set[str], role: Role
 ) -> _Fit:
-    # what averages and counters keep beside the weights: n_averaged, decay, num_updates
+    # drop counters and options of averages (n_averaged, decay, num_updates): scalars at the top level
     state = {key: value for key, value in state.items() if key in own or "." in key or value.numel() > 1}
     state, renamed = _match(state, own)
     differing = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
@@ -345,23 +346,23 @@ def _warn_of_head(
     if head == "new":
         theirs = str(file_classes or "none")
         if names is not None and classes is not None:
-            theirs += f" others ({_few(names)})"
+            theirs += f" others ({few(names)})"
         warnings.warn(
             f"load_weights: the head of {network.name} has {network.num_classes} classes, that of {file.path.name} "
-            f"{theirs}; the head stays new, everything else is loaded.",
+            f"{theirs}; the head is new, everything else is loaded.",
             stacklevel=4,
         )
     elif head == "partial" and classes is not None:
         lacking = [name for name, place in zip(classes, places, strict=True) if place is None]
         warnings.warn(
             f"load_weights: {file.path.name} has {len(places) - len(lacking)} of {len(places)} classes of {network.name}; "
-            f"those rows of the head are loaded, those of {_few(lacking)} are new.",
+            f"those rows of the head are loaded, those of {few(lacking)} are new.",
             stacklevel=4,
         )
 
 
 def _warn_of_name(network: Network, file: WeightFile) -> None:
-    """The tensors fit, but a net of another name may compute something else with them."""
+    """Warn if the metadata has another net's name: the tensors fit, but the nets may compute different things."""
     stated = file.metadata.get("model")
     if not isinstance(stated, str):
         stated = next(
@@ -371,22 +372,23 @@ def _warn_of_name(network: Network, file: WeightFile) -> None:
     if not isinstance(stated, str) or same_net(stated, network.name):
         return
     warnings.warn(
-        f"load_weights: {file.path.name} is of {stated}, and is read as {network.name}: its tensors fit, but the two may "
-        "compute different things (padding, activation, epsilon); give the model's own name.",
+        f"load_weights: {file.path.name} is of {stated} and is loaded as {network.name}: its tensors fit, but the two may "
+        "compute different things (padding, activation, epsilon); use the name of the file's net.",
         stacklevel=4,
     )
 
 
 def same_net(stated: str, name: str) -> bool:
-    """Whether a file that says ``stated`` may be of the net ``name``.
+    """Whether a file with the model name ``stated`` may be of the net ``name``.
 
-    Without its family a name counts where it is one of the same family: others may be anybody's own.
+    A name without a family is compared if it is a model of the same family. Other names are unknown, so they
+    may be the same net.
 
     >>> same_net("timm/resnet50.a1_in1k", "timm/resnet50"), same_net("tf_efficientnet_b0", "timm/efficientnet_b0")
     (True, False)
     """
     if not name.startswith(FAMILIES):
-        return True  # a module of the caller's own
+        return True  # the caller's own module
     if stated.startswith(FAMILIES):
         return _plain_name(stated) == _plain_name(name)
     family, _, rest = name.partition("/")
@@ -395,7 +397,7 @@ def same_net(stated: str, name: str) -> bool:
 
 
 def _plain_name(name: str) -> tuple[str, ...]:
-    """A net's name without what does not change it: the tag of published weights, the place of a file, the size."""
+    """A net's name without parts that do not change the net: the weights' tag, a file's folder, the input size."""
     if name.startswith("py:"):
         return ("py", Path(name[3:]).name)
     family, _, rest = name.partition("/")
@@ -419,10 +421,10 @@ def _is_name(family: str, rest: str) -> bool:
 
 
 def _match(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """``state`` in the names of ``own``, and what was renamed.
+    """``state`` with the names of ``own``, and what was renamed.
 
-    Prefixes are taken off as long as all keys have one; of the states on the way, the one that fits best
-    is kept, as a net of the user's may well have a part that is called ``model``.
+    Prefixes are stripped as long as all keys share one. Of all intermediate state dicts the one that fits best is
+    used, because a net may have a submodule named ``model``.
     """
     state = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
     stripped = [state]
@@ -435,10 +437,10 @@ def _match(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[st
 
 
 def _translation(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
-    """The file's names to the network's, where only the spelling differs, without any doubt.
+    """A mapping from the file's names to the network's, where only the naming convention differs.
 
-    A name is translated where one key of either side, and only one, has the same canonical spelling and
-    the same shape; of a head only the width need agree, as its classes may differ.
+    A name is translated if exactly one key on each side has the same canonical name, and their shapes agree. For
+    a head only the input width must agree, because the number of classes may differ.
     """
     theirs, ours = state.keys() - own.keys(), own.keys() - state.keys()
     counts = Counter(map(_canonical, theirs)), Counter(map(_canonical, ours))
@@ -455,7 +457,7 @@ def _translation(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
 
 
 def _canonical(key: str) -> str:
-    """One spelling for all the usual ones of shortcuts, stages and heads.
+    """A parameter name with common names of shortcuts, stages and heads unified.
 
     >>> _canonical("block1.layer.0.convShortcut.weight"), _canonical("layer1.0.shortcut.0.weight")
     ('stage1.0.shortcut.weight', 'stage1.0.shortcut.weight')
@@ -476,36 +478,36 @@ def _canonical(key: str) -> str:
         elif part in SHORTCUTS:
             parts.append("shortcut")
         elif part == "0" and before == "shortcut":
-            continue  # the convolution, with a batch norm as number 1 or without
+            continue  # the convolution; a batch norm may follow as number 1
         else:
             parts.append(part)
     return ".".join(parts)
 
 
-def _stated_input(stated: InputSpec, file: WeightFile) -> InputSpec:
-    """``stated`` with what the file says of its input, under ``input_spec`` or as ``mean`` and ``std``."""
+def _stated_input(default: InputSpec, file: WeightFile) -> InputSpec:
+    """``default`` updated by the file's metadata: ``input_spec``, or ``mean`` and ``std``."""
     spec = file.metadata.get("input_spec")
     if not isinstance(spec, Mapping):
         spec = {key: file.metadata.get(key) for key in ("mean", "std")}
     changes: dict[str, Any] = {
         key: spec[key]
         for key in ("size", "interpolation", "crop_pct")
-        if key in spec  # a size of None is an answer: any size
+        if key in spec  # a size of None means any size
     }
     try:
         for key in ("mean", "std"):
             if isinstance(spec.get(key), list | tuple):
                 changes[key] = tuple(float(number) for number in spec[key])
-        return replace(stated, **changes)
+        return replace(default, **changes)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"load_weights: needs an input that a net can have, got {dict(spec)} in {file.path} "
-            f"({str(error).splitlines()[0]}); correct what the file says of itself."
+            f"load_weights: needs a valid input specification, got {dict(spec)} in {file.path} "
+            f"({str(error).splitlines()[0]}); correct the file's metadata."
         ) from error
 
 
 def states_normalisation(file: WeightFile) -> bool:
-    """Whether the file says with which mean and deviation its net was trained."""
+    """Whether the file's metadata has the mean and standard deviation of the normalisation."""
     spec = file.metadata.get("input_spec")
     spec = spec if isinstance(spec, Mapping) else file.metadata
     return isinstance(spec.get("mean"), list | tuple) and isinstance(spec.get("std"), list | tuple)
@@ -515,7 +517,8 @@ def _stated_classes(file: WeightFile, file_classes: int | None) -> tuple[str, ..
     names = stated_names(file.metadata)
     if names is not None and file_classes is not None and len(names) != file_classes:
         warnings.warn(
-            f"load_weights: {file.path.name} names {len(names)} classes for a head of {file_classes}; the names are ignored.",
+            f"load_weights: {file.path.name} has {len(names)} class names for a head of {file_classes} classes; the names "
+            "are ignored.",
             stacklevel=4,
         )
         return None
@@ -526,7 +529,7 @@ def _mismatch(network: Network, path: Path, role: str, own: Mapping[str, Tensor]
     state = fit.state
     shapes = [f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in sorted(fit.differing)]
     wrong = [
-        f"{len(keys)} {kind} ({_few(keys)})"
+        f"{len(keys)} {kind} ({few(keys)})"
         for kind, keys in (
             ("missing in the file", sorted(fit.missing)),
             ("unexpected in the file", sorted(fit.unexpected)),
@@ -537,12 +540,7 @@ def _mismatch(network: Network, path: Path, role: str, own: Mapping[str, Tensor]
     advice = "check that the file belongs to this architecture, its width and its number of classes."
     if any(POSITIONS.search(key) for key in fit.differing) and not (fit.missing or fit.unexpected):
         advice = (
-            "its positions are those of another input size: build the net for that size (input_size, such as --set "
-            "student.input_size=64; a file that save_student wrote states its own). They are not interpolated."
+            "its position embeddings are for another input size and are not interpolated: build the net for that size "
+            "(input_size, such as --set student.input_size=64; files of save_student include it)."
         )
     return f"load_weights: needs the weights of {network.name} (role {role}), got {path} with {', '.join(wrong)}; {advice}"
-
-
-def _few(items: Iterable[str], most: int = 5) -> str:
-    listed = list(items)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

@@ -1,6 +1,6 @@
 """Wide ResNets for CIFAR, ``wrn_DEPTH_WIDTH``: pre-activation blocks in three stages, no dropout.
 
-The stages end in sums that no activation has seen; the last batch norm and ReLU belong to the net.
+The stages end in sums without an activation; the last batch norm and ReLU come after the last stage.
 Module names are those of the CRD protocol's nets.
 
 Reference: Zagoruyko, Komodakis (2016), https://arxiv.org/abs/1605.07146.
@@ -16,8 +16,7 @@ from outgrow.models.layers import Scriptable, conv1x1, conv3x3, global_pool, ini
 class PreActivationBlock(nn.Module):
     """BN, ReLU, 3x3, BN, ReLU, 3x3, and a shortcut.
 
-    Where the width changes, the shortcut is a projection of the *activated* input; elsewhere it is the
-    input itself.
+    If the width changes, the shortcut is a projection of the *activated* input. Otherwise it is the input itself.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -37,7 +36,7 @@ class PreActivationBlock(nn.Module):
 
 
 class WideStage(nn.Module):
-    """``blocks`` blocks under the name ``layer``, as the protocol's checkpoints have them."""
+    """``blocks`` blocks under the name ``layer``, as in the protocol's checkpoints."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, stride: int) -> None:
         super().__init__()

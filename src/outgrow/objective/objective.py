@@ -440,12 +440,13 @@ class Objective(nn.Module):
         logits = lift(student.logits)
         if partial:
             logits = _masked(logits, target.valid)
+        label = torch.where(target.valid, target.label, IGNORE)
         if target.partner is None or target.mix is None:
-            label = torch.where(target.valid, target.label, IGNORE)
             return F.cross_entropy(logits, label, reduction="sum", ignore_index=IGNORE) / count
         log_p = logits.log_softmax(dim=1)
-        own = F.nll_loss(log_p, target.label, reduction="none")
-        partner = F.nll_loss(log_p, target.partner, reduction="none")
+        own = F.nll_loss(log_p, label, reduction="none", ignore_index=IGNORE)
+        other = torch.where(target.valid, target.partner, IGNORE)
+        partner = F.nll_loss(log_p, other, reduction="none", ignore_index=IGNORE)
         blend = target.mix * own + (1 - target.mix) * partner
         return (blend * target.valid).sum() / count
 

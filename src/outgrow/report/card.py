@@ -42,7 +42,8 @@ def model_card(record: RunRecord, exported: Exported) -> str:
         "## What it was made from",
         "",
         f"- Teacher: {_teacher(record)}",
-        f"- Data: {public_source(record.data.source)}, {record.data.train:,} images for training; fingerprint "
+        f"- Data: {public_source(record.data.source)}, {record.data.train:,} images for training"
+        f"{f' and {record.data.unlabelled:,} without labels' if record.data.unlabelled else ''}; fingerprint "
         f"`{record.data.fingerprint[:16]}`",
         f"- Method: {_plain(record.method_text)}; {len(record.epochs)} epochs, seed {record.seed}",
         f"- Made with outgrow {record.versions.get('outgrow', '')}, torch {record.versions.get('torch', '')}"

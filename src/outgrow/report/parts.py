@@ -240,10 +240,10 @@ def conditions(runs: Sequence[RunRecord]) -> list[Condition]:
     seeds = sorted({run.seed for run in runs})
     add("seeds" if len(seeds) > 1 else "seed", [", ".join(map(str, seeds))])
     add("data", (run.data.source for run in runs))
-    add("rows", (_rows(run.data) for run in runs))
+    add("rows", (rows(run.data) for run in runs))
     add("epochs", (train.epochs for train in trains))
     add("optimiser", (_optimiser(train) for train in trains))
-    add("augmentation", (_augmentation(run.config.data.augment.model_dump(mode="json")) for run in runs))
+    add("augmentation", (augmentation(run.config.data.augment.model_dump(mode="json")) for run in runs))
     add("precision", (train.precision for train in trains))
     add("student", (run.student.name for run in runs))
     add("teacher", (_teacher(run.teacher) for run in runs))
@@ -258,9 +258,12 @@ def conditions(runs: Sequence[RunRecord]) -> list[Condition]:
     return found
 
 
-def _rows(data: DataRecord) -> str:
+def rows(data: DataRecord) -> str:
+    """How many images each split has, in words."""
     val = f"{data.val:,} for validation, " if data.val else ""
-    return f"{data.train:,} for training, {val}{data.test:,} for testing"
+    excluded = f" ({data.excluded:,} others excluded)" if data.excluded else ""
+    unlabelled = f"{data.unlabelled:,} without labels, " if data.unlabelled else ""
+    return f"{data.train:,} for training{excluded}, {unlabelled}{val}{data.test:,} for testing"
 
 
 def _optimiser(train: TrainConfig) -> str:
@@ -270,7 +273,8 @@ def _optimiser(train: TrainConfig) -> str:
     )
 
 
-def _augmentation(augment: Mapping[str, Any]) -> str:
+def augmentation(augment: Mapping[str, Any]) -> str:
+    """How training images are varied, in words."""
     used = [
         name.replace("_", " ") if value is True else f"{name.replace('_', ' ')} {value}"
         for name, value in augment.items()

@@ -1,7 +1,7 @@
-"""``outgrow export``: the student of a run, alone, for whoever uses it.
+"""``outgrow export``: write the student of a run for deployment.
 
-A folder in the hub's layout: the formats that were asked for, ``config.json``, and a model card. It is written beside
-its place and moved there when every file in it has been checked.
+The result is a folder in the layout of the Hugging Face hub: the requested formats, ``config.json`` and a model card.
+It is written to a temporary folder, which is moved into place once every file is checked.
 """
 
 import errno
@@ -28,9 +28,9 @@ FILES = (
     "preprocessor_config.json",
     CARD,
 )
-"""What an export writes; other files in its folder stay."""
+"""The files of an export. Other files in its folder are kept."""
 FULL = 1 << 16
-"""A disk with fewer free bytes is full: no file of an export is smaller."""
+"""A disk with fewer free bytes counts as full: no file of an export is smaller."""
 
 
 def export_run(
@@ -44,14 +44,14 @@ def export_run(
     push: str | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Write the student of the run in ``folder`` into ``out`` (``folder/export`` by default).
+    """Export the student of the run in ``folder`` to ``out`` (default: ``folder/export``).
 
-    ``format`` is one of ``safetensors``, ``onnx``, ``torch``, or ``all``; ``quantize="int8"`` adds an ONNX file of 8
-    bits. ``images`` are compared on where the run's data are not there any more. ``push`` names a repository of the
-    hub that the folder is uploaded to.
+    ``format`` is one of ``safetensors``, ``onnx``, ``torch``, or ``all``; ``quantize="int8"`` adds an 8-bit ONNX
+    file. Each file is compared with the student on images of the run's data, or on ``images`` if the data are no longer
+    available. ``push`` is a repository of the hub to upload the folder to.
 
-    ``ValueError`` for a run that is not finished, a folder that holds something, a format that cannot be written, and a
-    file that does not compute what the student does: then nothing is written.
+    ``ValueError``, with nothing written, for a run that is not finished, a folder that is not empty, a format that
+    cannot be written, and a file whose outputs differ from the student's.
     """
     report = reporter or Reporter()
     if format not in (*FORMATS, "all"):
@@ -59,74 +59,72 @@ def export_run(
     if quantize not in (None, "int8"):
         raise ValueError(f"--quantize: needs int8, got {quantize!r}; leave it out for float32.")
     run = open_run(Path(folder))
-    there = Path(out) if out is not None else run.folder / "export"
+    target = Path(out) if out is not None else run.folder / "export"
     formats = FORMATS if format == "all" else (format,)
-    room = (run.folder / STUDENT).stat().st_size * (
-        len(formats) + (3 if quantize else 0)
-    )  # int8: two steps on the way
-    _check_place(there, overwrite=overwrite, room=room)
-    # on one disk with its place: a folder that is there may be a disk of its own
-    part = (there if there.is_dir() else there.parent) / f".{there.name}.{os.getpid()}.part"
+    copies = len(formats) + (3 if quantize else 0)  # int8 has two intermediate files
+    _check_target(target, overwrite=overwrite, room=copies * (run.folder / STUDENT).stat().st_size)
+    # on the same disk as the target, which may be a mount of its own
+    part = (target if target.is_dir() else target.parent) / f".{target.name}.{os.getpid()}.part"
     part.mkdir(parents=True)
     try:
         request = Request(part, formats, quantize == "int8", tuple(images), format == "all")  # type: ignore[arg-type]
         exported = _export(run, request, report)
         write_atomically(part / CARD, model_card(run.record, exported))
-        _move(part, there)
-    except Exception as error:  # libraries make of a full disk what they like
+        _move(part, target)
+    except Exception as error:  # libraries raise many types on a full disk
         if isinstance(error, NotWritten) or shutil.disk_usage(part).free >= FULL:
             raise
         reason = os.strerror(errno.ENOSPC)
-        raise NotWritten(errno.ENOSPC, f"needs to write {there}, got {reason}; free some room") from error
+        raise NotWritten(errno.ENOSPC, f"needs to write {target}, got {reason}; free some room") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for note in exported.notes:
         report.note(f"note: {note}")
     result = {
-        "folder": str(there),
+        "folder": str(target),
         "files": {one.name: {"bytes": one.bytes, "check": one.check} for one in exported.files},
         "notes": list(exported.notes),
     }
     report.event("exported", **result)
     if push is not None:
-        result["pushed"] = _push(there, push, report)
+        result["pushed"] = _push(target, push, report)
     return result
 
 
 def _export(run: FinishedRun, request: Request, report: Reporter) -> Exported:
-    room = import_module(f"outgrow.{task_name(run.record.config.data.source)}.export")
-    exported: Exported = room.export_student(run, request, report)
+    module = import_module(f"outgrow.{task_name(run.record.config.data.source)}.export")
+    exported: Exported = module.export_student(run, request, report)
     return exported
 
 
-def _check_place(there: Path, *, overwrite: bool, room: int) -> None:
-    """``ValueError`` where the folder cannot be written, or holds something that an export must not touch."""
-    check_writable(there if there.is_dir() else there.parent, what="--out", room=room)
-    if there.exists() and not there.is_dir():
-        raise ValueError(f"--out: needs a folder, got the file {there}; name another.")
-    held = sorted(path.name for path in there.iterdir()) if there.is_dir() else []
-    if held and not overwrite:
+def _check_target(target: Path, *, overwrite: bool, room: int) -> None:
+    """``ValueError`` if the folder cannot be written, or is not empty without ``overwrite``."""
+    check_writable(target if target.is_dir() else target.parent, what="--out", room=room)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--out: needs a folder, got the file {target}; choose another path.")
+    files = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if files and not overwrite:
         raise ValueError(
-            f"--out {there}: needs an empty folder, got one with {', '.join(held[:3])}{', ...' if len(held) > 3 else ''}; "
-            "name another, or replace an export with --overwrite (other files stay)."
+            f"--out {target}: needs an empty folder, got one with {', '.join(files[:3])}{', ...' if len(files) > 3 else ''}; "
+            "choose another, or replace an export with --overwrite (other files stay)."
         )
 
 
-def _move(part: Path, there: Path) -> None:
-    """The finished files to their place, in one step where no folder is there."""
-    if not there.exists():
-        part.rename(there)
+def _move(part: Path, target: Path) -> None:
+    """Move the finished files into place: by one rename if there is no folder yet, else file by file."""
+    if not target.exists():
+        part.rename(target)
         return
     for name in FILES:
         if not (part / name).exists():
-            (there / name).unlink(missing_ok=True)
-    # the card last: what it says is then there
+            (target / name).unlink(missing_ok=True)
+    # the card last, as it describes the other files
     for name in (*(path.name for path in part.iterdir() if path.name != CARD), CARD):
-        (part / name).replace(there / name)
+        (part / name).replace(target / name)
 
 
 def _push(folder: Path, repository: str, report: Reporter) -> str:
-    """Upload what an export wrote; a repository that is not there yet is made, private."""
+    """Upload the files of an export. A new repository is created as private."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -142,9 +140,8 @@ def _push(folder: Path, repository: str, report: Reporter) -> str:
     except (OSError, HfHubHTTPError, HFValidationError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"--push {repository}: needs the Hugging Face hub and a token that may write there, got an error ({reason[:200]}); "
-            f"the export is whole in {folder}: go online and `hf auth login`, then upload it with `hf upload {repository} "
-            f"{folder}`."
+            f"--push {repository}: needs the Hugging Face hub and a token with write access, got an error ({reason[:200]}); "
+            f"the export is complete in {folder}: run `hf auth login`, then `hf upload {repository} {folder}`."
         ) from None
     address = str(getattr(commit, "repo_url", None) or f"https://huggingface.co/{name}")
     report.event("pushed", repository=name, address=address)

@@ -62,9 +62,9 @@ class BiasCorrection(nn.Module):
 
     Tried are: the teacher as it is; a temperature alone; ``W z + b`` on centred logits, by logistic
     regression with a ridge towards the (scaled) identity; and, where the outputs hold penultimate
-    features, a linear head on those with a ridge towards zero. Where the teacher's classes are not
-    the student's only maps are possible, with a ridge towards zero, one of the probabilities too. The out-of-fold likelihood
-    chooses; something more than the teacher as it is must beat it by two standard errors over images.
+    features, a linear head on those with a ridge towards zero. If the teacher has other classes than the student,
+    only maps with a ridge towards zero are tried, from logits, probabilities and features. The candidate with the best
+    out-of-fold likelihood is chosen. It must beat the unchanged teacher by two standard errors over images.
 
     It tells the truth only on rows that the teacher was not trained on. Give ``fit`` a ``held_out``
     part where that is in doubt: a teacher that is better on the fitted rows has memorised them, and
@@ -182,7 +182,7 @@ class BiasCorrection(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> "BiasCorrection":
         """Read what :meth:`save` wrote. ``ValueError`` for a file that is damaged, or is none of ours."""
-        tensors, metadata = read_safetensors(path, who="BiasCorrection.load")
+        tensors, metadata = read_safetensors(path, caller="BiasCorrection.load")
         try:
             meta = json.loads(metadata["outgrow"])
             loaded = cls(meta["num_classes"], meta["folds"])

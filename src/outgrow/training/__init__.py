@@ -1,8 +1,8 @@
-"""One loop that knows no method, and what a run needs around it.
+"""The training loop, which does not depend on the method, and what a run needs around it.
 
-config.py        what a run is made of, typed
-task.py          what a task (classification, detection) gives a run
-lesson.py        what both networks answer for one batch
+config.py        the typed configuration of a run
+task.py          the interface of a task (classification, detection)
+lesson.py        the outputs of both networks for one batch
 trainer.py       the loop
 optimizer.py  acceleration.py  guard.py  meter.py  processes.py     its parts
 checkpoint.py  progress.py  provenance.py

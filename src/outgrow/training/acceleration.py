@@ -23,7 +23,7 @@ from outgrow.training.processes import TIMEOUT, launched, process_group
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate on the device and in the precision of ``config``. ``ValueError`` for a device that is not there."""
+    """Accelerate on the device and in the precision of ``config``. ``ValueError`` if the device is not available."""
     if config.device in ("cuda", "mps"):
         available = (
             torch.cuda.is_available() if config.device == "cuda" else torch.backends.mps.is_available()
@@ -35,8 +35,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     precision = settled(config).precision.replace("fp32", "no")
     state = AcceleratorState._shared_state
     if state and state.get("_mixed_precision") != precision:
-        # one process may train a teacher in one precision and a student in another; device and process
-        # group stay
+        # one process may train a teacher in one precision and a student in another, on the same device and in the
+        # same process group
         AcceleratorState._reset_state()
     several = launched() > 1
     for name, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
@@ -49,7 +49,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ValueError(
             "train.device: needs cuda or cpu for several processes, got mps; use cpu, or start one process."
         )
-    # without a GPU they work on the CPU: left to itself, Accelerate would make each a run of its own
+    # without a GPU the processes train on the CPU: by default Accelerate would start a separate run in each
     on_cpu = config.device == "cpu" or (several and not torch.cuda.is_available())
     timeout = InitProcessGroupKwargs(timeout=TIMEOUT)
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[timeout])
@@ -63,7 +63,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 @contextmanager
 def fast_steps(config: TrainConfig, student: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside, freed memory is kept and norms are fused, where ``config`` asks for it and it is possible."""
+    """Context in which freed memory is kept and norms are fused, if ``config`` enables it and it is possible."""
     with ExitStack() as stack:
         if config.keep_memory and device.type == "cpu":
             stack.enter_context(kept_pages())
@@ -81,10 +81,10 @@ def place(
     *,
     compiles: bool,
 ) -> tuple[nn.Module, nn.Module]:
-    """Move all three to the device; return what the steps call as student and as objective.
+    """Move all three to the device; return the student and the objective that the training steps call.
 
-    That is the student behind ``torch.compile`` where ``compiles``, and both behind DDP where several
-    processes train. Evaluation and checkpoints use the modules themselves.
+    With ``compiles`` the student is wrapped in ``torch.compile``. With several processes both are wrapped in DDP.
+    Evaluation and checkpoints use the unwrapped modules.
     """
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     student.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
@@ -97,7 +97,7 @@ def place(
 
 
 def _shared(objective: nn.Module, device: torch.device) -> nn.Module:
-    """``objective`` behind DDP where it learns. Its memories move alike on all processes and need not be sent."""
+    """``objective`` in DDP if it has parameters. Its memories are equal on all processes and are not broadcast."""
     if not any(p.requires_grad for p in objective.parameters()):
         return objective
     options: dict[str, Any] = {} if device.type == "cpu" else {"device_ids": [device]}
@@ -125,7 +125,7 @@ def _warn_not_compiled(reason: str) -> None:
 
 
 def _can_fuse(config: TrainConfig, student: nn.Module, device: torch.device) -> bool:
-    """Whether batch norm and ReLU can share a pass here; a warning with the reason where they cannot."""
+    """Whether batch norm and ReLU can be fused here. If not, a warning gives the reason."""
     got = None
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(config.precision)
     if device.type != "cpu" or dtype is None or not config.channels_last:

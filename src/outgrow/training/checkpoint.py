@@ -1,7 +1,7 @@
-"""An interrupted training continues where its last checkpoint was written.
+"""Checkpoints, from which an interrupted training continues.
 
-A checkpoint carries a checksum and the identity of its run. It is written beside the one before, which is
-kept and used where the newer one is damaged.
+A checkpoint has a checksum and the identity of its run. The previous checkpoint is kept, and is used if the
+newer one is damaged.
 """
 
 import hashlib
@@ -36,16 +36,16 @@ MAY_CHANGE = frozenset(
         "teacher_train.checkpoint_steps",
     }
 )
-"""Fields that a resumed run may have otherwise: they change no number of the epochs that are done."""
+"""Fields that may differ in a resumed run: they change no number of the finished epochs."""
 NOTED = ("version", "threads", "processes")
-"""Facts that may differ, with a line: the numbers may then round otherwise."""
+"""Facts that may differ in a resumed run, with a warning: results may then differ by rounding."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint must agree with to be continued: the configuration, and facts by name.
+    """The configuration and the facts, by name, that a checkpoint must match to be resumed.
 
-    ``sections`` are the parts of the configuration that matter (a teacher does not depend on the student).
+    ``sections`` are the parts of the configuration that are compared (a teacher does not depend on the student).
     """
 
     config: Config
@@ -55,7 +55,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file of one training, and the one before it."""
+    """The checkpoint file of one training, and the previous one."""
 
     path: Path
     identity: Identity
@@ -66,7 +66,7 @@ class Checkpoint:
         return self.path.with_name(f"{self.path.stem}.previous{self.path.suffix}")
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write ``state`` (state dicts, numbers, strings) and the random state, whole or not at all."""
+        """Write ``state`` (state dicts, numbers, strings) and the random state, atomically."""
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["cuda"] = torch.cuda.get_rng_state()
@@ -87,9 +87,9 @@ class Checkpoint:
         write_atomically(self.path, write)
 
     def load(self) -> dict[str, Any] | None:
-        """The last state that is whole, with the random state restored; None where none was written yet.
+        """The last undamaged state, after restoring the random state; None if none was written yet.
 
-        ``ValueError`` where all are damaged, or where the run is another: with each difference.
+        ``ValueError`` if all checkpoints are damaged, or if they are of another run; it lists each difference.
         """
         there = [path for path in (self.path, self.previous) if path.is_file()]
         for path in there:
@@ -134,7 +134,7 @@ class Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint; None where it is damaged or no checkpoint of ours."""
+    """The content of a checkpoint; None if it is damaged or not a checkpoint of outgrow."""
     try:
         content = path.read_bytes()
         start = len(MAGIC) + hashlib.sha256().digest_size
@@ -142,13 +142,13 @@ def read_state(path: Path) -> dict[str, Any] | None:
         if not content.startswith(MAGIC) or stated != digest([payload]):
             return None
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception:  # whatever torch makes of it
+    except Exception:  # torch raises many types for a damaged file
         return None
     return state if isinstance(state, dict) else None
 
 
 def differing_fields(saved: Config, now: Config, sections: tuple[str, ...]) -> list[str]:
-    """The fields of ``sections`` that differ and may not, as ``train.lr (was 0.1, is 0.05)``."""
+    """The fields of ``sections`` that must not differ but do, as ``train.lr (was 0.1, is 0.05)``."""
     found = []
     for name in sections:
         here, there = getattr(now, name), getattr(saved, name)
@@ -173,6 +173,6 @@ def _differences(name: str, saved: Any, now: Any) -> list[str]:
 
 
 def fingerprint(config: Config) -> str:
-    """The identity of a configuration, without where it is written."""
+    """A hash of a configuration without its output folder."""
     text = config.model_copy(update={"out": None}).model_dump_json()
     return hashlib.sha256(text.encode()).hexdigest()[:16]

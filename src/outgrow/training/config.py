@@ -1,6 +1,6 @@
-"""What a run is made of, typed. A recipe is a complete one; the command line changes a few fields.
+"""The typed configuration of a run. Recipes set its fields; the command line overrides some.
 
-The resolved configuration is saved with every run (``config.yaml``) and reruns it.
+The resolved configuration is saved with every run (``config.yaml``). ``--config`` repeats the run from it.
 """
 
 import difflib
@@ -23,16 +23,16 @@ class _Section(BaseModel):
 
 
 class AugmentConfig(_Section):
-    """How training images are varied; see :class:`outgrow.data.Augment`."""
+    """Augmentation of the training images; see :class:`outgrow.data.Augment`."""
 
     crop_padding: int = 4
     """Pixels of padding before a random crop back to the image's size; 0 for no crop."""
     padding: Literal["zero", "reflect"] = "zero"
-    """What that padding is filled with."""
+    """How that padding is filled."""
     flip: bool = True
     """Flip half of the images from left to right."""
     cutout: int = 0
-    """Side in pixels of a square that is blanked out at random; 0 for none."""
+    """Side in pixels of a random square that is filled with grey; 0 for none."""
     randaugment: float = 0.0
     """Magnitude of RandAugment (two operations an image), 0 to 1; 0 for none."""
     mixup: float = 0.0
@@ -40,152 +40,166 @@ class AugmentConfig(_Section):
     cutmix: float = 0.0
     """Parameter of CutMix's beta distribution; 0 for none."""
     resized_crop: tuple[float, float] | None = None
-    """Smallest and largest share of an image's area that a random resized crop keeps; None for none."""
+    """Smallest and largest share of the area of an image that a random resized crop keeps; None for no such crop."""
 
 
 class DataConfig(_Section):
-    """Where images and labels come from, and how training sees them."""
+    """The source of images and labels, and how they are loaded."""
 
     source: str = "digits"
     """digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, hf:NAME, coco:IMAGES:ANNOTATIONS."""
     label: str | None = None
-    """The label column, where a source has several (``fine_label`` or ``coarse_label``)."""
+    """The label column, if a source has several (``fine_label`` or ``coarse_label``)."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of the training set kept back: for checking a teacher, never for training. Without effect
-    where the source has validation images of its own."""
+    """Share of the training set that is held out to check a teacher and is never trained on. It has no effect
+    if the source has its own validation images."""
     train_rows: int | None = Field(None, ge=1)
-    """Train on the first rows of a seeded shuffle alone; None for all."""
+    """Train on this number of images only, the first of a seeded shuffle; None for all."""
+    exclude: str | None = None
+    """A CSV file of training images to leave out, such as the ``label_errors.csv`` of ``outgrow audit``. Test and
+    validation images always stay."""
+    unlabelled: str | None = None
+    """Images without labels that are distilled too: a source as ``data.source``, whose labels are not used. A folder
+    may have pictures at any depth. Images that are also training, validation or test images are left out."""
+    unlabelled_share: float = Field(0.5, gt=0, lt=1)
+    """Share of unlabelled images in a batch. ``train.batch_size`` counts both kinds; an epoch is one pass over
+    the labelled images, so at 0.75 it has four times the steps."""
+    unlabelled_rows: int | None = Field(None, ge=1)
+    """Use only so many of the unlabelled images, the first of a seeded shuffle; None for all."""
     size: int | None = Field(None, ge=1)
-    """Side in pixels of the training views, and of what the student is made for and tested on; None for the larger
-    of what the two networks want. A student that is built for one size has ``student.input_size`` instead."""
+    """Side in pixels of the images that the student is trained and tested on; None for the larger input size of the
+    two networks. For a student that is built for one size set ``student.input_size`` instead."""
     on_fault: Literal["refuse", "skip"] = "refuse"
-    """An image that cannot be decoded: an error that names it, or left out, counted and named in the record. To
-    skip means to decode all images once before the first epoch."""
+    """What happens if an image cannot be decoded. ``refuse`` raises an error that names it. ``skip`` leaves it out and
+    names it in the record; all images are then decoded once before the first epoch."""
     workers: int = Field(2, ge=0)
-    """Processes that decode images; 0 decodes in the training process. Changes no number."""
+    """Processes that decode images; 0 decodes in the training process. The results do not depend on it."""
     augment: AugmentConfig = AugmentConfig()
-    """How training images are varied."""
+    """Augmentation of the training images."""
 
 
 class ModelConfig(_Section):
-    """A network by name, and where its weights come from."""
+    """A network by name, and its weights."""
 
     name: str = ""
     """cifar/NAME, timm/NAME, torchvision/NAME, hf/NAME, py:FILE:CALLABLE, or a detector such as fasterrcnn:BACKBONE."""
     weights: str | None = None
     """File of weights: safetensors, or a torch file. None for none."""
     pretrained: bool = False
-    """Published weights through the model's own library."""
+    """Load the published weights through the library of the model."""
     input_size: int | None = Field(None, ge=1)
-    """Side in pixels of the network's input; None for its own."""
+    """Side in pixels of the input of the network; None for its default."""
     mean: tuple[float, float, float] | None = None
-    """What is subtracted from red, green and blue in [0, 1], for weights whose normalisation is known to you alone;
-    None for what the file of weights states, else the default of the model's family."""
+    """Mean that is subtracted from red, green and blue in [0, 1]; None for the mean in the metadata of the weights
+    file, or else the default of the model family. Set it for weights without such metadata."""
     std: tuple[float, float, float] | None = None
-    """What they are then divided by; as ``mean``."""
+    """Standard deviation by which red, green and blue are then divided; None as for ``mean``."""
 
 
 class TeacherConfig(ModelConfig):
-    """The teacher, how it came to be, and whether its bias is corrected."""
+    """The teacher, how it is trained, and whether its bias is corrected."""
 
     train: bool = False
-    """Train it first, with the ``teacher_train`` section, on the same training rows."""
+    """Train the teacher first, as section ``teacher_train`` says, on the training images."""
     rows: Literal["same", "disjoint"] = "same"
-    """What a teacher that is trained here sees: the student's rows, or only the others."""
+    """The training images of a teacher that is trained here: those of the student, or only the others."""
     correct: Literal["auto", "always", "never"] = "auto"
-    """Correct the teacher's bias: auto where the preset asks for it and it is measured to help."""
+    """Correct the bias of the teacher. ``auto`` does so if the preset includes it and it helps out of fold."""
     cache: str | None = None
-    """Folder for the teacher's logits by view: computed once, read by every later run that shares them."""
+    """Folder for cached logits of the teacher. They are computed once for each view and read by later runs."""
     cache_features: bool = False
-    """Keep in it, too, the features that the losses read. They can be a thousand times the logits' size,
-    which is said before anything is written."""
+    """Also cache the features that the losses read. They can be a thousand times larger than the logits; the size
+    is printed before anything is written."""
     correct_views: int = Field(1, ge=1)
-    """Passes over the training views that a correction is fitted on."""
+    """Number of passes over the augmented training images on which a correction is fitted."""
     fold: bool = True
-    """Fold its batch norms into the convolutions before them: the same logits up to float32's rounding."""
+    """Fold batch norms into the preceding convolutions: the same logits up to float32 rounding."""
     precision: Literal["as_student", "fp32", "bf16"] = "as_student"
-    """What it computes in; ``as_student`` is ``train.precision``."""
+    """Precision of the teacher; ``as_student`` is ``train.precision``."""
     compile: bool = False
-    """Through torch.compile where there is a compiler: minutes at the start, for runs of hours."""
+    """Use torch.compile if there is a compiler. It takes minutes at the start and pays in runs of hours."""
 
 
 class MethodConfig(_Section):
-    """What to believe and how far to be from it: a preset, and parts of one's own."""
+    """The distillation method: a preset, and the parts of it to replace."""
 
     preset: str = "outgrow"
     """`outgrow list presets`."""
     loss: str | None = None
-    """Such as "dkd(beta=6)" or "kd + 0.8*crd"; None for the preset's."""
+    """The losses, such as "dkd(beta=6)" or "kd + 0.8*crd"; None for those of the preset."""
     rule: str | None = None
-    """What is done with rows that the teacher gets wrong, such as "pair"; None for the preset's."""
+    """The rule for rows that the teacher gets wrong, such as "pair"; None for that of the preset."""
     schedule: str | None = None
-    """How easy and hard rows are weighted over the training; None for the preset's."""
+    """The weights of easy and hard rows over the training, such as "linear"; None for those of the preset."""
     temperature: float | None = Field(None, gt=0)
-    """Of the losses that soften logits, and of the rule; None for the losses' own."""
+    """Temperature of the losses that soften logits, and of the rule; None for the defaults of the losses."""
     weight: float | None = None
-    """Multiplies all distillation terms; None for the preset's."""
+    """Factor of all distillation terms; None for that of the preset."""
     task_weight: float | None = None
-    """Multiplies the task's own loss; None for the preset's."""
+    """Factor of the task loss; None for that of the preset."""
     normalize: Literal["rows", "subset"] | None = None
-    """Divide by the rows of the batch, or right and wrong rows each by their own number; None for the preset's."""
+    """``rows`` divides all losses by the number of rows in the batch. ``subset`` divides those of right and of wrong
+    rows each by the number of such rows. None for the choice of the preset."""
 
 
 class TrainConfig(_Section):
-    """How a network is trained."""
+    """Training of one network."""
 
     epochs: int = Field(30, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(64, ge=1)
-    """Images a step, over all processes."""
+    """Images per step, over all processes."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     lr: float = Field(0.05, gt=0)
-    """The highest learning rate of the schedule."""
+    """Peak learning rate of the schedule."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of SGD."""
+    """Momentum of SGD."""
     nesterov: bool = False
-    """Nesterov's form of momentum, for SGD."""
+    """Nesterov momentum for SGD."""
     weight_decay: float = Field(5e-4, ge=0)
-    """L2 penalty of SGD; decoupled decay of AdamW."""
+    """L2 penalty for SGD; decoupled weight decay for AdamW."""
     lr_schedule: Literal["step", "cosine", "one_cycle", "constant"] = "cosine"
-    """How the learning rate changes over the training."""
+    """Schedule of the learning rate."""
     milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
-    """Where a step schedule multiplies the rate by ``lr_decay``, as fractions of the training."""
+    """Fractions of the training at which the step schedule multiplies the learning rate by ``lr_decay``."""
     lr_decay: float = Field(0.1, gt=0, le=1)
-    """What a step schedule multiplies the learning rate by at each milestone."""
+    """Factor of the learning rate at each milestone of the step schedule."""
     warmup: float = Field(0.0, ge=0, lt=1)
-    """Fraction of the training over which the rate rises linearly."""
+    """Fraction of the training over which the learning rate rises linearly."""
     clip: float | None = Field(None, gt=0)
-    """Largest norm of the gradient; None for no clipping."""
+    """Maximum gradient norm; None for no clipping."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """``auto`` is bfloat16 where the machine computes in it, else float32: :mod:`outgrow.machine.precision`."""
+    """Precision of the training. ``auto`` is bfloat16 if the hardware supports it, else float32; see
+    :mod:`outgrow.machine.precision`."""
     channels_last: bool = False
-    """Memory layout with the channels last: faster for convolutions in bfloat16."""
+    """Use the channels-last memory layout, which is faster for convolutions in bfloat16."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto is CUDA, else MPS, else the CPU."""
+    """Device; ``auto`` is CUDA, else MPS, else the CPU."""
     keep_memory: bool = True
-    """On a CPU under Linux, keep freed memory for the next step instead of giving it back; see
-    :mod:`outgrow.machine.host_memory`. Changes no number."""
+    """On a CPU under Linux, keep freed memory for the next step instead of returning it to the system; see
+    :mod:`outgrow.machine.host_memory`. The results do not depend on it."""
     fused_norms: bool = False
-    """On a CPU and in channels_last: batch norm, the sum of a residual block and ReLU of our own nets in one
-    pass in C, which rounds once where they round twice; see :mod:`outgrow.machine.norm_relu`."""
+    """On a CPU with channels_last: fuse batch norm, residual sum and ReLU of the cifar/ networks into one pass in C.
+    It rounds once where separate operations round twice; see :mod:`outgrow.machine.norm_relu`."""
     compile: bool | Literal["graphs"] = False
-    """The network through torch.compile where there is a compiler: a minute or more at its first step, for
-    runs of hours. ``graphs``: its kernels as CUDA graphs besides, for small nets that wait for launches."""
+    """Use torch.compile if there is a compiler. The first step then takes a minute or more, so it pays in runs of
+    hours. ``graphs`` also uses CUDA graphs, for small networks that are limited by kernel launches."""
     progress: Literal["epoch", "step"] = "epoch"
-    """What the objective's schedule advances by; the paper's is the epoch."""
+    """Whether the schedule of the objective advances by epoch, as in the paper, or by step."""
     max_steps: int | None = Field(None, ge=1)
-    """Stop each epoch after so many steps: for trying out, and said in the record."""
+    """End each epoch after this number of steps, to try something out. It is in the record."""
     eval_every: int = Field(1, ge=1)
-    """Epochs between evaluations on the test images; the last one is always evaluated."""
+    """Epochs between evaluations on the test images; the last epoch is always evaluated."""
     checkpoint_steps: int = Field(1000, ge=1)
-    """Steps between checkpoints inside an epoch: what a kill can cost. One is written after every epoch, too."""
+    """Steps between checkpoints within an epoch. A kill repeats at most this many. A checkpoint is also written after
+    every epoch."""
 
     @model_validator(mode="after")
     def _one_kind_of_fusion(self) -> "TrainConfig":
         if self.compile and self.fused_norms:
             raise ValueError(
-                "needs compile or fused_norms, got both; leave one out, since a compiler does not see into the second"
+                "needs compile or fused_norms, got both; leave one out, as a compiler cannot fuse across C code"
             )
         return self
 
@@ -203,7 +217,7 @@ class Config(_Section):
     """One distillation run."""
 
     recipe: str = "default"
-    """`outgrow list recipes`: the fields that a run starts from."""
+    """Recipe that sets the fields which are not given; see `outgrow list recipes`."""
     data: DataConfig = DataConfig()
     """Images and labels."""
     teacher: TeacherConfig = TeacherConfig()
@@ -215,38 +229,38 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     """The student's training."""
     teacher_train: TrainConfig = TrainConfig()
-    """The teacher's training, with teacher.train."""
+    """The training of the teacher, with teacher.train."""
     seed: int = Field(0, ge=0)
-    """Of all random choices; equal seeds give equal runs on one machine."""
+    """Seed of all random choices. Equal seeds give equal results on one machine."""
     out: str | None = None
-    """The run folder; None writes nothing."""
+    """Folder of the run; None writes nothing."""
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def settled(train: TrainConfig) -> TrainConfig:
-    """``train`` with the precision that ``auto`` means on this machine."""
+    """``train`` with precision ``auto`` replaced by the precision of this machine."""
     return train.model_copy(update={"precision": resolve_precision(train.precision, train.device)})
 
 
 def settle(config: Config) -> Config:
-    """``config`` as this machine runs it; record and ``config.yaml`` have it so."""
+    """``config`` with all automatic choices resolved for this machine, as in the record and ``config.yaml``."""
     update = {"train": settled(config.train), "teacher_train": settled(config.teacher_train)}
     return config.model_copy(update=update)
 
 
 MAX_CONFIG_BYTES = 1 << 20
-"""A configuration has some kilobytes; a larger file is something else."""
+"""A configuration has a few kilobytes; a larger file is refused."""
 
 
 _CHECKSUM = "# checksum "
 
 
 def with_checksum(text: str) -> str:
-    """``text`` between two comment lines, by which :func:`load_config` sees that it was changed.
+    """``text`` between two comment lines with its checksum, which :func:`load_config` verifies.
 
-    Two, since a file that was cut short has no last line.
+    There are two, because a truncated file has no last line.
     """
     line = f"{_CHECKSUM}{_text_checksum(text)}\n"
     return f"{line}{text}{line}"
@@ -269,7 +283,7 @@ def _warn_if_changed(text: str, path: Path) -> None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: they can make a few bytes mean billions of values, and no configuration has any."""
+    """A YAML loader that refuses aliases: with them a few bytes can expand to billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -288,7 +302,7 @@ def _small_text(path: Path) -> str:
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, not yet validated: it may name a few fields only."""
+    """The mapping in a YAML file, not yet validated. It may have only some of the fields."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(
@@ -311,7 +325,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers over earlier ones, section by section."""
+    """Merge ``layers`` recursively; later ones override earlier ones."""
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -360,7 +374,7 @@ def describe_fields(section: type[BaseModel], prefix: str = "") -> list[tuple[st
 
 
 def known_fields(values: Mapping[str, Any], section: type[BaseModel] = Config) -> dict[str, Any]:
-    """``values`` without the fields that ``section`` does not have: the configuration of another version.
+    """``values`` without the fields that ``section`` does not have, for configurations of other versions.
 
     >>> known_fields({"seed": 3, "gone": 1, "train": {"epochs": 2, "gone": 1}})
     {'seed': 3, 'train': {'epochs': 2}}
@@ -377,7 +391,7 @@ def known_fields(values: Mapping[str, Any], section: type[BaseModel] = Config) -
 
 
 def build_config(*layers: Mapping[str, Any]) -> Config:
-    """The configuration that the layers make together; errors name the field and what is near."""
+    """Validate the merged ``layers``. Errors name the field, and a similar name for an unknown one."""
     try:
         return Config.model_validate(merge(*layers))
     except ValidationError as error:

@@ -1,10 +1,10 @@
-"""What ``outgrow export`` asks of a task, and what it gets back.
+"""The interface between ``outgrow export`` and a task.
 
-    open_run        a finished run, or an error that says what is missing
-    Request         the formats that are asked for, and where they go
-    Exported        the files, what was checked of them, and how they are loaded
+    open_run        a finished run, or an error that names the missing part
+    Request         the requested formats and the output folder
+    Exported        the files, the results of checking them, and how to load them
 
-A task answers in ``export.py``: ``export_student(run, request, report) -> Exported``.
+Each task implements it in ``export.py``: ``export_student(run, request, report) -> Exported``.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ STUDENT = "student.safetensors"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder that has its record and its student."""
+    """A run folder with its record and its student."""
 
     folder: Path
     record: RunRecord
@@ -32,10 +32,10 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Request:
-    """Write ``formats`` into ``folder``, which is empty and not yet where it will be.
+    """Write ``formats`` into ``folder``, an empty temporary folder.
 
-    ``images`` are pictures to compare on where the run's own test images are not there; ``every`` leaves a format out,
-    with a note, where it is impossible, instead of refusing.
+    The files are checked on ``images`` if the test images of the run are not available. With ``every``, a format
+    that is impossible is left out with a note, instead of raising an error.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file by its name in the folder, and in a sentence what was found when it was compared with the student."""
+    """A file by its name in the folder, and the result of its comparison with the student, in one sentence."""
 
     name: str
     bytes: int
@@ -56,19 +56,20 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. ``library`` is the hub's word for what loads it, ``loading`` Markdown that says how."""
+    """The written files. ``library`` is the hub's name of the library that loads them, ``loading`` the instructions in
+    Markdown."""
 
     files: tuple[ExportedFile, ...]
     library: str
     loading: str
     pipeline: str
     preparation: str
-    """What the pictures must look like, in a sentence."""
+    """The required format of the images, in one sentence."""
     notes: tuple[str, ...] = field(default=())
 
 
 def open_run(folder: Path, *, command: str = "export") -> FinishedRun:
-    """``ValueError`` where ``folder`` is no run, is one that did not end, or has no student."""
+    """Open a finished run. ``ValueError`` if ``folder`` is not a run, or the run is unfinished or has no student."""
     record = folder / "record.json"
     if record.is_file():
         if not (folder / STUDENT).is_file():
@@ -87,7 +88,7 @@ def open_run(folder: Path, *, command: str = "export") -> FinishedRun:
 
 
 def public_name(name: str) -> str:
-    """A model's name for others to read: without the folders of this machine.
+    """The name of a model without the folders of this machine, for publication.
 
     >>> public_name("py:/home/me/nets.py:small"), public_name("timm/resnet50")
     ('py:nets.py:small', 'timm/resnet50')
@@ -100,7 +101,7 @@ def public_name(name: str) -> str:
 
 
 def public_source(source: str) -> str:
-    """A data source for others to read: without the folders of this machine.
+    """The name of a data source without the folders of this machine, for publication.
 
     >>> public_source("folder:/home/me/photos"), public_source("coco:/data/coco:/data/coco/annotations")
     ('folder:photos', 'coco:coco:annotations')

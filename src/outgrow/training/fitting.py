@@ -1,4 +1,4 @@
-"""A trainer run to its end, with its progress reported and its state kept."""
+"""Run a trainer to the end, with progress reports and checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,13 +22,13 @@ from outgrow.training.trainer import Trainer
 def teacher_checkpoint(
     out: Path, config: Config, data_fingerprint: str, report: Reporter | None = None
 ) -> Checkpoint:
-    """Where the training of a run's teacher is kept. It does not depend on the student or the method."""
+    """The checkpoint of the training of a run's teacher. It does not depend on the student or the method."""
     identity = Identity(config, machine_facts(data_fingerprint), ("data", "teacher", "teacher_train", "seed"))
     return Checkpoint(out / "teacher.pt", identity, (report or Reporter()).note)
 
 
 def student_checkpoint(out: Path, config: Config, facts: Mapping[str, str], report: Reporter) -> Checkpoint:
-    """Where the training of a run's student is kept; ``facts`` are those of the data and of the teacher."""
+    """The checkpoint of the training of a run's student; ``facts`` are those of the data and of the teacher."""
     return Checkpoint(out / "checkpoint.pt", Identity(config, facts), report.note)
 
 
@@ -44,13 +44,13 @@ def machine_facts(data_fingerprint: str) -> dict[str, str]:
 
 
 def shared_by(trainer: Trainer) -> str:
-    """How many processes share each batch, and what cannot be as in one."""
+    """A line on the number of processes that share each batch, and on what differs from one process."""
     apart = [trainer.ask.apart] if trainer.ask.apart else []
     modules = list(trainer.student.modules())
     norms = [m for m in modules if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
     if norms:
         apart.append(
-            "each process's batch norms see its own share (on GPUs torch.nn.SyncBatchNorm shares them)"
+            "each process's batch norms use its own share (on GPUs torch.nn.SyncBatchNorm shares them)"
         )
     if any(isinstance(m, _DropoutNd) and m.p > 0 for m in modules):
         apart.append("each process's dropout draws its own numbers")
@@ -61,10 +61,10 @@ def shared_by(trainer: Trainer) -> str:
 def fit(
     trainer: Trainer, report: Reporter, who: str, *, metric: str, resume: bool = False
 ) -> list[EpochRecord]:
-    """Train to the end; ``report`` gets a bar and an event an epoch, for ``who`` (student or teacher)."""
+    """Train to the end; ``report`` gets a bar and one event per epoch, for ``who`` (student or teacher)."""
     total = trainer.config.epochs * trainer.loader.num_samples
     if trainer.compiles:
-        report.note(f"{who}: compiles at its first step, which can take minutes ...")
+        report.note(f"{who}: compiling in the first step, which can take minutes ...")
     if process_group() is not None:
         report.note(f"{who}: {shared_by(trainer)}")
     with report.bar(who, total) as advance:

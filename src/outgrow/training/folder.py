@@ -1,7 +1,7 @@
-"""The folder of one run: it holds one run, and nothing in it changes before the run is sure to be wanted.
+"""The folder of a run. It holds one run, and nothing in it changes before all checks have passed.
 
 config.yaml          what the run does; written first
-checkpoint.pt        where it is, and checkpoint.previous.pt
+checkpoint.pt        the state of the training; checkpoint.previous.pt is the one before
 teacher.pt, teacher.safetensors, correction.safetensors
 student.safetensors, index.html, curves.png
 record.json          the result; written last
@@ -23,16 +23,16 @@ FILES = (
     "curves.png",
     "record.json",
 )
-"""What a run writes, beside the folder ``pictures`` of a detector."""
+"""Files that a run writes. A detector also writes the folder ``pictures``."""
 LEAST_ROOM = 64 << 20
-"""Bytes that a folder must have free at the start."""
+"""Free bytes that the disk of a run folder must have at the start."""
 
 
 def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: bool = False) -> None:
     """Make ``out`` the folder of this run.
 
-    ``ValueError``, with nothing changed on disk, where it cannot be written, where it holds a run and neither
-    ``resume`` nor ``overwrite`` is given, and where the run to resume is another one.
+    ``ValueError``, with nothing changed on disk, if the folder cannot be written, if it holds a run and neither
+    ``resume`` nor ``overwrite`` is given, or if the run to resume has another configuration.
     """
     check_writable(out, what="--out", room=LEAST_ROOM)
     finished, begun = (out / "record.json").exists(), [name for name in BEGUN if (out / name).exists()]
@@ -58,7 +58,7 @@ def write_config(out: Path, config: Config) -> None:
 
 
 def clear(out: Path) -> None:
-    """Take away what a run has written; other files stay. The record goes first: without it no run is finished."""
+    """Delete the files of a run; other files stay. The record is deleted first: a run without one is unfinished."""
     for name in reversed(FILES):
         (out / name).unlink(missing_ok=True)
     for picture in (out / "pictures").glob("*.jpg"):

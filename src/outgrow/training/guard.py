@@ -1,4 +1,4 @@
-"""The one check for a loss that is not finite, before it moves the student."""
+"""The check for a loss that is not finite, before the optimizer step."""
 
 import torch
 import torch.distributed as dist
@@ -12,14 +12,14 @@ READ_EVERY = 10
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss of a step was infinite or NaN; the step was not taken."""
+    """The loss of a step was infinite or NaN. The step was not taken."""
 
 
 class Guard:
     """Raises :class:`NonFiniteLoss` with the step, its terms and its samples.
 
-    On a CPU it does so at once. Elsewhere the flag stays on the device: the fused optimiser skips the step
-    by it, and the host reads it every ``READ_EVERY`` steps. Several processes share the flag, and all raise.
+    On a CPU it raises at once. On other devices a flag stays on the device: the fused optimiser skips the step
+    if it is set, and the host reads it every ``READ_EVERY`` steps. Processes share the flag, so all of them raise.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Guard:
         if self.at_once:
             self.read()
             return
-        if not self.scaled:  # a GradScaler sets this attribute of torch's itself
+        if not self.scaled:  # a GradScaler sets this attribute itself
             self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         if len(self.waiting) >= READ_EVERY:
             self.read()
@@ -60,7 +60,7 @@ class Guard:
             raise NonFiniteLoss(self._told(*waiting[flags.index(True)][1:]))
 
     def _told(self, result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> str:
-        """What to say, of the first process whose own loss was not finite."""
+        """The message of the first process whose loss was not finite."""
         own = None if result.total.isfinite() else _message(result, batch, epoch, step)
         if self.group is None:
             return own or ""

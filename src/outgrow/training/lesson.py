@@ -1,10 +1,10 @@
-"""What both networks answer for one batch, and the truth about its rows.
+"""The outputs of both networks for one batch, and the labels of its rows.
 
     outgrow.classification.Classify    a row is an image
     outgrow.detection.Detect           a row is a proposal
 
-The trainer gets a lesson, hands the teacher's part to the rectifier and the student's to the objective,
-and knows no more of either task.
+The trainer passes the teacher's outputs to the rectifier and the student's outputs to the objective. It does not
+depend on the task otherwise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,8 @@ from outgrow.outputs import Outputs, Target
 
 @dataclass(frozen=True)
 class Lesson:
-    """The rows of a batch, with both networks' outputs. ``task`` is the task's own loss where it has one; without it
-    the objective takes cross-entropy."""
+    """The rows of a batch, with the outputs of both networks. ``task`` is the task loss; if it is None the objective
+    uses cross-entropy."""
 
     student: Outputs
     teacher: Outputs
@@ -29,9 +29,9 @@ class Lesson:
 
 
 def without_rows(lesson: Lesson) -> Lesson:
-    """``lesson`` with its graph and none of its rows: what a process says that has no share of a batch.
+    """``lesson`` with its graph but without rows, for a process that has no share of a batch.
 
-    The gradients of the others wait for its own, which are zero.
+    It contributes zero gradients, which the other processes wait for.
     """
     target = lesson.target
     return Lesson(
@@ -55,7 +55,7 @@ def _no_rows(outputs: Outputs) -> Outputs:
 
 @runtime_checkable
 class Samples(Protocol):
-    """What any batch has: pictures, and the number of each in its split."""
+    """A batch of any task: images, and the index of each in its split."""
 
     @property
     def images(self) -> Sequence[Tensor] | Tensor: ...
@@ -81,18 +81,18 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Ask(Protocol):
-    """How a task makes its lesson of a batch; called under the run's autocast, with the student in
-    training mode. A batch without images is the empty share of one process: the student is called all the
-    same, on a stand-in, and the lesson has no rows (:func:`without_rows`)."""
+    """Makes the lesson of a batch. It is called under the autocast of the run, with the student in training mode.
+    A batch without images is the empty share of a process: the student is then called on blank images, and the
+    lesson has no rows (:func:`without_rows`)."""
 
     @property
     def fixed_shape(self) -> bool:
-        """Whether all whole batches have one shape, so that compiling pays."""
+        """Whether all full batches have the same shape, so that compiling pays."""
         ...
 
     @property
     def apart(self) -> str | None:
-        """In words, what of a lesson depends on how a batch is shared among processes; None if nothing does."""
+        """What in a lesson depends on how a batch is split among processes, as text; None if nothing does."""
         ...
 
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Any) -> Lesson: ...

@@ -1,4 +1,4 @@
-"""What an epoch measured: sums on the device, read once an epoch."""
+"""The statistics of an epoch: sums on the device that are read once per epoch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from outgrow.training.processes import mean
 
 @dataclass
 class EpochRecord:
-    """One epoch: means over its rows. ``score`` is the run's metric (top-1 or box AP, in percent);
-    None where the epoch was not evaluated."""
+    """One epoch: means over its rows. ``score`` is the metric of the run (top-1 or box AP, in percent), None if the
+    epoch was not evaluated."""
 
     epoch: int
     loss: float
@@ -30,7 +30,7 @@ class EpochRecord:
 
 
 def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord:
-    """The evaluated epoch with the highest score; of equals the first."""
+    """The evaluated epoch with the highest score, the first of them in a tie."""
     return max((record for record in history if record.score is not None), key=lambda r: r.score or 0.0)
 
 
@@ -47,12 +47,12 @@ class Meter:
             self.sums = {(kind, name): value.to(device) for kind, name, value in state["sums"]}
 
     def state(self, group: dist.ProcessGroup | None = None) -> dict[str, Any]:
-        """What :class:`Meter` continues from, for a checkpoint that any number of processes may read."""
+        """The state of a :class:`Meter` for a checkpoint. It can be loaded by any number of processes."""
         sums = mean(torch.stack(list(self.sums.values())), group).clone()
         return {"images": self.images, "sums": [(*key, v) for key, v in zip(self.sums, sums, strict=True)]}
 
     def add(self, result: ObjectiveResult, images: Tensor | int) -> None:
-        """Count one step of ``images``, those of all processes. Nothing is read from the device."""
+        """Add one step with ``images`` images over all processes, without a device sync."""
         self.images = self.images + images
         self._sum("loss", "", result.total.detach(), images)
         for kind, values in (("terms", result.terms), ("stats", result.stats)):
@@ -67,7 +67,7 @@ class Meter:
     def read(
         self, group: dist.ProcessGroup | None = None
     ) -> tuple[float, dict[str, float], dict[str, float]]:
-        """Loss, terms and statistics: means over the epoch's images, of all processes."""
+        """Loss, terms and statistics: means over the images of the epoch on all processes."""
         sums = mean(torch.stack(list(self.sums.values())) / self.images, group)
         read = dict(zip(self.sums, sums.tolist(), strict=True))
         terms = {name: value for (kind, name), value in read.items() if kind == "terms"}

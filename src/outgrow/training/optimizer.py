@@ -11,10 +11,10 @@ from outgrow.training.config import TrainConfig
 def make_optimizer(config: TrainConfig, student: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW, fused, over the learnable parameters of student and objective.
 
-    The objective's memories are buffers: they neither learn nor decay.
+    The memories of the objective are buffers: they get no gradient and no weight decay.
     """
     parameters = [p for module in (student, objective) for p in module.parameters() if p.requires_grad]
-    # the fused form can skip a step by a flag on the device, without a read by the host
+    # the fused form can skip a step by a flag on the device, without a device sync
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -28,7 +28,7 @@ def make_optimizer(config: TrainConfig, student: nn.Module, objective: nn.Module
 
 
 def lr_factor(config: TrainConfig, progress: float) -> float:
-    """What multiplies the learning rate at ``progress`` in [0, 1]: a pure function.
+    """The factor of the learning rate at ``progress`` in [0, 1].
 
     >>> [round(lr_factor(TrainConfig(lr_schedule="step"), p), 4) for p in (0.0, 0.63, 0.8, 0.9)]
     [1.0, 0.1, 0.01, 0.001]

@@ -1,4 +1,4 @@
-"""The processes of a distributed run: who they are, and what they agree on."""
+"""The processes of a distributed run: ranks, groups, and collective helpers."""
 
 import os
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from torch import Tensor
 from outgrow.data.randomness import bits_at
 
 TIMEOUT = timedelta(minutes=10)
-"""How long processes wait for one that is there and does not answer: the first step of a compiled net takes minutes."""
+"""Timeout of collectives. The first step of a compiled network takes minutes."""
 
 T = TypeVar("T")
 
 
 def process_group() -> dist.ProcessGroup | None:
-    """All processes of a distributed run; None in a run of one process."""
+    """The group of all processes of a distributed run; None in a run of one process."""
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return dist.group.WORLD if several else None
 
 
 def launched() -> int:
-    """How many processes a launcher (torchrun, accelerate launch) says there are; 1 without one."""
+    """The number of processes that a launcher (torchrun, accelerate launch) has set; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
@@ -36,7 +36,7 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes files and speaks."""
+    """Whether this process writes files and prints."""
     return rank() == 0
 
 
@@ -46,7 +46,7 @@ def rank_and_size(group: dist.ProcessGroup | None) -> tuple[int, int]:
 
 
 def on_main(work: Callable[[], T]) -> T | None:
-    """Do ``work`` on the main process alone; what it raises is raised on all. None on the others."""
+    """Call ``work`` on the main process only; its exception is raised on all. Returns None on the others."""
     if process_group() is None:
         return work()
     result, error = None, None
@@ -72,14 +72,14 @@ def mean(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def seed_step(seed: int, step: int, group: dist.ProcessGroup | None) -> None:
-    """Set the generators as a function of the seed, the step and the rank, so that no state of them need be kept:
-    processes draw different numbers, and a resumed run the same ones. One process draws on as it did."""
+    """Seed the generators from the seed, the step and the rank, so that their state need not be saved. Processes
+    draw different numbers, and a resumed run draws the same ones. With one process nothing is done."""
     if group is not None:
         torch.manual_seed(bits_at(seed, step, dist.get_rank(group), 0) >> 1)
 
 
 def leave() -> None:
-    """Part from the other processes at the end of a run: all wait for the one that writes."""
+    """Leave the process group at the end of a run, after the main process has written its files."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a run says while it works: a terminal sees bars, a pipe sees JSON lines, a library nothing."""
+"""The output of a run in progress: bars on a terminal, JSON lines in a pipe, nothing in a library."""
 
 import json
 import sys
@@ -8,26 +8,26 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 MEASURES = {"top1": "top-1", "ap": "box AP"}
-"""What a run may be judged by, in words: both are percent."""
+"""The names of the metrics of runs; both are in percent."""
 
 
 class Reporter:
-    """Says nothing. The two below say the same things in their own ways."""
+    """Prints nothing. The two classes below print the same facts as JSON and as bars."""
 
     def note(self, text: str) -> None:
-        """Something that a person wants to know once."""
+        """Print a note for the user."""
 
     def event(self, kind: str, **values: Any) -> None:
-        """A fact for machines: an epoch, a result. A ``score`` has its ``metric`` beside it."""
+        """Report an epoch or a result. A ``score`` comes with its ``metric``."""
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A piece of work over ``total`` images; the function is told how many are done."""
+        """A progress bar over ``total`` images; the function takes the number of finished ones."""
         yield lambda done: None
 
 
 class LineReporter(Reporter):
-    """One JSON object a line, for pipes and logs."""
+    """One JSON object per line, for pipes and logs."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self.stream = stream or sys.stdout
@@ -42,7 +42,7 @@ class LineReporter(Reporter):
 
 
 class TerminalReporter(Reporter):
-    """Bars with rate and time left, and a line an epoch, through rich."""
+    """Bars with rate and remaining time, and one line per epoch, through rich."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -84,5 +84,5 @@ def _tested(epoch: Mapping[str, Any]) -> str:
 
 
 def make_reporter() -> Reporter:
-    """The reporter that suits standard output."""
+    """The reporter for standard output: bars on a terminal, JSON lines otherwise."""
     return TerminalReporter() if sys.stdout.isatty() else LineReporter()

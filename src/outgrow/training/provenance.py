@@ -12,7 +12,7 @@ import torch
 
 
 def provenance(device: torch.device, started: float) -> dict[str, Any]:
-    """What a record says of how it came to be. ``started`` is seconds since the epoch."""
+    """The provenance fields of a record. ``started`` is in seconds since the epoch."""
     import torchvision
 
     from outgrow import __version__
@@ -35,7 +35,7 @@ def provenance(device: torch.device, started: float) -> dict[str, Any]:
 def _commit() -> str | None:
     """The commit of this source tree, with a plus if tracked files have changed since.
 
-    None for an installed copy: a repository around it would be somebody else's.
+    None for an installed copy: a repository around it would be another project's.
     """
     here = Path(__file__).resolve()
 

@@ -1,4 +1,4 @@
-"""The record of a run: one typed model, written in one place, and the words for what it was judged by.
+"""The record of a run as a typed model, and the names of its metrics.
 
     record = read_record("runs/first/record.json")      # a RunRecord; older layouts are read too
     record.student_score, record.teacher_score          # in the record's own metric, percent
@@ -6,7 +6,7 @@
     record.as_dict()                                     # what record.json holds
 
 Layout 2 has ``version``. Records without it are layout 1; the oldest of those have no ``metric``, and their
-epochs say ``top1`` for ``score``.
+epochs have ``top1`` instead of ``score``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import MEASURES
 
 VERSION = 2
-"""Of the layout that this version writes."""
+"""The layout that this version writes."""
 
 
 class _Part(BaseModel):
@@ -30,7 +30,7 @@ class _Part(BaseModel):
 
 
 class NetworkRecord(_Part):
-    """A network and its numbers on the test images; percent, ``nll`` in nats. None where not measured."""
+    """A network and its scores on the test images, in percent; ``nll`` in nats. None if not measured."""
 
     name: str
     parameters: int
@@ -52,7 +52,7 @@ class NetworkRecord(_Part):
 
     @property
     def short_name(self) -> str:
-        """The name without the arguments behind the question mark: for headings.
+        """The name without the arguments after the question mark, for headings.
 
         >>> NetworkRecord(name="fasterrcnn:timm/mobilenetv2_100?size=320&levels=3-5", parameters=1).short_name
         'fasterrcnn:timm/mobilenetv2_100'
@@ -61,7 +61,7 @@ class NetworkRecord(_Part):
 
 
 class StudentRecord(NetworkRecord):
-    """The student after its last epoch, and its score at the best one, which was picked on the test images."""
+    """The student after the last epoch, and the score of the best epoch, which was selected on the test images."""
 
     top1_best: float | None = None
     ap_best: float | None = None
@@ -69,8 +69,10 @@ class StudentRecord(NetworkRecord):
 
 
 class TeacherRecord(NetworkRecord):
-    """The teacher as it is. ``top1_corrected`` is its score after correction, where it was corrected;
-    ``wrong_rate`` the share of training views that it gets wrong before that."""
+    """The teacher. ``top1_corrected`` is its score after correction of its bias, if it was corrected.
+
+    ``wrong_rate`` is the share of training views that it gets wrong before correction.
+    """
 
     weights: str
     classes: int
@@ -80,7 +82,7 @@ class TeacherRecord(NetworkRecord):
 
 
 class CandidateRecord(_Part):
-    """A correction that was tried; ``nll`` and ``accuracy`` (0 to 1) are out of fold."""
+    """One candidate for the correction; ``nll`` and ``accuracy`` (0 to 1) are out of fold."""
 
     name: str
     source: str
@@ -90,7 +92,7 @@ class CandidateRecord(_Part):
 
 
 class CorrectionRecord(_Part):
-    """What a correction tried, what it chose and why. ``raw`` is None where the teacher has other classes."""
+    """The candidates of a correction, the chosen one and the reason. ``raw`` is None if the teacher has other classes."""
 
     candidates: tuple[CandidateRecord, ...]
     chosen: CandidateRecord
@@ -101,7 +103,7 @@ class CorrectionRecord(_Part):
 
 
 class ExampleRecord(_Part):
-    """A test image by position, its label, and what both networks made of it: numbers of classes."""
+    """A test image by position, its label, and the predictions of both networks, as class numbers."""
 
     position: int
     label: int
@@ -110,7 +112,7 @@ class ExampleRecord(_Part):
 
 
 class ComparedRecord(_Part):
-    """Test images by who is right, and the first ones that only the student gets right."""
+    """Counts of test images by which network is right, and the first ones that only the student gets right."""
 
     both_right: int
     only_teacher: int
@@ -122,7 +124,7 @@ class ComparedRecord(_Part):
 
 
 class ErrorsRecord(_Part):
-    """What a detector did with the objects of one class: counts on the test images; ``ap`` in percent."""
+    """The results of a detector on the objects of one class: counts on the test images; ``ap`` in percent."""
 
     name: str = Field(alias="class")
     objects: int
@@ -139,7 +141,7 @@ Measured = TypeVar("Measured")
 
 
 class BinRecord(_Part):
-    """The images whose largest probability is in one bin: its mean, and how many are right; percent."""
+    """The images whose largest probability is in one bin: mean confidence and accuracy, in percent."""
 
     confidence: float | None
     accuracy: float | None
@@ -171,7 +173,8 @@ class LatencyRecord(_Part):
 
 
 class CostRecord(_Part):
-    """What a network costs on the machine of the run, in float32. ``flops`` are of one image, a multiply-add is two."""
+    """The cost of a network on the machine of the run, in float32. ``flops`` are for one image; a multiply-add counts as
+    two."""
 
     bytes: int
     flops: int | None
@@ -179,8 +182,8 @@ class CostRecord(_Part):
 
 
 class ClassificationRecord(_Part):
-    """Both networks on the test images, by class, and what they cost. ``majority`` is the accuracy of always
-    naming the most frequent class, ``counts`` the images of each class."""
+    """Both networks on the test images, by class, and their cost. ``majority`` is the accuracy of always predicting the
+    most frequent class, ``counts`` the number of images of each class."""
 
     majority: float
     counts: tuple[int, ...]
@@ -189,7 +192,7 @@ class ClassificationRecord(_Part):
 
 
 class Both(_Part, Generic[Measured]):
-    """Something about both networks; ``teacher`` is None without one."""
+    """A value for each of the two networks; ``teacher`` is None without one."""
 
     student: Measured
     teacher: Measured | None = None
@@ -207,7 +210,7 @@ class DetectionRecord(_Part):
 
 
 class DataRecord(_Part):
-    """Where the images came from, and how many each split has."""
+    """The source of the images, and the size of each split."""
 
     source: str
     fingerprint: str
@@ -216,13 +219,19 @@ class DataRecord(_Part):
     val: int
     test: int
     size: int | None = None
-    """Side in pixels of what a classifier was trained and tested on; None where images have sizes of their own."""
+    """Side in pixels of the images that a classifier was trained and tested on; None if their sizes differ."""
     image_size: tuple[int, int] | None = None
-    """Height and width of the test images where all have one and are kept in memory; None for photographs."""
+    """Height and width of the test images if all are equal and kept in memory; None for photographs."""
     duplicates: int | None = None
-    """Test images whose bytes are among the training images, too; None where nobody looked."""
+    """Number of test images that are also training images, byte for byte; None if that was not checked."""
     faults: tuple[str, ...] = ()
     """Images that were left out because they cannot be decoded."""
+    excluded: int = 0
+    """Training images that ``data.exclude`` has left out."""
+    unlabelled: int | None = None
+    """Images without labels that were distilled too; None without any."""
+    unlabelled_fingerprint: str | None = None
+    """Changes whenever those images may have changed; ``fingerprint`` is that of the labelled images."""
 
 
 class RunRecord(_Part):
@@ -255,7 +264,7 @@ class RunRecord(_Part):
     @field_validator("epochs", mode="before")
     @classmethod
     def _oldest_epochs(cls, value: Any) -> Any:
-        """The oldest records say ``top1`` for ``score``."""
+        """The oldest records have ``top1`` instead of ``score``."""
         if not isinstance(value, list | tuple):
             return value
         return [
@@ -268,7 +277,7 @@ class RunRecord(_Part):
     @field_validator("config", mode="before")
     @classmethod
     def _other_versions(cls, value: Any) -> Any:
-        """Fields that came since take their defaults; fields that are gone are left out."""
+        """Newer fields get their defaults; removed fields are dropped."""
         return known_fields(value) if isinstance(value, Mapping) else value
 
     @field_validator("metric")
@@ -290,7 +299,7 @@ class RunRecord(_Part):
         return value.model_dump(mode="json")
 
     def as_dict(self) -> dict[str, Any]:
-        """The record as ``record.json`` has it: what was measured, and nothing that was not."""
+        """The record as in ``record.json``, without the values that were not measured."""
         return self.model_dump(mode="json", exclude_unset=True, by_alias=True)
 
     @property
@@ -303,21 +312,18 @@ class RunRecord(_Part):
 
     @property
     def method_text(self) -> str:
-        """What was chosen of the method: the preset, and what differs from it."""
+        """The method in one line: the preset, and the fields that differ from it."""
         chosen = self.config.method.model_dump(mode="json")
         return ", ".join(f"{name} {value}" for name, value in chosen.items() if value is not None)
 
     def class_name(self, label: int) -> str:
-        """The name of a class; its number where the record has no name for it.
-
-        Early records have no names at all.
-        """
+        """The name of a class, or its number if the record has no name. Early records have none."""
         known = 0 <= label < len(self.data.classes)
         return self.data.classes[label] if known else f"class {label}"
 
     @property
     def measure(self) -> "Metric":
-        """What the run was judged by."""
+        """The metric of the run."""
         return METRICS[self.metric]
 
     @property
@@ -327,32 +333,32 @@ class RunRecord(_Part):
 
     @property
     def best_score(self) -> float:
-        """The student's score at its best epoch, which was picked on the test images."""
+        """The student's score at its best epoch, which was selected on the test images."""
         return _score(self.student, f"{self.metric}_best")
 
     @property
     def epoch_scores(self) -> list[tuple[int, float]]:
-        """The student's score by epoch, where it was tested."""
+        """The student's score by epoch, for the epochs that were evaluated."""
         return [(epoch.epoch, epoch.score) for epoch in self.epochs if epoch.score is not None]
 
     @property
     def teacher_score(self) -> float | None:
-        """The teacher's score as it is; None without a teacher."""
+        """The teacher's score without correction; None without a teacher."""
         return None if self.teacher is None else getattr(self.teacher, self.metric)
 
     @property
     def corrected_score(self) -> float | None:
-        """The teacher's score after correction of its bias; None where it was not corrected."""
+        """The teacher's score after correction of its bias; None if it was not corrected."""
         return None if self.teacher is None else getattr(self.teacher, f"{self.metric}_corrected")
 
     @property
     def teacher_wrong_rate(self) -> float | None:
-        """The share of rows of training that the teacher gets wrong before any correction, where it was measured."""
+        """The share of training rows that the teacher gets wrong before any correction, if it was measured."""
         return None if self.teacher is None else self.teacher.wrong_rate
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the teacher has other classes, so that it has a score only after its map to the student's."""
+        """Whether the teacher has other classes, so that it has a score only after mapping them to the student's."""
         return self.correction is not None and self.correction.raw is None
 
 
@@ -366,7 +372,7 @@ def _score(network: NetworkRecord, key: str) -> float:
 
 
 def read_record(path: str | Path) -> RunRecord:
-    """The record in a file. ``ValueError`` with what is wrong where it is none, or of a later version."""
+    """The record in a file. ``ValueError`` if it is not a record, or one of a later version."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -408,26 +414,26 @@ def parse_record(content: Any, *, where: str = "record") -> RunRecord:
 
 
 Run = RunRecord | Mapping[str, Any]
-"""What takes a record takes what ``outgrow.distill`` returns, too."""
+"""``content`` as a record: a record itself, or the mapping that ``outgrow.distill`` returns."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A further number about a network, where its record has one under ``key``."""
+    """Another number of a network, from the field ``key`` of its record."""
 
     key: str
     name: str
     decimals: int
 
     def text(self, network: NetworkRecord | None) -> str:
-        """The number as a table shows it; empty where there is none."""
+        """The number as in a table; empty if there is none."""
         value = None if network is None else getattr(network, self.key)
         return "" if value is None else f"{value:.{self.decimals}f}"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a run is judged by, in percent, and its words.
+    """A metric of runs, in percent, and its names.
 
     >>> METRICS["ap"].label, METRICS["ap"].value(43.2), METRICS["top1"].value(43.2)
     ('test box AP (%)', '43.20 % box AP', '43.20 %')
@@ -435,30 +441,30 @@ class Metric:
 
     key: Literal["top1", "ap"]
     name: str
-    """Within a sentence, and over a column."""
+    """Its name within a sentence and above a column."""
     unit: str
-    """Behind a number that stands alone."""
+    """Its unit after a number."""
     sentence: str
-    """What a network does on the test images, with a place for the number."""
+    """A phrase about a network on the test images, with a placeholder for the number."""
     caption: str
-    """Below a plot of it."""
+    """The caption of a plot of it."""
     rows: str
-    """Of which the teacher gets a share wrong."""
+    """The name of the rows of which the teacher gets a share wrong."""
     beside: tuple[Column, ...]
-    """What a run's own table may show next to it."""
+    """Other numbers in the table of a run."""
 
     @property
     def title(self) -> str:
-        """The name at the head of a sentence."""
+        """The name at the start of a sentence."""
         return self.name[0].upper() + self.name[1:]
 
     @property
     def label(self) -> str:
-        """The name at an axis."""
+        """The name on an axis."""
         return f"test {self.name} (%)"
 
     def value(self, score: float) -> str:
-        """A number that stands alone."""
+        """A number with its unit."""
         return f"{score:.2f} {self.unit}"
 
 
@@ -485,7 +491,7 @@ METRICS = {
 
 
 def common_metric(records: Sequence[RunRecord]) -> Metric:
-    """The metric of all records. ``ValueError`` where they have more than one: nothing compares them."""
+    """The metric of all records. ``ValueError`` if they have different metrics, which cannot be compared."""
     found = list(dict.fromkeys(record.metric for record in records))
     if len(found) != 1:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""What a task gives a run, and what a run gives its task.
+"""The interface between a run and its task.
 
-A task (``outgrow.classification``, ``outgrow.detection``) declares how its data are opened, how its networks
-are made, how a batch becomes a lesson, what a run is judged by and what its page shows. The order in which
-it is asked is that of :func:`outgrow.run.distillation.assemble`. A third task is a folder with a ``TASK``
-and a line in ``outgrow.run.tasks``.
+A task (``outgrow.classification``, ``outgrow.detection``) defines how its data are opened, how its networks are
+made, how a batch becomes a lesson, the metric of a run, and the contents of its page.
+:func:`outgrow.run.distillation.assemble` calls its methods in order. A third task is a folder with a ``TASK`` and
+a line in ``outgrow.run.tasks``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from outgrow.training.record import CorrectionRecord, DataRecord, StudentRecord,
 
 @dataclass(frozen=True)
 class RunContext:
-    """The conditions of one run: its configuration, its device, its folder, and who is told of it."""
+    """The context of one run: configuration, device, folder and reporter."""
 
     config: Config
     device: torch.device
@@ -38,10 +38,10 @@ class RunContext:
 
 @dataclass
 class Taught:
-    """The teacher as the student sees it, and what the record says of it.
+    """The teacher that the student learns from, and its part of the record.
 
-    ``module`` is a ``NoTeacher`` where the student trains alone; ``scores`` are the task's own on the test
-    split, None where they were not taken.
+    ``module`` is a ``NoTeacher`` if the student trains alone. ``scores`` are those of the task on the test split,
+    None if they were not computed.
     """
 
     module: BaseTeacher
@@ -52,8 +52,8 @@ class Taught:
 
 @dataclass
 class Parts:
-    """All parts of a run before its first step. ``data``, ``student`` and ``teacher`` are the task's own kinds;
-    ``teacher`` is the network in whatever classes it has, ``taught`` what became of it."""
+    """All parts of a run before its first step. The types of ``data``, ``student`` and ``teacher`` depend on the task.
+    ``teacher`` is the network with its own classes, ``taught`` the teacher after mapping and correction."""
 
     data: Any
     student: nn.Module
@@ -66,45 +66,45 @@ class Parts:
 
 @runtime_checkable
 class Scored(Protocol):
-    """What a task measures of a network on a split."""
+    """The scores of a network on a split."""
 
     @property
     def score(self) -> float:
-        """In the task's metric, percent."""
+        """The metric of the task, in percent."""
         ...
 
 
 @runtime_checkable
 class Task(Protocol):
-    """See the module's text. Errors that users can meet are ``ValueError``."""
+    """The methods of a task, in the order of a run. Errors that users can cause are ``ValueError``."""
 
     metric: str
-    """What a run is judged by: a key of ``outgrow.training.record.METRICS``."""
+    """The metric of a run: a key of ``outgrow.training.record.METRICS``."""
 
     def ask(self, config: Config) -> Ask:
-        """How a batch becomes a lesson."""
+        """The function that makes a lesson of a batch."""
         ...
 
     def rectifier(self, rectify: Rectifier) -> Callable[[Outputs, Target], Knowledge]:
-        """``rectify``, with what the task adds to it."""
+        """``rectify``, extended by the task if it needs to."""
         ...
 
     def open_data(self, run: RunContext) -> Any:
-        """The data of a run: there is something to train on, and something to test on."""
+        """The data of a run, with training and test images."""
         ...
 
     def check(self, run: RunContext, objective: Objective) -> None:
-        """Refuse what the task cannot do, and note what it ignores, before anything is trained."""
+        """Raise ``ValueError`` for options that the task does not support, and warn of ignored ones."""
         ...
 
     def make_student(
         self, run: RunContext, data: Any, objective: Objective, module: nn.Module | None
     ) -> nn.Module:
-        """The student for the data's classes: ``module``, or the one that the configuration names."""
+        """The student for the classes of the data: ``module``, or the configured one."""
         ...
 
     def make_teacher(self, run: RunContext, data: Any, module: nn.Module | None) -> nn.Module | None:
-        """The teacher network with its weights, trained first where asked for; None for no teacher."""
+        """The teacher network with its weights, trained first if configured; None for no teacher."""
         ...
 
     def freeze(
@@ -115,55 +115,55 @@ class Task(Protocol):
         student: nn.Module,
         objective: Objective,
     ) -> Taught:
-        """What the student learns from: frozen, in the student's classes, corrected where that helps."""
+        """The frozen teacher with the classes of the student, corrected if that helps."""
         ...
 
     def train_loader(
         self, run: RunContext, data: Any, networks: Sequence[nn.Module | None], *, whole: bool = False
     ) -> Batches:
-        """The training views: this process's share, or all of them."""
+        """The loader of the training views: the share of this process, or with ``whole`` all of them."""
         ...
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
-        """Build what the losses learn (connectors, memories) from one dry run."""
+        """Build the connectors and memories of the losses from one dry run."""
         ...
 
     def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
-        """The teacher behind the cache that the configuration names; the teacher itself without one."""
+        """The teacher with the configured cache; the teacher itself without one."""
         ...
 
     def before_training(self, run: RunContext, parts: Parts) -> Any:
-        """What the task wants to keep of the untrained student; handed to :meth:`results`."""
+        """Results of the untrained student that the task needs later, passed to :meth:`results`."""
         ...
 
     def evaluator(self, run: RunContext, parts: Parts) -> Callable[[nn.Module], Scored]:
-        """What scores a student on the test split."""
+        """The function that scores a student on the test split."""
         ...
 
     def student_record(
         self, student: nn.Module, scores: Any, history: Sequence[EpochRecord]
     ) -> StudentRecord:
-        """What the record says of the student."""
+        """The student's part of the record."""
         ...
 
     def data_record(self, run: RunContext, data: Any) -> DataRecord:
-        """What the record says of the data."""
+        """The data's part of the record."""
         ...
 
     def results(self, run: RunContext, parts: Parts, scores: Any, before: Any) -> Mapping[str, Any]:
-        """The task's own parts of the record: ``compared``, ``detection``."""
+        """The parts of the record that depend on the task: ``compared``, ``classification``, ``detection``."""
         ...
 
     def describe(self, parts: Parts) -> str:
-        """The student and its data in a line."""
+        """The student and its data in one line."""
         ...
 
     def save_student(self, student: nn.Module, path: Path) -> None:
-        """Write the student alone: the file that is deployed."""
+        """Write the weights of the student for deployment."""
         ...
 
     def examples_from(self, config: Config) -> Any:
-        """The test images that records point into, for the page of a study; None where pages show none."""
+        """The test images that the page of a study shows; None if it shows none."""
         ...
 
     def write_page(self, path: Path, record: Any, parts: Parts) -> None:
@@ -171,8 +171,8 @@ class Task(Protocol):
         ...
 
     def rehearsal(self, data: Any, rows: int, *, cached: bool = False) -> "Task":
-        """The same task on the first ``rows`` of ``data``, to see whether the parts fit and how long a step takes. The
-        teacher is neither trained, scored nor corrected; with ``cached`` it costs nothing, where it can be cached."""
+        """The same task on the first ``rows`` of ``data``, to check that the parts fit and to time a step. The teacher is
+        not trained, scored or corrected. With ``cached`` it is not even called, if it can be cached."""
         ...
 
     def evaluate_model(
@@ -186,5 +186,5 @@ class Task(Protocol):
         workers: int,
         report: Reporter,
     ) -> dict[str, Any]:
-        """What ``outgrow evaluate`` says of a model on the test split of a source."""
+        """The result of ``outgrow evaluate`` for a model on the test split of a source."""
         ...

@@ -1,7 +1,7 @@
-"""One loop that knows no method.
+"""The training loop. It does not depend on the method or the task.
 
-Devices, mixed precision and processes are Accelerate's. Batches come from loaders whose views depend on
-seed, epoch and sample alone. What the student learns is the rectifier's and the objective's business.
+Accelerate handles devices, mixed precision and processes. The loaders' views depend only on seed, epoch and
+sample. The rectifier and the objective define what the student learns.
 """
 
 import time
@@ -31,7 +31,7 @@ from outgrow.training.processes import process_group, rank_and_size, seed_step
 
 @dataclass(frozen=True)
 class _Progress:
-    """Where a training is: the epochs that are done, and of the one under way the steps, images and seconds."""
+    """The position of a training: finished epochs, and the steps, images and seconds of the current one."""
 
     history: list[EpochRecord] = field(default_factory=list)
     step: int = 0
@@ -42,12 +42,12 @@ class _Progress:
 
 @dataclass
 class Trainer:
-    """Trains ``student`` with ``objective`` on what ``rectify`` makes of ``teacher``.
+    """Trains ``student`` with ``objective`` on the outputs of ``teacher``, corrected by ``rectify``.
 
-    ``ask`` gets the answers of both networks for a batch: ``outgrow.classification.Classify`` for images.
-    ``evaluate(student)`` returns the run's metric (top-1, or box AP, in percent) after an epoch.
-    ``on_step(epoch, images done)`` and ``on_epoch(record)`` report. With ``checkpoint`` the state is saved
-    after every epoch, and inside one every ``config.checkpoint_steps`` steps.
+    ``ask`` returns the outputs of both networks for a batch, such as ``outgrow.classification.Classify`` for images.
+    ``evaluate(student)`` returns the metric of the run (top-1 or box AP, in percent) after an epoch.
+    ``on_step(epoch, images done)`` and ``on_epoch(record)`` are called for progress. With ``checkpoint`` the state
+    is saved after every epoch, and within an epoch every ``config.checkpoint_steps`` steps.
     """
 
     student: nn.Module
@@ -64,7 +64,7 @@ class Trainer:
     accelerator: Accelerator | None = None
 
     def fit(self, *, resume: bool = False) -> list[EpochRecord]:
-        """Train to the end and return the records of all epochs, those before a resumption too."""
+        """Train to the end and return the records of all epochs, including those before a resume."""
         self.config = settled(self.config)
         warn_if_emulated(self.config.precision, self.config.device)
         accelerator = self.accelerator or make_accelerator(self.config)
@@ -72,12 +72,12 @@ class Trainer:
         with fast_steps(self.config, self.student, accelerator.device):
             history = self._fit(accelerator, resume, seed)
         if process_group() is not None:
-            torch.manual_seed(seed)  # what follows draws alike on all processes
+            torch.manual_seed(seed)  # from here on all processes draw the same numbers
         return history
 
     @property
     def compiles(self) -> bool:
-        """Whether the student's steps go through torch.compile: asked for, and batches have one shape."""
+        """Whether the training step is compiled: ``config.compile`` is set and all batches have one shape."""
         return bool(self.config.compile) and self.ask.fixed_shape
 
     def _fit(self, accelerator: Accelerator, resume: bool, seed: int) -> list[EpochRecord]:
@@ -166,7 +166,7 @@ class Trainer:
                 f"{len(batch.images)}; raise it, or train on more images."
             ) from None
         if lesson.task is not None and isinstance(images, torch.Tensor):
-            # a mean over this process's images, of which gradients take the mean over processes
+            # a mean over the images of this process; DDP averages the gradients over processes
             share = accelerator.num_processes * len(batch.images) / images
             lesson = replace(lesson, task=lesson.task * share)
         knowledge = self.rectify(lesson.teacher, lesson.target)
@@ -180,7 +180,7 @@ class Trainer:
         yield from islice(self.loader.epoch(epoch, start), self._steps() - start)
 
     def _restore(self, stateful: dict[str, Any]) -> _Progress:
-        """Load the checkpoint into what has state. Where none was written yet, training starts."""
+        """Load the checkpoint into all parts with state. Without one, training starts from the beginning."""
         state = None if self.checkpoint is None else self.checkpoint.load()
         if state is None:
             return _Progress()
@@ -224,7 +224,7 @@ class Trainer:
 
 
 def _total(images: int, device: torch.device, group: dist.ProcessGroup | None) -> torch.Tensor | int:
-    """How many images all processes together show in a step; shares may be uneven."""
+    """The number of images in a step over all processes, whose shares may differ."""
     if group is None:
         return images
     total = torch.tensor(float(images), device=device)

@@ -1,7 +1,7 @@
-"""How the processes of a run end together.
+"""End all processes of a run when one of them fails.
 
-A process that fails leaves its reason in the store that the launcher keeps; the others find it there and end too, and
-the main process says it. Where a process was killed, the others find out who does not answer.
+A process that fails writes its reason to the launcher's store. The others read it and end too, and the main process
+prints it. If a process was killed, the others find the rank that does not respond.
 """
 
 import json
@@ -22,36 +22,35 @@ import torch.distributed as dist
 from outgrow.training.processes import is_main, launched, rank
 
 GRACE = 3.0
-"""Seconds that a process has to end in order, and twice what the others have to answer a roll call."""
+"""Seconds that a process has to end cleanly, and twice the time that the others have to respond to a roll call."""
 LOOK = 0.5
 """Seconds between looks at the store."""
 FAILED, CALL = "outgrow/failed", "outgrow/call"
 COLLECTIVE = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out")
-"""Words of the errors that collectives raise where another process is not there."""
+"""Phrases in the errors that collectives raise when another process is gone."""
 
 
 class Reason(NamedTuple):
-    """Why a process ends: what to say, and the exit code."""
+    """Why a process ends: the message and the exit code."""
 
     text: str
     code: int
 
 
 class Ended(BaseException):
-    """Raised in the main thread when another process has failed, or when this one is told to end."""
+    """Raised in the main thread when another process has failed, or when this one receives SIGTERM."""
 
 
 def lost_another(error: BaseException) -> bool:
-    """Whether ``error`` is what a collective raises when another process is not there."""
+    """Whether ``error`` is one that a collective raises when another process is gone."""
     text = str(error).lower()
     return launched() > 1 and isinstance(error, RuntimeError) and any(word in text for word in COLLECTIVE)
 
 
 class Watch:
-    """Ends this process when another one has failed, with that one's reason on the main process.
+    """Ends this process when another one has failed; the main process prints the reason.
 
-    ``show`` prints a line; ``lost`` is the exit code where a process was killed, ``told`` that of one that was told
-    to end.
+    ``show`` prints a line. ``lost`` is the exit code if a process was killed, ``told`` that after SIGTERM.
     """
 
     def __init__(self, show: Callable[[str], None], *, lost: int, told: int) -> None:
@@ -62,7 +61,7 @@ class Watch:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Watch while the command works; nothing to do for one process."""
+        """Context that watches the other processes; does nothing for one process."""
         if launched() == 1:
             yield
             return
@@ -70,7 +69,7 @@ class Watch:
         reading.setblocking(False)
         writing.setblocking(False)
         handler = signal.signal(signal.SIGTERM, self._raise)
-        # Python's handlers run between two of its steps; the byte comes while a collective waits, too
+        # Python runs handlers between bytecodes only; the wake-up byte also arrives while a collective blocks
         woken = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         looking = threading.Thread(target=self._look, args=(reading,), daemon=True)
         looking.start()
@@ -79,23 +78,23 @@ class Watch:
         finally:
             self.ending = True
             self.left.set()
-            looking.join()  # the store must not go while it is asked
+            looking.join()  # the store must not be closed during a read
             signal.set_wakeup_fd(woken)
             signal.signal(signal.SIGTERM, handler)
 
     def failed(self, reason: Reason) -> int:
-        """This process ends for a reason of its own: say it where it is read, and leave it for the others."""
+        """This process fails: print the reason, and store it for the others."""
         self.ending = True
         if is_main():
             self._keep(reason)
             self._say(reason.text)
         elif not self._keep(_of_rank(reason)) and not self.signalled.wait(GRACE):
-            # no store yet; were all to fail alike, the main process would have said it and the launcher ended this one
+            # no store yet; if all fail alike, the main process prints the reason and the launcher ends this process
             self._say(_of_rank(reason).text)
         return reason.code
 
     def lost_others(self, error: BaseException | None = None) -> int:
-        """Another process has failed, or this one was told to end: find out why, and say it on one process."""
+        """Another process has failed, or this one received SIGTERM: find the reason, and print it on one process."""
         self.ending = True
         reason, speaks = self._find_out(error)
         if speaks:
@@ -103,7 +102,7 @@ class Watch:
         return reason.code
 
     def _say(self, text: str) -> None:
-        """On the terminal, and in torchrun's own report of what failed."""
+        """Print ``text``, and pass it to the failure report of torchrun."""
         self.show(text)
         if (report := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
             message = {
@@ -119,7 +118,7 @@ class Watch:
             time.sleep(0.05)
         if found is not None:
             return found, is_main()
-        if self._store() is None:  # not begun: who failed has said so itself
+        if self._store() is None:  # not started: the failed process has printed its reason
             return Reason("", self.told), False
         answered = self._roll_call()
         missing = [other for other in range(launched()) if other not in answered]
@@ -140,7 +139,7 @@ class Watch:
         return Reason(text, self.lost), is_main()
 
     def _look(self, woken: socket.socket) -> None:
-        """In a thread: end the main thread in order, and the process where that does not come about."""
+        """Runs in a thread: interrupt the main thread, and kill the process if that has no effect."""
         while not self.signalled.is_set() and not self.left.is_set():
             if select.select([woken], [], [], LOOK)[0] and signal.SIGTERM in woken.recv(4096):
                 self.signalled.set()
@@ -152,7 +151,7 @@ class Watch:
         until = time.monotonic() + GRACE
         while time.monotonic() < until and not self.left.wait(0.1):
             self._answer()
-        if not self.ending:  # it waits in a collective
+        if not self.ending:  # it is blocked in a collective
             os._exit(self.lost_others())
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
@@ -166,7 +165,7 @@ class Watch:
         return self.board
 
     def _keep(self, reason: Reason) -> bool:
-        """Leave ``reason`` for the others; the first one stays. False where there is no store."""
+        """Store ``reason`` for the others; the first one is kept. False without a store."""
         store = self._store()
         try:
             if store is not None:
@@ -182,14 +181,14 @@ class Watch:
         return Reason(text, int(code))
 
     def _roll_call(self) -> set[int]:
-        """The ranks that answer."""
+        """The ranks that respond."""
         try:
             if (store := self._store()) is not None:
                 store.set(CALL, "1")
                 self._answer()
                 time.sleep(GRACE / 2)
                 return {other for other in range(launched()) if store.check([_alive(other)])}
-        except RuntimeError:  # the store went with the process that kept it
+        except RuntimeError:  # the store ended with the process that hosted it
             return set(range(1, launched()))
         return set(range(launched()))
 
@@ -201,7 +200,7 @@ class Watch:
         store = self._store()
         try:
             return store is not None and bool(store.check([key]))
-        except RuntimeError:  # it went with the process that kept it
+        except RuntimeError:  # it ended with the process that hosted it
             return False
 
 

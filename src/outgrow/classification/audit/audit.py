@@ -1,0 +1,427 @@
+"""An audit from a configuration to its numbers, in the order of the data flow.
+
+    data -> the rows that are looked at -> teacher -> normalisations -> answers -> correction -> rules -> labels -> verdicts
+
+The test images are never looked at.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from outgrow.classification.audit.label_errors import INSTALL, find_label_errors, installed
+from outgrow.classification.audit.measure import (
+    LEAST_TO_FIT,
+    Seen,
+    before_after,
+    fit_correction,
+    look,
+)
+from outgrow.classification.audit.normalisation import USUAL, Matched, try_normalisations
+from outgrow.classification.audit.page import Shown, page_section
+from outgrow.classification.audit.verdicts import Case, verdicts
+from outgrow.classification.data import RunData, eval_loader, open_run_data, train_loader
+from outgrow.classification.order import check_order
+from outgrow.classification.teacher import make_teacher
+from outgrow.data import Split
+from outgrow.data.classes import Match, match_classes
+from outgrow.data.exclusion import naming
+from outgrow.data.splits import stratified_cut
+from outgrow.models import Network, num_parameters
+from outgrow.models.network import describe_input, resized
+from outgrow.models.taps import PENULTIMATE
+from outgrow.outputs import warn_if_probabilities
+from outgrow.teacher import BaseTeacher, BiasCorrection, SelectedClasses, Teacher
+from outgrow.teacher.inference import fold_norms
+from outgrow.training.audit import (
+    Audited,
+    AuditedTeacher,
+    BeliefRecord,
+    ClassifierAudit,
+    LabelErrorRecord,
+    LabelErrorsRecord,
+    Options,
+    WrongRecord,
+    rule_effects,
+)
+from outgrow.training.config import Config
+from outgrow.training.counts import apart, has_memorised
+from outgrow.training.record import DataRecord
+from outgrow.training.task import RunContext
+
+HELD_OUT = 0.2
+"""Share of every class of the training images that is held out where a source has no validation images."""
+NORMALISED = 400
+"""Images that each normalisation is tried on."""
+FOLD_IMAGES = 16
+WRONG_CLASSES, WRONG_EACH = 8, 3
+"""Classes and images of each that the page shows of what the teacher gets wrong."""
+TOP = 3
+"""Classes of a belief that are kept, besides the label's own."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is looked at: a part of the training rows, and rows that the correction is not fitted on."""
+
+    train: Split
+    held_out: Split
+    held_out_from: str
+    note: str
+
+
+def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None = None) -> Audited:
+    """Everything about the teacher that ``run.config`` names, or about ``module``, on at most ``rows`` rows of a kind."""
+    config = _unmixed(run.config)
+    run = RunContext(config, run.device, run.report, run.out)
+    data = open_run_data(config)
+    chosen = choose_rows(data, rows, config)
+    network = _network(run, data, module)
+    match = match_classes(network.classes, network.num_classes, data.classes)
+    notes = [chosen.note, *_notes(run, data, chosen, rows)]
+
+    normalisations = _normalisations(run, chosen, network, match, data)
+    teacher = _teacher(run, chosen, network, match)
+    training, held_out = _look(run, data, chosen, teacher, network)
+    warn_if_probabilities(training.logits, whose="teacher")
+    order = _order(match, held_out, data, network)
+    run.report.note("teacher: looking for what is systematic in its errors, out of fold ...")
+    correction = _correction(training, data)
+
+    mapped = match.columns is None
+    after = None if correction is None or (correction.is_identity and not mapped) else correction
+    if mapped and after is None:
+        raise ValueError(
+            f"audit: needs {LEAST_TO_FIT} training images or more to map a teacher's {network.num_classes} classes to the "
+            f"data's {data.num_classes}, got {len(training)}; add labelled images, or take a teacher with these classes."
+        )
+    trained = before_after(
+        None if mapped else training,
+        None if after is None else training.corrected(after, fitted=True),
+        data.classes,
+    )
+    held = before_after(
+        None if mapped else held_out,
+        None if after is None else held_out.corrected(after, fitted=False),
+        data.classes,
+    )
+    memorised, memory_p = (False, None) if mapped else _memory(training, held_out)
+    believed = training if after is None else training.corrected(after, fitted=True)
+    numbers = ClassifierAudit(
+        held_out_from=chosen.held_out_from,
+        training=trained,
+        held_out=held,
+        memorised=memorised,
+        memory_p=memory_p,
+        correction=_correction_text(correction),
+        normalisations=normalisations,
+        rules=rule_effects(believed.logits, believed.label),
+        rules_raw=None if mapped or after is None else rule_effects(training.logits, training.label),
+        wrong=_wrong(held_out, after, mapped, chosen.held_out, data),
+        label_errors=_label_errors(run, data, chosen.train, believed, memorised, after is not None),
+    )
+    case = Case(
+        numbers=numbers,
+        teacher=network.name,
+        mapped=mapped,
+        train_rows=len(data.train),
+        num_classes=data.num_classes,
+        order=order,
+        config=run.config,
+        options=options,
+    )
+    found = verdicts(case)
+    shown = Shown(chosen.held_out, chosen.train, data.classes, mapped)
+    return Audited(
+        verdicts=found,
+        teacher=AuditedTeacher(
+            name=network.name,
+            parameters=num_parameters(network),
+            weights=_weights(config, module),
+            classes=network.num_classes,
+            matched="by a map from the labels" if mapped else match.note,
+            sees=describe_input(network.input_spec),
+        ),
+        data=DataRecord(
+            source=config.data.source,
+            fingerprint=data.source.fingerprint,
+            classes=data.classes,
+            train=len(data.train),
+            val=0 if data.val is None else len(data.val),
+            test=len(data.test),
+            duplicates=data.source.duplicates,
+            faults=data.source.faults,
+            excluded=data.excluded,
+        ),
+        notes=tuple(note for note in notes if note),
+        numbers=numbers,
+        section=page_section(numbers, shown),
+        summary=_summary(numbers),
+    )
+
+
+def _unmixed(config: Config) -> Config:
+    """Views of one image each, for a method with a teacher: a blended view has two labels."""
+    augment = config.data.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
+    method = config.method.model_copy(update={"preset": "outgrow"})
+    return config.model_copy(
+        update={"data": config.data.model_copy(update={"augment": augment}), "method": method}
+    )
+
+
+def choose_rows(data: RunData, rows: int, config: Config) -> Rows:
+    """At most ``rows`` training and ``rows`` held-out rows: the source's validation images, those that
+    ``data.val_fraction`` has cut off, or a part of the training rows. ``ValueError`` where nothing can be held out."""
+    train, held, note, origin = data.train, data.val, "", "validation"
+    if held is None:
+        keep, taken = stratified_cut(train.labels, HELD_OUT, seed=config.seed)
+        if not len(taken):
+            raise ValueError(
+                f"audit: needs two training images or more of a class, to hold one out, got {len(train)} images of "
+                f"{data.num_classes} classes; add images."
+            )
+        train, held = train.subset(keep), train.subset(taken)
+        note = (
+            f"The source has no validation images: {HELD_OUT:.0%} of the training images were held out. The test images were "
+            "not looked at."
+        )
+    if _same_set(train, held):
+        origin = "training"
+        note += (
+            " The held-out rows are training images of the source. A teacher that was trained on all of them knows both parts, "
+            "and looks better than it is."
+        )
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def some_of(split: Split) -> Split:
+        if len(split) <= rows:
+            return split
+        return split.subset(torch.randperm(len(split), generator=generator)[:rows].sort().values)
+
+    return Rows(some_of(train), some_of(held), origin, note.strip())
+
+
+def _same_set(train: Split, other: Split) -> bool:
+    """Whether both were cut from what was read as one."""
+    for name in ("images", "source"):
+        mine, theirs = getattr(train, name, None), getattr(other, name, None)
+        if mine is not None or theirs is not None:
+            return mine is theirs
+    return True
+
+
+def _network(run: RunContext, data: RunData, module: nn.Module | None) -> Network:
+    network = make_teacher(run, data, module)
+    assert network is not None  # the method has a teacher
+    if network.input_spec.size is None and run.config.data.size is not None:
+        resized(network, run.config.data.size)
+    return network.to(run.device).eval()
+
+
+def _notes(run: RunContext, data: RunData, chosen: Rows, rows: int) -> Iterator[str]:
+    whole = len(data.train)
+    if len(chosen.train) == rows < whole:
+        yield f"{rows:,} of {whole:,} training images were looked at (--rows)."
+    if len(chosen.held_out) < 100:
+        yield f"Only {len(chosen.held_out)} held-out images: numbers on them are rough, as their intervals say."
+
+
+def _matched(match: Match) -> Matched | None:
+    columns = match.columns
+    return None if columns is None else (lambda logits: logits[:, list(columns)])
+
+
+def _normalisations(run: RunContext, chosen: Rows, network: Network, match: Match, data: RunData) -> tuple:
+    """On held-out images first, then training images, seen as in an evaluation."""
+    wanted = [chosen.held_out.subset(torch.arange(min(len(chosen.held_out), NORMALISED)))]
+    rest = NORMALISED - len(wanted[0])
+    if rest:
+        wanted.append(chosen.train.subset(torch.arange(min(len(chosen.train), rest))))
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for split in wanted:
+            loader = eval_loader(split, network, run.config.train, run.device, run.config.data.workers)
+            for batch in loader.epoch(0):
+                yield batch.images, batch.target.label
+
+    total = sum(map(len, wanted)) * (len(USUAL) + 1)
+    with run.report.bar("teacher under other normalisations", total) as advance:
+        return try_normalisations(network, batches(), _matched(match), data.num_classes, advance)
+
+
+def _teacher(run: RunContext, chosen: Rows, network: Network, match: Match) -> BaseTeacher:
+    """Frozen, in the student's classes where it has them."""
+    net: nn.Module = network
+    if run.config.teacher.fold:
+        loader = eval_loader(chosen.held_out, network, run.config.train, run.device, 0)
+        images = next(iter(loader.epoch(0))).images[:FOLD_IMAGES]
+        net, note = fold_norms(network, images, taps=(PENULTIMATE,))
+        run.report.note(f"teacher: {note}")
+    teacher: BaseTeacher = Teacher(net, taps=(PENULTIMATE,))
+    if match.columns is not None:
+        teacher = SelectedClasses(teacher, match.columns).to(run.device)
+    return teacher
+
+
+def _look(
+    run: RunContext, data: RunData, chosen: Rows, teacher: BaseTeacher, network: Network
+) -> tuple[Seen, Seen]:
+    config = run.config
+    views = train_loader(config, config.train, chosen.train, [network], run.device, whole=True)
+    images = eval_loader(chosen.held_out, network, config.train, run.device, config.data.workers)
+    with run.report.bar("teacher on the training views", len(chosen.train)) as advance:
+        training = look(teacher, views, advance, data.num_classes)
+    with run.report.bar("teacher on held-out images", len(chosen.held_out)) as advance:
+        held_out = look(teacher, images, advance, data.num_classes)
+    for seen, name in ((training, "training views"), (held_out, "held-out images")):
+        bad = ~seen.logits.amax(1).isfinite() | seen.logits.isnan().any(1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"audit: needs finite logits, got NaN or infinity for {int(bad.sum())} of {len(seen)} {name}; check the "
+                "teacher's file of weights and its normalisation."
+            )
+    return training, held_out
+
+
+def _order(match: Match, held_out: Seen, data: RunData, network: Network) -> str | None:
+    """What is wrong with the order of the classes, where they are taken by position."""
+    if match.how != "position":
+        return None
+    try:
+        check_order(held_out.logits.argmax(1), held_out.label, data.classes, who=f"--teacher {network.name}")
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _correction(training: Seen, data: RunData) -> BiasCorrection | None:
+    return None if len(training) < LEAST_TO_FIT else fit_correction(training, data.num_classes)
+
+
+def _correction_text(correction: BiasCorrection | None) -> str:
+    if correction is None or correction.report is None:
+        return f"None was fitted: it needs {LEAST_TO_FIT} training images or more."
+    return correction.report.reason
+
+
+def _memory(training: Seen, held_out: Seen) -> tuple[bool, float]:
+    counts = (training.right, len(training), held_out.right, len(held_out))
+    chance = float(torch.bincount(training.label).max()) / len(training)
+    return has_memorised(*counts, chance=chance), apart(*counts)
+
+
+def _beliefs(probability: Tensor, label: int, classes: tuple[str, ...]) -> tuple[BeliefRecord, ...]:
+    """The first classes, and the label's own where it is not among them."""
+    top = probability.topk(min(TOP, len(classes))).indices.tolist()
+    return tuple(
+        BeliefRecord(name=classes[at], probability=float(probability[at]))
+        for at in dict.fromkeys([*top, label])
+    )
+
+
+def _wrong(
+    held_out: Seen, correction: BiasCorrection | None, mapped: bool, split: Split, data: RunData
+) -> tuple[WrongRecord, ...]:
+    """Held-out images that the teacher gets wrong, surest first, of the classes with most of them."""
+    after = None if correction is None else held_out.corrected(correction, fitted=False).logits.softmax(1)
+    before = None if mapped else held_out.logits.softmax(1)
+    judged = cast(Tensor, after if mapped else before)
+    wrong = (judged.argmax(1) != held_out.label).nonzero()[:, 0]
+    counts = torch.bincount(held_out.label[wrong], minlength=data.num_classes)
+    found: list[WrongRecord] = []
+    for label in counts.argsort(descending=True, stable=True)[:WRONG_CLASSES].tolist():
+        rows = wrong[held_out.label[wrong] == label]
+        surest = rows[judged[rows].amax(1).argsort(descending=True, stable=True)]
+        found += [
+            WrongRecord(
+                position=row,
+                name=_file(split, row),
+                label=data.classes[label],
+                before=None if before is None else _beliefs(before[row], label, data.classes),
+                after=None if after is None else _beliefs(after[row], label, data.classes),
+            )
+            for row in surest[:WRONG_EACH].tolist()
+        ]
+    return tuple(found)
+
+
+def _file(split: Split, position: int) -> str:
+    """Class folder and file of a photograph; the row's number of another image."""
+    describe = getattr(getattr(split, "source", None), "describe", None)
+    row = int(split.index[position])
+    return f"row {row}" if describe is None else "/".join(str(describe(row)).split("/")[-2:])
+
+
+def _label_errors(
+    run: RunContext, data: RunData, split: Split, believed: Seen, memorised: bool, corrected: bool
+) -> LabelErrorsRecord:
+    """Candidates among the training rows that were looked at."""
+    assert data.part is not None
+    column, names = naming(run.config.data.source, data.part)
+
+    def nothing(how: str) -> LabelErrorsRecord:
+        return LabelErrorsRecord(found=None, rows=len(believed), column=column, how=how)
+
+    if memorised:
+        return nothing("Not searched: the teacher has memorised the labels, and repeats wrong ones.")
+    if not installed():
+        return nothing(f"Not searched: it needs cleanlab, which is not installed; {INSTALL}.")
+    probability = believed.logits.softmax(1)
+    place = {index: at for at, index in enumerate(split.index.tolist())}
+    candidates = []
+    for row in find_label_errors(believed.label, probability):
+        index = int(believed.index[row])
+        sure, other = probability[row].max(0)
+        candidates.append(
+            LabelErrorRecord(
+                position=place[index],
+                name=names(index),
+                label=data.classes[int(believed.label[row])],
+                suggested=data.classes[int(other)],
+                confidence=float(sure),
+            )
+        )
+    seen = (
+        "Each row was judged by the teacher under a map that was fitted without the row's fold of five, so that its own label had "
+        "no part in it."
+        if corrected
+        else "Rows were judged by the teacher as it is."
+    )
+    return LabelErrorsRecord(
+        found=len(candidates),
+        rows=len(believed),
+        column=column,
+        how=f"{seen} Whether the teacher itself was trained on these labels is not known here. Candidates are those of cleanlab.",
+        candidates=tuple(candidates),
+    )
+
+
+def _weights(config: Config, module: nn.Module | None) -> str:
+    options = config.teacher
+    if module is not None:
+        return "own"
+    return options.weights or ("published" if options.pretrained else "own")
+
+
+def _summary(numbers: ClassifierAudit) -> tuple[str, ...]:
+    """Numbers for the terminal."""
+    lines = []
+    for name, side in (("training views", numbers.training), ("held-out images", numbers.held_out)):
+        for state, one in (("as it is", side.raw), ("corrected", side.corrected)):
+            if one is not None:
+                lines.append(
+                    f"{name}, {state}: right on {one.top1}, majority {one.majority:.1f} %, calibration error {one.ece:.1f}"
+                )
+    lines.append(f"correction: {numbers.correction}")
+    lines.append(f"memorised: {'yes' if numbers.memorised else 'not shown'}")
+    tried = ", ".join(f"{one.name} {one.top1.accuracy:.1f} %" for one in numbers.normalisations)
+    lines.append(f"normalisations: {tried}")
+    moved = ", ".join(f"{one.name} {one.changed:.1f} %" for one in numbers.rules if one.name != "identity")
+    lines.append(f"rows that rules change: {moved}")
+    errors = numbers.label_errors
+    found = errors.how if errors.found is None else f"{errors.found:,} of {errors.rows:,}"
+    lines.append(f"labels that look wrong: {found}")
+    return tuple(lines)

@@ -1,0 +1,121 @@
+"""Lists of training images to leave out: ``data.exclude``, as ``outgrow audit`` writes them.
+
+A list is a CSV file. Its first column is ``file`` (a path below the source's folder) or ``row`` (the number of the
+row in the training set, for sources whose images are not files of their own); other columns are not read. A list
+only ever takes images out of training: a test or validation image that it names stays.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from outgrow.data.files import PathList, read_bytes
+from outgrow.data.notes import printable, some
+from outgrow.data.splits import Encoded, Kept, Part
+
+COLUMNS = ("file", "row")
+"""What the first column may be called."""
+MAX_LIST_BYTES = 256 << 20
+
+
+def naming(source: str, part: Part) -> tuple[str, "Names"]:
+    """How the images of ``part`` of ``source`` are named in a list: the column, and the names by row of the split.
+
+    ``source`` is the line that opened it, such as ``folder:photos``.
+    """
+    rows: Encoded | None = part.rows
+    kept = None
+    if isinstance(rows, Kept):
+        kept = rows.rows
+        rows = rows.source
+    if not isinstance(rows, PathList):
+        return "row", Names(None, "", kept)
+    where = source.partition(":")[2]
+    return "file", Names(rows.paths, os.path.join(os.path.expanduser(where), ""), kept)
+
+
+class Names:
+    """The name of each row of a split. ``paths`` is None where rows are numbers."""
+
+    def __init__(self, paths: Sequence[str] | None, folder: str, kept: Tensor | None) -> None:
+        self.paths, self.folder, self.kept = paths, folder, kept
+
+    def __call__(self, row: int) -> str:
+        row = row if self.kept is None else int(self.kept[row])
+        if self.paths is None:
+            return str(row)
+        path = self.paths[row]
+        if path.startswith(self.folder):
+            return Path(path[len(self.folder) :]).as_posix()
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+
+def read_list(path: str | Path) -> tuple[str, list[str]]:
+    """The column and the names of a list. ``ValueError`` where the file is none."""
+    if not Path(path).is_file():
+        raise ValueError(
+            f"data.exclude: needs a CSV file, got {printable(path)}, which is not there; `outgrow audit` writes one "
+            "(label_errors.csv)."
+        )
+    if os.path.getsize(path) > MAX_LIST_BYTES:
+        raise ValueError(
+            f"data.exclude: needs a CSV file of at most {MAX_LIST_BYTES >> 20} MiB, got "
+            f"{os.path.getsize(path) >> 20} MiB in {printable(path)}; give a list as `outgrow audit` writes it."
+        )
+    # names that are not UTF-8 keep their bytes; a spreadsheet may have put a mark before the first
+    text = read_bytes(path).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    first = text.partition("\n")[0].strip()
+    delimiter = next((mark for mark in ";\t" if mark in first and "," not in first), ",")
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if line]
+    except csv.Error as error:
+        raise ValueError(
+            f"data.exclude: needs a CSV file, got {printable(path)}, which cannot be read ({error}); write the list again."
+        ) from None
+    column = lines[0][0].strip() if lines else ""
+    if column not in COLUMNS:
+        raise ValueError(
+            f"data.exclude: needs a first column called {' or '.join(COLUMNS)}, got {printable(column)[:40]!r} in "
+            f"{printable(path)}; add that header."
+        )
+    return column, [line[0].strip().removeprefix("./") for line in lines[1:]]
+
+
+def excluded_rows(
+    path: str | Path, source: str, parts: Mapping[str, Part]
+) -> tuple[Int64[Tensor, " listed"], int]:
+    """The rows of ``parts["train"]`` that the list at ``path`` names, and how many of the names belong to other parts.
+
+    ``ValueError`` for names that are nowhere in the source: a list for other data leaves out the wrong images, or none.
+    """
+    column, listed = read_list(path)
+    own, names = naming(source, parts["train"])
+    if column != own:
+        wanted = "file names" if own == "file" else "the numbers of rows"
+        raise ValueError(
+            f"data.exclude: needs {wanted} (a column {own!r}) for {printable(source)}, got a column {column!r} in "
+            f"{printable(path)}; write the list with `outgrow audit` on this source."
+        )
+    row_of = {names(row): row for row in range(len(parts["train"].split))}
+    rows = {row_of[name] for name in listed if name in row_of}
+    unknown = [name for name in dict.fromkeys(listed) if name not in row_of]
+    elsewhere: set[str] = set()
+    if unknown and own == "file":
+        for name, part in parts.items():
+            if name != "train":
+                _, others = naming(source, part)
+                elsewhere |= {others(row) for row in range(len(part.split))}.intersection(unknown)
+    unknown = [name for name in unknown if name not in elsewhere]
+    if unknown:
+        raise ValueError(
+            f"data.exclude: needs names of training images of {printable(source)}, got {len(unknown)} of {len(listed)} in "
+            f"{printable(path)} that it does not have ({some(unknown)}); write the list again with `outgrow audit` on this "
+            "source, or remove those lines."
+        )
+    return torch.tensor(sorted(rows), dtype=torch.int64), len(elsewhere)

@@ -1,0 +1,82 @@
+"""Batches of labelled and unlabelled images: :class:`MixedLoader`.
+
+    labelled loader    its epochs are the epochs of the training
+    unlabelled loader  has epochs of its own: its batches follow one another across the epochs of the training
+
+A batch has the labelled rows first. Rows without a label have the label :data:`outgrow.UNLABELLED`.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from outgrow.data.plan import Batch, ImageLoader
+from outgrow.outputs import UNLABELLED, Target
+
+
+class MixedLoader:
+    """Each batch of ``labelled``, with a batch of ``unlabelled`` appended to it.
+
+    An epoch is one pass over the labelled images. Step s of epoch e has the unlabelled batch number
+    ``e * len(labelled) + s`` of an endless sequence of shuffled passes over the unlabelled images. A view of an
+    unlabelled image depends on the seed, on the number of that pass and on the image.
+
+    ``target.index`` of an unlabelled row is its place in the epoch, after the numbers of the labelled images. It is
+    unique within an epoch, so a teacher cache holds such rows too. It does not name the image.
+
+    The labels of ``unlabelled`` are never read.
+    """
+
+    def __init__(self, labelled: ImageLoader, unlabelled: ImageLoader) -> None:
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self.batch = unlabelled.plan.batch_size
+        """Unlabelled rows in a batch, over all processes."""
+        self._next: tuple[int, Iterator[Tensor]] | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Images in an epoch, over all processes: the labelled ones once, and the unlabelled rows of all steps."""
+        return self.labelled.num_samples + len(self) * self.batch
+
+    @property
+    def num_indices(self) -> int:
+        return self.labelled.num_indices + len(self) * self.batch
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        first = self.labelled.num_indices
+        own = self.unlabelled.plan.share(torch.arange(self.batch))
+        number = epoch * len(self) + start
+        # the stream of the epoch before goes on: its workers have decoded the next batches already
+        stream = self._next[1] if self._next and self._next[0] == number else self._stream(number)
+        for step, batch in enumerate(self.labelled.epoch(epoch, start), start=start):
+            images, number = next(stream), number + 1
+            self._next = (number, stream)
+            place = first + step * self.batch + own.to(images.device)
+            yield Batch(torch.cat([batch.images, images]), _extended(batch.target, place))
+
+    def _stream(self, number: int) -> Iterator[Tensor]:
+        """The images of the unlabelled batches from ``number`` on, without end."""
+        epoch, start = divmod(number, len(self.unlabelled))
+        while True:
+            for batch in self.unlabelled.epoch(epoch, start):
+                yield batch.images
+            epoch, start = epoch + 1, 0
+
+
+def _extended(target: Target, place: Tensor) -> Target:
+    """``target`` with a row without a label for each of ``place``. Such rows are not blended."""
+    none = torch.full_like(place, UNLABELLED)
+    assert target.index is not None
+    blended = {}
+    if target.partner is not None and target.mix is not None:
+        blended = {
+            "partner": torch.cat([target.partner, none]),
+            "mix": torch.cat([target.mix, target.mix.new_ones(len(none))]),
+        }
+    return Target(
+        torch.cat([target.label, none]), index=torch.cat([target.index, place]), may_ignore=True, **blended
+    )

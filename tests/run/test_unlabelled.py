@@ -1,0 +1,228 @@
+"""Runs with unlabelled images: labels there are never read, and all else holds as without them."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from outgrow.classification.data import open_run_data, train_loader
+from outgrow.data import DataWarning, open_data
+from outgrow.data.unlabelled import open_unlabelled
+from outgrow.losses import LOSSES
+from outgrow.run import distill
+from outgrow.training.config import build_config, merge
+from tests.run.test_distill import SMALL
+
+EXTRA = {"data": {"unlabelled": "digits", "unlabelled_rows": 300}, "train": {"epochs": 2}}
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    distill(build_config(merge(SMALL, {"out": str(folder), "train": {"epochs": 1}})))
+    return folder / "teacher.safetensors"
+
+
+def run(teacher_file, *layers, **options):
+    teacher = {"teacher": {"train": False, "rows": "same", "weights": str(teacher_file)}}
+    with pytest.warns(DataWarning, match="also training images, byte for byte"):
+        return distill(build_config(merge(SMALL, teacher, EXTRA, *layers)), **options)
+
+
+def weights(folder):
+    return load_file(folder / "student.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_the_record_counts_them(teacher_file, tmp_path):
+    record = run(teacher_file, {"out": str(tmp_path), "method": {"preset": "kd", "rule": "pair"}})
+    assert record["data"]["unlabelled"] == 300
+    assert record["data"]["train"] == 96
+    for epoch in record["epochs"]:
+        assert epoch["stats"]["unlabelled"] == pytest.approx(0.5, abs=0.05)
+        assert 0 <= epoch["wrong_rate"] <= 1
+    assert "300 without labels" in (tmp_path / "index.html").read_text()
+
+
+def test_a_student_alone_takes_the_same_steps_without_them(teacher_file):
+    alone = run(teacher_file, {"method": {"preset": "none"}})
+    with_teacher = run(teacher_file, {"method": {"preset": "kd"}})
+    assert alone["epochs"][0]["stats"]["unlabelled"] == 0
+    config = build_config(merge(SMALL, EXTRA, {"method": {"preset": "none"}}))
+    with pytest.warns(DataWarning):
+        data = open_run_data(config)
+    loader = train_loader(
+        config, config.train, data.train, [], torch.device("cpu"), unlabelled=data.unlabelled.split
+    )
+    assert len(loader) == 6
+    assert max(len(batch.images) for batch in loader.epoch(0)) == 16
+    assert with_teacher["data"]["unlabelled"] == alone["data"]["unlabelled"]
+
+
+def test_they_change_the_student(teacher_file, tmp_path):
+    run(teacher_file, {"out": str(tmp_path / "with"), "method": {"preset": "kd"}})
+    teacher = {"teacher": {"train": False, "rows": "same", "weights": str(teacher_file)}}
+    distill(build_config(merge(SMALL, teacher, {"train": {"epochs": 2}, "out": str(tmp_path / "without")})))
+    assert not same(weights(tmp_path / "with"), weights(tmp_path / "without"))
+
+
+@pytest.mark.parametrize("loss", ["kd", "kd + 0.8*crd(dim=8, negatives=16)"])
+def test_resumed_in_the_middle_of_an_epoch(teacher_file, tmp_path, loss):
+    layers = {"method": {"preset": "kd", "loss": loss}, "train": {"checkpoint_steps": 2}}
+    run(teacher_file, layers, {"out": str(tmp_path / "whole")})
+
+    class Stop(Exception):
+        pass
+
+    from outgrow.training.checkpoint import Checkpoint
+
+    saved = Checkpoint.save
+    calls = []
+
+    def save(self, *args, **kwargs):
+        saved(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 2:
+            raise Stop
+
+    out = {"out": str(tmp_path / "cut")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save)
+        with pytest.raises(Stop):
+            run(teacher_file, layers, out)
+    run(teacher_file, layers, out, resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_the_teacher_cache_holds_them(teacher_file, tmp_path):
+    cache = {"teacher": {"cache": str(tmp_path / "cache")}, "method": {"preset": "kd"}}
+    run(teacher_file, cache, {"out": str(tmp_path / "first")})
+    run(teacher_file, cache, {"out": str(tmp_path / "again")})
+    assert same(weights(tmp_path / "first"), weights(tmp_path / "again"))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    run(teacher_file, cache, {"data": {"unlabelled_share": 0.25}, "out": str(tmp_path / "other")})
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # other images in other steps
+
+
+def test_other_unlabelled_images_are_another_run(teacher_file, tmp_path):
+    run(teacher_file, {"out": str(tmp_path)})
+    teacher = {"teacher": {"train": False, "rows": "same", "weights": str(teacher_file)}}
+    other = {"out": str(tmp_path), "data": {"unlabelled_rows": 200}}
+    with pytest.raises(ValueError, match=r"another in data.unlabelled_rows \(was 300, is 200\)"):
+        distill(build_config(merge(SMALL, teacher, EXTRA, other)), resume=True)
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_every_loss_trains_with_them(teacher_file, loss):
+    text = loss if "logits" in LOSSES[loss]().reads else f"kd + 0.1*{loss}"
+    if loss == "crd":
+        text = "kd + 0.1*crd(dim=8, negatives=16)"
+    record = run(
+        teacher_file, {"method": {"preset": "kd", "loss": text}, "train": {"epochs": 1, "max_steps": 2}}
+    )
+    assert torch.tensor(record["epochs"][0]["loss"]).isfinite()
+
+
+def test_mixup_blends_labelled_rows_alone(teacher_file):
+    record = run(teacher_file, {"data": {"augment": {"mixup": 0.5, "cutmix": 1.0}}})
+    assert record["epochs"][0]["stats"]["unlabelled"] == pytest.approx(0.5, abs=0.05)
+
+
+class TestSources:
+    def photos(self, root, seed, names):
+        generator = torch.Generator().manual_seed(seed)
+        for name in names:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = torch.randint(0, 256, (20, 20, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(path)
+        return root
+
+    def test_pictures_at_any_depth(self, tmp_path):
+        root = self.photos(tmp_path / "more", 0, ["a.png", "b/c.png", "b/d/e.png"])
+        (root / "notes.txt").write_text("no picture")
+        found = open_unlabelled(f"folder:{root}", cache_dir=tmp_path / "cache")
+        assert len(found.split) == 3
+        assert found.split.labels.tolist() == [-1, -1, -1]
+
+    def test_of_a_folder_with_splits_train_alone(self, tmp_path):
+        root = self.photos(tmp_path / "more", 0, ["Train/a/1.png", "Train/b/2.png", "test/a/3.png"])
+        found = open_unlabelled(f"folder:{root}", cache_dir=tmp_path / "cache")
+        assert len(found.split) == 2
+        assert "Train" in found.notes[0]
+
+    def test_what_has_a_label_or_is_a_test_image_is_left_out(self, tmp_path):
+        names = [f"train/{c}/{i}.png" for c in "ab" for i in range(4)]
+        names += [f"test/{c}/{i}.png" for c in "ab" for i in range(2)]
+        root = self.photos(tmp_path / "photos", 0, names)
+        more = self.photos(tmp_path / "more", 1, ["x.png", "y.png"])
+        shutil.copy(root / "train/a/0.png", more / "seen.png")
+        shutil.copy(root / "test/b/1.png", more / "asked.png")
+        config = build_config({"data": {"source": f"folder:{root}", "unlabelled": f"folder:{more}"}})
+        with pytest.warns(DataWarning, match="also (training|test) images, byte for byte"):
+            data = open_run_data(config)
+        assert len(data.unlabelled.split) == 2
+        for image in ("train/a/0.png", "test/b/1.png"):
+            (more / "only").mkdir(exist_ok=True)
+            shutil.copy(root / image, more / "only" / image.replace("/", "-"))
+        config = build_config({"data": {"source": f"folder:{root}", "unlabelled": f"folder:{more / 'only'}"}})
+        with pytest.raises(
+            ValueError, match=r"--unlabelled .*: needs images that are not in the labelled data, got 2"
+        ):
+            open_run_data(config)
+
+    def test_a_poisoned_label_changes_no_bit(self, tmp_path, teacher_file):
+        """Shards of the same images with other labels, and with none."""
+        digits = open_data("digits").train
+        outs = []
+        for name, labels in {
+            "true": digits.labels.tolist(),
+            "poison": [7] * len(digits),
+            "none": None,
+        }.items():
+            folder = tmp_path / name
+            folder.mkdir()
+            encoded = []
+            for i in range(len(digits)):
+                file = tmp_path / "one.png"
+                Image.fromarray(digits.image(i).permute(1, 2, 0).numpy()).save(file)
+                encoded.append({"bytes": file.read_bytes(), "path": f"{i}.png"})
+            columns = {"image": encoded} | ({} if labels is None else {"label": labels})
+            pq.write_table(pa.table(columns), folder / "train-00000-of-00001.parquet")
+            out = tmp_path / f"out-{name}"
+            teacher = {"teacher": {"train": False, "rows": "same", "weights": str(teacher_file)}}
+            layer = {"data": {"unlabelled": f"parquet:{folder}"}, "train": {"epochs": 1}, "out": str(out)}
+            distill(build_config(merge(SMALL, teacher, layer)))
+            outs.append(weights(out))
+        assert same(outs[0], outs[1])
+        assert same(outs[0], outs[2])
+
+    @pytest.mark.parametrize(
+        "data, message",
+        [
+            ({"unlabelled": "nothing:x"}, "data: needs one of"),
+            ({"unlabelled": "folder:absent"}, "which does not exist"),
+            ({"unlabelled": "digits", "unlabelled_share": 1.0}, "unlabelled_share"),
+        ],
+    )
+    def test_errors(self, data, message):
+        with pytest.raises(ValueError, match=message):
+            open_run_data(build_config(merge(SMALL, {"data": data})))
+
+
+def test_a_batch_needs_room_for_both(teacher_file):
+    with pytest.raises(ValueError, match="--unlabelled: needs a batch of 3 images or more"):
+        run(teacher_file, {"train": {"batch_size": 2}})
+
+
+def test_json_is_plain(teacher_file, tmp_path):
+    run(teacher_file, {"out": str(tmp_path)})
+    assert json.loads((tmp_path / "record.json").read_text())["data"]["unlabelled"] == 300
