@@ -1,23 +1,27 @@
 """Many processes, one result: how far N processes are from one after three steps, loss by loss.
 
-    python -m benchmarks.processes [--processes 2 4] [--precision float64|float32] [LOSS ...]
+    python -m benchmarks.processes [--processes 2 4] [--precision float64|float32] [--how ddp|fsdp] [LOSS ...]
 
 A small net without batch norm, batches of 9, 9 and 2 images: shares are even, uneven, and empty for all but one.
 For each loss it prints the largest difference in the student's weights, in what the loss learns, and in what it
-remembers (memories, running statistics), over all processes; of what is larger than 1 its share.
+remembers (memories, running statistics), over all processes; of what is larger than 1 its share. ``fsdp`` is
+torch's ``fully_shard`` (FSDP2) in place of DDP.
 """
 
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from outgrow import IGNORE, PENULTIMATE, Objective, Outputs, Rectifier, Target
@@ -27,6 +31,8 @@ from outgrow.models.taps import BOX, BOX_IOU
 
 NUM, BATCH, CLASSES, STEPS, ROWS = 20, 9, 5, 3, 4
 """Images, those of a batch, classes, steps, and rows an image where rows are not images."""
+How = Literal["ddp", "fsdp"]
+"""What shares the student between processes."""
 SMALL = {"crd": "crd(dim=8, negatives=64)"}
 """Losses whose defaults are too large for this."""
 
@@ -84,7 +90,9 @@ class Net(nn.Module):
         return Outputs(self.last(vector), features)
 
 
-def train(case: Case, dtype: torch.dtype, group: dist.ProcessGroup | None) -> dict[str, dict[str, Tensor]]:
+def train(
+    case: Case, dtype: torch.dtype, group: dist.ProcessGroup | None, how: How = "ddp"
+) -> dict[str, dict[str, Tensor]]:
     """The student's weights, and the loss's parameters and buffers, after three steps on this process."""
     torch.manual_seed(0)
     boxes = case.loss in DETECTOR_LOSSES
@@ -109,13 +117,18 @@ def train(case: Case, dtype: torch.dtype, group: dist.ProcessGroup | None) -> di
         world_size=processes,
         least=2,
     )
-    learns = [p for module in (student, objective) for p in module.parameters()]
-    optimizer = torch.optim.SGD(learns, lr=0.02, momentum=0.9)
     called: nn.Module = student
     measured: nn.Module = objective
+    if group is not None and how == "fsdp":  # in place, and before the optimiser takes the parameters
+        mesh = init_device_mesh("cpu", (processes,))
+        fully_shard(student.first, mesh=mesh)
+        fully_shard(student, mesh=mesh)
+    learns = [p for module in (student, objective) for p in module.parameters()]
+    # one by one: some are split over the processes and some are not
+    optimizer = torch.optim.SGD(learns, lr=0.02, momentum=0.9, foreach=False)
     if group is not None:
-        called = DistributedDataParallel(student)
-        if list(objective.parameters()):
+        called = DistributedDataParallel(student) if how == "ddp" else student
+        if list(objective.parameters()):  # a few numbers: never worth splitting
             measured = DistributedDataParallel(objective)
     rectify = Rectifier(case.rule, temperature=objective.temperature or 4.0)
     for step, share in enumerate(plan.batches(0)):
@@ -129,7 +142,12 @@ def train(case: Case, dtype: torch.dtype, group: dist.ProcessGroup | None) -> di
         optimizer.step()
     learnt = {name: value.detach() for name, value in objective.named_parameters()}
     remembered = {name: value.to(dtype) for name, value in objective.named_buffers()}
-    return {"student": dict(student.state_dict()), "learnt": learnt, "remembered": remembered}
+    weights = {name: _whole(value) for name, value in student.state_dict().items()}
+    return {"student": weights, "learnt": learnt, "remembered": remembered}
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _data(case: Case, dtype: torch.dtype) -> dict[str, Any]:
@@ -176,20 +194,25 @@ def _target(case: Case, data: Mapping[str, Any], own: Sequence[int]) -> Target:
     return Target(data["rows"][index], index=index)
 
 
-def _worker(rank: int, processes: int, folder: str, cases: Mapping[str, Case], dtype: torch.dtype) -> None:
+def _worker(
+    rank: int, processes: int, folder: str, cases: Mapping[str, Case], dtype: torch.dtype, how: How
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
-    found = {name: train(case, dtype, dist.group.WORLD) for name, case in cases.items()}
+    found = {name: train(case, dtype, dist.group.WORLD, how) for name, case in cases.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def differences(
-    cases: Mapping[str, Case] = CASES, processes: int = 2, dtype: torch.dtype = torch.float64
+    cases: Mapping[str, Case] = CASES,
+    processes: int = 2,
+    dtype: torch.dtype = torch.float64,
+    how: How = "ddp",
 ) -> dict[str, dict[str, float]]:
     """By case, the largest difference to one process: in the student, in what is learnt, in what is remembered."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (processes, folder, dict(cases), dtype), nprocs=processes)
+        mp.spawn(_worker, (processes, folder, dict(cases), dtype, how), nprocs=processes)
         ranks = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(processes)]
     result = {}
     for name, case in cases.items():
@@ -215,14 +238,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("losses", nargs="*", metavar="LOSS", help="all if none is named")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--precision", choices=["float64", "float32"], default="float64")
+    parser.add_argument("--how", choices=["ddp", "fsdp"], default="ddp")
     args = parser.parse_args(arguments)
     unknown = sorted(set(args.losses) - set(CASES))
     if unknown:
         parser.error(f"there are {'; '.join(CASES)}, got {'; '.join(unknown)}")
     cases = {name: CASES[name] for name in args.losses or CASES}
     for processes in args.processes:
-        print(f"{processes} processes, {args.precision}: student, learnt, remembered")
-        for name, parts in differences(cases, processes, getattr(torch, args.precision)).items():
+        print(f"{processes} processes, {args.how}, {args.precision}: student, learnt, remembered")
+        for name, parts in differences(cases, processes, getattr(torch, args.precision), args.how).items():
             print(f"  {name:<30}" + "".join(f"  {value:.1e}" for value in parts.values()), flush=True)
 
 

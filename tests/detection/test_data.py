@@ -35,6 +35,26 @@ def write(root: Path, *names: str) -> str:
     return f"coco:{root}:{root / 'annotations'}"
 
 
+@pytest.mark.parametrize(
+    "folder, file",
+    [
+        ("Train2017", "instances_train2017.json"),
+        ("TRAIN", "instances_train2017.json"),
+        ("train", "Instances_Train.JSON"),
+        ("Train2017", "INSTANCES_TRAIN2017.json"),
+    ],
+)
+def test_splits_are_recognised_in_any_case(tmp_path: Path, folder: str, file: str) -> None:
+    write_pictures(tmp_path / folder, IMAGES)
+    write_pictures(tmp_path / "Val", IMAGES)
+    write_json(tmp_path / "annotations" / file, IMAGES, ANNOTATIONS)
+    write_json(tmp_path / "annotations" / "instances_Val.json", IMAGES, ANNOTATIONS)
+    data = open_coco(f"coco:{tmp_path}:{tmp_path / 'annotations'}")
+    assert data.train is not None
+    assert (Path(data.train.folder).name, Path(data.test.folder).name) == (folder, "Val")
+    assert data.train.image(0).shape == (3, 80, 100)
+
+
 def open_one(root: Path, images: list[Any], annotations: list[Any], **other: Any) -> DetectionData:
     write_pictures(root, [entry for entry in IMAGES if not (root / entry["file_name"]).exists()])
     return open_coco(f"coco:{root}:{write_json(root / 'boxes.json', images, annotations, **other)}")

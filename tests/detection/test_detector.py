@@ -261,6 +261,43 @@ def test_a_detector_comes_back_from_its_file(tmp_path):
         create_detector(TINY.replace("levels=3-5", "levels=4-5"), weights=tmp_path / "d.safetensors")
 
 
+def same_boxes(one, other):
+    for ours, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(ours.score, theirs.score, rtol=1e-4, atol=1e-5)
+
+
+def test_a_normalisation_of_ones_own_is_used_and_stays_with_the_file(tmp_path):
+    made, batch = detector(), scenes()
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    save_detector(made, tmp_path / "usual.safetensors")
+    with pytest.warns(UserWarning, match=r"its file states mean .* and you gave \(0.1, 0.2, 0.3\)"):
+        other = create_detector(TINY, weights=tmp_path / "usual.safetensors", mean=mean, std=std)
+    # the same net sees the same numbers for images that are shifted and scaled the other way
+    here, there = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
+    usual = [
+        torch.tensor(v).view(3, 1, 1) for v in (made.net.transform.image_mean, made.net.transform.image_std)
+    ]
+    shifted = [(image - usual[0]) / usual[1] * there + here for image in batch.images]
+    same_boxes(other.detect(shifted), made.detect(batch.images))
+    save_detector(other, tmp_path / "own.safetensors")
+    again = create_detector("fasterrcnn:", weights=tmp_path / "own.safetensors")
+    same_boxes(again.detect(batch.images), other.detect(batch.images))
+
+
+def test_a_backbone_keeps_the_normalisation_that_its_file_states(tmp_path):
+    classifier = create_model("timm/mobilenetv1_025_128", 7, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    save_student(classifier, tmp_path / "c.safetensors")
+    made = create_detector(TINY, CLASSES, weights=tmp_path / "c.safetensors")
+    assert made.net.transform.image_mean == [0.1, 0.2, 0.3]
+    assert made.net.transform.image_std == [0.4, 0.5, 0.6]
+
+
+def test_a_normalisation_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="std"):
+        create_detector(TINY, CLASSES, std=(0.1, 0.0, 0.1))
+
+
 def test_classes_in_another_order_are_sorted(tmp_path):
     made, batch = detector(), scenes()
     save_detector(made, tmp_path / "d.safetensors")

@@ -173,6 +173,23 @@ def test_errors(small, weights, change, message):
         distill(config)
 
 
+def test_a_normalisation_of_ones_own_is_used_or_refused(small, weights):
+    own = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    config = build_config(merge(layer(small, weights, None).model_dump(), {"student": own, "teacher": own}))
+    data = open_run_scenes(config)
+    run = RunContext(config, torch.device("cpu"), Reporter())
+    with pytest.warns(UserWarning, match="its file states"):
+        student = TASK.make_student(run, data, method_of(config)[1], None)
+    assert tuple(student.net.transform.image_mean) == own["mean"]
+    assert tuple(student.net.transform.image_std) == own["std"]
+    for one in ("student", "teacher"):
+        module = {one: create_detector(NAME, data.classes)}
+        with pytest.raises(
+            ValueError, match=rf"{one}.mean and {one}.std: needs a detector by name, got a module"
+        ):
+            distill(build_config(merge(layer(small, weights, None).model_dump(), {one: own})), **module)
+
+
 def test_a_teacher_of_ones_own_and_a_student_of_ones_own(small, weights, tmp_path):
     classes = ("Platelets", "RBC", "WBC")  # another order
     torch.manual_seed(0)

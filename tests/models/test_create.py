@@ -302,6 +302,22 @@ class TestHub:
         for name in ("hf/me/tiny", f"hf/{hub}"):
             with pytest.warns(UserWarning, match="mean 0.5 and std 0.5 are a guess"):
                 assert create_model(name).input_spec.mean == (0.5, 0.5, 0.5)
+            given = create_model(name, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))  # without a warning
+            assert given.input_spec.mean == (0.1, 0.2, 0.3)
+            with pytest.warns(UserWarning, match="are a guess"):
+                create_model(name, mean=(0.5, 0.5, 0.5))  # and std?
+
+    def test_a_guess_for_a_file_of_weights(self, hub: Path, tmp_path: Path) -> None:
+        """The directory has no weights; a file of them says its normalisation, or does not."""
+        from safetensors.torch import load_file, save_file
+
+        first = create_model(f"hf/{hub}", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+        save_student(first, tmp_path / "ours.safetensors")
+        found = create_model(f"hf/{hub}", weights=tmp_path / "ours.safetensors")
+        assert found.input_spec.std == (0.4, 0.5, 0.6)
+        save_file(load_file(tmp_path / "ours.safetensors"), tmp_path / "bare.safetensors")
+        with pytest.warns(UserWarning, match="are a guess"):
+            create_model(f"hf/{hub}", weights=tmp_path / "bare.safetensors")
 
     def test_an_id_without_weights_is_refused(self, hub: Path) -> None:
         with pytest.raises(

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -135,6 +136,25 @@ class TestEveryLoss:
             if max(parts.values()) >= tolerance * loose.get(name, 1.0)
         }
         assert not off
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("number", [2, 4])
+    def test_of_a_student_that_is_split(self, number):
+        """torch's fully_shard (FSDP2) in place of DDP, in a plain loop."""
+        table = differences(CASES, number, how="fsdp")
+        assert len(table) == len(CASES)
+        assert not {name: parts for name, parts in table.items() if max(parts.values()) >= 1e-9}
+
+
+def test_the_guide_has_every_loss():
+    page = Path(__file__).parents[2] / "docs" / "guide" / "many-processes.md"
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    kinds = {"row": "of single rows", "image": "of single images", "batch": "that relate rows"}
+    losses = {**LOSSES, **DETECTOR_LOSSES}
+    assert len(losses) > 20
+    for name, loss in losses.items():
+        (row,) = [line for line in rows if f"`{name}`" in line]
+        assert row.startswith(f"| {kinds[loss.axis]}"), name
 
 
 def test_a_mean_weighs_steps_by_their_images():

@@ -7,8 +7,8 @@ arguments for timm.
 
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from outgrow.data.classes import match_classes, stated_names
 from outgrow.detection.detector import Detector
 from outgrow.detection.pyramid import build_pyramid
-from outgrow.models.weights import read_weights, write_weights
+from outgrow.models.network import InputSpec
+from outgrow.models.weights import read_weights, stated_input, states_normalisation, write_weights
 
 PREFIX = "fasterrcnn:"
 PUBLISHED = {
@@ -66,6 +67,8 @@ def create_detector(
     weights: str | Path | None = None,
     pretrained: bool = False,
     input_size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
 ) -> Detector:
     """A detector by name, for ``classes`` (without the background).
 
@@ -77,7 +80,8 @@ def create_detector(
     with COCO's classes. Without ``weights`` and ``pretrained``, all weights are random.
 
     Batch norms of a backbone with weights are frozen, as a training step of detection has few images.
-    ``input_size`` replaces ``?size=``. The name ``fasterrcnn:`` alone means the name in the file's metadata.
+    ``input_size`` replaces ``?size=``. ``mean`` and ``std`` (of RGB in [0, 1]) are for weights whose normalisation is
+    stored nowhere; by default the file's metadata have it, else the backbone's library. The name ``fasterrcnn:`` alone means the name in the file's metadata.
 
     ``ValueError`` for names, shapes or files that do not fit.
     """
@@ -90,7 +94,7 @@ def create_detector(
     if weights is None and pretrained:
         try:
             if classes is None:
-                return _published(name, backbone, shape, arguments)
+                return _normalised(_published(name, backbone, shape, arguments), {}, mean, std)
             net = _build(backbone, shape, arguments, len(classes) + 1, pretrained=True)
         except OSError as error:  # no network connection, or a full disk
             raise ValueError(
@@ -98,7 +102,7 @@ def create_detector(
                 "instead."
             ) from error
         _freeze_norms(net)
-        return Detector(net, name=name, classes=tuple(classes))
+        return _normalised(Detector(net, name=name, classes=tuple(classes)), {}, mean, std)
     whole = any(key.startswith("roi_heads.") for key in state)
     own_classes = tuple(classes) if classes is not None else _classes_of(name, state, metadata)
     net = _build(backbone, shape, arguments, len(own_classes) + 1, pretrained=False)
@@ -113,13 +117,46 @@ def create_detector(
         _freeze_norms(
             net, eps=0.0 if whole and "classes" not in metadata and len(own_classes) == 90 else None
         )
-    return Detector(net, name=name, classes=own_classes)
+    return _normalised(Detector(net, name=name, classes=own_classes), metadata, mean, std)
 
 
 def save_detector(detector: Detector, path: str | Path) -> None:
-    """Write the weights as safetensors. The metadata has the name, from which it is rebuilt, and the classes."""
-    metadata = {"format": "pt", "model": detector.name, "classes": json.dumps(detector.classes)}
-    write_weights(detector.net.state_dict(), Path(path), metadata)
+    """Write the weights as safetensors, with :func:`metadata_of` the detector, from which it is rebuilt."""
+    write_weights(detector.net.state_dict(), Path(path), metadata_of(detector))
+
+
+def metadata_of(detector: Detector) -> dict[str, str]:
+    """Name, classes and normalisation, as a safetensors file holds them."""
+    transform = detector.net.transform
+    return {
+        "format": "pt",
+        "model": detector.name,
+        "classes": json.dumps(detector.classes),
+        "mean": json.dumps(list(transform.image_mean)),
+        "std": json.dumps(list(transform.image_std)),
+    }
+
+
+def _normalised(
+    detector: Detector,
+    metadata: Mapping[str, Any],
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+) -> Detector:
+    """``detector`` with the normalisation that is given, else with the one in the metadata of its file."""
+    transform = detector.net.transform
+    usual = InputSpec(None, tuple(transform.image_mean), tuple(transform.image_std))
+    found = stated_input(usual, metadata, detector.name)
+    stated = replace(usual, mean=found.mean, std=found.std)  # a classifier's size is none of a detector's
+    spec = replace(stated, mean=mean or stated.mean, std=std or stated.std)
+    if states_normalisation(metadata) and spec != stated:
+        warnings.warn(
+            f"create_detector {detector.name}: its file states mean {stated.mean} and std {stated.std}, and you gave "
+            f"{spec.mean} and {spec.std}, which is used.",
+            stacklevel=3,
+        )
+    transform.image_mean, transform.image_std = list(spec.mean), list(spec.std)
+    return detector
 
 
 def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, dict[str, Any]]:

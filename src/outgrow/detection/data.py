@@ -5,6 +5,7 @@ ANNOTATIONS  a folder with instances_train*.json and instances_val*.json, instan
              such file to evaluate on
 
 The images of ``instances_train2017.json`` are in ``IMAGES/train2017``, else ``IMAGES/train``, else IMAGES.
+Upper and lower case are the same.
 """
 
 import hashlib
@@ -250,8 +251,9 @@ def _duplicates(
 def _split_files(folder: Path) -> dict[str, Path]:
     """The file of each split. If only val is held out, it becomes test."""
     found: dict[str, Path] = {}
+    jsons = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".json")
     for split in SPLITS:
-        paths = sorted(folder.glob(f"{_PREFIX}{split}*.json"))
+        paths = [path for path in jsons if path.name.lower().startswith(f"{_PREFIX}{split}")]
         if len(paths) > 1:
             raise ValueError(
                 f"data: needs one file for {split}, got {', '.join(path.name for path in paths)} in {folder}; "
@@ -262,7 +264,7 @@ def _split_files(folder: Path) -> dict[str, Path]:
     if "test" not in found and "val" in found:
         found["test"] = found.pop("val")
     if "test" not in found:
-        got = ", ".join(sorted(path.name for path in folder.glob("*.json"))) or "no .json file"
+        got = ", ".join(path.name for path in jsons) or "no .json file"
         raise ValueError(
             f"data: needs {_PREFIX}val*.json or {_PREFIX}test*.json to report on, got {got} in {folder}; rename a "
             "file, hold out some images in one, or pass a single file to evaluate on."
@@ -284,9 +286,10 @@ def _check_categories(files: list[AnnotationFile]) -> None:
 
 def _image_folder(images: Path, annotations: Path, name: str) -> Path:
     """The first candidate folder that has the image ``name``; else the first one that exists."""
-    tag = annotations.stem.removeprefix(_PREFIX)
-    candidates = [images / tag, *(images / split for split in SPLITS if tag.startswith(split)), images]
-    folders = [folder for folder in candidates if folder.is_dir()]
+    tag = annotations.stem.lower().removeprefix(_PREFIX)
+    wanted = [tag, *(split for split in SPLITS if tag.startswith(split))]
+    there = sorted(path for path in images.iterdir() if path.name.lower() in wanted and path.is_dir())
+    folders = [*sorted(there, key=lambda path: wanted.index(path.name.lower())), images]
     # file names may include the folder of the split (train2017/1.jpg), relative to IMAGES
     return next((folder for folder in folders if (folder / name).is_file()), folders[0])
 

@@ -25,7 +25,7 @@ from outgrow.data.notes import DataWarning
 from outgrow.data.pixels import decode, to_tensor
 from outgrow.data.transforms import to_float
 from outgrow.detection.boxes import Detections
-from outgrow.detection.create import PREFIX, create_detector, parse_name
+from outgrow.detection.create import PREFIX, create_detector, metadata_of, parse_name
 from outgrow.detection.detector import Detector
 from outgrow.detection.pyramid import build_pyramid
 from outgrow.detection.run_data import open_run_scenes
@@ -259,12 +259,7 @@ def matched(ours: Detections, theirs: Detections) -> tuple[list[int], list[int]]
 
 def _header(detector: Detector) -> dict[str, str]:
     """The metadata of the safetensors file; those of save_detector, with the task."""
-    return {
-        "format": "pt",
-        "task": "detection",
-        "model": detector.name,
-        "classes": json.dumps(detector.classes),
-    }
+    return {**metadata_of(detector), "task": "detection"}
 
 
 def _write_config(folder: Path, detector: Detector) -> None:
@@ -289,7 +284,7 @@ def loading_code(detector: Detector) -> str:
     """Markdown with code that builds the detector with torchvision and loads its weights."""
     backbone, shape, arguments = parse_name(detector.name)
     family, _, rest = backbone.partition("/")
-    pyramid, spec = build_pyramid(
+    pyramid, _ = build_pyramid(
         backbone, levels=shape.levels, channels=shape.channels, pretrained=False, arguments=arguments
     )
     levels, strides = pyramid.levels, pyramid.strides
@@ -306,6 +301,7 @@ def loading_code(detector: Detector) -> str:
     sizes = tuple((round(stride * shape.anchors),) for stride in strides)
     widths = [int(block[0].in_channels) for block in detector.net.backbone.fpn.inner_blocks]
     longest = shape.max_size or round(shape.size * 1333 / 800)
+    normalise = detector.net.transform
     return f"""`model.safetensors` is the state dict of torchvision's Faster R-CNN, built like this:
 
 ```python
@@ -331,7 +327,8 @@ class Pyramid(torch.nn.Module):
         return OrderedDict(zip({list(levels)}, self.fpn(OrderedDict(zip({list(levels[:-1])}, maps))).values()))
 
 model = FasterRCNN(
-    Pyramid(), min_size={shape.size}, max_size={longest}, image_mean={list(spec.mean)}, image_std={list(spec.std)},
+    Pyramid(), min_size={shape.size}, max_size={longest}, image_mean={normalise.image_mean},
+    image_std={normalise.image_std},
     rpn_anchor_generator=AnchorGenerator({sizes}, ((0.5, 1.0, 2.0),) * {len(sizes)}),
     box_roi_pool=MultiScaleRoIAlign({list(levels[:-1])}, 7, sampling_ratio=2),
     box_head=TwoMLPHead({shape.channels * 49}, {shape.head}),

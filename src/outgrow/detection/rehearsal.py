@@ -43,6 +43,8 @@ class Rehearsal(Detection):
             weights=options.weights,
             pretrained=options.pretrained,
             input_size=options.input_size,
+            mean=options.mean,
+            std=options.std,
         )
 
     def freeze(

@@ -12,7 +12,7 @@ from outgrow.detection.run_data import RunScenes, train_scenes
 from outgrow.knowledge import Rectifier
 from outgrow.objective import Objective
 from outgrow.training.acceleration import make_accelerator
-from outgrow.training.config import Config
+from outgrow.training.config import Config, ModelConfig
 from outgrow.training.fitting import fit, teacher_checkpoint
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
@@ -29,7 +29,10 @@ def student_detector(config: Config, data: RunScenes, module: nn.Module | None) 
             weights=config.student.weights,
             pretrained=config.student.pretrained,
             input_size=config.student.input_size,
+            mean=config.student.mean,
+            std=config.student.std,
         )
+    check_module("student", config.student)
     if not isinstance(module, Detector) or module.classes != data.classes:
         got = (
             f"classes {', '.join(module.classes[:5])}"
@@ -50,6 +53,15 @@ def check_name(option: str, name: str) -> None:
             f"{option}: needs a detector such as fasterrcnn:torchvision/resnet18 or "
             f"fasterrcnn:timm/mobilenetv2_100 for data in COCO's layout, got {name or 'none'!r}; "
             "put fasterrcnn: before a backbone."
+        )
+
+
+def check_module(section: str, options: ModelConfig) -> None:
+    """``ValueError`` for options of a detector by name, where a module was given."""
+    if options.mean is not None or options.std is not None:
+        raise ValueError(
+            f"{section}.mean and {section}.std: needs a detector by name, got a module, which normalises images by itself; "
+            "leave them out, and pass them to create_detector."
         )
 
 

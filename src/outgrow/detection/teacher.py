@@ -11,7 +11,7 @@ from outgrow.detection.detector import Detector, FrozenDetector, NoDetector
 from outgrow.detection.evaluation import evaluate_detector
 from outgrow.detection.record import numbers_of
 from outgrow.detection.run_data import RunScenes
-from outgrow.detection.student import check_name, train_alone
+from outgrow.detection.student import check_module, check_name, train_alone
 from outgrow.models import num_parameters
 from outgrow.training.config import Config
 from outgrow.training.processes import is_main
@@ -30,6 +30,7 @@ def make_teacher(run: RunContext, data: RunScenes, module: nn.Module | None) -> 
                 f"teacher: needs an outgrow.detection.Detector, got {type(module).__name__}; build it with "
                 "create_detector."
             )
+        check_module("teacher", options)
         return module
     check_name("--teacher", options.name)
     detector = create_detector(
@@ -38,6 +39,8 @@ def make_teacher(run: RunContext, data: RunScenes, module: nn.Module | None) -> 
         weights=options.weights,
         pretrained=options.pretrained,
         input_size=options.input_size,
+        mean=options.mean,
+        std=options.std,
     )
     if options.train:
         _train(run, data, detector)

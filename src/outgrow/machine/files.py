@@ -69,7 +69,7 @@ def check_writable(folder: Path, *, what: str, room: int = 0) -> None:
         write_atomically(folder / ".outgrow-test", b"test")
         (folder / ".outgrow-test").unlink()
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise ValueError(
             f"{what}: needs a folder that can be written, got {folder} ({reason}); name another or change its rights."
         ) from None

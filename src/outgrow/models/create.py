@@ -87,7 +87,11 @@ def create_model(
         source = "from its file"
     if file is not None:
         load_file(network, file, role="teacher" if num_classes is None else "student", classes=classes)
-        source = "from the file's metadata" if states_normalisation(file) else f"{source}; the file has none"
+        source = (
+            "from the file's metadata"
+            if states_normalisation(file.metadata)
+            else f"{source}; the file has none"
+        )
     elif classes is not None and network.weights is not None:
         order_heads(network, classes)
     if input_size is not None:
@@ -95,13 +99,20 @@ def create_model(
             _overridden(network, f"an input size of {stated}", str(input_size))
         resized(network, input_size)
     if mean is not None or std is not None:
-        if file is not None and states_normalisation(file):
+        if file is not None and states_normalisation(file.metadata):
             spec = network.input_spec
             _overridden(
                 network, f"mean {spec.mean} and std {spec.std}", f"{mean or spec.mean} and {std or spec.std}"
             )
         normalised(network, mean, std)
         source = "given by the caller"
+    stated_by_file = file is not None and states_normalisation(file.metadata)
+    if network.guessed and network.weights is not None and not stated_by_file and None in (mean, std):
+        warnings.warn(
+            f"create_model {name}: needs a preprocessor_config.json, got none; mean 0.5 and std 0.5 are a guess: pass "
+            "mean and std if they differ.",
+            stacklevel=2,
+        )
     if classes is not None:
         network.classes = tuple(classes)
     network.notes.append(f"{name}: {describe_input(network.input_spec)} ({source})")

@@ -60,7 +60,7 @@ class Network(nn.Module):
     ``name`` is the argument of :func:`outgrow.models.create_model`. ``classes`` are the names of the
     ``num_classes`` classes in the order of the logits, None if unknown. Feature taps name modules of
     ``network.net``. ``weights`` is the source of the weights: a file, ``published``, ``own`` (the caller's
-    net), or None for random weights. ``notes`` are messages for the user about how they were loaded.
+    net), or None for random weights. ``guessed`` is whether nothing states its mean and std. ``notes`` are messages for the user about how they were loaded.
     The state dict contains only ``net``: mean and std belong to the specification.
 
     >>> spec = InputSpec(None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -93,6 +93,7 @@ class Network(nn.Module):
         self.num_classes = num_classes
         self.classes = classes
         self.weights = weights
+        self.guessed = False
         self.notes: list[str] = []
         self.register_buffer("mean", torch.zeros(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(3, 1, 1), persistent=False)

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import socket
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -228,14 +227,9 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
     )
     if fresh:
         soften_heads(network)
+    network.guessed = guessed
     if not (pretrained or stored):
         network.notes.append(f"hf/{rest}: random weights")
-    elif guessed:
-        warnings.warn(
-            f"create_model hf/{rest}: needs a preprocessor_config.json, got none; mean 0.5 and std 0.5 are a guess: pass "
-            "mean and std if they differ.",
-            stacklevel=3,
-        )
     return network
 
 

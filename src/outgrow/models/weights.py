@@ -129,7 +129,7 @@ def load_file(
     check_tensors(state, own, file.path)
     first = state.get(f"{head_paths[0]}.weight")
     file_classes = None if first is None else int(first.shape[0])
-    input_spec = _stated_input(network.input_spec, file)
+    input_spec = stated_input(network.input_spec, file.metadata, file.path)
     names = _stated_classes(file, file_classes)
 
     assert fit.head is not None
@@ -484,11 +484,11 @@ def _canonical(key: str) -> str:
     return ".".join(parts)
 
 
-def _stated_input(default: InputSpec, file: WeightFile) -> InputSpec:
-    """``default`` updated by the file's metadata: ``input_spec``, or ``mean`` and ``std``."""
-    spec = file.metadata.get("input_spec")
+def stated_input(default: InputSpec, metadata: Mapping[str, Any], where: str | Path) -> InputSpec:
+    """``default`` updated by a file's metadata: ``input_spec``, or ``mean`` and ``std``. ``where`` is for messages."""
+    spec = metadata.get("input_spec")
     if not isinstance(spec, Mapping):
-        spec = {key: file.metadata.get(key) for key in ("mean", "std")}
+        spec = {key: metadata.get(key) for key in ("mean", "std")}
     changes: dict[str, Any] = {
         key: spec[key]
         for key in ("size", "interpolation", "crop_pct")
@@ -501,15 +501,15 @@ def _stated_input(default: InputSpec, file: WeightFile) -> InputSpec:
         return replace(default, **changes)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"load_weights: needs a valid input specification, got {dict(spec)} in {file.path} "
+            f"load_weights: needs a valid input specification, got {dict(spec)} in {where} "
             f"({str(error).splitlines()[0]}); correct the file's metadata."
         ) from error
 
 
-def states_normalisation(file: WeightFile) -> bool:
-    """Whether the file's metadata has the mean and standard deviation of the normalisation."""
-    spec = file.metadata.get("input_spec")
-    spec = spec if isinstance(spec, Mapping) else file.metadata
+def states_normalisation(metadata: Mapping[str, Any]) -> bool:
+    """Whether a file's metadata has the mean and standard deviation of the normalisation."""
+    spec = metadata.get("input_spec")
+    spec = spec if isinstance(spec, Mapping) else metadata
     return isinstance(spec.get("mean"), list | tuple) and isinstance(spec.get("std"), list | tuple)
 
 
