@@ -28,7 +28,7 @@ UNLABELLED_SEED = 1_000_003
 """Added to the seed for unlabelled images: image 7 of both kinds has views of its own."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunData:
     """A source and the rows of it that a student trains on.
 
@@ -40,8 +40,6 @@ class RunData:
     others: Split | None
     unlabelled: UnlabelledImages | None = None
     """Images that are distilled without a label."""
-    size: int | None = None
-    """Side in pixels of the images that the student is trained and tested on; set by :func:`set_size`."""
 
     @property
     def val(self) -> Split | None:
@@ -133,33 +131,33 @@ def view_size(size: int | None, split: Split, networks: Sequence[Network | None]
     return max(wanted, default=PHOTO if isinstance(split, FileSplit) else None)
 
 
-def set_size(asked: int | None, options: ModelConfig, data: RunData, network: Network) -> int | None:
-    """Set the input size of ``network`` to that of its training views, and return it.
+def set_input_size(network: Network, train: Split, size: int | None, options: ModelConfig) -> None:
+    """Set the input size of a network that is to be trained on ``train``.
 
-    The size is saved with the weights, so that a later evaluation uses the size of the training. A network that takes
-    any size gets ``data.size`` or the size of the training images. One with a fixed size keeps it. ``asked`` is
-    ``data.size``, ``options`` are those of the network; ``ValueError`` if they contradict each other.
+    From then on ``network.input_spec.size`` is the side in pixels for training, evaluation and prediction. It is saved
+    with the weights. ``size`` is ``data.size``, ``options`` are those of the network; ``ValueError`` if they
+    contradict each other. A network without an input size gets ``size``, or else the size of the training images.
+    One with an input size keeps it, unless ``size`` is given and the network accepts it.
     """
     own = network.input_spec.size
     if own is None:
-        size = asked or _own_size(data.train)
-        if size is not None:
-            resized(network, size)
-        return size
-    if asked is None or asked == own:
-        return own
+        found = size or _own_size(train)
+        if found is not None:
+            resized(network, found)
+        return
+    if size is None or size == own:
+        return
     if options.input_size == own:
         raise ValueError(
-            f"data.size: needs the {own} of input_size, got {asked}: a network is tested at the size that it is trained at; "
-            "give one of the two."
+            f"data.size: needs the same size as input_size, which is {own}, got {size}; set only one of the two, as a network "
+            "is evaluated at the size of its training."
         )
-    if not _takes(network, asked):
+    if not _takes(network, size):
         raise ValueError(
-            f"data.size: needs {own} for {network.name}, which is built for that, got {asked}; build it for another size with "
-            f"student.input_size={asked} (teacher.input_size), or leave data.size out."
+            f"data.size: needs {own}, the only size that {network.name} accepts, got {size}; build the network for this size "
+            f"with student.input_size={size} (teacher.input_size), or leave data.size out."
         )
-    resized(network, asked)
-    return asked
+    resized(network, size)
 
 
 def _own_size(split: Split) -> int | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from outgrow.classification.data import PLAIN, RunData, eval_loader, set_size, train_loader
+from outgrow.classification.data import PLAIN, RunData, eval_loader, set_input_size, train_loader
 from outgrow.classification.lesson import Classify
 from outgrow.classification.scores import evaluate
 from outgrow.data import Split
@@ -62,7 +62,6 @@ def student_network(
     if network.classes is not None and network.classes != data.classes:
         order_heads(network, data.classes)
     network.classes = data.classes
-    data.size = set_size(config.data.size, config.student, data, network)
     return network
 
 
@@ -83,7 +82,7 @@ def train_alone(
 ) -> list[EpochRecord]:
     """Train ``network`` on ``rows`` with ``config.teacher_train``, without a teacher, in the same loop."""
     train = config.teacher_train
-    set_size(config.data.size, config.teacher, data, network)
+    set_input_size(network, rows, config.data.size, config.teacher)
     device = make_accelerator(train).device
     test = eval_loader(data.test, network, train, device, config.data.workers)
     checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)

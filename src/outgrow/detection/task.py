@@ -126,7 +126,7 @@ class Detection:
             epoch_best=best.epoch,
         )
 
-    def data_record(self, run: RunContext, data: RunScenes) -> DataRecord:
+    def data_record(self, run: RunContext, data: RunScenes, student: nn.Module | None) -> DataRecord:
         return DataRecord(
             source=run.config.data.source,
             fingerprint=data.source.fingerprint,

@@ -67,7 +67,7 @@ def distill(
         student=task.student_record(parts.student, scores, history),
         epochs=tuple(history),
         **task.results(run, parts, scores, before),
-        data=task.data_record(run, parts.data),
+        data=task.data_record(run, parts.data, parts.student),
         config=run.config,
         **provenance(run.device, started),
     )
@@ -188,7 +188,7 @@ def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord],
 
 def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
     """What the student's training depends on besides its configuration."""
-    data = task.data_record(run, parts.data)
+    data = task.data_record(run, parts.data, parts.student)
     taught = parts.taught.module
     teacher = "none" if parts.teacher is None else digest(getattr(taught, "uncached", taught))
     facts = {**machine_facts(data.fingerprint), "classes": ", ".join(data.classes), "teacher": teacher}

@@ -184,7 +184,7 @@ def rehearse(
     key = config.data.model_dump_json() + str(config.seed)
     if key not in trials.opened:
         whole = task.open_data(run)
-        trials.opened[key] = (whole, task.data_record(run, whole))
+        trials.opened[key] = (whole, task.data_record(run, whole, None))
     data, record = trials.opened[key]
     rows = (STEPS + 1) * train.batch_size
     rehearsal = task.rehearsal(data, rows, cached=cached)

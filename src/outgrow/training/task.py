@@ -146,8 +146,8 @@ class Task(Protocol):
         """The student's part of the record."""
         ...
 
-    def data_record(self, run: RunContext, data: Any) -> DataRecord:
-        """The data's part of the record."""
+    def data_record(self, run: RunContext, data: Any, student: nn.Module | None) -> DataRecord:
+        """The data's part of the record; without a student it lacks the size of the images."""
         ...
 
     def results(self, run: RunContext, parts: Parts, scores: Any, before: Any) -> Mapping[str, Any]:
