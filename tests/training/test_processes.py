@@ -180,10 +180,10 @@ def test_a_split_student_is_refused(monkeypatch, kind, variable):
         make_accelerator(TrainConfig(device="cpu"))
 
 
-def test_the_watch_of_one_process_says_what_it_is_told(monkeypatch):
+def test_the_watch_of_one_process_prints_its_reason(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     said = []
-    watch = Watch(said.append, lost=4, told=130)
+    watch = Watch(said.append, lost=4, terminated=130)
     with watch():
         assert watch.failed(Reason("why", 2)) == 2
     assert said == ["why"]

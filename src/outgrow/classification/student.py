@@ -93,7 +93,7 @@ def train_alone(
         objective=Objective({}),
         loader=train_loader(config, train, rows, [network], device),
         config=train,
-        ask=Classify(train.channels_last),
+        make_lesson=Classify(train.channels_last),
         evaluate=lambda model: evaluate(model, test).top1,
         checkpoint=checkpoint,
     )

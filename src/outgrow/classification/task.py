@@ -37,7 +37,7 @@ class Classification:
 
     metric = "top1"
 
-    def ask(self, config: Config) -> Classify:
+    def lesson_maker(self, config: Config) -> Classify:
         return Classify(config.train.channels_last)
 
     def rectifier(self, rectify: Rectifier) -> Callable[[Outputs, Target], Knowledge]:

@@ -45,7 +45,7 @@ class Detection:
 
     metric = "ap"
 
-    def ask(self, config: Config) -> Detect:
+    def lesson_maker(self, config: Config) -> Detect:
         return Detect()
 
     def rectifier(self, rectify: Rectifier) -> Callable[[Outputs, Target], Knowledge]:

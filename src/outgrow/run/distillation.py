@@ -173,7 +173,7 @@ def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord],
         objective=parts.objective,
         loader=parts.loader,
         config=run.config.train,
-        ask=task.ask(run.config),
+        make_lesson=task.lesson_maker(run.config),
         evaluate=score,
         checkpoint=None
         if run.out is None

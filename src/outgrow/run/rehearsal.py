@@ -247,7 +247,7 @@ def _step_seconds(parts: Any, task: Any, run: Any) -> float:
         objective=parts.objective,
         loader=parts.loader,
         config=run.config.train,
-        ask=task.ask(run.config),
+        make_lesson=task.lesson_maker(run.config),
         on_step=tick,
     )
     with contextlib.suppress(_Enough):

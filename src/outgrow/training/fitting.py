@@ -45,7 +45,7 @@ def machine_facts(data_fingerprint: str) -> dict[str, str]:
 
 def shared_by(trainer: Trainer) -> str:
     """A line on the number of processes that share each batch, and on what differs from one process."""
-    apart = [trainer.ask.apart] if trainer.ask.apart else []
+    apart = [trainer.make_lesson.apart] if trainer.make_lesson.apart else []
     modules = list(trainer.student.modules())
     norms = [m for m in modules if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
     if norms:
