@@ -131,11 +131,11 @@ def test_resume_refuses_another_configuration(tmp_path, teacher_file):
     run(*layers)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(
-        ValueError, match=r"got another in train.lr \(was 0.05, is 0.01\); rerun with --config"
+        ValueError, match=r"got other values of train.lr \(was 0.05, is 0.01\); rerun with --config"
     ):
         run(*layers, {"train": {"lr": 0.01}}, resume=True)
     with pytest.raises(
-        ValueError, match=r"got another in method.rule \(was None, is swap\), seed \(was 0, is 1\)"
+        ValueError, match=r"got other values of method.rule \(was None, is swap\), seed \(was 0, is 1\)"
     ):
         run(*layers, {"method": {"rule": "swap"}, "seed": 1}, resume=True)
     with pytest.raises(ValueError, match="--out: needs the folder of a run, got None"):
@@ -150,7 +150,7 @@ def test_a_folder_holds_one_run(tmp_path, teacher_file):
         run(*layers, {"seed": 1})
     assert json.loads((tmp_path / "record.json").read_text())["config"]["seed"] == 0
     (tmp_path / "record.json").unlink()
-    with pytest.raises(ValueError, match=r"got a run that was begun \(config.yaml\)"):
+    with pytest.raises(ValueError, match=r"got an unfinished run \(config.yaml\)"):
         run(*layers, {"seed": 1})
     (tmp_path / "notes.txt").write_text("mine")
     second = run(*layers, {"seed": 1}, overwrite=True)
@@ -176,7 +176,7 @@ def test_more_epochs(tmp_path, teacher_file):
     assert more["epochs"][0] == first["epochs"][0]
     assert [epoch["epoch"] for epoch in more["epochs"]] == [1, 2, 3]
     assert load_config(tmp_path / "config.yaml")["train"]["epochs"] == 3
-    with pytest.raises(ValueError, match=r"train.epochs \(was 3, is 2: more is possible\)"):
+    with pytest.raises(ValueError, match=r"train.epochs \(was 3, is 2: it may only rise\)"):
         run(*layers, {"train": {"epochs": 2}}, resume=True)
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_seen(tmp_path, teacher_file, monkeypatch, damag
     }
     file.write_bytes(new[damage])
     resumed = run(*layers, resume=True, reporter=notes)
-    assert any(f"{file} is damaged; continuing from the one before it" in text for text in notes.texts)
+    assert any(f"{file} is damaged; continuing from the previous one" in text for text in notes.texts)
     assert drop_times(resumed) == drop_times(whole)
 
 
@@ -242,7 +242,7 @@ def test_when_all_checkpoints_are_damaged(tmp_path, teacher_file, monkeypatch):
         run(*layers)
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"needs a whole checkpoint, got .* delete what is damaged"):
+    with pytest.raises(ValueError, match=r"needs an undamaged checkpoint, got .* delete the damaged files"):
         run(*layers, resume=True)
 
 
@@ -490,7 +490,7 @@ def test_fused_norms_are_taken_where_they_are_asked_for(monkeypatch):
 
 
 def test_fused_norms_that_cannot_be_say_so():
-    with pytest.warns(UserWarning, match=r"train\.fused_norms: needs a CPU.*one by one"):
+    with pytest.warns(UserWarning, match=r"train\.fused_norms: needs a CPU.*separate operations"):
         run(FAST, {"method": {"preset": "none"}}, {"train": {"channels_last": False}})
 
 
@@ -500,7 +500,9 @@ def test_fused_norms_of_another_net_say_so():
     )
     net.append(nn.Linear(4, 10))
     layer = merge(SMALL, FAST, {"method": {"preset": "none"}})
-    with pytest.warns(UserWarning, match=r"got a net that calls modules of its own .* one by one"):
+    with pytest.warns(
+        UserWarning, match=r"got a network that does not call norm_relu .* separate operations"
+    ):
         distill(build_config(layer), student=net)
 
 

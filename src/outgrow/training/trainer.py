@@ -125,7 +125,7 @@ class Trainer:
                     accelerator.clip_grad_norm_(student.parameters(), config.clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                lr = float(scheduler.get_last_lr()[0])  # of this step
+                lr = float(scheduler.get_last_lr()[0])  # the rate of this step
                 scheduler.step()
                 meter.add(result, images)
                 done += len(batch.images) * processes
@@ -162,7 +162,7 @@ class Trainer:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-                f"train.batch_size: needs at least two images a step for a network with batch norms, got "
+                f"train.batch_size: needs at least two images per step for a network with batch norms, got "
                 f"{len(batch.images)}; raise it, or train on more images."
             ) from None
         if lesson.task is not None and isinstance(images, torch.Tensor):

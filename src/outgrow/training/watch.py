@@ -22,7 +22,7 @@ import torch.distributed as dist
 from outgrow.training.processes import is_main, launched, rank
 
 GRACE = 3.0
-"""Seconds that a process has to end cleanly, and twice the time that the others have to respond to a roll call."""
+"""Seconds that a process has to end cleanly. The others have half of it to respond to a roll call."""
 POLL = 0.5
 """Seconds between reads of the store."""
 FAILED, CALL = "outgrow/failed", "outgrow/call"
@@ -125,17 +125,15 @@ class Watch:
         if missing:
             which = " and ".join(map(str, missing))
             text = (
-                f"needs all {launched()} processes, got no answer of process {which}: killed (out of memory?), or its "
-                "machine is gone; the system's log (dmesg) may say why, and --resume continues the run."
+                f"needs all {launched()} processes, got no response from process {which}, which was killed (out of memory?) "
+                "or lost its machine; see the system log (dmesg) for the reason, and continue the run with --resume."
             )
             return Reason(text, self.lost), rank() == min(responded)
         if error is None:
-            text = "told to end (SIGTERM); --resume continues a run from its last checkpoint"
+            text = "terminated by SIGTERM; --resume continues a run from its last checkpoint"
             return Reason(text, self.terminated), is_main()
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        text = (
-            f"needs all {launched()} processes to answer each other, got {line}; --resume continues the run."
-        )
+        text = f"needs all {launched()} processes to communicate, got {line}; continue the run with --resume."
         return Reason(text, self.lost), is_main()
 
     def _poll(self, woken: socket.socket) -> None:
