@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.ops import box_iou
 
-from outgrow.detection.create import Shape, create_detector, parse_name, save_detector, spell_name
+from outgrow.detection.create import Shape, create_detector, format_name, parse_name, save_detector
 from outgrow.detection.detector import Detector, FrozenDetector
 from outgrow.models import create_model, save_student
 from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
@@ -21,7 +21,7 @@ def test_names_round_trip():
         "fasterrcnn:torchvision/resnet18",
         "fasterrcnn:timm/mobilenetv2_100?levels=3-5&pad_type=same",
     ):
-        assert spell_name(*parse_name(name)) == name
+        assert format_name(*parse_name(name)) == name
     assert parse_name("fasterrcnn:torchvision/resnet18", 320)[1] == Shape(size=320)
     assert parse_name("fasterrcnn:torchvision/resnet18?size=400&max_size=500")[1] == Shape(
         size=400, max_size=500
@@ -40,11 +40,11 @@ def test_names_round_trip():
             r"levels that the backbone has \(1, 2, 3, 4, 5\), got 3-9",
         ),
         ("fasterrcnn:torchvision/resnet18?levels=5-3", "got 5-3"),
-        ("fasterrcnn:torchvision/resnet18?size=big", "size needs a value like 320, got 'big'"),
+        ("fasterrcnn:torchvision/resnet18?size=big", "needs a value such as 320 for size, got 'big'"),
         ("fasterrcnn:torchvision/resnet18?size", "needs key=value pairs"),
-        ("fasterrcnn:torchvision/resnet18?pad_type=same", "needs none of timm's arguments, got pad_type"),
+        ("fasterrcnn:torchvision/resnet18?pad_type=same", "needs no arguments for timm, got pad_type"),
         ("fasterrcnn:torchvision/vit_b_16", "levels that the backbone has"),
-        ("fasterrcnn:timm/resnet18?colour=red", "correct what stands behind the question mark"),
+        ("fasterrcnn:timm/resnet18?colour=red", "correct the arguments after the question mark"),
     ],
 )
 def test_errors_in_names(name, message):
@@ -76,21 +76,21 @@ def test_features_are_named_by_stride():
         assert features[level].shape[3] == -(-side // 2 ** int(level[1]))
 
 
-def test_consulting_itself_says_what_it_said():
-    """In evaluation mode of its batch norms, a detector asked about its own proposals repeats itself."""
+def test_its_outputs_for_its_own_proposals_are_the_same():
+    """With batch norms in eval mode, the outputs of a detector for its own proposals are those of its training step."""
     made, batch = detector(), scenes()
     made.train()
     for module in made.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     answer = made(batch.images, batch.truth)
-    again = made.eval().consult(batch.images, answer.proposals)
+    again = made.eval().classify(batch.images, answer.proposals)
     torch.testing.assert_close(again.logits, answer.outputs.logits, rtol=1e-4, atol=1e-4)
     for name, value in answer.outputs.features.items():
         torch.testing.assert_close(again.features[name], value, rtol=1e-3, atol=1e-3)
 
 
-def test_a_consultant_of_another_size_sees_the_same_regions():
+def test_a_detector_of_another_size_crops_the_same_regions():
     """Proposals are in pixels of the pictures: one that resizes to twice the size cuts out the same regions."""
     small, batch = detector(), scenes()
     answer = small.train()(batch.images, batch.truth)
@@ -98,7 +98,7 @@ def test_a_consultant_of_another_size_sees_the_same_regions():
     seen = []
     pool = large.net.roi_heads.box_roi_pool
     handle = pool.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1:]))
-    large.consult(batch.images, answer.proposals)
+    large.classify(batch.images, answer.proposals)
     handle.remove()
     boxes, sizes = seen[0]
     for own, asked, size, image in zip(boxes, answer.proposals.boxes, sizes, batch.images, strict=True):
@@ -174,7 +174,7 @@ def test_a_frozen_detector_stays_frozen_and_answers_in_the_students_classes():
     assert not teacher.training
     assert not said.logits.requires_grad
     place = torch.tensor([0, 3, 4, 1])  # cat, dog and owl among its own
-    own = teacher.consult(
+    own = teacher.classify(
         batch.images,
         type(answer.proposals)(answer.proposals.boxes, place[answer.proposals.label], answer.proposals.truth),
     )
@@ -197,7 +197,7 @@ def test_what_a_teacher_believes_of_other_classes_is_background():
     )
     believed = frozen(batch.images, proposals).logits.softmax(1)
     place = torch.tensor([0, 4, 1])
-    own = teacher.consult(
+    own = teacher.classify(
         batch.images, type(proposals)(proposals.boxes, place[proposals.label], proposals.truth)
     ).logits.softmax(1)
     torch.testing.assert_close(believed[:, 1:], own[:, [4, 1]])
@@ -222,12 +222,12 @@ def test_a_box_is_compared_as_it_is_detected():
     first[0] = torch.tensor([0.0, 10, 40, 50])
     truth[0] = torch.tensor([0.0, 10, 20, 50])
     asked = type(answer.proposals)((first, *boxes[1:]), label, truth)
-    said = made.eval().consult(batch.images, asked)
+    said = made.eval().classify(batch.images, asked)
     assert said.features[BOX_IOU][0] == pytest.approx(1.0, abs=1e-4)
 
 
 def test_a_teacher_without_the_students_classes_is_refused():
-    with pytest.raises(ValueError, match="got none called owl; it has cat, dog"):
+    with pytest.raises(ValueError, match="got no owl; its classes are cat, dog"):
         FrozenDetector(detector(classes=("cat", "dog")), CLASSES)
 
 
@@ -252,7 +252,7 @@ def test_a_detector_comes_back_from_its_file(tmp_path):
     for ours, theirs in zip(again.detect(batch.images), made.detect(batch.images), strict=True):
         torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(ours.score, theirs.score, rtol=1e-4, atol=1e-5)
-    with pytest.warns(UserWarning, match="the last layer stays new"):
+    with pytest.warns(UserWarning, match="the last layer is not loaded"):
         other = create_detector(TINY, ("a", "b"), weights=tmp_path / "d.safetensors")
     assert (other.net.rpn.head.cls_logits.weight == made.net.rpn.head.cls_logits.weight).all()
     with pytest.raises(
@@ -269,7 +269,7 @@ def test_classes_in_another_order_are_sorted(tmp_path):
     for ours, theirs in zip(other.detect(batch.images), made.detect(batch.images), strict=True):
         assert (ours.label == place[theirs.label]).all()
         torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-3)
-    with pytest.warns(UserWarning, match="the last layer stays new"):  # as many, and others
+    with pytest.warns(UserWarning, match="the last layer is not loaded"):  # as many, and others
         create_detector(TINY, ("cat", "dog", "fox"), weights=tmp_path / "d.safetensors")
 
 
@@ -281,7 +281,7 @@ def test_the_name_must_mean_the_detector_in_the_file(tmp_path):
         ValueError, match=r"anchors that the file was trained with \(anchors=4\), got anchors=8"
     ):
         create_detector(TINY.replace("&anchors=4", ""), weights=tmp_path / "d.safetensors")
-    with pytest.warns(UserWarning, match="sees pictures at size 128, the file was trained at 64"):
+    with pytest.warns(UserWarning, match="resizes images to 128, the file was trained at 64"):
         create_detector(TINY, weights=tmp_path / "d.safetensors", input_size=128)
 
 
@@ -342,7 +342,8 @@ def test_names_of_classes_must_be_known(tmp_path):
     with pytest.raises(ValueError, match="needs a file of a whole detector, got no weights"):
         create_detector(TINY)
     with pytest.raises(
-        ValueError, match="which torchvision has for torchvision/resnet50, torchvision/mobilenet_v3_large"
+        ValueError,
+        match="for which torchvision has only torchvision/resnet50, torchvision/mobilenet_v3_large",
     ):
         create_detector("fasterrcnn:torchvision/resnet18", pretrained=True)
     with pytest.raises(ValueError, match="needs one output for each of 2 classes"):
@@ -359,7 +360,7 @@ def test_without_a_network_published_weights_say_so(monkeypatch):
 
     monkeypatch.setattr("torchvision.models.get_model", offline)
     with pytest.raises(
-        ValueError, match=r"needs published weights, which could not be fetched .*no route to host"
+        ValueError, match=r"needs published weights, which could not be downloaded .*no route to host"
     ):
         create_detector("fasterrcnn:torchvision/resnet18", CLASSES, pretrained=True)
 

@@ -320,9 +320,9 @@ def test_no_detection_and_no_picture():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: class_errors([truth()], [], 2), "each of 1 pictures, got 0; pass one"),
+        (lambda: class_errors([truth()], [], 2), "each of 1 images, got 0; pass one"),
         (lambda: class_errors([truth((*OBJECT, 3))], [detections()], 2), "from 1 to 2, got 3 .* position 0"),
-        (lambda: class_errors([truth()], [detections((*OBJECT, 0, 0.5))], 2), "from 1 to 2, got 0 .*; 0 is"),
+        (lambda: class_errors([truth()], [detections((*OBJECT, 0, 0.5))], 2), "from 1 to 2, got 0 .*; pass"),
     ],
 )
 def test_says_what_is_wrong(call, message):

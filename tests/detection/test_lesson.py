@@ -7,7 +7,7 @@ import outgrow
 from outgrow import IGNORE, Objective, Outputs, Rectifier, Target, corrected_logits, rectify
 from outgrow.detection.boxes import Scenes
 from outgrow.detection.detector import FrozenDetector
-from outgrow.detection.lesson import MOST, Balanced, Detect, balance, target_of
+from outgrow.detection.lesson import MAX_FACTOR, Balanced, Detect, balance, target_of
 from tests.detection.scenes import CLASSES, TINY, detector, scenes
 from tests.reference import losses as reference
 from tests.reference import rules
@@ -49,7 +49,7 @@ def test_distillation_on_proposals_of_a_slow_reference(lesson):
     labels = lesson.target.label.tolist()
     valid = [y for y in labels if y != IGNORE]
     share = sum(y > 0 for y in valid) / len(valid)
-    wanted = max(share, min(0.5, MOST * share))
+    wanted = max(share, min(0.5, MAX_FACTOR * share))
     total = 0.0
     for s, z, y in zip(
         lesson.student.logits.detach().double(), lesson.teacher.logits.double(), labels, strict=True

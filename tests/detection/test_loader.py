@@ -296,9 +296,9 @@ def test_a_broken_picture_is_named(tmp_path: Path, num_workers: int) -> None:
     [
         ({"batch_size": 0}, "batch_size >= 1"),
         ({"batch_size": 21, "drop_last": True}, "needs batch_size <= 20"),
-        ({"resized_crop": (0.0, 1.0)}, r"0 < least <= largest <= 1, got \(0\.0, 1\.0\)"),
-        ({"resized_crop": (0.9, 0.5)}, "0 < least <= largest <= 1"),
-        ({"resized_crop": (0.5, 1.5)}, "0 < least <= largest <= 1"),
+        ({"resized_crop": (0.0, 1.0)}, r"0 < smallest <= largest <= 1, got \(0\.0, 1\.0\)"),
+        ({"resized_crop": (0.9, 0.5)}, "0 < smallest <= largest <= 1"),
+        ({"resized_crop": (0.5, 1.5)}, "0 < smallest <= largest <= 1"),
     ],
 )
 def test_bad_options(split: DetectionSplit, options: dict[str, Any], message: str) -> None:

@@ -187,8 +187,8 @@ def test_no_state_of_pyplot_and_fonts_of_matplotlib(tmp_path):
 @pytest.mark.parametrize(
     "name, columns, message",
     [
-        ("a.gif", [("truth", truth())], "needs a path to .png.*got .*gif; name"),
-        ("a.png", [], "needs a column at least, got none; pass"),
+        ("a.gif", [("truth", truth())], "needs a path to .png.*got .*gif; change"),
+        ("a.png", [], "needs at least one column, got none; pass"),
         ("a.png", [("truth", truth((0, 0, 1, 1, 3)))], "from 1 to 2, got 3 in the column 'truth'; pass"),
         ("a.png", [("found", detections((0, 0, 1, 1, 0, 0.5)))], "from 1 to 2, got 0 in the column 'found'"),
     ],
@@ -240,7 +240,7 @@ def test_where_they_differ_most():
     # each side has its own threshold: another scale of scores is no difference
     timid = [Detections(one.boxes, one.label, one.score / 10) for one in after]
     assert where_they_differ(there, before, timid, 9) == [3, 4, 1, 2, 0, 5]
-    with pytest.raises(ValueError, match="each of 6 pictures, got 5"):
+    with pytest.raises(ValueError, match="each of 6 images, got 5"):
         where_they_differ(there, before[:5], after, 2)
 
 

@@ -157,14 +157,14 @@ def test_without_a_teacher(small, weights):
     [
         ({"student": {"name": "timm/resnet18"}}, "--student: needs a detector such as fasterrcnn:"),
         ({"teacher": {"name": "cifar/resnet20"}}, "--teacher: needs a detector such as fasterrcnn:"),
-        ({"teacher": {"correct": "always"}}, "the correction of bias is for classifiers"),
-        ({"teacher": {"cache": "x"}}, "got a detector, which is asked about the student's proposals"),
+        ({"teacher": {"correct": "always"}}, "bias correction is for classifiers"),
+        ({"teacher": {"cache": "x"}}, "got a detector, whose outputs also depend on the student's proposals"),
         (
             {"data": {"augment": {"mixup": 0.2}}},
-            r"needs views in which boxes move along \(flip, resized_crop\), got mixup",
+            r"needs augmentations that move boxes along \(flip, resized_crop\), got mixup",
         ),
         ({"teacher": {"rows": "disjoint"}}, "teacher.rows: needs same for a detector, got disjoint"),
-        ({"method": {"loss": "kd + crd"}}, "crd: needs rows that come back in every epoch"),
+        ({"method": {"loss": "kd + crd"}}, "crd: needs the same rows in every epoch"),
     ],
 )
 def test_errors(small, weights, change, message):
@@ -263,4 +263,4 @@ def test_what_means_nothing_to_a_detector_is_said(small, weights):
         merge(config.model_dump(), {"teacher": {"precision": "bf16"}, "data": {"size": 64}})
     )
     distill(config, reporter=Notes())
-    assert "warning: teacher.precision, data.size change nothing for a detector" in notes
+    assert "warning: teacher.precision, data.size have no effect on a detector" in notes

@@ -261,11 +261,11 @@ def test_the_numbers_are_all_there():
                 [20, 10],
                 PERFECT,
             ),
-            r"needs a name of its own .* got \['cat'\]",
+            r"needs a unique name .* got \['cat'\]",
         ),
         (
             (SMALL, [7, 3], [20, 10], [replace(one, score=one.score * math.nan) for one in PERFECT]),
-            "finite boxes and scores, got others in the picture 7; look",
+            "finite boxes and scores, got others in the image 7; check",
         ),
     ],
 )
@@ -276,5 +276,7 @@ def test_says_what_is_wrong(arguments, message):
 
 def test_asks_for_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ValueError, match=r"faster-coco-eval, got none.*pip install 'outgrow\[detection\]'"):
+    with pytest.raises(
+        ValueError, match=r"faster-coco-eval, got none installed.*pip install 'outgrow\[detection\]'"
+    ):
         coco_scores(SMALL, [7, 3], [20, 10], PERFECT)

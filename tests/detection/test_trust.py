@@ -50,9 +50,7 @@ def test_what_is_in_order_is_quiet(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["1.png", "./1.png", "x/../1.png"])
 def test_one_picture_has_one_id(tmp_path: Path, name: str) -> None:
     images = [*IMAGES, {**image(7), "file_name": name}]
-    with pytest.raises(
-        ValueError, match=r"one id for the picture .*1\.png, which is image 1, too, got .* image 7"
-    ):
+    with pytest.raises(ValueError, match=r"one id for .*1\.png, which is also image 1, got .* image 7"):
         read_annotations(write_json(tmp_path / "b.json", images, BOXES))
 
 
@@ -61,7 +59,7 @@ def test_one_picture_behind_two_names(tmp_path: Path) -> None:
     images = [*IMAGES, {**image(7), "file_name": "other.png"}]
     write_json(tmp_path / "a" / "instances_val.json", images, BOXES)
     (tmp_path / "val" / "other.png").symlink_to("1.png")
-    with pytest.raises(ValueError, match="needs one id for every picture, got the images 1 and 7"):
+    with pytest.raises(ValueError, match="needs one id per image, got the ids 1 and 7"):
         opened(source, tmp_path)
 
 
@@ -100,7 +98,7 @@ def test_a_box_that_is_there_twice_counts_once(tmp_path: Path) -> None:
 
 def test_boxes_as_fractions(tmp_path: Path) -> None:
     boxes = [annotation(k, 1, [0.1, 0.2, 0.3, 0.05 * k]) for k in range(1, 9)]
-    with pytest.raises(ValueError, match=r"got 8 of 8 smaller ones in .* look like fractions of the picture"):
+    with pytest.raises(ValueError, match=r"got 8 of 8 smaller ones in .* look like fractions of the image"):
         read_annotations(write_json(tmp_path / "b.json", IMAGES, boxes))
 
 
@@ -119,7 +117,7 @@ def test_boxes_that_are_dropped_or_clipped_are_said(tmp_path: Path) -> None:
     assert len(file.notes) == 2
     assert "1 of 11 boxes" in file.notes[0]
     assert "not trained on (annotation 50)" in file.notes[0]
-    assert "reach over the edge of their picture, and are clipped (annotation 51)" in file.notes[1]
+    assert "cross the border of their image and are clipped (annotation 51)" in file.notes[1]
 
 
 def test_a_split_without_objects(tmp_path: Path) -> None:
@@ -155,7 +153,7 @@ def test_pictures_are_turned_as_their_annotations_say(tmp_path: Path) -> None:
         assert pixels[0].float().mean() == 127.5
     entry = {**image(1), "height": 60, "width": 90}
     write_json(root / "a" / "instances_val.json", [entry], [annotation(1, 1, [1, 1, 9, 9])])
-    with pytest.raises(ValueError, match="needs a picture of 90x60"):
+    with pytest.raises(ValueError, match="needs an image of 90x60"):
         opened(f"coco:{root}:{root / 'a'}", tmp_path).test.image(0)
 
 

@@ -67,7 +67,7 @@ def done(tmp_path_factory):
             "kd + pair": {"preset": "kd", "rule": "pair"},
         }
     }
-    run_compare(plan_of(out, {**options, "seeds": 2}), say=lambda text: None)
+    run_compare(plan_of(out, {**options, "seeds": 2}), log=lambda text: None)
     return out
 
 
@@ -76,7 +76,7 @@ def test_what_a_comparison_leaves(done):
         path.name for path in done.iterdir()
     }
     assert list(scores(done)) == [f"{name}/seed{s}" for name in ("kd", "kd+pair", "none") for s in range(2)]
-    assert "Every seed has a teacher of its own" in (done / "index.html").read_text()
+    assert "Every seed has its own teacher" in (done / "index.html").read_text()
     table = json.loads((done / "table.json").read_text())["studies"][""]
     assert (table["null"], table["plain"], table["together"]) == ("none", "kd", 2)
 
@@ -94,7 +94,7 @@ def test_methods_of_a_seed_share_teacher_and_cache(done):
 def test_a_second_call_trains_nothing(done, trained):
     base, section = read_plan_file(done / PLAN_FILE)
     before = scores(done)
-    run_compare(make_plan(base, read_options(section), done), say=lambda text: None)
+    run_compare(make_plan(base, read_options(section), done), log=lambda text: None)
     assert trained == []
     assert scores(done) == before
 
@@ -112,9 +112,7 @@ def test_its_file_makes_the_same_plan_again(done, tmp_path, monkeypatch):
 
 
 def test_another_configuration_is_refused_before_anything(done, trained):
-    with pytest.raises(
-        ValueError, match=r"got .*seed0, which differs in train.lr \(was 0.05, is 0.3\); give"
-    ):
+    with pytest.raises(ValueError, match=r"got .*seed0, which differs in train.lr \(was 0.05, is 0.3\); set"):
         run_compare(plan_of(done, TWO, {"train": {"lr": 0.3}}))
     with pytest.raises(ValueError, match=r"got the teacher .*seed0, which differs in teacher_train.lr"):
         run_compare(_only_teacher(done))
@@ -160,7 +158,7 @@ def test_a_dry_run_trains_nothing(tmp_path, trained, said):
         "2 methods x 2 seeds: 4 trainings, and 2 of teachers",
         "teacher   cifar/resnet8: 78,042 parameters, trained here",
         "student   cifar/resnet8: 78,042 parameters, 8x8 views",
-        "96 to learn from",
+        "96 training images",
         "time      about",
         "memory    about",
         "disk      at most",
@@ -210,7 +208,7 @@ def test_a_failure_is_one_of_its_own(tmp_path, monkeypatch, said):
 
     monkeypatch.setattr(work, "distill", broken)
     with pytest.raises(
-        Failed, match=r"(?s)needs all 4 trainings, got 1 failures:.*kd, seed 1: needs a finite loss.*mend"
+        Failed, match=r"(?s)needs all 4 trainings, got 1 failures:.*kd, seed 1: needs a finite loss.*fix"
     ):
         run_compare(plan_of(tmp_path))
     assert "without seed 1" in said.readouterr().out
@@ -228,7 +226,7 @@ def test_one_teacher_for_all_seeds(tmp_path):
     assert runs[0].teacher_score == runs[1].teacher_score
     assert "students of this one teacher" in (tmp_path / "index.html").read_text()
     with pytest.raises(
-        ValueError, match="--same-teacher: needs a teacher that may see the rows of every seed, got"
+        ValueError, match="--same-teacher: needs a teacher that may be trained on the rows of every seed, got"
     ):
         plan_of(tmp_path, section)
 
@@ -418,7 +416,7 @@ def test_a_recipes_constants_are_taken_for_a_bare_loss(tmp_path, monkeypatch):
     [
         (["--data", "digits"], "compare: needs --out FOLDER for its runs, got none"),
         (["--out", "x"], r"compare: needs --data SRC \(or --recipe, or --config\), got none"),
-        (["runs", "--data", "digits"], "compare: needs finished runs, or what to train, got both"),
+        (["runs", "--data", "digits"], "compare: needs finished runs, or options for training, got both"),
         (
             ["--data", "digits", "--out", "x", "--seeds", "many"],
             "--seeds: needs a number of seeds, .* got 'many'",
@@ -435,7 +433,7 @@ def cli_run(*arguments):
 
 
 def test_executors_by_name(tmp_path, monkeypatch):
-    assert make_executor("local", workers=1, folder=tmp_path).here
+    assert make_executor("local", workers=1, folder=tmp_path).in_process
     assert make_executor("local", workers=2, folder=tmp_path).threads == max(1, (os.cpu_count() or 1) // 2)
     for text in ("slurm", "ray + local", "ray(4)"):
         with pytest.raises(

@@ -1,16 +1,16 @@
-"""The same nouns for boxes: rows are proposals, features are the levels of a pyramid.
+"""Object detection: a row is a proposal of the student, features are the levels of a feature pyramid.
 
 data = open_coco("coco:IMAGES:ANNOTATIONS")
 student = create_detector("fasterrcnn:timm/mobilenetv2_100", data.classes)
 teacher = FrozenDetector(create_detector(..., weights=...), data.classes)
 lesson = Detect()(student, teacher, scenes)        # then rectify and objective, as for images
 
-    annotations.py  data.py  boxes.py  views.py  loader.py     pictures with boxes
-    pyramid.py  create.py  detector.py                         detectors by name
-    run_data.py  student.py  teacher.py  lesson.py             a run's parts
-    scores.py  errors.py  evaluation.py                        what a detector is worth
-    record.py  pictures.py  page.py                            what a run leaves
-    task.py                                                    all of it as a task of `outgrow.run`
+    annotations.py  data.py  boxes.py  views.py  loader.py     images with boxes
+    pyramid.py  create.py  detector.py                         detectors, created by name
+    run_data.py  student.py  teacher.py  lesson.py             the parts of a run
+    scores.py  errors.py  evaluation.py                        AP, errors by class, evaluation
+    record.py  pictures.py  page.py                            a run's record, drawn images and page
+    task.py                                                    the interface to `outgrow.run`
 """
 
 from outgrow.detection.boxes import Detections, Scenes, Truth

@@ -1,4 +1,4 @@
-"""A file of COCO annotations, read once and checked to the last box: later code need not look again."""
+"""Read a COCO annotation file and check every entry, so that later code can rely on it."""
 
 import json
 import math
@@ -15,21 +15,21 @@ from torch import Tensor
 from outgrow.data.notes import some
 
 SMALLEST = 1.0
-"""Boxes narrower or lower than this, in pixels, are not trained on. COCO has a few of width 0, which
-torchvision's references drop as well; a hair above 0 is no better, since regression takes a logarithm."""
+"""Boxes with a shorter side than this, in pixels, are not trained on. COCO has a few of width 0, which
+torchvision's references drop, too. Widths near 0 are as bad, as box regression takes their logarithm."""
 _ENOUGH = 8
-"""Boxes that a guess at their unit needs."""
+"""The least number of boxes from which their unit is guessed."""
 _LISTS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True, repr=False)
 class AnnotationFile:
-    """What one file says, as tensors: compact, quick to slice, and cheap to hand to a worker.
+    """The contents of one file as tensors, which are compact and cheap to send to a worker.
 
-    Pictures are numbered in the file's order, rows (annotations) grouped by picture: those of picture
-    i are ``first[i]`` to ``first[i + 1]``. ``bbox`` and ``area`` are the file's numbers (left, top,
-    width, height); ``boxes`` are corners, clipped to the picture, and ``usable`` where at least
-    :data:`SMALLEST` wide and high. ``label`` counts from 1 in the order of ``category_ids``.
+    Images are in the file's order. Rows are annotations, grouped by image: those of image i are ``first[i]`` to
+    ``first[i + 1]``. ``bbox`` (left, top, width, height) and ``area`` are the file's numbers. ``boxes`` are corners,
+    clipped to the image; ``usable`` are those at least :data:`SMALLEST` wide and high. ``label`` counts from 1 in
+    the order of ``category_ids``.
     """
 
     path: str
@@ -47,21 +47,21 @@ class AnnotationFile:
     boxes: Float32[Tensor, "rows 4"]
     usable: Bool[Tensor, " rows"]
     notes: tuple[str, ...] = ()
-    """What was found odd and went on in spite of."""
+    """Warnings about the file's contents."""
 
     @property
     def num_objects(self) -> int:
-        """What somebody drew; crowds do not count."""
+        """Annotations without crowds."""
         return int((~self.crowd).sum())
 
     def rows(self, number: int) -> slice:
-        """The annotations of one picture."""
+        """The rows of image ``number``."""
         return slice(int(self.first[number]), int(self.first[number + 1]))
 
     def as_coco(self, numbers: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-        """The pictures ``numbers`` in COCO's own layout, with the file's ids and boxes, for COCO's AP.
+        """The images ``numbers`` in COCO's layout, with the file's ids and boxes, for COCO's AP.
 
-        Crowds and the smallest boxes are among them; segmentations and licences are not.
+        Crowds and the smallest boxes are included, segmentations and licences are not.
         """
         images, annotations = [], []
         for number in numbers:
@@ -91,13 +91,13 @@ class AnnotationFile:
 def read_annotations(path: Path) -> AnnotationFile:
     """Read and check a file in COCO's layout: ``images``, ``annotations`` and ``categories``.
 
-    Boxes that reach over the edge are clipped. ``area`` (COCO's AP goes by it; by default that of the
-    box) and ``iscrowd`` (0) may be absent. A box that is there twice counts once.
+    Boxes that cross the image border are clipped. ``area``, which COCO's AP uses, is optional; the default is the
+    area of the box. ``iscrowd`` is optional, too (default 0). Duplicate boxes count once.
 
-    Raises ValueError, naming the file and the id: unreadable JSON, no images, missing keys, ids that
-    repeat or point nowhere, a picture under two ids or outside the folder of images, sizes that are not
-    positive, boxes that are not four finite numbers, have a negative side or lie outside their picture, and
-    boxes that are most likely fractions of the picture, or corners.
+    ``ValueError`` with the file and the id for unreadable JSON, no images, missing keys, duplicate or unknown ids,
+    an image with two ids or outside the folder of images, sizes that are not positive, and boxes that are not four
+    finite numbers, have a negative side or are outside their image. Boxes that are most likely fractions of the
+    image, or corners, are refused, too.
     """
     content = _load(path)
     categories = _Entries(path, "category", content["categories"]).checked("name")
@@ -107,7 +107,7 @@ def read_annotations(path: Path) -> AnnotationFile:
     for number in order:
         name = categories[number]["name"]
         if name in seen:
-            _fail(path, "a name of its own", name, "category", number)
+            _fail(path, "a unique name", name, "category", number)
         seen.add(name)
     images = _Entries(path, "image", content["images"]).checked("file_name", "height", "width")
     for number, image in images.items():
@@ -125,15 +125,15 @@ def read_annotations(path: Path) -> AnnotationFile:
     annotations, notes = _without_copies(path, annotations)
 
     place = torch.tensor([places[entry["image_id"]] for entry in annotations.values()], dtype=torch.int64)
-    by_picture = place.argsort(stable=True)
+    by_image = place.argsort(stable=True)
     sizes = torch.tensor([[image["height"], image["width"]] for image in images.values()])
     counts = place.bincount(minlength=len(images))
-    ids = torch.tensor(list(annotations), dtype=torch.int64)[by_picture]
+    ids = torch.tensor(list(annotations), dtype=torch.int64)[by_image]
     bbox = torch.tensor([e["bbox"] for e in annotations.values()], dtype=torch.float64)
-    bbox = bbox.reshape(-1, 4)[by_picture]
+    bbox = bbox.reshape(-1, 4)[by_image]
     area = [e.get("area", e["bbox"][2] * e["bbox"][3]) for e in annotations.values()]
-    boxes, usable = _corners(path, ids, bbox, sizes[place[by_picture]])
-    notes += _check_scale(path, ids, bbox, sizes[place[by_picture]], usable)
+    boxes, usable = _corners(path, ids, bbox, sizes[place[by_image]])
+    notes += _check_scale(path, ids, bbox, sizes[place[by_image]], usable)
     return AnnotationFile(
         path=str(path),
         classes=tuple(categories[number]["name"] for number in order),
@@ -144,11 +144,11 @@ def read_annotations(path: Path) -> AnnotationFile:
         first=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
         ids=ids,
         label=torch.tensor([labels[e["category_id"]] for e in annotations.values()], dtype=torch.int64)[
-            by_picture
+            by_image
         ],
-        crowd=torch.tensor([e.get("iscrowd", 0) for e in annotations.values()], dtype=torch.bool)[by_picture],
+        crowd=torch.tensor([e.get("iscrowd", 0) for e in annotations.values()], dtype=torch.bool)[by_image],
         bbox=bbox,
-        area=torch.tensor(area, dtype=torch.float64)[by_picture],
+        area=torch.tensor(area, dtype=torch.float64)[by_image],
         boxes=boxes,
         usable=usable,
         notes=tuple(notes),
@@ -156,7 +156,7 @@ def read_annotations(path: Path) -> AnnotationFile:
 
 
 def _check_names(path: Path, images: Mapping[int, dict[str, Any]]) -> None:
-    """Each picture has one id, and lies below the folder of images."""
+    """Each image has one id, and its path is below the folder of images."""
     known: dict[str, int] = {}
     for number, image in images.items():
         name = posixpath.normpath(image["file_name"].replace("\\", "/"))
@@ -165,7 +165,7 @@ def _check_names(path: Path, images: Mapping[int, dict[str, Any]]) -> None:
         if name in known:
             _fail(
                 path,
-                f"one id for the picture {image['file_name']}, which is image {known[name]}, too",
+                f"one id for {image['file_name']}, which is also image {known[name]}",
                 "a second one",
                 "image",
                 number,
@@ -176,23 +176,22 @@ def _check_names(path: Path, images: Mapping[int, dict[str, Any]]) -> None:
 def _without_copies(
     path: Path, annotations: Mapping[int, dict[str, Any]]
 ) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """``annotations`` without those that draw the same box of the same category in the same picture again."""
+    """``annotations`` without duplicates: the same box of the same category in the same image."""
     first: dict[tuple[Any, ...], int] = {}
     copies: list[tuple[int, int]] = []
     kept = {}
     for number, entry in annotations.items():
-        what = (entry["image_id"], entry["category_id"], *entry["bbox"], entry.get("iscrowd", 0))
-        if what in first:
-            copies.append((number, first[what]))
+        key = (entry["image_id"], entry["category_id"], *entry["bbox"], entry.get("iscrowd", 0))
+        if key in first:
+            copies.append((number, first[key]))
         else:
-            first[what] = number
+            first[key] = number
             kept[number] = entry
     if not copies:
         return kept, []
     names = some([f"{number} is {original}" for number, original in copies])
     return kept, [
-        f"data: {len(copies)} of {len(annotations):,} annotations in {path} draw a box that is there already, and count once "
-        f"({names})."
+        f"data: {len(copies)} of {len(annotations):,} annotations in {path} are duplicates and count once ({names})."
     ]
 
 
@@ -203,14 +202,14 @@ def _check_scale(
     sizes: Int64[Tensor, "rows 2"],
     usable: Bool[Tensor, " rows"],
 ) -> list[str]:
-    """Notes on boxes that are not trained on, or clipped; ``ValueError`` where that looks like another unit."""
+    """Notes on boxes that are not trained on or are clipped; ``ValueError`` if the boxes seem to have another unit."""
     notes: list[str] = []
     num, dropped = len(bbox), (~usable).nonzero().squeeze(1)
     if 2 * len(dropped) > num:
         row = int(dropped[0])
         fractions = bool((bbox <= 1).all())
         hint = (
-            "they look like fractions of the picture: multiply them by its width and height"
+            "they look like fractions of the image: multiply them by its width and height"
             if fractions
             else "bbox is left, top, width and height in pixels"
         )
@@ -220,8 +219,8 @@ def _check_scale(
         )
     if len(dropped):
         notes.append(
-            f"data: {len(dropped)} of {num:,} boxes in {path} are under {SMALLEST:.0f} pixel wide or high inside their picture, and "
-            f"not trained on (annotation {some(ids[dropped].tolist())})."
+            f"data: {len(dropped)} of {num:,} boxes in {path} are under {SMALLEST:.0f} pixel wide or high inside their image, and "
+            f"are not trained on (annotation {some(ids[dropped].tolist())})."
         )
     limit = sizes.flip(1).to(torch.float64)
     over = ((bbox[:, :2] < -1) | (bbox[:, :2] + bbox[:, 2:] > limit + 1)).any(1).nonzero().squeeze(1)
@@ -230,12 +229,12 @@ def _check_scale(
         if num >= _ENOUGH and as_corners and 10 * len(over) >= num:
             row = int(over[0])
             raise ValueError(
-                f"data: needs bbox as left, top, width and height, got {len(over)} of {num} that reach over the edge of their "
-                f"picture in {path} (annotation {int(ids[row])}: {bbox[row].tolist()}), while all would fit as left, top, right "
+                f"data: needs bbox as left, top, width and height, got {len(over)} of {num} that cross the border of "
+                f"their image in {path} (annotation {int(ids[row])}: {bbox[row].tolist()}), while all would fit as left, top, right "
                 "and bottom; subtract left and top from the other two."
             )
         notes.append(
-            f"data: {len(over)} of {num:,} boxes in {path} reach over the edge of their picture, and are clipped (annotation "
+            f"data: {len(over)} of {num:,} boxes in {path} cross the border of their image and are clipped (annotation "
             f"{some(ids[over].tolist())})."
         )
     return notes
@@ -247,14 +246,14 @@ def _load(path: Path) -> dict[str, list[Any]]:
     except (OSError, ValueError, RecursionError) as error:  # unreadable, not JSON, not UTF-8, too deep
         raise ValueError(
             f"data: needs COCO annotations in JSON, got {path}, which cannot be read ({error}); restore the "
-            "file, or give another."
+            "file, or pass another."
         ) from error
     for key in _LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             got = ", ".join(sorted(content)) if isinstance(content, dict) else f"a {type(content).__name__}"
             raise ValueError(
                 f"data: needs lists of images, annotations and categories, got {path} without a list of {key} "
-                f"(it has: {got}); give a file of instances in COCO's layout."
+                f"(it has: {got}); pass an instances file in COCO's layout."
             )
     for key in ("images", "categories"):
         if not content[key]:
@@ -266,24 +265,24 @@ def _load(path: Path) -> dict[str, list[Any]]:
 
 @dataclass(frozen=True)
 class _Entries:
-    """One of the lists of a file."""
+    """One list of a file; ``kind`` is the name of an entry in messages."""
 
     path: Path
     kind: str
     entries: list[Any]
 
     def checked(self, *keys: str) -> dict[int, dict[str, Any]]:
-        """The entries by id, in the file's order; each has ``keys``, and names are text."""
+        """The entries by id, in the file's order. Each has ``keys``, and names are non-empty strings."""
         found: dict[int, dict[str, Any]] = {}
         for place, entry in enumerate(self.entries):
             number = entry.get("id") if isinstance(entry, dict) else None
             if not _is_integer(number):
                 got = f"{self.kind} number {place} of {self.path}, which has {number!r}"
                 raise ValueError(
-                    f"data: needs a whole number as id of every {self.kind}, got {got}; write one."
+                    f"data: needs a whole number as id of every {self.kind}, got {got}; add one."
                 )
             if number in found:
-                _fail(self.path, f"another id for every {self.kind}", "a second one", self.kind, number)
+                _fail(self.path, f"a unique id for every {self.kind}", "a second one", self.kind, number)
             for key in keys:
                 if key not in entry:
                     _fail(self.path, f"the key {key!r}", ", ".join(sorted(entry)), self.kind, number)
@@ -296,7 +295,7 @@ class _Entries:
 def _complaint(
     entry: dict[str, Any], *, places: dict[int, int], labels: dict[int, int]
 ) -> tuple[str, object] | None:
-    """What an annotation needs and what it has instead; None if it is in order."""
+    """What an annotation needs and what it has instead; None if it is valid."""
     for key, known, what in (("image_id", places, "images"), ("category_id", labels, "categories")):
         if not _is_integer(entry[key]) or entry[key] not in known:
             return f"{key} to be the id of one of the {len(known)} {what}", entry[key]
@@ -315,7 +314,7 @@ def _complaint(
 def _corners(
     path: Path, ids: Int64[Tensor, " rows"], bbox: Float64[Tensor, "rows 4"], sizes: Int64[Tensor, "rows 2"]
 ) -> tuple[Float32[Tensor, "rows 4"], Bool[Tensor, " rows"]]:
-    """Corners clipped to the picture, and where they are far enough apart."""
+    """Corners clipped to the image, and which boxes are at least :data:`SMALLEST` wide and high."""
     start, size = bbox[:, :2], bbox[:, 2:]
     end, limit = start + size, sizes.flip(1).to(torch.float64)  # width, height: the order of x and y
     usable = (size >= SMALLEST).all(1)
@@ -323,7 +322,7 @@ def _corners(
     if len(outside):
         row = int(outside[0])
         width, height = limit[row].long().tolist()
-        needed = f"a bbox (left, top, width, height) that touches its picture of {width}x{height}"
+        needed = f"a bbox (left, top, width, height) that overlaps its image of {width}x{height}"
         _fail(path, needed, bbox[row].tolist(), "annotation", int(ids[row]))
     start, end = start.clamp(min=0).minimum(limit), end.clamp(min=0).minimum(limit)
     usable &= (end - start >= SMALLEST).all(1)
@@ -337,12 +336,12 @@ def _fail(path: Path, needed: str, got: object, kind: str, number: int) -> NoRet
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
-    """Also what a tensor can hold; JSON's true and false are integers to Python."""
+    """Whether ``value`` is an integer in the range of int64. JSON's true and false, integers in Python, are not."""
     return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
 
 
 def _is_finite(value: object) -> bool:
-    # a whole number too large for a float is as good as infinite
+    # integers may be too large for a float, so the size is checked first
     if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e15:
         return False
     return math.isfinite(value)

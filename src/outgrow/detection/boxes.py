@@ -1,11 +1,11 @@
-"""The nouns that a detector adds: what is in a picture, what a detector found, and a batch of both.
+"""The types of detection: ground truth, detections, and a batch of images with their ground truth.
 
-    Truth       the boxes that somebody drew
-    Detections  the boxes that a detector drew, with classes and scores
-    Scenes      a batch: pictures of any size, and the truth about each
+    Truth       the annotated boxes of an image
+    Detections  the boxes that a detector found in an image, with classes and scores
+    Scenes      a batch: images of any size and their ground truth
 
-Boxes are ``(left, top, right, bottom)`` in pixels of the picture they belong to, as float32. Classes
-count from 1; 0 is background, and no box has it.
+Boxes are ``(left, top, right, bottom)`` in pixels of their image, as float32. Labels count from 1; 0 is the
+background, and no box has it.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ BACKGROUND = 0
 
 @dataclass(frozen=True)
 class Truth:
-    """What is in one picture: nothing, or some boxes.
+    """The annotated boxes of one image; there may be none.
 
-    ``crowd`` are regions full of objects that nobody drew one by one (COCO's ``iscrowd``): not trained
-    on, and not background either. ``index`` is the picture's number in its split.
+    ``crowd`` are regions of many objects without a box each (COCO's ``iscrowd``). They are neither trained on
+    nor background. ``index`` is the image's row in its annotation file.
     """
 
     boxes: Float32[Tensor, "n 4"]
@@ -37,7 +37,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one picture, best first, in pixels of that picture."""
+    """What a detector found in one image, highest score first, in pixels of that image."""
 
     boxes: Float32[Tensor, "n 4"]
     label: Int64[Tensor, " n"]
@@ -49,12 +49,12 @@ class Detections:
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of pictures in [0, 1], each 3 x height x width with a size of its own, and their truth."""
+    """A batch of images in [0, 1], each 3 x height x width in its own size, and their ground truth."""
 
     images: Sequence[Float32[Tensor, "3 _ _"]]
     truth: Sequence[Truth]
 
     @property
     def index(self) -> Int64[Tensor, " batch"]:
-        """The pictures' numbers, for messages."""
+        """The index of each image, for messages."""
         return torch.tensor([truth.index for truth in self.truth], dtype=torch.int64)

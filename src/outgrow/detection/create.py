@@ -1,6 +1,8 @@
-"""Detectors by name: ``fasterrcnn:torchvision/resnet50``, ``fasterrcnn:timm/tf_efficientnet_lite0?size=320&levels=3-5``.
+"""Create detectors by name, and save them.
 
-Behind the question mark stand :class:`Shape`'s fields; what is not one of them goes to timm.
+A name is ``fasterrcnn:BACKBONE?KEY=VALUE&...``, for example ``fasterrcnn:torchvision/resnet50`` or
+``fasterrcnn:timm/tf_efficientnet_lite0?size=320&levels=3-5``. Keys are fields of :class:`Shape`; other keys are
+arguments for timm.
 """
 
 import json
@@ -24,36 +26,36 @@ PUBLISHED = {
     "torchvision/resnet50": "fasterrcnn_resnet50_fpn",
     "torchvision/mobilenet_v3_large": "fasterrcnn_mobilenet_v3_large_fpn",
 }
-"""Detectors that torchvision has published COCO weights for, by backbone."""
+"""Detectors with COCO weights in torchvision, by backbone."""
 LAST_LAYER = "roi_heads.box_predictor."
 STRIDE_TO_ANCHOR = 8
-"""Side of an anchor on a level over the level's stride, in the paper and in torchvision."""
+"""Side of a level's anchors divided by its stride, in the paper and in torchvision."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a detector is. Defaults are the paper's and torchvision's, for pictures like COCO's."""
+    """The size of a detector. The defaults are the paper's and torchvision's, for images like COCO's."""
 
     size: int = 800
-    """Pixels of the short side that the detector sees."""
+    """Pixels of the short side after resizing."""
     max_size: int | None = None
-    """Pixels of the long side at most; None for the same ratio as 1333 to 800."""
+    """The most pixels of the long side; None is ``size`` * 1333 / 800."""
     levels: tuple[int, int] = (2, 5)
-    """The finest and the coarsest map taken from the backbone, as powers of two; one more is pooled."""
+    """The finest and the coarsest map taken from the backbone, as log2 of the stride. One more level is pooled."""
     channels: int = 256
-    """Of each level of the pyramid."""
+    """Channels of each level of the pyramid."""
     head: int = 1024
     """Width of the two layers that classify a proposal."""
     rois: int = 512
-    """Proposals of an image that a training step looks at."""
+    """Proposals sampled per image in a training step."""
     proposals: int = 2000
-    """Proposals of an image that are kept in training before those are drawn; half as many in evaluation."""
+    """Proposals kept per image in training, from which ``rois`` are sampled; half as many in evaluation."""
     anchors: float = STRIDE_TO_ANCHOR
-    """Side of a level's anchors over its stride: smaller for smaller objects."""
+    """Side of a level's anchors divided by its stride; smaller for smaller objects."""
 
 
 def is_detector(name: str) -> bool:
-    """Whether a model's name is a detector's."""
+    """Whether ``name`` is the name of a detector."""
     return name.startswith(PREFIX)
 
 
@@ -67,30 +69,33 @@ def create_detector(
 ) -> Detector:
     """A detector by name, for ``classes`` (without the background).
 
-    ``weights`` is a file of a whole detector (ours, or torchvision's), or of a classifier, which then is
-    the backbone. ``pretrained`` fetches published weights: the backbone's where ``classes`` are given, the
-    whole detector's, with COCO's classes, where they are not. Without either everything is drawn anew.
-    Batch norms of a backbone with weights are frozen, as detection trains on few pictures a step.
-    ``input_size`` takes the place of ``?size=``. A file of a detector with other classes gives all but its
-    last layer, with a warning; classes of another order are put into the order of ``classes``. The name
-    ``fasterrcnn:`` alone is the one in the file.
+    ``weights`` is a file of a whole detector (ours or torchvision's), or of a classifier, which is loaded into the
+    backbone. If a detector's file has the same classes in another order, its last layer is reordered. If it has
+    other classes, its last layer is not loaded, with a warning.
 
-    ``ValueError`` for names, shapes, or files that do not fit.
+    ``pretrained`` downloads published weights: of the backbone if ``classes`` are given, else of the whole detector,
+    with COCO's classes. Without ``weights`` and ``pretrained``, all weights are random.
+
+    Batch norms of a backbone with weights are frozen, as a training step of detection has few images.
+    ``input_size`` replaces ``?size=``. The name ``fasterrcnn:`` alone means the name in the file's metadata.
+
+    ``ValueError`` for names, shapes or files that do not fit.
     """
     state, metadata = ({}, {}) if weights is None else read_weights(weights)
     if name == PREFIX and is_detector(str(metadata.get("model"))):
         name = metadata["model"]
     backbone, shape, arguments = parse_name(name, input_size)
     _check_anchors(name, shape, metadata)
-    name = spell_name(backbone, shape, arguments)
+    name = format_name(backbone, shape, arguments)
     if weights is None and pretrained:
         try:
             if classes is None:
                 return _published(name, backbone, shape, arguments)
             net = _build(backbone, shape, arguments, len(classes) + 1, pretrained=True)
-        except OSError as error:  # no network, or a full disk
+        except OSError as error:  # no network connection, or a full disk
             raise ValueError(
-                f"{name}: needs published weights, which could not be fetched ({error}); give a file of weights instead."
+                f"{name}: needs published weights, which could not be downloaded ({error}); pass a file of weights "
+                "instead."
             ) from error
         _freeze_norms(net)
         return Detector(net, name=name, classes=tuple(classes))
@@ -112,13 +117,13 @@ def create_detector(
 
 
 def save_detector(detector: Detector, path: str | Path) -> None:
-    """The file that is deployed: safetensors with the weights, the name (which rebuilds it) and the classes."""
+    """Write the weights as safetensors. The metadata has the name, from which it is rebuilt, and the classes."""
     metadata = {"format": "pt", "model": detector.name, "classes": json.dumps(detector.classes)}
     write_weights(detector.net.state_dict(), Path(path), metadata)
 
 
 def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, dict[str, Any]]:
-    """Backbone, shape, and arguments for timm.
+    """The backbone, the shape, and the arguments for timm in a name.
 
     >>> backbone, shape, more = parse_name("fasterrcnn:timm/mobilenetv2_100?size=320&levels=3-5&pad_type=same")
     >>> backbone, shape.size, shape.levels, more
@@ -136,7 +141,7 @@ def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, di
         key, equals, text = item.partition("=")
         if not equals:
             raise ValueError(
-                f"{name}: needs key=value pairs joined by & behind the question mark, got {item!r}."
+                f"{name}: needs key=value pairs joined by & after the question mark, got {item!r}; correct it."
             )
         given[key] = _value(name, key, text) if key in known else yaml.safe_load(text)
     shape = {key: value for key, value in given.items() if key in known}
@@ -145,11 +150,11 @@ def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, di
     return backbone, Shape(**shape), {key: value for key, value in given.items() if key not in known}
 
 
-def spell_name(backbone: str, shape: Shape, arguments: dict[str, Any]) -> str:
-    """The shortest name that means this."""
+def format_name(backbone: str, shape: Shape, arguments: dict[str, Any]) -> str:
+    """The inverse of :func:`parse_name`, without defaults."""
     default = Shape()
     parts = [
-        f"{field.name}={_spell(getattr(shape, field.name))}"
+        f"{field.name}={_format(getattr(shape, field.name))}"
         for field in fields(Shape)
         if getattr(shape, field.name) != getattr(default, field.name)
     ]
@@ -167,11 +172,11 @@ def _value(name: str, key: str, text: str) -> Any:
         value = 0
     if value <= 0:
         like = {"levels": "3-5", "anchors": "4"}.get(key, "320")
-        raise ValueError(f"{name}: {key} needs a value like {like}, got {text!r}.")
+        raise ValueError(f"{name}: needs a value such as {like} for {key}, got {text!r}; correct it.")
     return value
 
 
-def _spell(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value[0]}-{value[1]}" if isinstance(value, tuple) else f"{value:g}"
 
 
@@ -189,7 +194,7 @@ def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int,
     return FasterRCNN(
         pyramid,
         rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
-        # proposals are cut from the levels themselves; the pooled one is for large anchors alone
+        # the pooled level is only for large anchors: features are not taken from it
         box_roi_pool=MultiScaleRoIAlign(list(pyramid.levels[:-1]), resolution, sampling_ratio=2),
         box_head=TwoMLPHead(shape.channels * resolution**2, shape.head),
         box_predictor=FastRCNNPredictor(shape.head, outputs),
@@ -206,7 +211,7 @@ def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int,
 
 
 def _check_anchors(name: str, shape: Shape, metadata: dict[str, Any]) -> None:
-    """The name must mean the detector that is in the file, as far as no tensor's shape tells."""
+    """Compare what the weights' shapes do not show: ``ValueError`` for other anchors, a warning for another size."""
     stated = str(metadata.get("model"))
     if not is_detector(stated):
         return
@@ -214,11 +219,11 @@ def _check_anchors(name: str, shape: Shape, metadata: dict[str, Any]) -> None:
     if theirs.anchors != shape.anchors:
         raise ValueError(
             f"{name}: needs the anchors that the file was trained with (anchors={theirs.anchors:g}), got "
-            f"anchors={shape.anchors:g}; the file says {stated}, and the name fasterrcnn: alone takes that."
+            f"anchors={shape.anchors:g}; use the name in the file, {stated}, or fasterrcnn: alone."
         )
     if theirs.size != shape.size:
         warnings.warn(
-            f"{name}: sees pictures at size {shape.size}, the file was trained at {theirs.size}.",
+            f"{name}: resizes images to {shape.size}, the file was trained at {theirs.size}.",
             stacklevel=3,
         )
 
@@ -226,8 +231,7 @@ def _check_anchors(name: str, shape: Shape, metadata: dict[str, Any]) -> None:
 def _in_order(
     name: str, state: dict[str, Tensor], metadata: dict[str, Any], classes: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """``state`` with the rows of its last layer in the order of ``classes``; without that layer where the
-    file has others."""
+    """``state`` with the last layer in the order of ``classes``; without that layer if the file has others."""
     last = [key for key in state if key.startswith(LAST_LAYER)]
     outputs = len(state[f"{LAST_LAYER}cls_score.bias"]) if f"{LAST_LAYER}cls_score.bias" in state else 1
     names = stated_names(metadata)
@@ -242,26 +246,29 @@ def _in_order(
 
 
 def _published(name: str, backbone: str, shape: Shape, arguments: dict[str, Any]) -> Detector:
-    """A whole detector of torchvision's registry."""
+    """A whole detector with torchvision's COCO weights."""
     from torchvision.models import detection, get_model_weights
 
     builder = PUBLISHED.get(backbone)
     if builder is None:
         raise ValueError(
-            f"{name}: needs weights for the whole detector, got pretrained=true, which torchvision has for "
-            f"{', '.join(PUBLISHED)} alone; give a file, or train the teacher first (--train-teacher)."
+            f"{name}: needs weights of the whole detector, got pretrained=true, for which torchvision has only "
+            f"{', '.join(PUBLISHED)}; pass a file, or train the teacher first (--train-teacher)."
         )
     if arguments or shape != Shape(size=shape.size, max_size=shape.max_size):
         raise ValueError(
-            f"{name}: needs the published detector's own shape, got other levels or widths; keep ?size= alone."
+            f"{name}: needs the shape of the published detector, got other levels or widths; set only ?size=."
         )
     weights = get_model_weights(builder).DEFAULT
     longest = shape.max_size or round(shape.size * 1333 / 800)
     net = getattr(detection, builder)(weights=weights, min_size=shape.size, max_size=longest)
     categories = weights.meta["categories"]
-    # COCO has gaps in its ids: torchvision keeps them as classes called N/A, made unique here
-    names = [c if c != "N/A" else f"(no category {i})" for i, c in enumerate(categories)]
-    return Detector(net, name=name, classes=tuple(names[1:]))
+    return Detector(net, name=name, classes=_coco_names(categories))
+
+
+def _coco_names(categories: Sequence[str]) -> tuple[str, ...]:
+    """torchvision's COCO classes without the background. Its unused ids, all called N/A, get unique names."""
+    return tuple(c if c != "N/A" else f"(no category {i})" for i, c in enumerate(categories))[1:]
 
 
 def _classes_of(name: str, state: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[str, ...]:
@@ -271,16 +278,15 @@ def _classes_of(name: str, state: dict[str, Tensor], metadata: dict[str, Any]) -
     bias = state.get("roi_heads.box_predictor.cls_score.bias")
     if bias is None:
         raise ValueError(
-            f"{name}: needs a file of a whole detector, got {'a backbone' if state else 'no weights'}; give a detector's "
-            "file, or train it first (--train-teacher)."
+            f"{name}: needs a file of a whole detector, got {'a backbone' if state else 'no weights'}; pass the file of a "
+            "detector, or train it first (--train-teacher)."
         )
-    if len(bias) == 91:  # torchvision's, by COCO id
+    if len(bias) == 91:  # a file of torchvision: one class per COCO id
         from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-        names = FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]
-        return tuple(c if c != "N/A" else f"(no category {i})" for i, c in enumerate(names))[1:]
+        return _coco_names(FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"])
     raise ValueError(
-        f"{name}: needs the names of the {len(bias) - 1} classes in the file, got a file without them; save it with "
+        f"{name}: needs the names of the {len(bias) - 1} classes in the file, got none; save it with "
         "outgrow.detection.save_detector, or add classes (a JSON list) to its safetensors metadata."
     )
 
@@ -296,16 +302,16 @@ def _load_whole(net: nn.Module, state: dict[str, Tensor], path: str | Path | Non
         wrong = sorted(missing | unexpected | (differing - last))
         raise ValueError(
             f"{name}: needs the weights of this detector, got {path} with {len(wrong)} tensors that do not fit "
-            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); give the name that the file was saved under"
-            " (its metadata has it)."
+            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); use the name in the file's "
+            "metadata."
         )
     if differing:
-        warnings.warn(f"{name}: the last layer stays new, {path} has other classes.", stacklevel=4)
+        warnings.warn(f"{name}: the last layer is not loaded, as {path} has other classes.", stacklevel=4)
     net.load_state_dict({k: v for k, v in state.items() if k in own and k not in differing}, strict=False)
 
 
 def _load_backbone(body: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
-    """A classifier's weights into the part of it that is left."""
+    """Load the weights of a classifier into its layers that form the backbone."""
     found, missing = {}, []
     for key, value in body.state_dict().items():
         candidates = (key, key.replace("_", ".", 1), f"features.{key}")
@@ -317,7 +323,7 @@ def _load_backbone(body: nn.Module, state: dict[str, Tensor], path: Path, name: 
     if missing:
         raise ValueError(
             f"{name}: needs the weights of its backbone, got {path} without {', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''} ({len(missing)} in all); give a file of the same net."
+            f"{', ...' if len(missing) > 3 else ''} ({len(missing)} in all); pass a file of the same model."
         )
     body.load_state_dict(found, strict=False)
 

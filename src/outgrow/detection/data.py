@@ -1,10 +1,10 @@
-"""Pictures with boxes: ``coco:IMAGES:ANNOTATIONS`` opens any data set in COCO's layout.
+"""Detection data: ``coco:IMAGES:ANNOTATIONS`` opens any data set in COCO's layout.
 
 IMAGES       a folder of images, or one with a folder for each split
-ANNOTATIONS  a folder with instances_train*.json, instances_val*.json and instances_test*.json (any of
-             val and test), or one such file to evaluate on
+ANNOTATIONS  a folder with instances_train*.json and instances_val*.json, instances_test*.json or both; or one
+             such file to evaluate on
 
-Images of ``instances_train2017.json`` are in ``IMAGES/train2017``, else ``IMAGES/train``, else IMAGES.
+The images of ``instances_train2017.json`` are in ``IMAGES/train2017``, else ``IMAGES/train``, else IMAGES.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ _PREFIX = "instances_"
 
 @dataclass(frozen=True, repr=False)
 class DetectionSplit:
-    """Pictures of any size and the boxes in them, decoded when asked for.
+    """Images of any size with their boxes. Images are decoded on access.
 
-    A picture keeps, through any number of ``subset`` calls, its number ``index`` in the file it was
-    read from: randomness and memories go by it.
+    ``index`` is each image's row in its annotation file. ``subset`` keeps it, so that randomness and per-sample
+    memories can use it.
     """
 
     file: AnnotationFile
@@ -47,41 +47,41 @@ class DetectionSplit:
         return len(self.index)
 
     def __repr__(self) -> str:
-        return f"DetectionSplit({len(self)} pictures of {Path(self.file.path).name})"
+        return f"DetectionSplit({len(self)} images of {Path(self.file.path).name})"
 
     @property
     def num_indices(self) -> int:
-        """One more than the largest ``index``: the length of a memory by index."""
+        """One more than the largest ``index``: the length of a memory by ``index``."""
         return int(self.index.max()) + 1 if len(self) else 0
 
     @property
     def image_ids(self) -> list[int]:
-        """COCO's id of each picture."""
+        """COCO's id of each image."""
         return self.file.image_ids[self.index].tolist()
 
     @property
     def annotations(self) -> dict[str, list[dict[str, Any]]]:
-        """The pictures in COCO's own layout, ids and boxes as in the file, for COCO's AP.
+        """The split in COCO's layout, with the ids and boxes of the file, for COCO's AP.
 
-        Made anew each time. Crowds and boxes too small to train on are among them.
+        Built on each access. It includes crowds and boxes too small to train on.
         """
         return self.file.as_coco(self.index.tolist())
 
     def subset(self, positions: Int64[Tensor, " m"]) -> "DetectionSplit":
-        """The pictures at ``positions`` of this split, in that order; nothing is copied."""
+        """The images at ``positions`` of this split, in that order. No data are copied."""
         return DetectionSplit(self.file, self.folder, self.index[positions])
 
     def name(self, position: int) -> str:
-        """The picture's file name, as the annotations have it."""
+        """The image's file name, as in the annotations."""
         return self.file.names[int(self.index[position])]
 
     def size(self, position: int) -> tuple[int, int]:
-        """Height and width in pixels, without decoding."""
+        """Height and width in pixels, from the annotations."""
         height, width = self.file.sizes[int(self.index[position])].tolist()
         return height, width
 
     def truth(self, position: int) -> Truth:
-        """What somebody drew in a picture; nothing under one pixel."""
+        """The ground truth of an image, without boxes narrower or lower than one pixel."""
         file, number = self.file, int(self.index[position])
         rows = file.rows(number)
         crowd, usable = file.crowd[rows], file.usable[rows]
@@ -90,13 +90,13 @@ class DetectionSplit:
         return Truth(boxes[drawn], file.label[rows][drawn], boxes[usable & crowd], number)
 
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
-        """A picture, RGB, 0..255.
+        """An image, RGB, 0..255.
 
-        Its annotations give its orientation: turned as EXIF says where it then has the size that they
-        give, as it is stored where that has (COCO's own tools do not look at EXIF; a square one is not turned).
+        COCO's tools ignore the EXIF orientation. It is applied only if the image has the size in its annotations
+        afterwards and not before. Square images are never rotated.
 
-        Raises ValueError, with the file's name, where it cannot be decoded or has another size than
-        its annotations give: boxes would be in the wrong place.
+        ``ValueError`` with the file name if the image cannot be decoded, or if its size differs from its
+        annotations, as its boxes would then be misplaced.
         """
         path = os.path.join(self.folder, self.name(position))
         height, width = self.size(position)
@@ -105,9 +105,9 @@ class DetectionSplit:
         )
         if image.shape[1:] != (height, width):
             raise ValueError(
-                f"data: needs a picture of {width}x{height} in {path}, as image {self.image_ids[position]} of "
-                f"{self.file.path} says, got {image.shape[2]}x{image.shape[1]}; restore the picture that the boxes "
-                "were drawn on (not resized, not turned), or correct width and height."
+                f"data: needs an image of {width}x{height} in {path}, the size of image {self.image_ids[position]} in "
+                f"{self.file.path}, got {image.shape[2]}x{image.shape[1]}; restore the image that was annotated "
+                "(not resized, not rotated), or correct width and height."
             )
         return image
 
@@ -116,10 +116,10 @@ class DetectionSplit:
 class DetectionData:
     """A detection data set.
 
-    ``train`` is None where there are only pictures to evaluate on; ``val``, for choosing between
-    models, is None unless the source has a test set too; ``test`` is for reporting. ``fingerprint``
-    changes whenever pictures or annotations may have changed. A box of label i + 1 is of class
-    ``classes[i]``, which COCO's files call ``category_ids[i]``. ``duplicates``, ``faults`` and ``notes`` are as in
+    ``test`` is for reported scores, ``val`` for choosing between models. ``train`` is None if there is only data
+    to evaluate on; ``val`` is None unless the source has both. ``fingerprint`` changes whenever images or
+    annotations may have changed. A box of label i + 1 has the class ``classes[i]``, with the category id
+    ``category_ids[i]`` in COCO's files. ``duplicates``, ``faults`` and ``notes`` are as in
     :class:`outgrow.data.ImageData`.
     """
 
@@ -141,15 +141,15 @@ class DetectionData:
 
 
 def open_coco(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | None = None) -> DetectionData:
-    """Open ``coco:IMAGES:ANNOTATIONS``, laid out as :mod:`outgrow.detection.data` says.
+    """Open ``coco:IMAGES:ANNOTATIONS``; :mod:`outgrow.detection.data` has the layout.
 
-    A source with one held-out set (test, or else val) reports on it; with both, val stays ``val``.
-    One file is all ``test``. "~" is the home folder. ``on_fault="skip"`` leaves out pictures that cannot be
-    decoded, with their boxes, which means to decode all of them once. What files hold is remembered in
-    ``cache_dir``, as by :func:`outgrow.data.open_data`. Notes are :class:`outgrow.data.DataWarning`.
+    A source with a single held-out set, be it test or val, has it as ``test``. A single file is all ``test``.
+    "~" is the home folder. ``on_fault="skip"`` leaves out images that cannot be decoded; to find them, all images
+    are decoded once. The results of checks are cached in ``cache_dir``, as by :func:`outgrow.data.open_data`.
+    Notes are issued as :class:`outgrow.data.DataWarning`.
 
-    Raises ValueError: a path or an image that is absent, two files for a split, files with different
-    categories, no object to train on or to report on, and everything that :func:`read_annotations` checks.
+    ``ValueError`` for a missing path or image, two files for a split, files with different categories, a training
+    or test set without objects, and everything that :func:`read_annotations` checks.
     """
     kind, *parts = source.split(":")
     if kind != "coco" or len(parts) != 2 or not all(parts):
@@ -158,14 +158,13 @@ def open_coco(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | No
             f"got {source!r}; write for example coco:data/coco:data/coco/annotations."
         )
     images, annotations = (Path(part).expanduser() for part in parts)
-    for path, wanted, there in (
+    for path, needed, exists in (
         (images, "folder of images", images.is_dir()),
         (annotations, "file or folder of annotations", annotations.exists()),
     ):
-        if not there:
+        if not exists:
             raise ValueError(
-                f"data: needs an existing {wanted} in {source!r}, got {path.absolute()}, which is none; check "
-                "the path."
+                f"data: needs an existing {needed} in {source!r}, got {path.absolute()}; check the path."
             )
     paths = _split_files(annotations) if annotations.is_dir() else {"test": annotations}
     files = {split: read_annotations(path) for split, path in paths.items()}
@@ -180,12 +179,12 @@ def open_coco(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | No
         for note in file.notes:
             opening.note(note)
         folder = _image_folder(images, paths[split], file.names[0])
-        pictures = _pictures(images, folder, file)
+        image_paths = _image_paths(images, folder, file)
         identity = fingerprint([os.path.realpath(folder), os.path.realpath(paths[split])])
-        look = look_at(pictures, opening.store(f"{images.name}-{split}", identity))
-        note_look(PathList(pictures), look, folder, opening)
+        look = look_at(image_paths, opening.store(f"{images.name}-{split}", identity))
+        note_look(PathList(image_paths), look, folder, opening)
         kept = kept_rows(
-            PathList(pictures), name=images.name, identity=identity, key=look.key, opening=opening
+            PathList(image_paths), name=images.name, identity=identity, key=look.key, opening=opening
         )
         splits[split] = DetectionSplit(file, str(folder), kept)
         digests[split] = look.digests
@@ -222,41 +221,41 @@ def _check_objects(files: Mapping[str, AnnotationFile]) -> None:
         if split != "val" and not file.num_objects:
             use = "train on" if split == "train" else "measure box AP on"
             raise ValueError(
-                f"data: needs an object to {use}, got {len(file.names)} images without a box (crowds apart) in {file.path}; give "
-                "the file that has the boxes (those of a test set are often kept back)."
+                f"data: needs an object to {use}, got {len(file.names)} images without a box (crowds do not count) in "
+                f"{file.path}; pass the file that has the boxes (those of a test set are often not published)."
             )
 
 
 def _duplicates(
     train: DetectionSplit, test: DetectionSplit, digests: Mapping[str, Digests], opening: Opening
 ) -> int:
-    """How many test pictures the training set holds, too, byte for byte."""
+    """The number of test images that are also training images, byte for byte."""
     rows = also_in(digests["test"][test.index.numpy()], digests["train"][train.index.numpy()])
-    same = []
+    same = []  # the digest of a large file covers only a sample, so the bytes are compared, too
     for position in (rows >= 0).nonzero()[0].tolist():
         paths = [
             os.path.join(split.folder, split.name(at))
             for split, at in ((test, position), (train, int(rows[position])))
         ]
-        if read_picture(paths[0]) == read_picture(paths[1]):  # of large files a sample was seen
+        if read_picture(paths[0]) == read_picture(paths[1]):
             same.append(" is ".join(map(printable, paths)))
     if same:
         opening.note(
-            f"data: {len(same)} of {len(test):,} test images are among the training images, too, byte for byte ({some(same)}): "
-            "the accuracy on them is one of training."
+            f"data: {len(same)} of {len(test):,} test images are among the training images, byte for byte ({some(same)}); "
+            "AP on them is no measure of generalisation."
         )
     return len(same)
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
-    """The file of each split; where only val is held out, it is the test split."""
+    """The file of each split. If only val is held out, it becomes test."""
     found: dict[str, Path] = {}
     for split in SPLITS:
         paths = sorted(folder.glob(f"{_PREFIX}{split}*.json"))
         if len(paths) > 1:
             raise ValueError(
                 f"data: needs one file for {split}, got {', '.join(path.name for path in paths)} in {folder}; "
-                "move the others away, or give the one to evaluate on."
+                "move the others away, or pass the one to evaluate on."
             )
         if paths:
             found[split] = paths[0]
@@ -266,7 +265,7 @@ def _split_files(folder: Path) -> dict[str, Path]:
         got = ", ".join(sorted(path.name for path in folder.glob("*.json"))) or "no .json file"
         raise ValueError(
             f"data: needs {_PREFIX}val*.json or {_PREFIX}test*.json to report on, got {got} in {folder}; rename a "
-            "file, set images aside in one, or give one file to evaluate on it alone."
+            "file, hold out some images in one, or pass a single file to evaluate on."
         )
     return found
 
@@ -284,52 +283,52 @@ def _check_categories(files: list[AnnotationFile]) -> None:
 
 
 def _image_folder(images: Path, annotations: Path, name: str) -> Path:
-    """The first likely folder that has the image ``name``; else the first that exists."""
+    """The first candidate folder that has the image ``name``; else the first one that exists."""
     tag = annotations.stem.removeprefix(_PREFIX)
-    likely = [images / tag, *(images / split for split in SPLITS if tag.startswith(split)), images]
-    folders = [folder for folder in likely if folder.is_dir()]
-    # file names may hold the split's folder themselves (train2017/1.jpg): then they start at IMAGES
+    candidates = [images / tag, *(images / split for split in SPLITS if tag.startswith(split)), images]
+    folders = [folder for folder in candidates if folder.is_dir()]
+    # file names may include the folder of the split (train2017/1.jpg), relative to IMAGES
     return next((folder for folder in folders if (folder / name).is_file()), folders[0])
 
 
-def _pictures(images: Path, folder: Path, file: AnnotationFile) -> list[str]:
-    """The paths of all pictures of a file: regular files below the folder of images, each once."""
-    pictures = [os.path.join(folder, name) for name in file.names]
+def _image_paths(images: Path, folder: Path, file: AnnotationFile) -> list[str]:
+    """The paths of all images of a file. Each must be a regular file below ``images``, and only listed once."""
+    paths = [os.path.join(folder, name) for name in file.names]
     missing, links, folders = [], [], set()
-    for place, picture in enumerate(pictures):
+    for place, path in enumerate(paths):
         try:
-            found = os.lstat(picture)
+            found = os.lstat(path)
             if stat.S_ISLNK(found.st_mode):
                 links.append(place)
-                found = os.stat(picture)
-        except (OSError, ValueError):  # absent, or a name that no file can have
+                found = os.stat(path)
+        except (OSError, ValueError):  # missing, or not a valid file name
             missing.append(place)
             continue
-        folders.add(os.path.dirname(picture))
+        folders.add(os.path.dirname(path))
         if not stat.S_ISREG(found.st_mode):
             missing.append(place)
     if missing:
         first = missing[0]
         raise ValueError(
-            f"data: needs all {len(pictures)} images of {file.path}, got {len(missing)} missing, the first "
-            f"{printable(pictures[first])} (image {int(file.image_ids[first])}); check the folder, or remove their entries."
+            f"data: needs all {len(paths)} images of {file.path}, got {len(missing)} missing, the first "
+            f"{printable(paths[first])} (image {int(file.image_ids[first])}); check the folder, or remove their entries."
         )
     homes = tuple({os.path.realpath(home) + os.sep for home in (images, folder)})
-    real = {place: os.path.realpath(pictures[place]) for place in links}
-    for path in [*real.values(), *(os.path.realpath(inside) + os.sep for inside in folders)]:
-        if not path.startswith(homes):
+    real = {place: os.path.realpath(paths[place]) for place in links}
+    for target in [*real.values(), *(os.path.realpath(inside) + os.sep for inside in folders)]:
+        if not target.startswith(homes):
             raise ValueError(
-                f"data: needs images below {printable(images)}, got a link to {printable(path)} for one of {file.path}; copy the image, "
-                "or give the folder that holds it."
+                f"data: needs images below {printable(images)}, got a link to {printable(target)} for one of {file.path}; copy "
+                "the image, or pass the folder that has it."
             )
     known: dict[str, int] = {}
-    for place, picture in enumerate(pictures) if links else ():
-        path = real.get(place, os.path.realpath(picture))
-        if path in known:
-            ids = [int(file.image_ids[at]) for at in (known[path], place)]
+    for place, path in enumerate(paths) if links else ():
+        target = real.get(place, os.path.realpath(path))
+        if target in known:
+            ids = [int(file.image_ids[at]) for at in (known[target], place)]
             raise ValueError(
-                f"data: needs one id for every picture, got the images {ids[0]} and {ids[1]} of {file.path} for {printable(path)}; "
+                f"data: needs one id per image, got the ids {ids[0]} and {ids[1]} in {file.path} for {printable(target)}; "
                 "remove one of the links and its entry."
             )
-        known[path] = place
-    return pictures
+        known[target] = place
+    return paths

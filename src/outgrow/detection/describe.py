@@ -1,4 +1,4 @@
-"""What is in a source of pictures with boxes: lines for people, and a sheet of pictures with their boxes."""
+"""``outgrow data`` for detection: a summary as text, and a sheet of example images with their boxes."""
 
 import warnings
 from pathlib import Path
@@ -14,7 +14,7 @@ from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
 
 
 def describe_coco(source: str, *, on_fault: OnFault = "refuse") -> list[str]:
-    """Splits with their pictures and boxes by class, sizes, what is there twice and what is broken."""
+    """Lines with each split's images, boxes by class and image sizes, and with duplicates, faults and notes."""
     data = _opened(source, on_fault)
     lines = [f"{printable(source)}: {data.num_classes} classes"]
     for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
@@ -26,13 +26,13 @@ def describe_coco(source: str, *, on_fault: OnFault = "refuse") -> list[str]:
     if data.duplicates is not None:
         lines.append(f"{data.duplicates} test images are among the training images, byte for byte")
     if data.faults:
-        lines.append(f"{len(data.faults)} images cannot be decoded, and are left out ({some(data.faults)})")
+        lines.append(f"{len(data.faults)} images cannot be decoded and are left out ({some(data.faults)})")
     lines.append(f"fingerprint {data.fingerprint[:16]}")
     return lines + [f"note: {note.removeprefix('data: ')}" for note in data.notes]
 
 
 def write_scene_sheet(source: str, path: str | Path, *, on_fault: OnFault = "refuse") -> Path:
-    """A PNG of eight pictures with their boxes, at most 400 pixels wide and high."""
+    """A PNG of eight images with their boxes, each at most 400 pixels wide and high."""
     data = _opened(source, on_fault)
     split = data.test if data.train is None else data.train
     return write_sheet([_drawn(split, at) for at in spread(len(split), SHOWN).tolist()], path)
@@ -40,7 +40,7 @@ def write_scene_sheet(source: str, path: str | Path, *, on_fault: OnFault = "ref
 
 def _opened(source: str, on_fault: OnFault) -> DetectionData:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # the notes are lines here
+        warnings.simplefilter("ignore", DataWarning)  # notes are printed as lines
         return open_coco(source, on_fault=on_fault)
 
 
@@ -64,10 +64,10 @@ def _drawn(split: DetectionSplit, position: int) -> Float32[Tensor, "3 _ _"]:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    picture = Image.fromarray(split.image(position).permute(1, 2, 0).numpy())
-    scale = min(1.0, 400 / max(picture.size))
-    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(split.image(position).permute(1, 2, 0).numpy())
+    scale = min(1.0, 400 / max(image.size))
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    draw = ImageDraw.Draw(image)
     for box in (split.truth(position).boxes * scale).tolist():
         draw.rectangle(box, outline=(230, 30, 30), width=2)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32) / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32) / 255

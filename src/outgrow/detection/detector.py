@@ -1,11 +1,11 @@
-"""A two-stage detector with its own eyes: pictures of any size in [0, 1] go in.
+"""Faster R-CNN as a student and as a teacher. Inputs are images of any size in [0, 1].
 
-    detector(images, truth)          a training step of its own: proposals, what it says of them, its losses
-    detector.consult(images, boxes)  what it says of somebody else's proposals
-    detector.detect(images)          boxes, classes, scores
+    detector(images, truth)               a training step: its proposals, its outputs for them, its losses
+    detector.classify(images, proposals)  its outputs for the proposals of another detector
+    detector.detect(images)               boxes, classes, scores
 
-It is torchvision's Faster R-CNN with a feature pyramid, whatever its backbone; proposals travel between
-detectors in pixels of the original pictures, so each may resize as it likes.
+The network is torchvision's Faster R-CNN with a feature pyramid, on any backbone. Proposals are passed between
+detectors in pixels of the original images, so each detector may resize its input differently.
 """
 
 import warnings
@@ -28,10 +28,10 @@ from outgrow.teacher import BaseTeacher
 
 @dataclass(frozen=True)
 class Proposals:
-    """Regions that a detector asks about, image by image, in pixels of the original pictures.
+    """Proposed boxes per image, in pixels of the original images.
 
-    ``label`` is what the matcher made of each (0: background) and ``truth`` the box of the object that it
-    was matched to (anything on background).
+    ``label`` is the class of the object that the matcher assigned to each box (0: background). ``truth`` is that
+    object's box; its value on background rows is arbitrary.
     """
 
     boxes: tuple[Float[Tensor, "_ 4"], ...]
@@ -40,14 +40,14 @@ class Proposals:
 
     @property
     def image(self) -> Int64[Tensor, " rows"]:
-        """The position in the batch of each row's picture."""
+        """The position of each row's image in the batch."""
         counts = torch.tensor([len(boxes) for boxes in self.boxes], device=self.label.device)
         return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a detector in training says of a batch: one row a proposal, and the sum of its own losses."""
+class TrainingOutputs:
+    """A training step of a detector: one row of ``outputs`` per proposal, and ``task``, the sum of its losses."""
 
     outputs: Outputs
     proposals: Proposals
@@ -55,11 +55,14 @@ class Answer:
 
 
 class Detector(nn.Module):
-    """``net`` (torchvision's FasterRCNN) for ``classes``, which are named without the background.
+    """``net`` (torchvision's FasterRCNN) for ``classes``, without the background.
 
-    Logits have one class more than ``classes``: class 0 is the background. Features are the levels of the
-    pyramid by stride (``p3`` is 8 pixels), the vector that each row is classified from (PENULTIMATE), and
-    how each row's box would be moved for the row's class (``box``, ``box_iou``).
+    Logits have one class more than ``classes``: class 0 is the background. The features are
+
+    p2, p3, ...     the levels of the pyramid by stride (``p3`` is 2**3 pixels)
+    PENULTIMATE     the input of the classification layer, per row
+    box             the box regression for the row's class, per row
+    box_iou         the IoU of the regressed box with the ground truth, 0 on background
     """
 
     def __init__(self, net: FasterRCNN, *, name: str, classes: tuple[str, ...]) -> None:
@@ -68,7 +71,7 @@ class Detector(nn.Module):
         if predicted != len(classes) + 1:
             raise ValueError(
                 f"Detector {name}: needs one output for each of {len(classes)} classes and one for the background, got "
-                f"{predicted}; name every class once, without the background."
+                f"{predicted}; pass every class once, without the background."
             )
         self.net = net
         self.name = name
@@ -77,13 +80,15 @@ class Detector(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """With the background."""
+        """Including the background."""
         return len(self.classes) + 1
 
-    def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> Answer:
-        """One training step's forward pass; the random choice of proposals is torchvision's."""
+    def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
+        """The forward pass of a training step. torchvision draws the proposals at random."""
         if not self.training:
-            raise ValueError(f"Detector {self.name}: needs training mode to be trained, got eval mode.")
+            raise ValueError(
+                f"Detector {self.name}: needs training mode for a training step, got eval mode; call train() first."
+            )
         targets = [{"boxes": t.boxes, "labels": t.label} for t in truth]
         batch, targets = self.net.transform(list(images), targets)
         maps = self._maps(batch.tensors)
@@ -94,7 +99,7 @@ class Detector(nn.Module):
             vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
             class_loss, box_loss = fastrcnn_loss(logits, deltas, labels, moves)
             label = torch.cat(labels)
-            back = [_scale(own, picture) for own, picture in zip(batch.image_sizes, images, strict=True)]
+            back = [_scale(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
             proposals = Proposals(
                 boxes=tuple(b * s for b, s in zip(boxes, back, strict=True)),
                 label=label,
@@ -102,21 +107,21 @@ class Detector(nn.Module):
             )
             outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
             task = torch.stack([*region_losses.values(), class_loss, box_loss]).sum()
-        return Answer(outputs, proposals, task)
+        return TrainingOutputs(outputs, proposals, task)
 
-    def consult(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
-        """What this detector, in evaluation mode, says of somebody else's proposals."""
+    def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
+        """The outputs for the proposals of another detector. The detector must be in eval mode."""
         batch, _ = self.net.transform(list(images))
         maps = self._maps(batch.tensors)
         with _full_precision(batch.tensors):
-            back = [_scale(own, picture) for own, picture in zip(batch.image_sizes, images, strict=True)]
+            back = [_scale(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
             boxes = [b / s for b, s in zip(proposals.boxes, back, strict=True)]
             vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
             return self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
-        """Boxes in pixels of the pictures, best first. The mode is evaluation during the call."""
+        """Detections in pixels of the images, highest score first. Runs in eval mode and restores the mode."""
         training = self.training
         self.eval()
         try:
@@ -132,7 +137,7 @@ class Detector(nn.Module):
         return [Detections(f["boxes"].float(), f["labels"], f["scores"].float()) for f in found]
 
     def _maps(self, batch: Tensor) -> dict[str, Tensor]:
-        """The pyramid, in float32: what reads boxes and scores is not for half precision."""
+        """The pyramid in float32, as the heads do not run in half precision."""
         return {key: value.float() for key, value in self.net.backbone(batch).items()}
 
     def _heads(
@@ -154,16 +159,16 @@ class Detector(nn.Module):
         proposals: Proposals,
     ) -> Outputs:
         rows = torch.arange(len(logits), device=logits.device)
-        # background has no box of its own: class 0's column is never used there, nor trained
+        # background rows read class 0's regression, which is neither trained nor used
         own = deltas.view(len(logits), -1, 4)[rows, proposals.label]
         moved = self.net.roi_heads.box_coder.decode_single(own.detach(), torch.cat(list(boxes)))
         counts = [len(b) for b in boxes]
-        pictures = [
-            # a detection is cut off at the border, so that is the box which is compared
-            clip_boxes_to_image(part * scale, tuple(picture.shape[-2:]))
-            for part, scale, picture in zip(moved.split(counts), back, images, strict=True)
+        clipped = [
+            # detections are clipped to the image, so the clipped boxes are compared
+            clip_boxes_to_image(part * scale, tuple(image.shape[-2:]))
+            for part, scale, image in zip(moved.split(counts), back, images, strict=True)
         ]
-        overlap = _iou(torch.cat(pictures), proposals.truth) * (proposals.label > 0)
+        overlap = _iou(torch.cat(clipped), proposals.truth) * (proposals.label > 0)
         levels = {self.levels[key]: value for key, value in maps.items()}
         return Outputs(logits, {**levels, PENULTIMATE: vectors, BOX: own, BOX_IOU: overlap})
 
@@ -172,11 +177,11 @@ def _full_precision(batch: Tensor) -> torch.autocast:
     return torch.autocast(batch.device.type, enabled=False)
 
 
-def _scale(own: tuple[int, int], picture: Tensor) -> Float[Tensor, " 4"]:
-    """What multiplies a box of the resized picture to make it one of the original."""
-    height, width = picture.shape[-2:]
+def _scale(own: tuple[int, int], image: Tensor) -> Float[Tensor, " 4"]:
+    """The factor from boxes in the resized image, of size ``own``, to boxes in the original one."""
+    height, width = image.shape[-2:]
     y, x = height / own[0], width / own[1]
-    return torch.tensor([x, y, x, y], dtype=torch.float32, device=picture.device)
+    return torch.tensor([x, y, x, y], dtype=torch.float32, device=image.device)
 
 
 def _matched(boxes: Float[Tensor, "n 4"], which: Int64[Tensor, " rows"]) -> Float[Tensor, "rows 4"]:
@@ -184,7 +189,7 @@ def _matched(boxes: Float[Tensor, "n 4"], which: Int64[Tensor, " rows"]) -> Floa
 
 
 def _iou(a: Float[Tensor, "rows 4"], b: Float[Tensor, "rows 4"]) -> Float[Tensor, " rows"]:
-    """Overlap row by row."""
+    """IoU of each row of ``a`` with the same row of ``b``."""
     both = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp_min(0).prod(dim=1)
     area = [(box[:, 2:] - box[:, :2]).clamp_min(0).prod(dim=1) for box in (a, b)]
     union = area[0] + area[1] - both
@@ -193,7 +198,7 @@ def _iou(a: Float[Tensor, "rows 4"], b: Float[Tensor, "rows 4"]) -> Float[Tensor
 
 @torch.no_grad()
 def _level_names(net: FasterRCNN) -> dict[str, str]:
-    """The backbone's names for its levels, and ours, which are strides; a second of one stride gets a number."""
+    """The backbone's name of each level and ours, by its stride. A second level of a stride gets the suffix _2."""
     side = 128
     names: dict[str, str] = {}
     training = net.backbone.training
@@ -208,7 +213,7 @@ def _level_names(net: FasterRCNN) -> dict[str, str]:
 
 
 class NoDetector(BaseTeacher):
-    """A teacher that says nothing: every class level, for every proposal."""
+    """The absence of a teacher: zero logits for every proposal."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -219,11 +224,11 @@ class NoDetector(BaseTeacher):
 
 
 class FrozenDetector(BaseTeacher):
-    """``detector`` as a teacher: frozen, always in evaluation mode, without a gradient.
+    """``detector`` as a teacher: frozen, always in eval mode, without gradients.
 
-    ``classes`` are the student's; they are found among its own by name, or taken by position, with a warning,
-    where one side's names are only numbers. ``ValueError`` where one is missing.
-    What it believes of classes that the student has not is background to the student.
+    ``classes`` are the student's. They are matched with the teacher's by name, or by position, with a warning, if
+    one side's names are only numbers. ``ValueError`` if the teacher lacks one. The probability of classes that only
+    the teacher has counts as background.
     """
 
     columns: Tensor
@@ -234,8 +239,8 @@ class FrozenDetector(BaseTeacher):
         match = match_classes(detector.classes, len(detector.classes), classes)
         if match.columns is None:
             raise ValueError(
-                f"teacher {detector.name}: needs the student's classes among its own, by name, got none called "
-                f"{', '.join(match.missing[:5])}{', ...' if len(match.missing) > 5 else ''}; it has "
+                f"teacher {detector.name}: needs the student's classes among its own, by name, got no "
+                f"{', '.join(match.missing[:5])}{', ...' if len(match.missing) > 5 else ''}; its classes are "
                 f"{', '.join(detector.classes[:8])}{', ...' if len(detector.classes) > 8 else ''}. Rename the categories "
                 "in the annotations, or train a teacher for them (--train-teacher)."
             )
@@ -253,19 +258,19 @@ class FrozenDetector(BaseTeacher):
 
     @torch.no_grad()
     def forward(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
-        """Its answer about the student's proposals, in the student's classes."""
+        """The outputs for the student's proposals, in the student's classes."""
         if any(module.training for module in self.detector.modules()):
             self.eval()
         mapped = Proposals(proposals.boxes, self.columns[proposals.label], proposals.truth)
-        said = self.detector.consult(images, mapped)
-        logits = said.logits[:, self.columns]
+        outputs = self.detector.classify(images, mapped)
+        logits = outputs.logits[:, self.columns]
         if len(self.foreign):
-            rest = torch.cat([logits[:, :1], said.logits[:, self.foreign]], dim=1)
+            rest = torch.cat([logits[:, :1], outputs.logits[:, self.foreign]], dim=1)
             logits = torch.cat([rest.logsumexp(dim=1, keepdim=True), logits[:, 1:]], dim=1)
-        return Outputs(logits, said.features)
+        return Outputs(logits, outputs.features)
 
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
-        """What it finds, in the student's classes; classes that the student has not are left out."""
+        """Detections in the student's classes; those of other classes are left out."""
         place = torch.full((self.detector.num_classes,), -1, device=self.columns.device)
         place[self.columns] = torch.arange(len(self.columns), device=place.device)
         found = []

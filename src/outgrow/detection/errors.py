@@ -1,23 +1,25 @@
-"""What goes wrong, class by class: each detection has one kind, each object is found or missed.
+"""Errors of a detector by class. Each detection has one kind; each object is found or missed.
 
-The kinds are TIDE's (Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors, 2020,
-arXiv 2008.08115, section 2.2), with its IoU thresholds of 0.5 and 0.1. With ``own`` the largest IoU with an
-object of the detection's class and ``other`` the largest with an object of another one, the first that holds:
+The kinds are those of TIDE (Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors, 2020,
+arXiv 2008.08115, section 2.2), with its IoU thresholds of 0.5 and 0.1. ``own`` is the largest IoU with an object of
+the detection's class, ``other`` the largest with an object of another class. The first kind that applies counts:
 
     found          matched with an object of its class: greedily by score, IoU >= 0.5, as COCO matches
-    ignored        at least half of it lies in one crowd region
-    duplicated     own >= 0.5 and own >= other: those objects are already found
+    ignored        at least half of its area is in one crowd region
+    duplicated     own >= 0.5 and own >= other, but the object is already found
     confused       other >= 0.5
     badly_placed   own in [0.1, 0.5)
     both           other in [0.1, 0.5): wrong class and badly placed
     background     IoU < 0.1 with everything
 
-Where this differs from TIDE. A box that covers an object of another class and touches one of its own is
-confused here and badly placed there: among objects that touch, as cells do, everything touches one of its
-own. A box over objects of both classes is explained by the larger overlap, not always by the other class.
-Crowd regions have no class here, so a detection of any class is ignored in them. And TIDE weighs kinds by
-the AP that repairing them would gain, over all detections; these are counts above one score threshold,
-which a table per class needs.
+Differences from TIDE:
+
+- A box that covers an object of another class (other >= 0.5) and slightly overlaps one of its own class is confused
+  here, badly placed in TIDE. Where objects touch, as cells do, nearly every box overlaps one of its own class.
+- A box over objects of both classes gets its kind from the larger IoU, not always from the other class.
+- Crowd regions have no class here, so detections of any class are ignored in them.
+- TIDE weights kinds by the AP that fixing them would gain, over all detections. These are counts above one score
+  threshold, for a table by class.
 """
 
 from collections.abc import Sequence
@@ -32,7 +34,7 @@ from torch import Tensor
 from outgrow.detection.boxes import Detections, Truth
 
 FOREGROUND, TOUCHING = 0.5, 0.1
-"""TIDE's two thresholds of IoU, section 2.2; the first is also COCO's lowest."""
+"""TIDE's two IoU thresholds, section 2.2. The first is also COCO's lowest."""
 KINDS = ("found", "ignored", "duplicated", "confused", "badly_placed", "both", "background")
 REASONS = ("missed_altogether", "missed_confused", "missed_badly_placed")
 
@@ -45,9 +47,9 @@ Bools = npt.NDArray[np.bool_]
 class ClassErrors:
     """Counts per class, at the position ``label - 1``, of detections with at least the score ``threshold``.
 
-    ``found`` counts objects and detections at once, one for one. ``missed`` is the sum of its three
-    reasons: some confused detection covers the object (IoU >= 0.5), else some badly placed detection of
-    its class touches it, else nothing came near. The rest counts detections by the class that was said.
+    ``found`` counts matched pairs of an object and a detection. ``missed`` counts objects, and is the sum of three
+    reasons: a confused detection covers the object (IoU >= 0.5); else a badly placed detection of its class overlaps
+    it (IoU >= 0.1); else it is missed altogether. The other kinds count detections, by their predicted class.
     ``f1`` in [0, 1] is over all classes.
     """
 
@@ -70,7 +72,7 @@ class ClassErrors:
         return self.missed_altogether + self.missed_confused + self.missed_badly_placed
 
     def count(self, name: str) -> Int64[Tensor, " classes"]:
-        """The counts of one kind."""
+        """The counts of one kind, by name."""
         counts: Tensor = getattr(self, name)
         return counts
 
@@ -82,24 +84,23 @@ def class_errors(
     *,
     score_threshold: float | None = None,
 ) -> ClassErrors:
-    """Explain every detection and every object of a split; ``found[i]`` belongs to ``truth[i]``.
+    """Count the errors of a split; ``found[i]`` are the detections in the image of ``truth[i]``.
 
-    Detections below ``score_threshold`` are left out. A fixed threshold is not comparable between
-    detectors, whose scores mean different things, so the default is ``best_threshold``: the one that
-    suits this detector best on this split.
+    Detections below ``score_threshold`` are left out. Scores of different detectors are not comparable, so the
+    default is ``best_threshold`` of this detector on this split.
 
-    Raises ValueError for counts that differ and labels outside 1 to ``num_classes``.
+    ``ValueError`` for lengths that differ and labels outside 1 to ``num_classes``.
     """
     check(truth, found, num_classes, "class_errors")
     threshold = best_threshold(truth, found) if score_threshold is None else score_threshold
     kinds = np.zeros((len(KINDS), num_classes), dtype=np.int64)
     reasons = np.zeros((len(REASONS) + 1, num_classes), dtype=np.int64)
-    for there, said in zip(truth, found, strict=True):
-        said = confident(said, threshold)
-        kind, reason = _explain(there, said)
-        np.add.at(kinds, (kind, said.label.numpy() - 1), 1)
-        np.add.at(reasons, (reason, there.label.cpu().numpy() - 1), 1)
-    # the last row of reasons are the objects that were found
+    for objects, detections in zip(truth, found, strict=True):
+        detections = confident(detections, threshold)
+        kind, reason = _explain(objects, detections)
+        np.add.at(kinds, (kind, detections.label.numpy() - 1), 1)
+        np.add.at(reasons, (reason, objects.label.cpu().numpy() - 1), 1)
+    # the last row of reasons counts the objects that were found
     per_kind = dict(zip(KINDS, torch.from_numpy(kinds), strict=True))
     per_reason = dict(zip(REASONS, torch.from_numpy(reasons), strict=False))
     right = int(kinds[0].sum())
@@ -114,15 +115,15 @@ def class_errors(
 
 
 def best_threshold(truth: Sequence[Truth], found: Sequence[Detections]) -> float:
-    """The score from which on detections are best kept: the largest F1 at IoU 0.5 over the whole split.
+    """The score threshold with the largest F1 at IoU 0.5 on the split, over all classes together.
 
-    All classes are pooled. Of several thresholds the lowest, which shows most; 0 without detections.
-    Matching goes by score, so what is below a threshold changes nothing above it, and one pass is enough.
+    If several have the same F1, the lowest; 0 without detections. Detections are matched in the order of scores,
+    so those below a threshold do not change those above it, and one pass is enough.
     """
     scores, rights = [], []
-    for there, said in zip(truth, found, strict=True):
-        right, ignored = judge(there, said)
-        scores.append(said.score.cpu()[~ignored])
+    for objects, detections in zip(truth, found, strict=True):
+        right, ignored = judge(objects, detections)
+        scores.append(detections.score.cpu()[~ignored])
         rights.append(right[~ignored])
     score = torch.cat([torch.zeros(0), *scores])
     right = torch.cat([torch.zeros(0, dtype=torch.bool), *rights])
@@ -130,7 +131,7 @@ def best_threshold(truth: Sequence[Truth], found: Sequence[Detections]) -> float
         return 0.0
     score, order = score.sort(descending=True)
     hits = right[order].cumsum(0).double()
-    value = 2 * hits / (torch.arange(1, len(score) + 1) + sum(len(there.label) for there in truth))
+    value = 2 * hits / (torch.arange(1, len(score) + 1) + sum(len(objects.label) for objects in truth))
     # a threshold keeps all detections of its score, so only the last of equal ones is a candidate
     last = torch.ones(len(score), dtype=torch.bool)
     last[:-1] = score[1:] < score[:-1]
@@ -146,38 +147,38 @@ def confident(found: Detections, threshold: float) -> Detections:
 
 
 def judge(truth: Truth, found: Detections) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
-    """Which detections in one picture are right at IoU 0.5, and which are to be ignored in a crowd."""
+    """Masks of the detections in one image that are right at IoU 0.5, and that are ignored in a crowd."""
     own, _ = _overlaps(truth, found)
     right = _match(own, found) >= 0
     return torch.from_numpy(right), torch.from_numpy(~right & _in_crowd(truth, found))
 
 
 def f1(right: int, wrong: int, objects: int) -> float:
-    """2 right / (right + wrong + objects): 1 where there is nothing and nothing was said."""
+    """2 right / (right + wrong + objects); 1 without objects and detections."""
     return 2 * right / (right + wrong + objects) if right + wrong + objects else 1.0
 
 
-def check(truth: Sequence[Truth], found: Sequence[Detections], num_classes: int, who: str) -> None:
-    """Raise ValueError for counts that differ and for labels outside 1 to ``num_classes``."""
+def check(truth: Sequence[Truth], found: Sequence[Detections], num_classes: int, caller: str) -> None:
+    """``ValueError`` for lengths that differ and for labels outside 1 to ``num_classes``; ``caller`` is for messages."""
     if len(truth) != len(found):
         raise ValueError(
-            f"{who}: needs detections for each of {len(truth)} pictures, got {len(found)}; "
-            "pass one Detections per Truth, empty where nothing was found."
+            f"{caller}: needs detections for each of {len(truth)} images, got {len(found)}; "
+            "pass one Detections per Truth, empty if nothing was found."
         )
-    for number, (there, said) in enumerate(zip(truth, found, strict=True)):
-        for label in (there.label, said.label):
+    for number, (objects, detections) in enumerate(zip(truth, found, strict=True)):
+        for label in (objects.label, detections.label):
             outside = label[(label < 1) | (label > num_classes)]
             if len(outside):
                 raise ValueError(
-                    f"{who}: needs labels from 1 to {num_classes}, got {int(outside[0])} in the picture at "
-                    f"position {number}; 0 is background, pass the number of classes without it."
+                    f"{caller}: needs labels from 1 to {num_classes}, got {int(outside[0])} in the image at "
+                    f"position {number}; pass the number of classes without the background, which is 0."
                 )
 
 
 def _explain(truth: Truth, found: Detections) -> tuple[Ints, Ints]:
-    """The kind of each detection and the reason of each object, as positions in their tuples.
+    """The kind of each detection and the reason of each object, as indices into ``KINDS`` and ``REASONS``.
 
-    An object that was found has the position after the last reason.
+    An object that was found has the index ``len(REASONS)``.
     """
     own, other = _overlaps(truth, found)
     match = _match(own, found)
@@ -194,7 +195,7 @@ def _explain(truth: Truth, found: Detections) -> tuple[Ints, Ints]:
 
     confused, badly_placed = kind == KINDS.index("confused"), kind == KINDS.index("badly_placed")
     reason = np.zeros(len(truth.label), dtype=np.int64)
-    # a badly placed detection has no overlap with its class of 0.5 or more
+    # a badly placed detection overlaps no object of its class by 0.5 or more
     reason[(own[badly_placed] >= TOUCHING).any(axis=0)] = 2
     reason[(other[confused] >= FOREGROUND).any(axis=0)] = 1
     reason[match[match >= 0]] = len(REASONS)
@@ -202,12 +203,12 @@ def _explain(truth: Truth, found: Detections) -> tuple[Ints, Ints]:
 
 
 def _match(own: Floats, found: Detections) -> Ints:
-    """The position of the object that each detection found, or -1: greedy by score, as COCO does."""
+    """The index of the object that each detection is matched with, or -1: greedy by score, as COCO does."""
     match = np.full(len(own), -1, dtype=np.int64)
     if not own.size:
         return match
     free = own.copy()
-    # the order among equal scores is that of the detections, as in COCO
+    # stable: equal scores keep the order of the detections, as in COCO
     order = np.argsort(-found.score.cpu().double().numpy(), kind="stable")
     for place in order[(own[order] >= FOREGROUND).any(axis=1)]:
         # the last of equal overlaps, as in COCO
@@ -219,20 +220,20 @@ def _match(own: Floats, found: Detections) -> Ints:
 
 
 def _overlaps(truth: Truth, found: Detections) -> tuple[Floats, Floats]:
-    """IoU of detections with objects, n x m: with those of their own class, and with others; 0 elsewhere."""
-    said, there = _numpy(found.boxes), _numpy(truth.boxes)
-    shared = _shared(said, there)
-    union = _area(said)[:, None] + _area(there)[None, :] - shared
-    # boxes without area share nothing, also where their union is nothing
+    """IoU of detections with objects, n x m: with those of the same class, and of other classes; 0 elsewhere."""
+    detected, objects = _numpy(found.boxes), _numpy(truth.boxes)
+    shared = _shared(detected, objects)
+    union = _area(detected)[:, None] + _area(objects)[None, :] - shared
+    # two boxes without area have no union
     iou = shared / np.where(union > 0, union, 1)
     same = found.label.cpu().numpy()[:, None] == truth.label.cpu().numpy()[None, :]
     return np.where(same, iou, 0.0), np.where(same, 0.0, iou)
 
 
 def _in_crowd(truth: Truth, found: Detections) -> Bools:
-    said = _numpy(found.boxes)
-    inside = _shared(said, _numpy(truth.crowd)).max(axis=1, initial=0)
-    area = _area(said)
+    detected = _numpy(found.boxes)
+    inside = _shared(detected, _numpy(truth.crowd)).max(axis=1, initial=0)
+    area = _area(detected)
     return (area > 0) & (inside >= FOREGROUND * area)
 
 
@@ -246,6 +247,6 @@ def _area(boxes: Floats) -> Floats:
 
 
 def _numpy(boxes: Tensor) -> Floats:
-    # double: an overlap of exactly 0.5 is one
+    # double, so that an IoU of exactly 0.5 reaches the threshold
     numbers: Floats = boxes.detach().cpu().double().numpy()
     return numbers

@@ -1,4 +1,4 @@
-"""What a detector finds in a split, and what ``outgrow evaluate`` says of it."""
+"""Evaluate a detector on a split, and ``outgrow evaluate`` for detectors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,19 @@ from outgrow.training.config import TrainConfig
 from outgrow.training.progress import Reporter
 
 EVAL_BATCH = 1
-"""Pictures at a time in evaluation: beside a larger one a picture would be padded, which changes what is found."""
+"""Images per batch. In a larger batch, smaller images would be padded, which changes the detections."""
 
 
 @dataclass
 class Found:
-    """What a detector found in a split, and COCO's numbers for it."""
+    """The detections in a split, and their COCO scores."""
 
     detections: list[Detections]
     scores: CocoScores
 
     @property
     def score(self) -> float:
-        """Box AP in percent; 0 where the split has no object at all."""
+        """Box AP in percent; 0 if the split has no objects."""
         return self.scores.ap or 0.0
 
 
@@ -44,7 +44,7 @@ def evaluate_detector(
     workers: int = 0,
     advance: Any = None,
 ) -> Found:
-    """All twelve numbers of COCO on ``split``, by whatever has ``detect(images)``."""
+    """Detect on ``split`` and score. ``detector`` is any module with a method ``detect(images)``."""
     detector.to(device)
     detections: list[Detections] = []
     loader = make_scene_loader(
@@ -68,16 +68,16 @@ def evaluate_detection(
     workers: int,
     report: Reporter,
 ) -> dict[str, Any]:
-    """COCO's numbers of a detector on the test pictures of ``source``, per class too.
+    """COCO's numbers of a detector on the test images of ``source``, with AP per class.
 
-    Without ``weights`` the published ones are used. ``label`` and ``batch_size`` are for classifiers.
-    ``ValueError`` where its classes are not the data's.
+    Without ``weights``, the published ones are downloaded. ``label`` and ``batch_size`` are for classifiers and
+    ignored here. ``ValueError`` if the detector lacks a class of the data.
     """
     data = open_coco(source)
     detector = create_detector(name, weights=weights, pretrained=weights is None)
     device = make_accelerator(TrainConfig()).device
     frozen = FrozenDetector(detector, data.classes)
-    with report.bar(f"{name} on the test pictures", len(data.test)) as advance:
+    with report.bar(f"{name} on the test images", len(data.test)) as advance:
         found = evaluate_detector(frozen, data, data.test, device, workers=workers, advance=advance)
     return {
         "model": detector.name,

@@ -1,9 +1,9 @@
-"""The detector of a run in files that its users load without this library.
+"""Export the detector of a run to files that can be loaded without Outgrow.
 
-    safetensors   the state dict of torchvision's Faster R-CNN; the card has the code that builds it
-    onnx          one picture of any size to boxes, labels and scores, with onnxruntime alone
+    safetensors   the state dict of torchvision's Faster R-CNN; the model card has the code that builds the network
+    onnx          one image of any size to boxes, labels and scores, with onnxruntime alone
 
-``.pt2`` is not possible: torch.export cannot follow a detector, whose number of boxes depends on the picture.
+``.pt2`` is not possible: torch.export cannot trace a detector, whose number of boxes depends on the image.
 """
 
 import json
@@ -36,49 +36,49 @@ from outgrow.training.progress import Reporter
 
 WEIGHTS, ONNX = "model.safetensors", "model.onnx"
 COMPARED = 8
-"""Pictures that a file is compared on."""
-PIXELS, SCORE, LOST = 0.1, 1e-3, 0.05
-"""What is still rounding: of a box's edge, of a score, and the share of boxes that one side alone has, as of proposals
-of equal score others may be kept. Measured: 6e-5, 7e-6, and none of trained detectors."""
+"""Test images on which a file is compared with the student."""
+PIXELS, SCORE, UNMATCHED = 0.1, 1e-3, 0.05
+"""Differences that count as rounding: of a box edge in pixels, of a score, and the share of boxes that only one side
+finds, as proposals of equal score may be kept or not. Measured on trained detectors: 6e-5, 7e-6 and 0."""
 
 Finder = Callable[[Tensor], Detections]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What files are compared on, in [0, 1], and in words where from."""
+class Images:
+    """Images in [0, 1] to compare files on. ``source`` describes them in messages."""
 
-    pictures: list[Float[Tensor, "3 _ _"]]
-    words: str
+    images: list[Float[Tensor, "3 _ _"]]
+    source: str
 
 
 def export_student(run: FinishedRun, request: Request, report: Reporter) -> Exported:
-    """Write the formats that are asked for. ``ValueError`` where one finds other boxes than the student by more than
-    rounding, or cannot be written."""
+    """Write the requested formats. ``ValueError`` if one cannot be written, or if its boxes differ from the student's by
+    more than rounding."""
     notes = []
     if "torch" in request.formats:
-        reason = "needs a net whose shapes do not depend on values, got a detector, which torch.export cannot follow"
+        reason = "needs a network whose shapes do not depend on values, got a detector, which torch.export cannot trace"
         if not request.every:
             raise ValueError(f"--format torch: {reason}; export it as onnx or safetensors.")
-        notes.append("model.pt2: left out, as torch.export cannot follow a detector")
+        notes.append("model.pt2: left out, as torch.export cannot trace a detector")
     if request.int8:
         raise ValueError(
-            "--quantize int8: needs a classifier, got a detector, whose boxes lose more than classes do and of which it was "
-            "not measured; leave it out."
+            "--quantize int8: needs a classifier, got a detector, for which the loss of accuracy was not measured; leave it "
+            "out."
         )
     detector = load_student(run)
-    shown = _pictures(run, request)
+    compared = _images(run, request)
     files, loading = [], []
     if "safetensors" in request.formats:
         path = request.folder / WEIGHTS
         write_weights(detector.net.state_dict(), path, _header(detector))
         _write_config(request.folder, detector)
-        files.append(_checked(path, _reloaded(path, detector), detector, shown))
+        files.append(_checked(path, _reloaded(path, detector), detector, compared))
         loading.append(loading_code(detector))
     if "onnx" in request.formats:
         path = request.folder / ONNX
-        write_detector_onnx(detector, path, shown.pictures[0])
-        files.append(_checked(path, onnx_finder(OnnxModel(path)), detector, shown))
+        write_detector_onnx(detector, path, compared.images[0])
+        files.append(_checked(path, onnx_finder(OnnxModel(path)), detector, compared))
         loading.append(_ONNX_LOADING)
     for one in files:
         report.note(f"{one.name} ({one.bytes / 1e6:.2f} MB): {one.check}")
@@ -87,19 +87,19 @@ def export_student(run: FinishedRun, request: Request, report: Reporter) -> Expo
         library="torchvision",
         loading="\n\n".join(loading),
         pipeline="object-detection",
-        preparation="RGB, turned as EXIF says, in the size that they have, divided by 255; the detector resizes and normalises",
+        preparation="RGB, with the EXIF orientation applied, in their own size, divided by 255; the detector resizes and normalises",
         notes=tuple(notes),
     )
 
 
 def load_student(run: FinishedRun) -> Detector:
-    """The student of a run, in evaluation mode."""
+    """The student of a run, in eval mode."""
     detector = create_detector(PREFIX, run.record.data.classes or None, weights=run.student)
     return detector.eval().requires_grad_(False)
 
 
 def write_detector_onnx(detector: Detector, path: Path, example: Float[Tensor, "3 _ _"]) -> None:
-    """One picture of any size (3 x height x width, RGB in [0, 1]) to ``boxes``, ``labels`` and ``scores``."""
+    """Export to ONNX: one image of any size (3 x height x width, RGB in [0, 1]) to ``boxes``, ``labels``, ``scores``."""
     write_traced_onnx(
         _Single(detector.net).eval(),
         example,
@@ -114,7 +114,7 @@ def write_detector_onnx(detector: Detector, path: Path, example: Float[Tensor, "
 
 
 def facts_of(detector: Detector) -> dict[str, Any]:
-    """What a file says of itself. A box of label i + 1 is of class ``classes[i]``."""
+    """The metadata of an exported file. A box of label i + 1 has the class ``classes[i]``."""
     return {
         "task": "detection",
         "model": public_name(detector.name),
@@ -123,27 +123,27 @@ def facts_of(detector: Detector) -> dict[str, Any]:
             "image": "float32, 3 x height x width, RGB in [0, 1], any size; resized and normalised inside"
         },
         "output": {
-            "boxes": "left, top, right, bottom in pixels of the picture",
+            "boxes": "left, top, right, bottom in pixels of the image",
             "labels": "from 1; classes[label - 1]",
         },
     }
 
 
 def onnx_finder(model: OnnxModel) -> Finder:
-    """What an exported file finds in a picture."""
+    """A function that detects with an exported ONNX file."""
 
-    def find(picture: Tensor) -> Detections:
-        boxes, labels, scores = model(picture)
+    def find(image: Tensor) -> Detections:
+        boxes, labels, scores = model(image)
         return Detections(boxes.float(), labels.long(), scores.float())
 
     return find
 
 
 class _Single(nn.Module):
-    """torchvision's detector for one picture, with a tensor for each output.
+    """torchvision's detector for one image, with a tensor for each output.
 
-    torchvision's own graph resizes by a factor in float32, and then has a pixel less than torchvision itself for one
-    size in a few: here the factor is a double, as it is there.
+    When traced, torchvision computes the resize factor in float32. For some image sizes the result is then one pixel
+    smaller than in eager mode. Here the factor is a double, as in eager mode.
     """
 
     def __init__(self, net: Any) -> None:
@@ -163,26 +163,24 @@ class _Single(nn.Module):
 
 
 def _resize(image: Tensor, short: int, long: int) -> Tensor:
-    """The short side to ``short`` pixels, unless the long one would have more than ``long``."""
+    """Resize the short side to ``short`` pixels, or the long side to ``long`` if it would be longer."""
     shape = torch._shape_as_tensor(image)[1:].to(torch.float64)
-    # tensors on both sides: a number over a tensor becomes a product with its reciprocal, which rounds twice
+    # tensor / tensor: number / tensor is traced as a product with the reciprocal, which rounds twice
     limits = torch.tensor([short, long], dtype=torch.float64)
     scale = (limits / torch.stack([shape.min(), shape.max()])).min()
     height, width = (shape * scale).to(torch.int64).unbind()
     return F.interpolate(image[None], size=[height, width], mode="bilinear", align_corners=False)[0]  # type: ignore[list-item]
 
 
-def _pictures(run: FinishedRun, request: Request) -> Pictures:
-    """Test pictures of the run, else those that were given, else noise."""
+def _images(run: FinishedRun, request: Request) -> Images:
+    """Test images of the run; if they cannot be opened, those of ``--images``; else noise."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)
             test = open_run_scenes(run.record.config).test
         count = min(COMPARED, len(test))
         chosen = torch.linspace(0, len(test) - 1, count).round().long().tolist()
-        return Pictures(
-            [to_float(test.image(at)[None])[0] for at in chosen], f"{count} test pictures of the run"
-        )
+        return Images([to_float(test.image(at)[None])[0] for at in chosen], f"{count} test images of the run")
     except (ValueError, OSError):
         pass
     if request.images:
@@ -190,42 +188,45 @@ def _pictures(run: FinishedRun, request: Request) -> Pictures:
             decode(read_picture(str(path)), where=lambda path=path: str(path))  # type: ignore[misc]
             for path in request.images[:COMPARED]
         ]
-        return Pictures([to_float(to_tensor(one)[None])[0] for one in given], "the pictures given")
+        return Images([to_float(to_tensor(one)[None])[0] for one in given], "the images of --images")
     noise = torch.Generator().manual_seed(0)
     sizes = [(240, 320), (320, 240), (200, 200), (300, 400)]
-    return Pictures(
+    return Images(
         [torch.rand(3, *size, generator=noise) for size in sizes],
-        "4 random images: the run's own cannot be opened; --images compares on yours",
+        "4 random images, as the run's own cannot be opened; set --images to compare on yours",
     )
 
 
 @torch.no_grad()
-def _checked(path: Path, theirs: Finder, detector: Detector, shown: Pictures) -> ExportedFile:
-    """The file, compared with the student; ``ValueError`` where they differ by more than rounding."""
+def _checked(path: Path, exported: Finder, detector: Detector, compared: Images) -> ExportedFile:
+    """Compare a file with the student; ``ValueError`` if they differ by more than rounding."""
     edge, score, alone, total = 0.0, 0.0, 0, 0
-    for picture in shown.pictures:
-        ours, found = detector.detect([picture])[0], theirs(picture)
+    for image in compared.images:
+        ours, found = detector.detect([image])[0], exported(image)
         ours_at, found_at = matched(ours, found)
         total += len(ours.label)
-        alone += _left(ours, ours_at, detector) + _left(found, found_at, detector)
+        alone += _unmatched(ours, ours_at, detector) + _unmatched(found, found_at, detector)
         if len(ours_at):
             edge = max(edge, float((ours.boxes[ours_at] - found.boxes[found_at]).abs().max()))
             score = max(score, float((ours.score[ours_at] - found.score[found_at]).abs().max()))
     check = (
-        f"{total} boxes, {alone} found by one of the two alone, others within {edge:.1e} pixels and {score:.1e} of the score "
-        f"({shown.words})"
+        f"{total} boxes, {alone} found by only one of the two, the others within {edge:.1e} pixels and {score:.1e} of the score "
+        f"({compared.source})"
     )
-    if not (edge <= PIXELS and score <= SCORE and alone <= LOST * total):
+    if not (edge <= PIXELS and score <= SCORE and alone <= UNMATCHED * total):
         raise ValueError(
-            f"export: needs {path.name} to find what the student finds, got {check}, and nothing was written; leave this "
-            "format out (--format), and please report the detector."
+            f"export: needs the detections of {path.name} to equal the student's, got {check}; nothing was written. Leave this "
+            "format out (--format), and please report the name of the detector."
         )
     return ExportedFile(path.name, path.stat().st_size, check)
 
 
-def _left(found: Detections, paired: list[int], detector: Detector) -> int:
-    """Boxes that the other side has not, but for those that rounding can push over an edge: the least score that a
-    detector reports, or, where it reports as many boxes as it may, that of the last."""
+def _unmatched(found: Detections, paired: list[int], detector: Detector) -> int:
+    """The number of boxes that the other side did not find.
+
+    Boxes with a score near the lowest one that is reported do not count, as rounding can drop them. This is the
+    detector's threshold, or the score of the last box if the number of boxes is at its limit.
+    """
     heads: Any = detector.net.roi_heads
     edge = heads.score_thresh
     if len(found.score) >= heads.detections_per_img:
@@ -236,11 +237,14 @@ def _left(found: Detections, paired: list[int], detector: Detector) -> int:
 
 
 def matched(ours: Detections, theirs: Detections) -> tuple[list[int], list[int]]:
-    """Positions of the boxes that both have: the same label, best overlap first, each once."""
+    """Match the boxes of two sides: same label, IoU of at least 0.9, largest IoU first, each box once.
+
+    Returns the indices of the matched boxes on either side.
+    """
     if not len(ours.label) or not len(theirs.label):
         return [], []
     overlap = box_iou(ours.boxes, theirs.boxes) * (ours.label[:, None] == theirs.label[None])
-    # of boxes that lie in one place, the pair of most equal scores
+    # if several boxes coincide, those with the closest scores match
     overlap = overlap - 1e-3 * (ours.score[:, None] - theirs.score[None]).abs()
     pairs: tuple[list[int], list[int]] = ([], [])
     for at in overlap.flatten().argsort(descending=True, stable=True).tolist():
@@ -254,7 +258,7 @@ def matched(ours: Detections, theirs: Detections) -> tuple[list[int], list[int]]
 
 
 def _header(detector: Detector) -> dict[str, str]:
-    """The header of a safetensors file: what save_detector writes."""
+    """The metadata of the safetensors file; those of save_detector, with the task."""
     return {
         "format": "pt",
         "task": "detection",
@@ -269,20 +273,20 @@ def _write_config(folder: Path, detector: Detector) -> None:
 
 
 def _reloaded(path: Path, detector: Detector) -> Finder:
-    """Through the code that the card shows: what it builds is what is compared."""
+    """Load the file with the code of the model card, so that this code is what is tested."""
     code = loading_code(detector).partition("```python\n")[2].partition("```")[0]
     names: dict[str, Any] = {}
     exec(code.replace('"model.safetensors"', repr(str(path))).partition("found =")[0], names)
 
-    def find(picture: Tensor) -> Detections:
-        found = names["model"]([picture])[0]
+    def find(image: Tensor) -> Detections:
+        found = names["model"]([image])[0]
         return Detections(found["boxes"], found["labels"], found["scores"])
 
     return find
 
 
 def loading_code(detector: Detector) -> str:
-    """Markdown with the code that builds the detector from torchvision's parts and reads its weights."""
+    """Markdown with code that builds the detector with torchvision and loads its weights."""
     backbone, shape, arguments = parse_name(detector.name)
     family, _, rest = backbone.partition("/")
     pyramid, spec = build_pyramid(
@@ -302,7 +306,7 @@ def loading_code(detector: Detector) -> str:
     sizes = tuple((round(stride * shape.anchors),) for stride in strides)
     widths = [int(block[0].in_channels) for block in detector.net.backbone.fpn.inner_blocks]
     longest = shape.max_size or round(shape.size * 1333 / 800)
-    return f"""`model.safetensors` holds the state dict of torchvision's Faster R-CNN, built like this:
+    return f"""`model.safetensors` is the state dict of torchvision's Faster R-CNN, built like this:
 
 ```python
 from collections import OrderedDict
@@ -336,7 +340,7 @@ model = FasterRCNN(
 )
 model.load_state_dict(load_file("model.safetensors"))
 model.eval().requires_grad_(False)
-found = model([picture])[0]  # RGB in [0, 1], 3 x height x width; boxes, labels (from 1), scores
+found = model([image])[0]  # RGB in [0, 1], 3 x height x width; boxes, labels (from 1), scores
 ```"""
 
 
@@ -345,8 +349,8 @@ def _timm_body(rest: str, arguments: dict[str, Any], levels: tuple[int, int], de
 
     body: Any = detector.net.backbone.body
     indices = tuple(body.feature_info.out_indices)
-    words = "".join(f", {key}={value!r}" for key, value in arguments.items())
-    features = f"features_only=True, out_indices={indices}{words}"
+    extra = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    features = f"features_only=True, out_indices={indices}{extra}"
     if rest == "mobilenetv2_100_tf2_224":
         return f'import timm\n\nbody = timm.create_model("mobilenetv2_100", pad_type="same", {features})\n'
     if rest in TIMM_EXTRA:
@@ -367,13 +371,13 @@ def _torchvision_body(rest: str, pyramid: Any) -> str:
     )
 
 
-_ONNX_LOADING = """`model.onnx` needs onnxruntime alone. It takes one float32 RGB picture in [0, 1], 3 x height x width in the
-size that it has; its metadata hold the classes:
+_ONNX_LOADING = """`model.onnx` needs only onnxruntime. It takes one float32 RGB image in [0, 1], 3 x height x width, of any
+size. Its metadata has the classes:
 
 ```python
 import json, onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-boxes, labels, scores = session.run(None, {"image": picture})
+boxes, labels, scores = session.run(None, {"image": image})
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])  # of label i: classes[i - 1]
 ```"""

@@ -1,10 +1,10 @@
-"""Rows of a detector: the student's proposals, what both networks say of each, and how rows are balanced.
+"""Turn a batch into rows for distillation: one row per proposal of the student.
 
-    Detect      proposals of the student -> its own answer, the teacher's, and the matcher's label
-    Balanced    a rectifier under which many background rows do not drown the objects
+    Detect      the outputs of student and teacher for the student's proposals, and their labels
+    Balanced    a rectifier that also weights rows, so that background rows do not dominate
 
-The same :class:`outgrow.Rectifier` and :class:`outgrow.Objective` follow as for images; the detector's
-own losses are the task.
+:class:`outgrow.Rectifier` and :class:`outgrow.Objective` then work as for classifiers. The task loss is the sum of
+the detector's own losses.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,44 +15,42 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.detection.boxes import BACKGROUND, Scenes, Truth
-from outgrow.detection.detector import Answer, Proposals
+from outgrow.detection.detector import Proposals, TrainingOutputs
 from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
 from outgrow.training.lesson import Lesson, without_rows
 
-MOST = 8.0
-"""How much more a row of an object may count than it would unbalanced: with one object in a large batch
-the two halves would else stand one row against hundreds."""
+MAX_FACTOR = 8.0
+"""The largest factor on the weight of an object row. Without a limit, one object in a large batch would weigh as
+much as hundreds of background rows."""
 IN_CROWD = 0.5
-"""Share of a background proposal inside a crowd region from which on nothing true is known about it."""
+"""A background proposal with at least this share of its area in a crowd region has no known label."""
 
 
 @dataclass(frozen=True)
 class Detect:
-    """A row is a proposal of the student's.
+    """One row per proposal of the student.
 
-    The student proposes and classifies as in its own training, which labels each proposal by the object
-    that it overlaps (background included). The teacher looks at the same regions, on its own features.
-    Background proposals inside a crowd region get :data:`outgrow.IGNORE`: they may well be objects.
-    Pyramid levels that only one of the two has are left out.
+    The student proposes and classifies as in normal training. Its matcher labels each proposal with the object that
+    it overlaps, or as background. The teacher classifies the same proposals on its own features. Background
+    proposals inside a crowd region may be objects, so their label is :data:`outgrow.IGNORE`. Pyramid levels that
+    only one of the two networks has are left out.
     """
 
     fixed_shape = False
-    apart = (
-        "each process draws its own proposals, averages its detector's losses and balances its rows by itself"
-    )
+    apart = "each process samples its own proposals, averages its detector's losses and balances its own rows"
 
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Scenes) -> Lesson:
         if not len(batch.images):
             device = next(student.parameters()).device
             return without_rows(self(student, teacher, _blank(device)))
-        answer: Answer = student(batch.images, batch.truth)
-        said: Outputs = teacher(batch.images, answer.proposals)
-        own, other = _shared_levels(answer.outputs, said)
-        return Lesson(own, other, target_of(answer.proposals, batch.truth), answer.task)
+        step: TrainingOutputs = student(batch.images, batch.truth)
+        teacher_outputs: Outputs = teacher(batch.images, step.proposals)
+        own, other = _shared_levels(step.outputs, teacher_outputs)
+        return Lesson(own, other, target_of(step.proposals, batch.truth), step.task)
 
 
 def _blank(device: torch.device) -> Scenes:
-    """A picture with nothing on it, for a process that has none."""
+    """A batch of one empty image, for a process whose share of the batch is empty."""
     nothing = torch.zeros(0, 4, device=device)
     label = torch.zeros(0, dtype=torch.int64, device=device)
     truth = Truth(boxes=nothing, label=label, crowd=nothing, index=0)
@@ -60,17 +58,17 @@ def _blank(device: torch.device) -> Scenes:
 
 
 def target_of(proposals: Proposals, truth: Sequence[Truth]) -> Target:
-    """What is true of each proposal."""
-    lost = [
+    """The label of each proposal, with :data:`outgrow.IGNORE` in crowd regions."""
+    in_crowd = [
         _inside(boxes, t.crowd) >= IN_CROWD if len(t.crowd) else boxes.new_zeros(len(boxes), dtype=torch.bool)
         for boxes, t in zip(proposals.boxes, truth, strict=True)
     ]
-    unknown = torch.cat(lost) & (proposals.label == BACKGROUND)
+    unknown = torch.cat(in_crowd) & (proposals.label == BACKGROUND)
     return Target(torch.where(unknown, IGNORE, proposals.label), image=proposals.image, may_ignore=True)
 
 
 def _inside(boxes: Float[Tensor, "n 4"], crowd: Float[Tensor, "m 4"]) -> Float[Tensor, " n"]:
-    """The largest share of each box that lies in one of the regions."""
+    """The largest share of each box's area inside one of the regions."""
     corner = torch.maximum(boxes[:, None, :2], crowd[None, :, :2])
     other = torch.minimum(boxes[:, None, 2:], crowd[None, :, 2:])
     both = (other - corner).clamp_min(0).prod(dim=2)
@@ -88,7 +86,7 @@ def _shared_levels(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs
 
 @dataclass(frozen=True)
 class Balanced:
-    """``rectify``, and then objects and background brought into balance (:func:`balance`)."""
+    """``rectify``, then :func:`balance`."""
 
     rectify: Callable[[Outputs, Target], Knowledge]
 
@@ -97,12 +95,12 @@ class Balanced:
 
 
 def balance(knowledge: Knowledge) -> Knowledge:
-    r"""Row weights under which objects and background count alike, as far as there are objects.
+    r"""Weight the rows so that objects and background count alike, within a limit.
 
-    With a share :math:`f` of the batch's rows on objects, these get the share
-    :math:`f' = \max(f, \min(\tfrac12, 8 f))` of the weight and the background the rest, evenly within
-    each. The mean weight over the valid rows stays 1, so that a term's size does not depend on it; a
-    batch without objects is left as it is.
+    If objects are a share :math:`f` of the rows, they get the share
+    :math:`f' = \max(f, \min(\tfrac12, 8 f))` of the weight, spread evenly, and the background gets the rest.
+    The mean weight over the valid rows stays 1, so the loss keeps its scale. A batch without objects is not
+    changed.
 
     >>> from outgrow.knowledge import rectify
     >>> label = torch.tensor([1, 0, 0, 0])
@@ -112,9 +110,9 @@ def balance(knowledge: Knowledge) -> Knowledge:
     valid = knowledge.target.valid
     objects = (knowledge.target.label > BACKGROUND) & valid
     share = objects.sum() / valid.sum().clamp_min(1)
-    wanted = torch.maximum(share, (MOST * share).clamp_max(0.5))
+    object_share = torch.maximum(share, (MAX_FACTOR * share).clamp_max(0.5))
     one = torch.ones_like(share)
-    on_object = wanted / torch.where(share > 0, share, one)
-    on_rest = (1 - wanted) / torch.where(share < 1, 1 - share, one)
+    on_object = object_share / torch.where(share > 0, share, one)
+    on_rest = (1 - object_share) / torch.where(share < 1, 1 - share, one)
     factor = torch.where(objects, on_object, on_rest).to(knowledge.weight.dtype)
     return replace(knowledge, weight=knowledge.weight * factor)

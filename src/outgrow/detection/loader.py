@@ -1,7 +1,7 @@
-"""Batches of pictures and their boxes: workers decode and cut, one transfer takes a batch to the device.
+"""Batches of images with boxes: workers decode and crop, and one transfer moves a batch to the device.
 
-Order, each process's share and randomness are those of classification (outgrow.data.loader): a view
-depends on the seed, the epoch and the picture's number, and on nothing else.
+The order, the share of each process and the randomness are those of classification (outgrow.data.loader): a
+view depends only on the seed, the epoch and the image's index.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from outgrow.detection.data import DetectionSplit
 from outgrow.detection.views import SceneViews, View
 
 MEMORY = 256 * 2**20
-"""Bytes of decoded pictures worth keeping: 291 of 640x480 (a JPEG of that size takes 7 ms to decode, each epoch)."""
+"""Bytes of decoded images that may be kept: 291 of 640x480. A JPEG of that size takes 7 ms to decode, each epoch."""
 
 
 def make_scene_loader(
@@ -36,13 +36,12 @@ def make_scene_loader(
 ) -> "SceneLoader":
     """The loader of ``split``.
 
-    ``batch_size`` counts the pictures of a step over all processes; each of ``world_size`` processes
-    gets its ``rank``'s share of the same batches. ``flip`` mirrors half of the views;
-    ``resized_crop`` (least and largest share of the area) shows a random part of each, at its own
-    size. ``num_workers`` processes decode (0: this one, which keeps what it decoded where all of it
-    fits into :data:`MEMORY`).
+    ``batch_size`` counts the images of a step over all ``world_size`` processes; process ``rank`` gets its
+    share of each batch. ``flip`` mirrors half of the views. ``resized_crop`` (smallest and largest share of
+    the area) crops at random, without resizing. ``num_workers`` processes decode; with 0, this process
+    decodes, and keeps the decoded images if all of them fit in :data:`MEMORY`.
 
-    Raises ValueError for options that contradict each other or the split.
+    ``ValueError`` for options that contradict each other or the split.
     """
     plan = Plan(
         num=len(split),
@@ -57,7 +56,7 @@ def make_scene_loader(
 
 
 class SceneLoader:
-    """The loader's protocol of classification, with Scenes as batches."""
+    """A loader as in classification, with :class:`Scenes` as batches."""
 
     def __init__(
         self, split: DetectionSplit, plan: Plan, views: SceneViews, device: torch.device, num_workers: int
@@ -72,7 +71,7 @@ class SceneLoader:
 
     @property
     def num_samples(self) -> int:
-        """Pictures in the split, over all processes."""
+        """Images in the split, over all processes."""
         return self._plan.num
 
     @property
@@ -81,14 +80,14 @@ class SceneLoader:
         return self._split.num_indices
 
     def __len__(self) -> int:
-        """Batches an epoch on this process."""
+        """Batches per epoch on this process."""
         return len(self._plan)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Scenes]:
-        """The batches of one epoch from step ``start`` on; any epoch may be asked for, in any order, again."""
+        """The batches of ``epoch`` from step ``start`` on. Epochs may be read in any order, more than once."""
         batches = self._plan.batches(epoch, start)
         for positions, pixels in zip(batches, self._decoding.epoch(epoch, start), strict=True):
-            # Truth takes no decoding: made here, it need not travel from a worker
+            # the ground truth needs no decoding, so it is made here and not sent from a worker
             shown = [(at, view_at(self._split, self._views, epoch, at)) for at in positions.tolist()]
             pixels = pixels.to(self._device, non_blocking=True).to(torch.float32).div_(255)
             parts = pixels.split([3 * view.height * view.width for _, view in shown])
@@ -102,18 +101,18 @@ class SceneLoader:
 
 
 def view_at(split: DetectionSplit, views: SceneViews, epoch: int, position: int) -> View:
-    """The view of one picture of a split in an epoch."""
+    """The view of the image at ``position`` of ``split`` in ``epoch``."""
     height, width = split.size(position)
     return views.view(height, width, epoch=epoch, index=int(split.index[position]))
 
 
 def decoded_bytes(split: DetectionSplit) -> int:
-    """Memory that all pictures of a split take, decoded."""
+    """Bytes of all images of ``split``, decoded."""
     return 3 * int(split.file.sizes[split.index].prod(1).sum())
 
 
 class _Decoded(Dataset[Tensor]):
-    """Views as bytes, made in a worker or, with what was decoded kept, in the main process."""
+    """Views as uint8. With ``keep``, which is for the main process, decoded images are kept."""
 
     def __init__(self, split: DetectionSplit, views: SceneViews, *, keep: bool) -> None:
         self.split, self.views = split, views
@@ -132,7 +131,7 @@ class _Decoded(Dataset[Tensor]):
 
 
 def _end_to_end(images: list[Tensor]) -> UInt8[Tensor, " bytes"]:
-    """One tensor, whatever the sizes: one file handle between processes and one copy to the device."""
+    """Images of any size as one flat tensor: one file handle between processes and one copy to the device."""
     if not images:  # the share of a process may be empty
         return torch.empty(0, dtype=torch.uint8)
     return torch.cat([image.reshape(-1) for image in images])

@@ -1,4 +1,4 @@
-"""What the page of a detector shows besides its measure: COCO's numbers, errors by class, pictures with boxes."""
+"""The sections of a run's page that only detectors have: COCO's numbers, errors by class, images with boxes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ NUMBERS = {
     "ar_medium": "AR of medium objects",
     "ar_large": "AR of large objects",
 }
-"""COCO's numbers in COCO's order, and in words."""
+"""COCO's numbers in COCO's order, with their captions."""
 COUNTS = {
     "objects": "objects",
     "found": "found",
@@ -31,12 +31,12 @@ COUNTS = {
     "badly_placed": "badly placed",
     "background": "background",
 }
-"""The columns of the table of errors: fields of the record, and in words."""
+"""The columns of the table of errors: fields of the record, with their captions."""
 
 
 @dataclass(frozen=True)
 class NumberLine:
-    """One number of both networks, as text; ``teacher`` is None without a teacher."""
+    """One number of student and teacher, as text; ``teacher`` is None without a teacher."""
 
     name: str
     student: str
@@ -45,16 +45,16 @@ class NumberLine:
 
 @dataclass(frozen=True)
 class ErrorLine:
-    """What one network did with the objects of a class: the counts in the order of ``COUNTS``."""
+    """The counts of one network for one class, in the order of ``COUNTS``. ``network`` is student or teacher."""
 
-    who: str
+    network: str
     counts: tuple[int, ...]
     ap: str
 
 
 @dataclass(frozen=True)
 class ClassLines:
-    """The student's line, and the teacher's where there is one."""
+    """The lines of one class: the student's, and the teacher's if there is a teacher."""
 
     name: str
     lines: tuple[ErrorLine, ...]
@@ -67,7 +67,7 @@ class Shown:
 
 
 def page_sections(record: Run, folder: str | Path) -> list[Section]:
-    """For ``write_run_page``. Pictures are read from ``folder``, the run's, and from nowhere else."""
+    """Sections for ``write_run_page``. Drawn images are read only from ``folder``, the run's folder."""
     found = parse_record(record).detection
     if found is None:
         return []
@@ -82,7 +82,7 @@ def page_sections(record: Run, folder: str | Path) -> list[Section]:
 
 
 def _numbers(numbers: Both[dict[str, float | None]]) -> list[NumberLine]:
-    """COCO's in their order, then what else was measured."""
+    """COCO's numbers in COCO's order, then other numbers of the record."""
     student, teacher = numbers.student, numbers.teacher
     keys = [key for key in NUMBERS if key in student] + [key for key in student if key not in NUMBERS]
     return [
@@ -101,8 +101,8 @@ def _classes(errors: Both[tuple[ErrorsRecord, ...]]) -> list[ClassLines]:
         ClassLines(
             own.name,
             tuple(
-                ErrorLine(who, tuple(getattr(line, count) for count in COUNTS), percent(line.ap))
-                for who, line in (("student", own), ("teacher", others.get(own.name)))
+                ErrorLine(network, tuple(getattr(line, count) for count in COUNTS), percent(line.ap))
+                for network, line in (("student", own), ("teacher", others.get(own.name)))
                 if line is not None
             ),
         )
@@ -111,7 +111,7 @@ def _classes(errors: Both[tuple[ErrorsRecord, ...]]) -> list[ClassLines]:
 
 
 def percent(value: float | None) -> str:
-    """Two decimals; a dash where there is none. COCO's evaluation says -1 where there is no object to find.
+    """Two decimals; a dash for None and for -1, which COCO's evaluation returns if no object applies.
 
     >>> percent(43.211), percent(-1.0)
     ('43.21', '\u2013')

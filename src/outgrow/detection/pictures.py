@@ -1,4 +1,4 @@
-"""What detectors see, side by side: one photograph several times, each with somebody's boxes."""
+"""Draw boxes on an image, one column per detector, and choose the images where two detectors differ most."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
 
 WIDTH = 640
-"""Pixels of a column: a photograph of COCO's size as it is, and text that can be read on a page."""
+"""Width of a column in pixels: COCO's images keep their size, and text is readable on a page."""
 TAGS = 12
-"""Boxes of a column that may carry text. More of it hides the objects; tried on blood cells and on COCO."""
+"""The most boxes of a column with text. More text hides the objects, as tried on blood cells and on COCO."""
 LEGEND = 16
-"""Classes that the legend names, two for each colour."""
+"""The most classes in the legend, two for each colour."""
 SMALL = 32
-"""Boxes with a shorter side, in pixels of a column, have thinner lines: those would fill them."""
+"""Boxes with a shorter side than this, in pixels of a column, get thinner lines, which do not fill them."""
 HIDDEN = 0.5
-"""Text stays away where it would cover more of a box than this."""
+"""Text is left out if it would cover a larger share of a box than this."""
 INK, PAPER = "#1a1a1a", "#ffffff"
 
 Box = tuple[float, float, float, float]
@@ -34,7 +34,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class _Mark:
-    """One box to draw, in pixels of its column. ``text`` is empty where it carries none."""
+    """One box to draw, in pixels of its column. ``text`` may be empty."""
 
     box: Box
     label: int
@@ -47,18 +47,18 @@ def side_by_side(
     image: UInt8[Tensor, "3 height width"],
     classes: Sequence[str],
 ) -> None:
-    """Write a picture, PNG or JPEG by the suffix of ``path``: a column per pair of caption and boxes.
+    """Draw ``image`` once per column, a pair of caption and boxes, and write a PNG or JPEG by the suffix of ``path``.
 
-    Boxes are in pixels of ``image``, and ``classes[label - 1]`` is the name of a class. All boxes are
-    drawn: pass ``errors.confident(found, threshold)``, with each detector's own threshold. A column is
-    640 pixels wide, at most a quarter higher, and the boxes' lines and text are made for that size.
+    Boxes are in pixels of ``image``; a label's class is ``classes[label - 1]``. All boxes are drawn, so pass
+    ``errors.confident(found, threshold)`` with each detector's own threshold. A column is 640 pixels wide and at
+    most 800 high.
 
-    Colours mean classes. Up to 8 classes keep theirs from picture to picture; of more, those with the most
-    boxes here choose first, and colours repeat. Text (the class and, for detections, the score in percent)
-    is for 12 boxes of a column at most, the classes with the fewest boxes first; it covers no other text,
-    and of no box more than half. For the rest there is the legend. Crowd regions are dashed.
+    Colours show classes. Up to 8 classes have the same colour in all files. With more classes, colours repeat, and
+    the classes with the most boxes in this image get theirs first. At most 12 boxes of a column get text (the class
+    and, for detections, the score in percent), those of the rarest classes first. Text covers no other text and at
+    most half of any box. A legend names the classes. Crowd regions are dashed.
 
-    Raises ValueError without columns, for a label without a name, and for another suffix.
+    ``ValueError`` without columns, for a label without a class, and for another suffix.
     """
     from PIL import Image, ImageDraw
 
@@ -71,7 +71,7 @@ def side_by_side(
     caption_font, tag_font, legend_font = _font(22, bold=True), _font(15, bold=True), _font(18)
     colours = _colours(columns, len(classes))
     gap, head = 12, 42
-    # narrow photographs stand in columns wide enough for their captions
+    # columns of narrow images are widened for their captions
     wide = max(size[0], *(min(WIDTH, round(caption_font.getlength(name)) + 8) for name, _ in columns))
     total = gap + len(columns) * (wide + gap)
     legend = _legend(colours, classes, legend_font, total - 2 * gap)
@@ -98,33 +98,33 @@ def image_scores(
     num_classes: int,
     *,
     score_threshold: float | None = None,
-) -> Float64[Tensor, " pictures"]:
-    """F1 in [0, 1] of each picture at IoU 0.5, over the detections from ``score_threshold`` on.
+) -> Float64[Tensor, " images"]:
+    """F1 in [0, 1] of each image at IoU 0.5, over the detections with at least ``score_threshold``.
 
-    The default is ``errors.best_threshold`` of the whole split. A picture without objects and without
-    detections scores 1. Raises ValueError for counts that differ and labels outside the classes.
+    The default is ``errors.best_threshold`` of the whole split. An image without objects and without detections
+    scores 1. ``ValueError`` for lengths that differ and labels outside the classes.
     """
     check(truth, found, num_classes, "image_scores")
     threshold = best_threshold(truth, found) if score_threshold is None else score_threshold
     values = []
-    for there, said in zip(truth, found, strict=True):
-        right, ignored = judge(there, confident(said, threshold))
+    for objects, detections in zip(truth, found, strict=True):
+        right, ignored = judge(objects, confident(detections, threshold))
         hits = int(right.sum())
-        values.append(f1(hits, int((~ignored).sum()) - hits, len(there.label)))
+        values.append(f1(hits, int((~ignored).sum()) - hits, len(objects.label)))
     return torch.tensor(values, dtype=torch.float64)
 
 
 def where_they_differ(
     truth: Sequence[Truth], before: Sequence[Detections], after: Sequence[Detections], k: int
 ) -> list[int]:
-    """The positions of the ``k`` pictures whose F1 differs most, the largest first, ties by position.
+    """The positions of the ``k`` images whose F1 differs most, largest difference first, ties by position.
 
-    Each side has its own threshold, see ``image_scores``. Fewer than ``k`` where there are fewer pictures.
+    Each side has its own threshold, see ``image_scores``. Returns fewer than ``k`` if there are fewer images.
     """
     labels = [one.label for side in (truth, before, after) for one in side]
     num_classes = max((int(label.max()) for label in labels if len(label)), default=0)
     change = image_scores(truth, after, num_classes) - image_scores(truth, before, num_classes)
-    # rounded, so that equal changes between different scores are ties
+    # rounded, so that equal differences of different scores are ties
     size = (change.abs() * 1e9).round()
     return size.argsort(descending=True, stable=True)[:k].tolist()
 
@@ -142,11 +142,10 @@ def _draw_column(
         for region in boxes.crowd.tolist():
             _dashed(draw, _scaled(region, scale))
     marks = _marks(boxes, classes, scale)
-    # small boxes lie on top of large ones
+    # small boxes are drawn over large ones
     for mark in sorted(marks, key=lambda one: -_area(one.box)):
         left, top, right, bottom = mark.box
-        # a thin light line around each keeps every colour visible on every photograph; within, only where
-        # there is room
+        # a white line around each box keeps its colour visible on any image; large boxes get one inside, too
         thick = min(right - left, bottom - top) >= SMALL
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=PAPER, width=5 if thick else 2)
         draw.rectangle(mark.box, outline=colours[mark.label], width=3 if thick else 2)
@@ -160,7 +159,7 @@ def _draw_tags(
     size: tuple[int, int],
     font: "ImageFont.FreeTypeFont",
 ) -> None:
-    """Text where it covers least of all boxes, small boxes first; none where it would hide one."""
+    """Draw each text where it covers boxes least, small boxes first. Text that would hide a box is left out."""
     taken: list[Box] = []
     for mark in sorted(marks, key=lambda one: _area(one.box)):
         if not mark.text:
@@ -170,7 +169,7 @@ def _draw_tags(
             for place in _places(mark.box, font.getlength(mark.text) + 8, 20.0, size)
             if not any(_shared(place, other) for other in taken)
         ]
-        # the share of each box that text would hide; the first of equal places is above the box
+        # the share of each box that the text would cover; on a tie the first place, above the box, is used
         hidden = [[_shared(place, one.box) / max(_area(one.box), 1.0) for one in marks] for place in places]
         allowed = [number for number, shares in enumerate(hidden) if max(shares) <= HIDDEN]
         if not allowed:
@@ -182,7 +181,7 @@ def _draw_tags(
 
 
 def _places(box: Box, width: float, height: float, size: tuple[int, int]) -> list[Box]:
-    """Where text of this size can stand within the picture: above, below and in the corners of its box."""
+    """Places for text of this size within the column: above, below and in the corners of its box."""
     left, top, right, bottom = box
     places = []
     for x, y in (
@@ -190,7 +189,7 @@ def _places(box: Box, width: float, height: float, size: tuple[int, int]) -> lis
         (right - width + 1, top - 1 - height),
         (left - 1, bottom + 2),
         (right - width + 1, bottom + 2),
-        # within the box also where it reaches the edge of the picture
+        # in the corners, within the column even if the box reaches its edge
         (left - 1, max(0.0, top - 1)),
         (left - 1, min(bottom + 1, float(size[1])) - height),
     ):
@@ -206,22 +205,22 @@ def _marks(boxes: Detections | Truth, classes: Sequence[str], scale: float) -> l
     if isinstance(boxes, Detections):
         scores = boxes.score.tolist()
         texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, scores, strict=True)]
-    # whole classes, the rarest first, so that a box without text is one of many
-    speaking: set[int] = set()
+    # all boxes of a class or none, rarest classes first, so that boxes without text are of frequent classes
+    with_text: set[int] = set()
     room = TAGS
     for label, count in sorted(Counter(labels).items(), key=lambda one: (one[1], one[0])):
         room -= count
         if room < 0:
             break
-        speaking.add(label)
+        with_text.add(label)
     return [
-        _Mark(_scaled(box, scale), label, text if label in speaking else "")
+        _Mark(_scaled(box, scale), label, text if label in with_text else "")
         for box, label, text in zip(boxes.boxes.tolist(), labels, texts, strict=True)
     ]
 
 
 def _colours(columns: Sequence[tuple[str, Detections | Truth]], num_classes: int) -> dict[int, str]:
-    """The colour of each class that is in the picture, in the order of the legend."""
+    """The colour of each class in ``columns``, in the order of the legend."""
     counts = Counter(label for _, boxes in columns for label in boxes.label.tolist())
     if num_classes <= len(COLOURS):
         return {label: COLOURS[label - 1] for label in sorted(counts)}
@@ -232,7 +231,7 @@ def _colours(columns: Sequence[tuple[str, Detections | Truth]], num_classes: int
 def _legend(
     colours: dict[int, str], classes: Sequence[str], font: "ImageFont.FreeTypeFont", width: int
 ) -> list[list[tuple[float, int]]]:
-    """Lines of (place from the left, label)."""
+    """The lines of the legend, as (distance from the left in pixels, label)."""
     lines: list[list[tuple[float, int]]] = []
     x = 0.0
     for label in list(colours)[:LEGEND]:
@@ -263,7 +262,7 @@ def _dashed(draw: "ImageDraw.ImageDraw", box: Box) -> None:
 
 
 def _font(size: int, *, bold: bool = False) -> "ImageFont.FreeTypeFont":
-    """DejaVu Sans: matplotlib brings it along, and it has the letters of most languages."""
+    """DejaVu Sans, which comes with matplotlib and covers most languages."""
     from matplotlib import get_data_path
     from PIL import ImageFont
 
@@ -272,7 +271,7 @@ def _font(size: int, *, bold: bool = False) -> "ImageFont.FreeTypeFont":
 
 
 def _fit(text: str, font: "ImageFont.FreeTypeFont", width: int) -> str:
-    """The text, or as much of its beginning as fits, and dots."""
+    """``text``, cut to ``width`` pixels with three dots at the end if it is too long."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:
@@ -282,7 +281,7 @@ def _fit(text: str, font: "ImageFont.FreeTypeFont", width: int) -> str:
 
 def _scaled(box: Sequence[float], scale: float) -> Box:
     left, top, right, bottom = (value * scale for value in box)
-    # PIL refuses a rectangle whose ends are exchanged
+    # PIL refuses a rectangle with right < left or bottom < top
     return left, top, max(left, right), max(top, bottom)
 
 
@@ -291,7 +290,7 @@ def _area(box: Box) -> float:
 
 
 def _shared(a: Box, b: Box) -> float:
-    """The area that two boxes share."""
+    """The area of the intersection of two boxes."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(0.0, width) * max(0.0, height)
 
@@ -300,9 +299,9 @@ def _check(
     path: str | Path, columns: Sequence[tuple[str, Detections | Truth]], classes: Sequence[str]
 ) -> None:
     if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"side_by_side: needs a path to .png, .jpg or .jpeg, got {path}; name one of them.")
+        raise ValueError(f"side_by_side: needs a path to .png, .jpg or .jpeg, got {path}; change the suffix.")
     if not columns:
-        raise ValueError("side_by_side: needs a column at least, got none; pass pairs (caption, boxes).")
+        raise ValueError("side_by_side: needs at least one column, got none; pass pairs (caption, boxes).")
     for caption, boxes in columns:
         outside = boxes.label[(boxes.label < 1) | (boxes.label > len(classes))]
         if len(outside):

@@ -1,4 +1,4 @@
-"""What a detector finds in pictures: boxes in pixels, and pictures with them drawn."""
+"""``outgrow predict`` for detectors: boxes in pixels, and images with the boxes drawn."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from outgrow.training.config import TrainConfig
 from outgrow.training.deployment import FinishedRun
 
 SCORE = 0.3
-"""Boxes below it are left out, where nobody says otherwise."""
+"""The default of ``--score``: boxes with a lower score are left out."""
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """``find`` takes one picture in [0, 1] of any size."""
+    """A detector to predict with. ``find`` takes one image in [0, 1] of any size."""
 
     find: Finder
     classes: tuple[str, ...]
@@ -35,18 +35,20 @@ class Boxes:
     @torch.no_grad()
     def predict(
         self,
-        pictures: Iterable[tuple[str, Image]],
+        images: Iterable[tuple[str, Image]],
         *,
         top: int | None,
         score: float | None = None,
         drawn: Path | None = None,
         **_: Any,
     ) -> Iterator[dict[str, Any]]:
-        """A row for each picture: ``file`` and its ``boxes``, best first, at most ``top``, from ``score`` on; pictures
-        with them drawn go into ``drawn``."""
+        """One row per image: its ``file`` and ``boxes``, highest score first, at most ``top``, with at least ``score``.
+
+        Images with their boxes drawn are written to the folder ``drawn``.
+        """
         least = SCORE if score is None else score
-        for number, (file, picture) in enumerate(pictures):
-            pixels = to_tensor(picture)
+        for number, (file, image) in enumerate(images):
+            pixels = to_tensor(image)
             found = self.find(to_float(pixels[None])[0]).to("cpu")
             kept = (found.score >= least).nonzero()[:top, 0]
             found = Detections(found.boxes[kept], found.label[kept], found.score[kept])
@@ -72,7 +74,7 @@ class Boxes:
 
 
 def columns(rows: Iterable[dict[str, Any]], top: int | None, classes: int) -> Iterator[list[Any]]:
-    """The lines of a table: a header, then a box each."""
+    """The lines of a CSV table: a header, then one line per box."""
     yield ["file", "class", "score", "left", "top", "right", "bottom"]
     for row in rows:
         for one in row["boxes"]:
@@ -80,27 +82,27 @@ def columns(rows: Iterable[dict[str, Any]], top: int | None, classes: int) -> It
 
 
 def of_run(run: FinishedRun) -> Boxes:
-    """The student of a run, on the device that is there."""
+    """The student of a run, on the default device."""
     return _boxes(load_student(run))
 
 
 def of_weights(path: Path) -> Boxes:
-    """What ``export`` or a run wrote as safetensors."""
+    """A safetensors file of a run or of ``outgrow export``."""
     return _boxes(create_detector(PREFIX, weights=path).eval().requires_grad_(False))
 
 
 def of_program(path: Path, facts: dict[str, Any]) -> Boxes:
     raise ValueError(
-        f"predict {path}: needs a classifier in a .pt2 file, got a detector; give its ONNX file."
+        f"predict {path}: needs a classifier in a .pt2 file, got a detector; pass its ONNX file."
     )
 
 
 def of_onnx(model: OnnxModel) -> Boxes:
-    """An ONNX file."""
+    """An ONNX file of ``outgrow export``."""
     return Boxes(onnx_finder(model), tuple(model.facts["classes"]))
 
 
 def _boxes(detector: Detector) -> Boxes:
     device = make_accelerator(TrainConfig()).device
     detector = detector.to(device)
-    return Boxes(lambda picture: detector.detect([picture.to(device)])[0], detector.classes)
+    return Boxes(lambda image: detector.detect([image.to(device)])[0], detector.classes)

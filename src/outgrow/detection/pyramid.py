@@ -1,9 +1,9 @@
-"""Backbones with a feature pyramid on top: torchvision's and timm's, behind one call.
+"""Build a feature pyramid on a backbone of torchvision or timm.
 
     pyramid = build_pyramid("timm/tf_efficientnet_lite0", levels=(3, 5), channels=64)
     pyramid(images)      # {"p3": ..., "p4": ..., "p5": ..., "p6": ...}, strides 8, 16, 32, 64
 
-A level is named by its stride: ``p3`` is 2**3 pixels. The last one is a pooling of the one before.
+A level is named by its stride: ``p3`` is 2**3 pixels. The last level is max-pooled from the one before.
 """
 
 from collections import OrderedDict
@@ -20,7 +20,7 @@ IMAGENET = InputSpec(None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Pyramid(nn.Module):
-    """``body`` returns maps, from fine to coarse, and ``fpn`` brings them to ``out_channels`` each."""
+    """``body`` returns feature maps from fine to coarse; ``fpn`` maps each to ``out_channels`` channels."""
 
     def __init__(self, body: nn.Module, widths: list[int], strides: list[int], channels: int) -> None:
         from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
@@ -47,11 +47,11 @@ def build_pyramid(
     pretrained: bool,
     arguments: Mapping[str, Any],
 ) -> tuple[Pyramid, InputSpec]:
-    """The pyramid over a classifier ``torchvision/NAME`` or ``timm/NAME``, and the normalisation it wants.
+    """The pyramid on the classifier ``torchvision/NAME`` or ``timm/NAME``, and its input normalisation.
 
-    ``levels`` are the finest and the coarsest map taken from the backbone, as powers of two;
-    ``arguments`` go to timm. ``pretrained`` fetches the library's ImageNet weights. ``ValueError`` for a
-    name that is not known, or levels that the backbone does not have.
+    ``levels`` are the finest and the coarsest map taken from the backbone: the base-2 logarithms of their strides.
+    ``arguments`` go to timm. ``pretrained`` downloads the library's ImageNet weights. ``ValueError`` for an unknown
+    name, or for levels that the backbone does not have.
     """
     family, _, rest = name.partition("/")
     builders = {"torchvision": _torchvision, "timm": _timm}
@@ -60,35 +60,35 @@ def build_pyramid(
             f"fasterrcnn:{name}: needs a backbone torchvision/NAME or timm/NAME, got {name!r}; "
             "for example fasterrcnn:torchvision/resnet18 or fasterrcnn:timm/tf_efficientnet_lite0."
         )
-    body, found, spec = builders[family](rest, pretrained, dict(arguments))
-    wanted = [2**level for level in range(levels[0], levels[1] + 1)]
-    if not wanted or any(stride not in found for stride in wanted):
-        there = ", ".join(str(stride.bit_length() - 1) for stride in found)
+    body, available, spec = builders[family](rest, pretrained, dict(arguments))
+    strides = [2**level for level in range(levels[0], levels[1] + 1)]
+    if not strides or any(stride not in available for stride in strides):
+        levels_text = ", ".join(str(stride.bit_length() - 1) for stride in available)
         raise ValueError(
-            f"fasterrcnn:{name}: needs levels that the backbone has ({there}), got {levels[0]}-{levels[1]}; "
+            f"fasterrcnn:{name}: needs levels that the backbone has ({levels_text}), got {levels[0]}-{levels[1]}; "
             "set ?levels=FIRST-LAST."
         )
-    widths = [found[stride][1] for stride in wanted]
-    return Pyramid(body([found[stride][0] for stride in wanted]), widths, wanted, channels), spec
+    widths = [available[stride][1] for stride in strides]
+    return Pyramid(body([available[stride][0] for stride in strides]), widths, strides, channels), spec
 
 
 def _torchvision(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
-    """Any classifier of torchvision whose stages shrink the image step by step."""
+    """For any torchvision classifier whose children, run in order, reduce the resolution step by step."""
     from torchvision import models
     from torchvision.models._utils import IntermediateLayerGetter
 
     if arguments:
         raise ValueError(
-            f"fasterrcnn:torchvision/{rest}: needs none of timm's arguments, got {', '.join(arguments)}; "
-            "remove them from behind the question mark."
+            f"fasterrcnn:torchvision/{rest}: needs no arguments for timm, got {', '.join(arguments)}; "
+            "remove them after the question mark."
         )
     if rest not in models.list_models(module=models):
         raise ValueError(
             f"fasterrcnn:torchvision/{rest}: needs a classifier of torchvision, got {rest!r}; "
-            "resnet18, resnet34, resnet50, resnet101, mobilenet_v2 and mobilenet_v3_large are usual."
+            "use for example resnet18, resnet34, resnet50, resnet101, mobilenet_v2 or mobilenet_v3_large."
         )
     net = models.get_model(rest, weights="DEFAULT" if pretrained else None)
-    net = getattr(net, "features", net)  # MobileNets and EfficientNets keep their stages there
+    net = getattr(net, "features", net)  # the stages of MobileNets and EfficientNets
     found = _strides(net)
 
     def body(names: list[str]) -> nn.Module:
@@ -99,7 +99,7 @@ def _torchvision(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
 
 @torch.no_grad()
 def _strides(net: nn.Module, side: int = 128) -> dict[int, tuple[str, int]]:
-    """The last child of ``net`` at each stride, and its width: ``{stride: (name, channels)}``."""
+    """The last child of ``net`` at each stride and its channels: ``{stride: (name, channels)}``."""
     found: dict[int, tuple[str, int]] = {}
     training = net.training
     net.eval()
@@ -107,24 +107,24 @@ def _strides(net: nn.Module, side: int = 128) -> dict[int, tuple[str, int]]:
     for name, child in net.named_children():
         try:
             value = child(value)
-        except (RuntimeError, AssertionError):  # the classifier behind the last map, or no stages at all
+        except (RuntimeError, AssertionError):  # the classifier after the last map, or a net without stages
             break
         if value.dim() != 4 or value.shape[2] != value.shape[3] or value.shape[2] < 2:
-            break  # a vector, or channels last: no map that a pyramid of convolutions can take
+            break  # a vector, or channels last: not a map for convolutions
         found[side // value.shape[2]] = (name, value.shape[1])
     net.train(training)
     return found
 
 
 def _timm(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
-    """Any net of timm that can return its features."""
+    """For any timm model with ``features_only``."""
     import timm
 
     from outgrow.models.timm_extra import TIMM_EXTRA
 
     if rest not in TIMM_EXTRA and not timm.is_model(rest.partition(".")[0]):
         raise ValueError(
-            f"fasterrcnn:timm/{rest}: needs a model of timm, got {rest!r}; `outgrow list models` has the names."
+            f"fasterrcnn:timm/{rest}: needs a model of timm, got {rest!r}; `outgrow list models` prints the names."
         )
 
     def create(**more: Any) -> nn.Module:
@@ -132,15 +132,16 @@ def _timm(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
             if rest in TIMM_EXTRA:
                 if pretrained or arguments:
                     raise ValueError(
-                        f"fasterrcnn:timm/{rest}: stands in our own table: give its weights as a file, and no arguments."
+                        f"fasterrcnn:timm/{rest}: needs neither pretrained nor arguments, as Outgrow and not timm builds this "
+                        f"model, got {'pretrained' if pretrained else ', '.join(arguments)}; pass its weights as a file."
                     )
                 return TIMM_EXTRA[rest][0](1000, **more)
             return timm.create_model(rest, pretrained=pretrained, **arguments, **more)
         except (TypeError, RuntimeError, AssertionError) as error:
             raise ValueError(
-                f"fasterrcnn:timm/{rest}: needs a net that returns maps of several strides (features_only), got an "
+                f"fasterrcnn:timm/{rest}: needs a model that returns maps of several strides (features_only), got an "
                 f"error from timm: {str(error).splitlines()[0] if str(error) else type(error).__name__}; "
-                "choose another backbone, or correct what stands behind the question mark."
+                "choose another backbone, or correct the arguments after the question mark."
             ) from error
 
     probe: Any = create(features_only=True)
@@ -150,7 +151,7 @@ def _timm(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
         data = timm.data.resolve_model_data_config(probe)
         spec = InputSpec(None, tuple(map(float, data["mean"])), tuple(map(float, data["std"])))  # type: ignore[arg-type]
     reductions, widths = probe.feature_info.reduction(), probe.feature_info.channels()
-    # the deepest of several maps with one stride
+    # of several maps with the same stride, the deepest
     found = {
         int(stride): (i, int(width)) for i, (stride, width) in enumerate(zip(reductions, widths, strict=True))
     }

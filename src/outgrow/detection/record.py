@@ -1,7 +1,7 @@
-"""What a detection run leaves besides its weights: numbers, a table per class, pictures.
+"""The detection part of a run's record, and its drawn images.
 
-detection_record    COCO's numbers and the errors of both networks
-draw                pictures of both, beside the truth
+detection_record    COCO's numbers and the errors by class, of student and teacher
+draw                images with the ground truth and the detections of each network side by side
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ NUM_PICTURES = 8
 
 @runtime_checkable
 class Finding(Protocol):
-    """What a detector found in a split; see :class:`outgrow.detection.evaluation.Found`."""
+    """The detections in a split and their scores: :class:`outgrow.detection.evaluation.Found`."""
 
     @property
     def detections(self) -> list[Detections]: ...
@@ -32,7 +32,7 @@ class Finding(Protocol):
 def detection_record(
     data: RunScenes, student: Finding, teacher: Finding | None, pictures: Sequence[str]
 ) -> DetectionRecord:
-    """Both networks on the test pictures; the teacher's parts are None without one."""
+    """Student and teacher on the test images. The teacher's fields are None without a teacher."""
     return DetectionRecord(
         numbers=Both(
             student=numbers_of(student.scores),
@@ -52,7 +52,7 @@ def numbers_of(scores: CocoScores) -> dict[str, float | None]:
 
 
 def errors_by_class(data: RunScenes, found: Finding) -> list[dict[str, Any]]:
-    """Counts per class on the test pictures, at the detector's own best threshold."""
+    """Counts by class on the test images, at the score threshold with the best F1 of this detector."""
     truth = [data.test.truth(i) for i in range(len(data.test))]
     errors = class_errors(truth, found.detections, data.num_classes)
     columns = {
@@ -71,15 +71,16 @@ def errors_by_class(data: RunScenes, found: Finding) -> list[dict[str, Any]]:
 
 
 def draw(out: Path, data: RunScenes, columns: Mapping[str, Finding]) -> list[str]:
-    """The pictures of ``data.shown`` on which the first and the last of ``columns`` differ most, side by side with the truth.
+    """Draw the images of ``data.shown`` on which the first and the last of ``columns`` differ most.
 
-    Writes ``out/pictures`` and returns the names of the files, relative to ``out``.
+    Each file has the ground truth and all ``columns`` side by side. Writes to ``out/pictures`` and returns the
+    paths relative to ``out``.
     """
     from outgrow.detection.pictures import side_by_side, where_they_differ
 
     split = data.shown
     truth = [split.truth(i) for i in range(len(split))]
-    # each network at the score that suits it best, as in the table
+    # each network at its own best threshold, as in the table of errors
     drawn = []
     for label, found in columns.items():
         threshold = best_threshold(truth, found.detections)

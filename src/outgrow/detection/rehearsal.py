@@ -1,4 +1,4 @@
-"""A detection run on a few pictures, before hours are spent: do the parts fit, and how long is a step?"""
+"""Detection on a few images, for a quick check of a run: whether its parts fit, and how long a step takes."""
 
 from dataclasses import dataclass, replace
 
@@ -16,20 +16,20 @@ from outgrow.objective import Objective
 from outgrow.training.task import RunContext, Taught
 
 
-def first_pictures(split: DetectionSplit, rows: int) -> DetectionSplit:
+def _first_images(split: DetectionSplit, rows: int) -> DetectionSplit:
     return split.subset(torch.arange(min(rows, len(split))))
 
 
 @dataclass
 class Rehearsal(Detection):
-    """The task on the first ``rows`` of ``data``. The teacher is made, and neither trained nor scored."""
+    """The task on the first ``rows`` images of ``data``. The teacher is created, but neither trained nor scored."""
 
     data: RunScenes
     rows: int
 
     def open_data(self, run: RunContext) -> RunScenes:
-        train = first_pictures(self.data.train, self.rows)
-        cut = replace(self.data.source, train=train, val=None, test=first_pictures(self.data.test, self.rows))
+        train = _first_images(self.data.train, self.rows)
+        cut = replace(self.data.source, train=train, val=None, test=_first_images(self.data.test, self.rows))
         return RunScenes(cut, train)
 
     def make_teacher(self, run: RunContext, data: RunScenes, module: nn.Module | None) -> Detector | None:

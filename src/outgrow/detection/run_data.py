@@ -1,4 +1,4 @@
-"""The data of a detection run: its pictures with boxes, and its training views."""
+"""The data of a detection run: the splits and the loader of training views."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from outgrow.detection.loader import SceneLoader, make_scene_loader
 from outgrow.training.config import Config, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
 
-UNMOVED = ("cutout", "randaugment", "mixup", "cutmix")
-"""Augmentations under which boxes do not move along."""
+UNSUPPORTED = ("cutout", "randaugment", "mixup", "cutmix")
+"""Augmentations that do not move the boxes along."""
 
 
 @dataclass(frozen=True)
 class RunScenes:
-    """A source and the pictures of it that a student trains on."""
+    """A data set, and the images of it that the student trains on."""
 
     source: DetectionData
     train: DetectionSplit
@@ -40,34 +40,34 @@ class RunScenes:
 
     @property
     def shown(self) -> DetectionSplit:
-        """The split that is looked at before the end: the validation pictures where there are any."""
+        """The split for scores during training and for drawn images: validation, or else test."""
         return self.val or self.test
 
 
 def open_run_scenes(config: Config) -> RunScenes:
-    """The data of a run. ``ValueError`` where there is nothing to train on."""
+    """The data of a run. ``ValueError`` if it has no training annotations."""
     data = open_coco(config.data.source, on_fault=config.data.on_fault)
     if data.train is None:
         raise ValueError(
-            f"--data {config.data.source}: needs annotations to train on, got only some to evaluate; give the folder "
-            "that holds instances_train*.json and instances_val*.json."
+            f"--data {config.data.source}: needs annotations to train on, got only some to evaluate on; pass the "
+            "folder that has instances_train*.json and instances_val*.json."
         )
-    wanted = config.data.train_rows
-    if wanted is None or wanted >= len(data.train):
+    limit = config.data.train_rows
+    if limit is None or limit >= len(data.train):
         return RunScenes(data, data.train)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
-    return RunScenes(data, data.train.subset(order[:wanted]))
+    return RunScenes(data, data.train.subset(order[:limit]))
 
 
 def train_scenes(
     config: Config, train: TrainConfig, split: DetectionSplit, device: torch.device
 ) -> SceneLoader:
-    """The training views: this process's share of them."""
+    """The loader of training views: this process's share of them."""
     augment = config.data.augment
-    asked = [name for name in UNMOVED if getattr(augment, name)]
-    if asked:
+    unsupported = [name for name in UNSUPPORTED if getattr(augment, name)]
+    if unsupported:
         raise ValueError(
-            f"data.augment: needs views in which boxes move along (flip, resized_crop), got {', '.join(asked)}; "
+            f"data.augment: needs augmentations that move boxes along (flip, resized_crop), got {', '.join(unsupported)}; "
             "set them to 0."
         )
     rank, world_size = rank_and_size(process_group())

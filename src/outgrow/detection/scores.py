@@ -1,6 +1,6 @@
-"""COCO's average precision of boxes, by the official protocol: all twelve numbers, and AP per class.
+"""COCO's box AP by the official protocol: all twelve numbers, and AP per class.
 
-The counting is faster-coco-eval's, a C++ version of pycocotools; the tests hold the two together.
+It is computed by faster-coco-eval, a C++ version of pycocotools. The tests compare the two.
 """
 
 from collections import Counter
@@ -31,11 +31,11 @@ NUMBERS = (
 
 @dataclass(frozen=True)
 class CocoScores:
-    """COCO's twelve numbers and the AP of each class, in percent; None where there is no object to find.
+    """COCO's twelve numbers and the AP of each class, in percent; None if no object applies.
 
     ``ap`` is the mean over IoU 0.50, 0.55, ..., 0.95 and over classes. Small is below 32 x 32 pixels of
-    area, large from 96 x 96. ``ar1``, ``ar10``, ``ar100`` allow so many detections per picture and
-    class; everything else allows 100. ``per_class`` is AP by the class's name.
+    area, large from 96 x 96. ``ar1``, ``ar10``, ``ar100`` allow 1, 10 and 100 detections per image and
+    class; all other numbers allow 100. ``per_class`` is AP by class name.
     """
 
     ap: float | None
@@ -54,7 +54,7 @@ class CocoScores:
 
 
 def check_installed() -> None:
-    """ValueError where what counts is not installed: before a training, not after it."""
+    """``ValueError`` if faster-coco-eval is not installed. Called before training, so that a run fails early."""
     try:
         import faster_coco_eval  # noqa: F401
     except ImportError as error:
@@ -70,17 +70,15 @@ def coco_scores(
     category_ids: Sequence[int],
     found: Sequence[Detections],
 ) -> CocoScores:
-    """Score the detections ``found[i]`` in the picture ``image_ids[i]`` against COCO annotations.
+    """Score the detections ``found[i]`` in the image ``image_ids[i]`` against COCO annotations.
 
-    ``annotations`` has "images", "annotations" and "categories" as COCO's files do; it is not changed.
-    Crowds are ignored as COCO ignores them. An annotation needs "image_id", "category_id" and "bbox";
-    where "area" is missing it is the box's. Only the pictures and categories that are named count.
-    Boxes are left, top, right, bottom in pixels of the original picture, and the label ``k`` from 1 on
-    is ``category_ids[k - 1]``.
+    ``annotations`` has "images", "annotations" and "categories" as in COCO's files; it is not changed. Crowds are
+    ignored as in COCO. An annotation needs "image_id", "category_id" and "bbox"; the default of "area" is the area
+    of the box. Only the images ``image_ids`` and the categories ``category_ids`` count. Detected boxes are left,
+    top, right, bottom in pixels of the original image. Their label k, from 1 on, is ``category_ids[k - 1]``.
 
-    Raises ValueError without the package faster-coco-eval, for one count that differs from another,
-    ids that are unknown or come twice, a label outside the classes, and boxes or scores that are not
-    finite.
+    ``ValueError`` without faster-coco-eval, if the numbers of ids and detections differ, for unknown or duplicate
+    ids, a label outside the classes, and boxes or scores that are not finite.
 
     Reference: Lin et al., Microsoft COCO (2014), and cocodataset.org/#detection-eval.
     """
@@ -93,14 +91,14 @@ def coco_scores(
 
     truth = COCO(_truth(annotations, set(image_ids), names))
     guesses = COCO(_guesses(image_ids, category_ids, found, names))
-    # its default print function is a logger's, so nothing reaches stdout
+    # by default it prints to a logger, not to stdout
     evaluation = COCOeval_faster(truth, guesses, "bbox")
     evaluation.params.imgIds = list(image_ids)
     evaluation.params.catIds = list(category_ids)
     evaluation.params.maxDets = [1, 10, 100]
     evaluation.run()
 
-    # IoU x recall x class x area x count; the evaluation sorts the classes by their ids
+    # IoU x recall x class x area x max detections; classes are sorted by category id
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class = {}
     for place, category in enumerate(sorted(category_ids)):
@@ -116,9 +114,9 @@ def coco_scores(
 
 
 def _truth(annotations: Mapping[str, Any], images: set[int], names: Mapping[int, str]) -> dict[str, Any]:
-    """What the evaluation reads, in dictionaries of our own: it writes into them.
+    """A copy of the annotations in COCO's layout, as the evaluation modifies its input.
 
-    Annotations are numbered anew from 1: the evaluation stores matches by id and takes 0 for none.
+    Annotation ids are replaced by 1, 2, ...: the evaluation stores matches by id, and 0 means no match.
     """
     boxes = []
     for number, annotation in enumerate(
@@ -147,7 +145,7 @@ def _guesses(
     boxes: list[dict[str, Any]] = []
     for image, detections in zip(image_ids, found, strict=True):
         rows = zip(
-            # in double precision, so that the width is the difference of what was given
+            # double precision, so that right - left is not rounded
             detections.boxes.double().tolist(),
             detections.label.tolist(),
             detections.score.double().tolist(),
@@ -196,7 +194,7 @@ def _check_ids(
     named = Counter(names[number] for number in category_ids)
     if len(named) < len(category_ids):
         raise ValueError(
-            "coco_scores: needs a name of its own for each category, got "
+            "coco_scores: needs a unique name for each category, got "
             f"{[name for name, count in named.items() if count > 1]} several times; rename categories."
         )
 
@@ -207,17 +205,17 @@ def _check_detections(
     if len(found) != len(image_ids):
         raise ValueError(
             f"coco_scores: needs detections for each of {len(image_ids)} image_ids, got {len(found)}; "
-            "pass one Detections per picture, empty where nothing was found."
+            "pass one Detections per image, empty if nothing was found."
         )
     for image, detections in zip(image_ids, found, strict=True):
         outside = detections.label[(detections.label < 1) | (detections.label > len(category_ids))]
         if len(outside):
             raise ValueError(
                 f"coco_scores: needs labels from 1 to {len(category_ids)}, got {int(outside[0])} in the "
-                f"picture {image}; pass a category id for each class of the detector."
+                f"image {image}; pass a category id for each class of the detector."
             )
         if not (torch.isfinite(detections.boxes).all() and torch.isfinite(detections.score).all()):
             raise ValueError(
-                f"coco_scores: needs finite boxes and scores, got others in the picture {image}; "
-                "look for the step in which the detector diverged."
+                f"coco_scores: needs finite boxes and scores, got others in the image {image}; "
+                "check whether training diverged."
             )

@@ -1,4 +1,4 @@
-"""The student of a detection run, and any detector trained without a teacher."""
+"""Create the student of a detection run, and train a detector without a teacher."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from outgrow.training.trainer import Trainer
 
 
 def student_detector(config: Config, data: RunScenes, module: nn.Module | None) -> Detector:
-    """The student, for the data's classes. ``ValueError`` for a name or module that is none."""
+    """The student for the classes of the data. ``ValueError`` for a name or module that is not a detector."""
     if module is None:
         check_name("--student", config.student.name)
         return create_detector(
@@ -44,7 +44,7 @@ def student_detector(config: Config, data: RunScenes, module: nn.Module | None) 
 
 
 def check_name(option: str, name: str) -> None:
-    """``ValueError`` for a name that is no detector's."""
+    """``ValueError`` if ``name`` is not the name of a detector."""
     if not is_detector(name):
         raise ValueError(
             f"{option}: needs a detector such as fasterrcnn:torchvision/resnet18 or "
@@ -62,8 +62,8 @@ def train_alone(
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> list[EpochRecord]:
-    """Train ``detector`` on the student's pictures as ``config.teacher_train`` says; scores are of the
-    validation pictures where there are any."""
+    """Train ``detector`` on the student's training images with ``config.teacher_train``. It is scored on the
+    validation images, or else on the test images."""
     device = make_accelerator(config.teacher_train).device
     checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)
     workers = config.data.workers

@@ -1,4 +1,4 @@
-"""Pictures with boxes: what a run of this task is made of."""
+"""Detection as a task of ``outgrow.run``: how data, networks, scores and records are made."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,11 +37,11 @@ IGNORED = {
     "train": ("compile", "fused_norms"),
     "teacher_train": ("compile", "fused_norms"),
 }
-"""Fields that only classifiers use."""
+"""Configuration fields that only classifiers use."""
 
 
 class Detection:
-    """See :class:`outgrow.training.task.Task`. A row is a proposal."""
+    """Implements :class:`outgrow.training.task.Task`. A row is a proposal."""
 
     metric = "ap"
 
@@ -83,27 +83,27 @@ class Detection:
         return train_scenes(run.config, run.config.train, data.train, run.device)
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
-        """Connectors, from one dry run on a batch; nothing of the student moves.
+        """Create connectors from one forward pass on a batch. The student's state is restored afterwards.
 
-        Losses on maps compare all levels of the pyramid, unless they name some: the last one alone, the
-        choice for classifiers, would be a pooled copy of the one before.
+        Losses on feature maps compare all levels of the pyramid, unless they name some. The default for
+        classifiers, the last map alone, would be a pooled copy of the one before.
         """
         objective, student = parts.objective, parts.student.to(run.device)
         if not objective.reads_features:
             return
         scenes = next(iter(parts.loader.epoch(0)))
         state = {key: value.clone() for key, value in student.state_dict().items()}
-        with torch.no_grad():  # in training mode, as only then a detector labels its proposals
+        with torch.no_grad():  # training mode, as only then a detector labels its proposals
             lesson = Detect()(student.train(), parts.taught.module.to(run.device), scenes)
         student.load_state_dict(state)
         objective.prefer_taps([name for name in lesson.student.features if name not in NOT_TAPS])
         objective.setup(lesson.student, lesson.teacher, num_samples=parts.loader.num_indices)
 
     def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
-        return parts.taught.module  # a folder for it has been refused
+        return parts.taught.module  # never cached: check() refuses teacher.cache
 
     def before_training(self, run: RunContext, parts: Parts) -> Found | None:
-        """What the untrained student finds, for the pictures of a run folder."""
+        """Evaluate the untrained student, for the drawn images of the run folder."""
         return None if run.out is None else self._found(run, parts, parts.student, shown=True)
 
     def evaluator(self, run: RunContext, parts: Parts) -> Callable[[nn.Module], Found]:
@@ -150,9 +150,9 @@ class Detection:
         }
 
     def _columns(self, run: RunContext, parts: Parts, after: Found, before: Found) -> dict[str, Found]:
-        """What is drawn side by side, all of the split that is shown."""
+        """Captions and detections to draw side by side, on ``data.shown``."""
         teacher = parts.taught.scores
-        if parts.data.shown is not parts.data.test:  # what was found there is known already
+        if parts.data.shown is not parts.data.test:  # else the detections are already known
             after = self._found(run, parts, parts.student, shown=True)
             if teacher is not None:
                 teacher = self._found(run, parts, parts.taught.module, shown=True)
@@ -161,13 +161,13 @@ class Detection:
 
     def describe(self, parts: Parts) -> str:
         student = cast(Detector, parts.student)
-        return f"{student.name} ({num_parameters(student):,} parameters), {len(parts.data.train):,} pictures"
+        return f"{student.name} ({num_parameters(student):,} parameters), {len(parts.data.train):,} images"
 
     def save_student(self, student: nn.Module, path: Path) -> None:
         save_detector(cast(Detector, student), path)
 
     def examples_from(self, config: Config) -> None:
-        return None  # the pictures of a run lie in its own folder
+        return None  # drawn images are files of the run folder
 
     def write_page(self, path: Path, record: RunRecord, parts: Parts) -> None:
         write_run_page(path, record, None, sections=page_sections(record, path.parent))
@@ -175,14 +175,14 @@ class Detection:
     def rehearsal(self, data: RunScenes, rows: int, *, cached: bool = False) -> Task:
         from outgrow.detection.rehearsal import Rehearsal
 
-        return Rehearsal(data, rows)  # there is no cache of proposals
+        return Rehearsal(data, rows)  # a detector is never cached
 
     def evaluate_model(self, source: str, name: str, **options: Any) -> dict[str, Any]:
         return evaluate_detection(source, name, **options)
 
 
 def _note_ignored(run: RunContext) -> None:
-    """Fields that were set and mean nothing to a detector."""
+    """Warn about fields that were set and have no effect on a detector."""
     default = Config()
     fields = [
         f"{section}.{name}"
@@ -191,11 +191,11 @@ def _note_ignored(run: RunContext) -> None:
         if getattr(getattr(run.config, section), name) != getattr(getattr(default, section), name)
     ]
     if fields:
-        run.report.note(f"warning: {', '.join(fields)} change nothing for a detector")
+        run.report.note(f"warning: {', '.join(fields)} have no effect on a detector")
 
 
 def _refuse(config: Config, objective: Objective) -> None:
-    """``ValueError`` for what proposals, which differ from step to step, cannot have."""
+    """``ValueError`` for options that need rows with a fixed identity: proposals differ from step to step."""
     options = config.teacher
     if config.data.unlabelled is not None:
         raise ValueError(
@@ -204,18 +204,18 @@ def _refuse(config: Config, objective: Objective) -> None:
         )
     for name in objective.needs_index:
         raise ValueError(
-            f"{name}: needs rows that come back in every epoch, got a detector's proposals; take another loss."
+            f"{name}: needs the same rows in every epoch, got a detector's proposals; choose another loss."
         )
     if config.method.preset == "none":
         return
     if options.correct == "always":
         raise ValueError(
-            "--correct-teacher always: needs rows that stay the same from epoch to epoch, got a detector's proposals; "
-            "the correction of bias is for classifiers: leave it out, rules work."
+            "--correct-teacher always: needs the same rows in every epoch, got a detector's proposals; leave it out, "
+            "as bias correction is for classifiers (rectifiers do work)."
         )
     if options.cache is not None:
         raise ValueError(
-            "teacher.cache: needs outputs that depend on the view alone, got a detector, which is asked about the "
+            "teacher.cache: needs outputs that depend only on the view, got a detector, whose outputs also depend on the "
             "student's proposals; leave it out."
         )
     if options.train and options.rows == "disjoint":

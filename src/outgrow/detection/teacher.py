@@ -1,6 +1,6 @@
-"""The teacher of a detection run, step by step.
+"""The teacher of a detection run.
 
-make_teacher        a detector with weights, in whatever classes it has; trained first where asked for
+make_teacher        a detector in its own classes; trained first with ``teacher.train``
 freeze_teacher      frozen, in the student's classes, scored
 """
 
@@ -20,7 +20,7 @@ from outgrow.training.task import RunContext, Taught
 
 
 def make_teacher(run: RunContext, data: RunScenes, module: nn.Module | None) -> Detector | None:
-    """The teacher in whatever classes it has, trained first where asked for; None for no teacher."""
+    """The teacher in its own classes, trained first with ``teacher.train``; None for a run without a teacher."""
     config, options = run.config, run.config.teacher
     if config.method.preset == "none":
         return None
@@ -45,9 +45,9 @@ def make_teacher(run: RunContext, data: RunScenes, module: nn.Module | None) -> 
 
 
 def _train(run: RunContext, data: RunScenes, detector: Detector) -> None:
-    """Train the teacher alone, on the student's pictures."""
+    """Train the teacher on the student's training images."""
     run.report.note(
-        f"teacher {detector.name} ({num_parameters(detector):,} parameters), {len(data.train):,} pictures"
+        f"teacher {detector.name} ({num_parameters(detector):,} parameters), {len(data.train):,} images"
     )
     train_alone(run.config, data, detector, out=run.out, resume=run.resume, reporter=run.report)
     if run.out is not None and is_main():
@@ -55,15 +55,15 @@ def _train(run: RunContext, data: RunScenes, detector: Detector) -> None:
 
 
 def freeze_teacher(run: RunContext, data: RunScenes, detector: Detector | None) -> Taught:
-    """The teacher as the student sees it: frozen, in the student's classes, scored on the test pictures."""
+    """The teacher for distillation: frozen, in the student's classes, scored on the test images."""
     if detector is None:
         return Taught(NoDetector(data.num_classes + 1))
     frozen = FrozenDetector(detector, data.classes).to(run.device)
-    with run.report.bar("teacher on the test pictures", len(data.test)) as advance:
+    with run.report.bar("teacher on the test images", len(data.test)) as advance:
         found = evaluate_detector(
             frozen, data.source, data.test, run.device, workers=run.config.data.workers, advance=advance
         )
-    run.report.note(f"teacher {detector.name}: box AP {found.score:.2f} on {len(data.test):,} pictures")
+    run.report.note(f"teacher {detector.name}: box AP {found.score:.2f} on {len(data.test):,} images")
     record = TeacherRecord(
         name=detector.name,
         parameters=num_parameters(detector),

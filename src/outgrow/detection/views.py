@@ -1,7 +1,7 @@
-"""Views of a picture for training: which part is shown, mirrored or not, and where its boxes go.
+"""Augmented views of an image for training: a crop, mirrored or not, with the boxes moved along.
 
-A view is a pure function of the seed, the epoch and the picture's number, as in classification, and
-draws from the same streams.
+As in classification, a view is a pure function of the seed, the epoch and the image's index, and draws from
+the same random streams.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from outgrow.detection.boxes import Truth
 
 @dataclass(frozen=True)
 class View:
-    """The part of one picture that is shown, in whole pixels, then mirrored or not.
+    """A crop of one image in whole pixels, then mirrored or not.
 
-    A part keeps its own size: a detector resizes for itself.
+    The crop keeps its size, as the detector resizes its input.
     """
 
     top: int
@@ -29,14 +29,14 @@ class View:
     mirrored: bool
 
     def image(self, image: UInt8[Tensor, "3 high wide"]) -> UInt8[Tensor, "3 height width"]:
-        """What is seen of the picture; may share its memory."""
+        """The view of ``image``; it may share its memory."""
         part = image[:, self.top : self.top + self.height, self.left : self.left + self.width]
         return part.flip(2) if self.mirrored else part
 
     def truth(self, truth: Truth) -> Truth:
-        """The boxes whose centre is seen, clipped, and whatever is seen of crowds.
+        """The boxes whose centre is in the crop, clipped, and the part of each crowd region in the crop.
 
-        Half an object is not one that a detector should find; half a crowd is still a crowd.
+        A smaller part of an object need not be found, but a part of a crowd is still a crowd.
         """
         centre = (truth.boxes[:, :2] + truth.boxes[:, 2:]) / 2 - self._corner
         seen = ((centre >= 0) & (centre < self._corner.new_tensor([self.width, self.height]))).all(1)
@@ -58,7 +58,7 @@ class View:
 
 @dataclass(frozen=True)
 class SceneViews:
-    """How views are made. ``resized_crop`` is the least and the largest share of the area to show."""
+    """The options of views. ``resized_crop`` is the smallest and the largest share of the area in a crop."""
 
     seed: int
     flip: bool
@@ -68,12 +68,12 @@ class SceneViews:
         crop = self.resized_crop
         if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
             raise ValueError(
-                f"make_scene_loader: needs resized_crop as shares of the area, 0 < least <= largest <= 1, got "
+                f"make_scene_loader: needs resized_crop as shares of the area, 0 < smallest <= largest <= 1, got "
                 f"{crop}; try (0.3, 1.0), or None."
             )
 
     def view(self, height: int, width: int, *, epoch: int, index: int) -> View:
-        """The view of a picture of this size with this number."""
+        """The view of an image of this size with this index."""
         part = (0, 0, height, width)
         if self.resized_crop is not None:
             part = resized_crop_box(

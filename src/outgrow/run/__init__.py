@@ -1,20 +1,22 @@
-"""From a command to a result.
+"""Run distillation: single runs, comparisons, and the command line.
 
-tasks.py          which task a source is for
-distillation.py   one run from a configuration to a record
-evaluation.py     a model on the test split of a source
-study.py          methods x seeds, from a script
-compare.py        methods x pairs x seeds, from flags: the command of that name
-  plan.py           what is to be trained, checked before the first of it
-  rehearsal.py      what it will take, from a few steps of each kind
-  work.py           one training, as any process does it
-  executors.py      here, in processes, on Ray, on Slurm
-  board.py          what is said meanwhile
-demo.py           the main job on handwritten digits
-recipes/          which networks, how long, with which constants
-layers.py         from what was typed to a configuration
-listing.py        what `outgrow list` prints
-cli.py            the command
+tasks.py          the task (classification or detection) of a source
+distillation.py   one run, from a configuration to a record
+evaluation.py     evaluate a model on the test split of a source
+study.py          methods x seeds, for scripts
+compare.py        `outgrow compare`: methods x pairs x seeds
+  plan.py           the list of trainings, checked before the first one starts
+  rehearsal.py      estimate time, memory and disk from a few steps
+  work.py           one training, in any process
+  executors.py      run trainings in this process, in several, on Ray or on Slurm
+  board.py          progress of a comparison
+demo.py           `outgrow demo`: a comparison on handwritten digits
+export.py         `outgrow export`
+predict.py        `outgrow predict`
+listing.py        `outgrow list`
+recipes/          named configurations: networks, training and constants of losses
+layers.py         merge recipe, file and flags into a configuration
+cli.py            the command line
 """
 
 from outgrow.run.distillation import distill, fill_cache

@@ -1,5 +1,5 @@
-"""What a comparison says while its runs run: a live table on a terminal, plain lines elsewhere. Both go to standard
-error, so that standard output holds the plan and the table alone."""
+"""The progress of a comparison: a live table on a terminal, lines elsewhere. Both go to standard error, so that
+standard output has only the plan and the final table."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ from outgrow.training.record import read_record
 
 
 class Board:
-    """Plain lines."""
+    """Progress as lines."""
 
     def __init__(self, plan: Plan, stream: Any = None) -> None:
         self.plan, self.stream = plan, stream or sys.stderr
@@ -21,17 +21,17 @@ class Board:
         self.done = 0
         self.total = len(plan.trainings) + len(plan.teachers)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
 
     def reporter(self, one: Training | Preparation) -> Reporter:
-        """For work in this process."""
-        self.say(f"{one.title} ...")
+        """The reporter of a training in this process."""
+        self.log(f"{one.title} ...")
         return Reporter()
 
     def ended(self, one: Training | Preparation, failure: str | None) -> None:
         self.done += 1
-        self.say(
+        self.log(
             f"{one.title}: {failure or self.outcome(one)} ({self.done} of {self.total}, {self.seconds()})"
         )
 
@@ -50,7 +50,7 @@ class Board:
 
 
 class LiveBoard(Board):
-    """A table of methods and seeds that is drawn anew every half second."""
+    """Progress as a table of methods and seeds, updated every half second."""
 
     def __init__(self, plan: Plan, stream: Any = None) -> None:
         super().__init__(plan, stream)
@@ -61,7 +61,7 @@ class LiveBoard(Board):
         self.now = ""
         self.teachers = 0
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.console.print(text, markup=False)
 
     def reporter(self, one: Training | Preparation) -> Reporter:
@@ -72,7 +72,7 @@ class LiveBoard(Board):
         self.done += 1
         self.cells[one.title] = "failed" if failure else self.outcome(one)
         if failure:
-            self.say(f"{one.title}: {failure}")
+            self.log(f"{one.title}: {failure}")
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -111,14 +111,14 @@ class LiveBoard(Board):
         return Group(table, Text(line, style="dim"))
 
     def cell(self, one: Training) -> str:
-        said = self.cells.get(one.title)
-        if said is not None:
-            return said
+        text = self.cells.get(one.title)
+        if text is not None:
+            return text
         return "running" if (one.folder / "config.yaml").is_file() else "."
 
 
 class _Cell(Reporter):
-    """A run in this process, as its cell of the table shows it."""
+    """Shows the progress of a run in this process in its cell of the table."""
 
     def __init__(self, board: LiveBoard, title: str) -> None:
         self.board, self.title = board, title
@@ -135,5 +135,5 @@ class _Cell(Reporter):
 
 
 def make_board(plan: Plan) -> Board:
-    """The board that suits standard error."""
+    """A live table if standard error is a terminal, else lines."""
     return LiveBoard(plan) if sys.stderr.isatty() else Board(plan)

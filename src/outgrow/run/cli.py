@@ -1,4 +1,4 @@
-"""The command: ``outgrow demo | distill | compare | evaluate | export | predict | list``. Only words here; the work is elsewhere."""
+"""The command line: parse options, call the library, and turn errors into messages and exit codes."""
 
 import errno
 import sys
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from outgrow.run.layers import base_layer, flags_layer, given, resolve
+from outgrow.run.layers import base_layer, flags_layer, resolve, without_none
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,16 +42,16 @@ TeacherName = Annotated[
 ]
 StudentName = Annotated[str | None, typer.Option("--student", metavar="MODEL", help="as --teacher")]
 TeacherWeights = Annotated[
-    Path | None, typer.Option("--teacher-weights", metavar="FILE", help="safetensors, or a torch file")
+    Path | None, typer.Option("--teacher-weights", metavar="FILE", help="a safetensors or torch file")
 ]
 StudentWeights = Annotated[
-    Path | None, typer.Option("--student-weights", metavar="FILE", help="start the student from these")
+    Path | None, typer.Option("--student-weights", metavar="FILE", help="initial weights of the student")
 ]
 TrainTeacher = Annotated[bool, typer.Option("--train-teacher", help="train the teacher first")]
 CorrectTeacher = Annotated[
     Literal["auto", "always", "never"] | None, typer.Option(help="estimate and remove the teacher's bias")
 ]
-RecipeName = Annotated[str | None, typer.Option("--recipe", help="`outgrow list recipes`")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="see `outgrow list recipes`")]
 Epochs = Annotated[int | None, typer.Option(min=1)]
 Sets = Annotated[
     list[str] | None,
@@ -59,8 +59,8 @@ Sets = Annotated[
 ]
 
 
-def _print_version(wanted: bool | None) -> bool:
-    if wanted:
+def _print_version(value: bool | None) -> bool:
+    if value:
         import platform
 
         import torch
@@ -69,14 +69,19 @@ def _print_version(wanted: bool | None) -> bool:
 
         print(f"outgrow {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
         raise typer.Exit
-    return bool(wanted)
+    return bool(value)
 
 
 @app.callback()
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="of this, torch and Python"),
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="print the versions of outgrow, torch and Python",
+        ),
     ] = False,
 ) -> None:
     """Knowledge distillation in which the student may outgrow the teacher."""
@@ -85,12 +90,12 @@ def options(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the page and the records")] = Path("outgrow-demo"),
-    seeds: Annotated[int, typer.Option(min=2, help="students of each method")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, help="number of students per method")] = 3,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace runs of other versions in --out")
     ] = False,
 ) -> None:
-    """The main job on real handwritten digits: teacher, five kinds of students, a table and a page."""
+    """Compare five methods on handwritten digits: trains teachers and students, writes a table and a page."""
     from outgrow.run.demo import run_demo
     from outgrow.training.progress import make_reporter
 
@@ -108,13 +113,13 @@ def distill(
     train_teacher: TrainTeacher = False,
     student_weights: StudentWeights = None,
     correct_teacher: CorrectTeacher = None,
-    preset: Annotated[str | None, typer.Option(help="`outgrow list presets`")] = None,
+    preset: Annotated[str | None, typer.Option(help="see `outgrow list presets`")] = None,
     loss: Annotated[str | None, typer.Option(help="such as kd, 'dkd(beta=6)' or 'kd + 0.8*crd'")] = None,
     rule: Annotated[str | None, typer.Option(help="such as pair or 'lead(margin=0.3)'")] = None,
     schedule: Annotated[str | None, typer.Option(help="such as linear or 'warmup(until=0.1)'")] = None,
     recipe: RecipeName = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML; a run's own config.yaml reruns it")
+        Path | None, typer.Option(metavar="FILE", help="YAML; the config.yaml of a run repeats it")
     ] = None,
     sets: Sets = None,
     label: Label = None,
@@ -143,12 +148,12 @@ def distill(
         student_weights=student_weights,
         epochs=epochs,
     )
-    method = given({"preset": preset, "loss": loss, "rule": rule, "schedule": schedule})
-    own = given({"method": method or None, "seed": seed, "out": None if out is None else str(out)})
+    method = without_none({"preset": preset, "loss": loss, "rule": rule, "schedule": schedule})
+    own = without_none({"method": method or None, "seed": seed, "out": None if out is None else str(out)})
     resolved = resolve(recipe, config, loss, merge(shared, own, assignments(sets or [])))
     if resolved.data.source == "digits" and recipe is None and config is None and data is None:
         raise ValueError(
-            "distill: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
+            "distill: needs --data SRC (or --recipe, or --config), got none; set one, or try `outgrow demo`."
         )
     record = run(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter())
     if sys.stdout.isatty() and is_main():
@@ -159,7 +164,7 @@ def distill(
 def compare(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="finished runs to compare, in place of training"),
+        typer.Argument(metavar="[RUN]...", help="finished runs to compare, instead of training"),
     ] = None,
     data: Data = None,
     teacher: TeacherName = None,
@@ -167,28 +172,32 @@ def compare(
     unlabelled: Unlabelled = None,
     methods: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="presets, such as none,kd,outgrow (which it is without any)"),
+        typer.Option(metavar="LIST", help="presets (default: none,kd,outgrow)"),
     ] = None,
     losses: Annotated[
-        str | None, typer.Option(metavar="LIST", help="such as 'kd,dkd(beta=6)', under preset kd")
+        str | None, typer.Option(metavar="LIST", help="such as 'kd,dkd(beta=6)', each with preset kd")
     ] = None,
     rules: Annotated[
-        str | None, typer.Option(metavar="LIST", help="such as pair,swap, under preset kd")
+        str | None, typer.Option(metavar="LIST", help="such as pair,swap, each with preset kd")
     ] = None,
     pairs: Annotated[
-        str | None, typer.Option(metavar="LIST", help="TEACHER->STUDENT,... in place of both")
+        str | None,
+        typer.Option(metavar="LIST", help="TEACHER->STUDENT,... instead of --teacher and --student"),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(metavar="N", help="how many (3), or which (4,7)")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N", help="a number of seeds (default 3), or a list such as 4,7")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder for runs, tables and page; the same one continues")
+        Path | None, typer.Option(help="folder for runs, tables and page; an existing one continues")
     ] = None,
     baseline: Annotated[
-        list[str] | None, typer.Option(help="the method to compare with; none and kd without it")
+        list[str] | None,
+        typer.Option(help="a method to compare with, may be repeated (default: none and kd)"),
     ] = None,
     teacher_weights: TeacherWeights = None,
     train_teacher: TrainTeacher = False,
     same_teacher: Annotated[
-        bool, typer.Option("--same-teacher", help="train one teacher for all seeds, not one for each")
+        bool, typer.Option("--same-teacher", help="train one teacher for all seeds, not one per seed")
     ] = False,
     student_weights: StudentWeights = None,
     correct_teacher: CorrectTeacher = None,
@@ -199,20 +208,22 @@ def compare(
     sets: Sets = None,
     label: Label = None,
     epochs: Epochs = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="ask the teacher anew in every run")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="compute the teacher again in every run")
+    ] = False,
     executor: Annotated[
         str, typer.Option(help="local, ray or submitit, with options: 'ray(num_gpus=1)'")
     ] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="runs at a time")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="stop after the plan")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="number of runs at a time")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     anyway: Annotated[
         bool,
-        typer.Option("--anyway", help="compare finished runs of other conditions, which the table then says"),
+        typer.Option("--anyway", help="compare finished runs whose conditions differ; the table shows how"),
     ] = False,
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace other runs in --out")] = False,
 ) -> None:
-    """Methods x seeds on your own data, or finished runs: a table and a page that say what is real."""
+    """Compare methods over several seeds, or finished runs: a table and a page with intervals and tests."""
     from outgrow.run.compare import compare_runs, run_compare
     from outgrow.run.plan import make_plan, methods_layer, parse_seeds, read_options, read_plan_file
     from outgrow.run.recipes import RECIPES
@@ -230,26 +241,26 @@ def compare(
         student_weights=student_weights,
         epochs=epochs,
     )
-    typed = merge(shared, assignments(sets or []))
+    flags = merge(shared, assignments(sets or []))
     if runs:
-        if typed or methods or losses or rules or pairs or seeds or config or recipe:
+        if flags or methods or losses or rules or pairs or seeds or config or recipe:
             raise ValueError(
-                "compare: needs finished runs, or what to train, got both; leave out the folders, or the other options."
+                "compare: needs finished runs, or options for training, got both; leave out one of them."
             )
         compare_runs(runs, out=out, baselines=baseline or (), anyway=anyway, title=title)
         return
     if out is None:
         raise ValueError(
-            "compare: needs --out FOLDER for its runs, got none; or give folders of finished runs."
+            "compare: needs --out FOLDER for its runs, got none; set it, or pass folders of finished runs."
         )
     saved, section = read_plan_file(config) if config else ({}, {})
     if not (data or recipe or config):
         raise ValueError(
-            "compare: needs --data SRC (or --recipe, or --config), got none; `outgrow demo` shows the job on digits."
+            "compare: needs --data SRC (or --recipe, or --config), got none; set one, or try `outgrow demo`."
         )
-    base = merge(base_layer(recipe, saved), typed)
+    base = merge(base_layer(recipe, saved), flags)
     constants = RECIPES[base["recipe"]].losses
-    asked = {
+    options = {
         "methods": methods_layer(methods, losses, rules, constants) or None,
         "pairs": pairs,
         "seeds": None if seeds is None else parse_seeds(seeds),
@@ -257,7 +268,7 @@ def compare(
         "same_teacher": same_teacher or None,
         "cache": False if no_cache else None,
     }
-    plan = make_plan(base, read_options({**section, **given(asked)}), out)
+    plan = make_plan(base, read_options({**section, **without_none(options)}), out)
     run_compare(plan, executor=executor, workers=workers, dry_run=dry_run, overwrite=overwrite, title=title)
 
 
@@ -298,24 +309,24 @@ def evaluate(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="a run's folder (distill --out)")],
-    out: Annotated[Path | None, typer.Option(help="folder for the files; RUN/export if not given")] = None,
+    run: Annotated[Path, typer.Argument(help="the folder of a run (distill --out)")],
+    out: Annotated[Path | None, typer.Option(help="folder for the files (default: RUN/export)")] = None,
     format: Annotated[
         Literal["safetensors", "onnx", "torch", "all"], typer.Option(help="safetensors, .onnx, .pt2, or all")
     ] = "safetensors",
     quantize: Annotated[
-        Literal["int8"] | None, typer.Option(help="an ONNX file of 8 bits besides, and what it costs")
+        Literal["int8"] | None, typer.Option(help="also write an 8-bit ONNX file, and measure its accuracy")
     ] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option(help="a picture to compare on where the run's data are gone; again for more"),
+        typer.Option(help="an image to compare on if the run's data are not available; may be repeated"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the export in --out")] = False,
     push: Annotated[
         str | None, typer.Option(metavar="REPO", help="upload the folder to the Hugging Face hub")
     ] = None,
 ) -> None:
-    """Write the student of a run for others: in its own library's layout, as ONNX, or for torch alone."""
+    """Export the student of a run: weights for its own library, ONNX, or a torch program."""
     from outgrow.run.export import export_run
     from outgrow.training.progress import make_reporter
 
@@ -330,7 +341,7 @@ def export(
         reporter=make_reporter(),
     )
     if sys.stdout.isatty():
-        print(f"{result['folder']}: {', '.join(result['files'])}, README.md (the licence is yours to choose)")
+        print(f"{result['folder']}: {', '.join(result['files'])}, README.md (please choose a licence in it)")
 
 
 @app.command()
@@ -338,21 +349,21 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_EXPORT", help="a folder, or a file of an export")],
     images: Annotated[list[str], typer.Argument(help="files, folders, globs")],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=".csv or .json; standard output if not given")
+        Path | None, typer.Option(metavar="FILE", help=".csv or .json (default: standard output)")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output")] = False,
     top: Annotated[
-        int | None, typer.Option(min=1, help="classes of each picture (5), or boxes at most (all)")
+        int | None, typer.Option(min=1, help="classes per image (default 5), or most boxes (default all)")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="detectors: the least score of a box (0.3)")
+        float | None, typer.Option(min=0, max=1, help="detectors: lowest score of a box (default 0.3)")
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="detectors: pictures with boxes drawn")
+        Path | None, typer.Option(metavar="DIR", help="detectors: folder for images with boxes drawn")
     ] = None,
 ) -> None:
-    """Say what is in pictures, by the student of a run or an export."""
+    """Predict the classes (or boxes) of images with the student of a run or an export."""
     from outgrow.run.predict import predict_files
 
     predict_files(
@@ -364,7 +375,7 @@ def predict(
         batch_size=batch_size,
         score=score,
         pictures=pictures,
-        say=lambda text: print(f"outgrow: {text}", file=sys.stderr),
+        log=lambda text: print(f"outgrow: {text}", file=sys.stderr),
     )
 
 
@@ -373,14 +384,14 @@ def cache(
     config: Annotated[
         Path, typer.Option(metavar="FILE", help="the config.yaml of the runs that will read it")
     ],
-    out: Annotated[Path, typer.Option(help="folder of the cache; runs take it as --set teacher.cache=DIR")],
+    out: Annotated[Path, typer.Option(help="folder of the cache; runs read it with --set teacher.cache=DIR")],
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="view-epochs to keep; all of the run's if not given")
+        int | None, typer.Option(min=1, help="number of epochs to cache (default: those of the run)")
     ] = None,
     sets: Sets = None,
 ) -> None:
-    """Ask the teacher once about the views that many students will see, and keep its logits; with --set
-    teacher.cache_features=true the features that the losses read, too."""
+    """Compute the teacher's logits once for runs that share its views; with --set teacher.cache_features=true, also the
+    features that the losses read."""
     from outgrow.run import fill_cache
     from outgrow.training.config import assignments, merge
     from outgrow.training.progress import make_reporter
@@ -393,10 +404,12 @@ def cache(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="holds METHOD/seedK/record.json, or is one of compare's")],
+    folder: Annotated[
+        Path, typer.Argument(help="a folder with METHOD/seedK/record.json, or the --out of compare")
+    ],
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
 ) -> None:
-    """The table and the page of `compare` for METHOD/seedK folders, into that folder."""
+    """Write the table and the page of `compare` for a folder of METHOD/seedK runs into that folder."""
     from outgrow.report.gather import Gathered
     from outgrow.report.table import read_records
     from outgrow.run.compare import compare_runs, report_gathered
@@ -416,11 +429,11 @@ def list_(
         typer.Argument(help="what to list"),
     ],
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL|SRC]", help="for features a model, for data a source")
+        str | None, typer.Argument(metavar="[MODEL|SRC]", help="a model for features, a source for data")
     ] = None,
 ) -> None:
-    """What there is: presets, losses, rules, schedules, models, recipes, the fields of a configuration, the features of
-    a MODEL, or what is in a source of data SRC (with a sheet of pictures, outgrow-data.png)."""
+    """List presets, losses, rules, schedules, models, recipes, the fields of a configuration, the features of a MODEL, or
+    the contents of a data source SRC (with a sheet of example images, outgrow-data.png)."""
     from outgrow.run.listing import listing
 
     for line in listing(what, model):
@@ -428,13 +441,15 @@ def list_(
 
 
 def print_result(content: dict[str, Any]) -> None:
-    """The result of a run in three lines."""
+    """Print the result of a run in three lines."""
     from outgrow.training.record import parse_record
 
     record = parse_record(content)
-    teacher, student, taught = record.teacher, record.student, record.teacher_score
-    if teacher is not None and taught is not None:
-        print(f"teacher {teacher.name}: {record.measure.value(taught)} ({teacher.parameters:,} parameters)")
+    teacher, student, teacher_score = record.teacher, record.student, record.teacher_score
+    if teacher is not None and teacher_score is not None:
+        print(
+            f"teacher {teacher.name}: {record.measure.value(teacher_score)} ({teacher.parameters:,} parameters)"
+        )
     print(
         f"student {student.name}: {record.measure.value(record.student_score)} after the last epoch "
         f"(best {record.best_score:.2f} %, epoch {student.epoch_best}; {student.parameters:,} parameters)"
@@ -444,8 +459,8 @@ def print_result(content: dict[str, Any]) -> None:
 
 
 DONE, FAILED, REFUSED, DIVERGED, MACHINE, INTERRUPTED = 0, 1, 2, 3, 4, 130
-"""Exit codes: success; an unexpected error (with a log file); what was asked for cannot be done; the loss was not
-finite; the machine could not (disk full, out of memory); interrupted by Ctrl-C."""
+"""Exit codes: success; an unexpected error (with a log file); a request that cannot be done; a loss that is not
+finite; a limit of the machine (disk full, out of memory); interrupted by Ctrl-C."""
 
 
 MACHINE_ERRORS = frozenset(
@@ -464,11 +479,11 @@ MACHINE_ERRORS = frozenset(
         "ESTALE",
     )
 )
-"""What a disk or its rights can cause: no fault of the program."""
+"""Errors that a full disk, missing rights or other limits of the machine cause."""
 
 
 def main() -> None:
-    """The entry point: what a user can meet is one message and an exit code, never a traceback."""
+    """The entry point. Errors are shown as one message and an exit code, without a traceback."""
     import warnings
 
     warnings.showwarning = _show_warning
@@ -495,7 +510,7 @@ def _run() -> int:
 
 
 def _reason(error: BaseException) -> tuple[str, int]:
-    """What to say of ``error``, and the exit code."""
+    """The message for ``error``, and the exit code."""
     from outgrow.machine.files import NotWritten
     from outgrow.training.guard import NonFiniteLoss
 
@@ -503,7 +518,7 @@ def _reason(error: BaseException) -> tuple[str, int]:
         case typer.Abort() | KeyboardInterrupt():
             return "interrupted; --resume continues a run from its last checkpoint", INTERRUPTED
         case Exception() if hasattr(error, "exit_code") and hasattr(error, "show"):
-            # a mistyped command; by what it can do, since newer versions of Typer bring a Click of their own
+            # a usage error; not by class, as newer versions of Typer have their own copy of Click
             error.show()
             return "", int(error.exit_code)
         case ValueError():
@@ -512,14 +527,14 @@ def _reason(error: BaseException) -> tuple[str, int]:
             return str(error), DIVERGED
         case NotWritten():
             return f"{error.strerror}; --resume continues the run", MACHINE
-        case BrokenPipeError():  # the reader of a pipe has what it wanted (head, less)
+        case BrokenPipeError():  # the reader of the pipe (head, less) has ended
             sys.stderr.close()
             return "", DONE
         case OSError() if error.errno in MACHINE_ERRORS:
-            what = error.filename or "a file"
+            path = error.filename or "a file"
             return (
-                f"needs to read or write {what}, got: {error.strerror}; free some room or change its rights. What was "
-                "written before is whole; --resume continues a run.",
+                f"needs to read or write {path}, got: {error.strerror}; free some room or change its rights. Files "
+                "written before are complete; --resume continues a run.",
                 MACHINE,
             )
         case Exception() if _out_of_memory(error):
@@ -551,7 +566,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _log(error: BaseException) -> str:
-    """Keep the traceback in a file; the words that say where."""
+    """Write the traceback to a file; returns the end of the message, with its path."""
     import platform
     import tempfile
     import traceback
@@ -568,20 +583,20 @@ def _log(error: BaseException) -> str:
             errors="backslashreplace",
         ) as file:
             file.write(head + text)
-        return f"the details are in {file.name}; please report it with that file."
+        return f"please report it with the file {file.name}, which has the details."
     except OSError:
-        return f"no log could be written; the details are:\n{text}"
+        return f"no log file could be written; the details are:\n{text}"
 
 
-_SAID: set[str] = set()
+_SHOWN: set[str] = set()
 
 
 def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A warning as one line, without the line of code that it came from; once, however many runs give it."""
-    if issubclass(category, DeprecationWarning | PendingDeprecationWarning) or str(message) in _SAID:
+    """Show a warning as one line, without its source line, and only once."""
+    if issubclass(category, DeprecationWarning | PendingDeprecationWarning) or str(message) in _SHOWN:
         return
     from outgrow.training.processes import is_main
 
-    _SAID.add(str(message))
+    _SHOWN.add(str(message))
     if is_main():
         _show(f"warning: {message}")

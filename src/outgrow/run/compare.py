@@ -1,9 +1,9 @@
-"""`outgrow compare`: methods x pairs x seeds, or runs that are finished already, as one table and one page.
+"""`outgrow compare`: methods x pairs x seeds, or finished runs, as a table and a page.
 
-    plan -> what it will take -> teachers -> caches -> students -> table.md, .csv, .tex, .json and index.html
+    plan -> estimate -> teachers -> caches -> students -> table.md, .csv, .tex, .json and index.html
 
-Nothing here trains: see :mod:`outgrow.run.plan`, :mod:`outgrow.run.rehearsal`, :mod:`outgrow.run.work` and
-:mod:`outgrow.run.executors`.
+This file coordinates: :mod:`outgrow.run.plan` plans, :mod:`outgrow.run.rehearsal` estimates, :mod:`outgrow.run.work`
+trains, and :mod:`outgrow.run.executors` runs the trainings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,12 +37,12 @@ from outgrow.training.folder import LEAST_ROOM
 from outgrow.training.progress import Reporter
 from outgrow.training.record import RunRecord
 
-flushed = partial(print, flush=True)
-"""To standard output at once, which may be a pipe."""
+print_flushed = partial(print, flush=True)
+"""Standard output may be a pipe, which is buffered."""
 
 
 class Failed(ValueError):
-    """Some trainings failed; the others are in the table."""
+    """Some trainings failed. The table has the others."""
 
 
 def run_compare(
@@ -53,12 +53,12 @@ def run_compare(
     dry_run: bool = False,
     overwrite: bool = False,
     title: str | None = None,
-    say: Callable[[str], None] = flushed,
+    log: Callable[[str], None] = print_flushed,
 ) -> dict[str, Table]:
-    """Train what a plan has and is not finished yet; the tables by pair. ``say`` gets the plan and the table.
+    """Run the trainings of ``plan`` that are not finished; returns the tables by pair.
 
-    A dry run stops after the plan. ``ValueError`` for what cannot be done, before anything is trained;
-    :class:`Failed` at the end, where trainings failed.
+    ``log`` is called with the plan and the table as text. A dry run stops after the plan. ``ValueError``, before any
+    training, for a plan that cannot be run; :class:`Failed`, at the end, if trainings failed.
     """
     engine = make_executor(executor, workers=workers, folder=plan.out / "jobs")
     check_writable(plan.out, what="--out", room=LEAST_ROOM)
@@ -70,30 +70,28 @@ def run_compare(
         trials = Trials()
         found = estimate(plan, report=_Notes(board), trials=trials)
         if plan.cached and found.mapped:
-            # a mapped teacher says the same under every method: more of them can share a cache
+            # a mapped teacher has the same outputs under every method, so more methods can share a cache
             plan = make_plan(plan.base, plan.options, plan.out, found.mapped)
             found = estimate(plan, report=_Notes(board), trials=trials)
         if not check_disk(plan, found):
             plan = without_cache(plan)
             found = replace(found, disk=found.disk - found.cache_bytes, cache_bytes=0, cache_runs=0)
         for line in plan_lines(plan, found, workers=workers):
-            say(line)
+            log(line)
         if len(waiting) < len(plan.trainings):
-            say(
-                f"finished  {len(plan.trainings) - len(waiting)} of {len(plan.trainings)} runs, which are kept"
-            )
+            log(f"finished  {len(plan.trainings) - len(waiting)} of {len(plan.trainings)} runs are kept")
     if dry_run:
         return {}
     write_plan(plan)
     failures = _train(plan, engine, board, overwrite) if waiting else {}
     tables = _write(plan, failures, title)
-    say("\n" + formats.text(tables))
-    say(f"\n{plan.out / 'index.html'}, table.md, table.csv, table.tex, table.json")
+    log("\n" + formats.text(tables))
+    log(f"\n{plan.out / 'index.html'}, table.md, table.csv, table.tex, table.json")
     if failures:
         lines = "\n".join(f"  {name}: {failure}" for name, failure in failures.items())
         raise Failed(
-            f"compare: needs all {len(plan.trainings)} trainings, got {len(failures)} failures:\n{lines}\nmend what they "
-            "say; the same command then runs these alone."
+            f"compare: needs all {len(plan.trainings)} trainings, got {len(failures)} failures:\n{lines}\nfix these "
+            "errors; the same command then runs only what is missing."
         )
     return tables
 
@@ -103,13 +101,13 @@ def _waiting(plan: Plan) -> list[Any]:
 
 
 def _refuse_others(plan: Plan) -> None:
-    """``ValueError`` where the folder holds runs of another configuration."""
+    """``ValueError`` if the folder has runs of another configuration."""
     for one in plan.trainings:
         if state_of(one.folder, one.config) == "other":
             raise ValueError(
                 f"--out {plan.out}: needs a folder without another comparison, got {one.folder}, which differs in "
-                f"{', '.join(differences(one.folder, one.config))}; give another --out, set these as they were "
-                f"({plan.out / PLAN_FILE}), or give --overwrite."
+                f"{', '.join(differences(one.folder, one.config))}; set another --out, restore these fields "
+                f"({plan.out / PLAN_FILE} has them), or add --overwrite."
             )
     for teacher in plan.teachers:
         if (teacher.folder / "config.yaml").is_file():
@@ -117,17 +115,17 @@ def _refuse_others(plan: Plan) -> None:
             if found:
                 raise ValueError(
                     f"--out {plan.out}: needs a folder without another comparison, got the teacher {teacher.folder}, which "
-                    f"differs in {', '.join(found)}; give another --out, or --overwrite."
+                    f"differs in {', '.join(found)}; set another --out, or add --overwrite."
                 )
 
 
 def _train(plan: Plan, engine: Executor, board: Board, overwrite: bool) -> dict[str, str]:
-    """Teachers, caches, students: what each of these needs is there before it starts. Failures by title."""
+    """Train the teachers, fill the caches, then train the students. Returns errors by the title of the training."""
     failures: dict[str, str] = {}
 
-    def all_of(function: Callable[..., None], jobs: Sequence[Any], *, counted: bool = True) -> None:
+    def run_all(function: Callable[..., None], jobs: Sequence[Any], *, counted: bool = True) -> None:
         work = Work(function, engine.threads, overwrite)
-        call = (lambda one: work(one, board.reporter(one))) if engine.here else work
+        call = (lambda one: work(one, board.reporter(one))) if engine.in_process else work
         for one, failure in engine.map(call, jobs):
             if failure is not None:
                 failures[one.title] = failure
@@ -135,25 +133,25 @@ def _train(plan: Plan, engine: Executor, board: Board, overwrite: bool) -> dict[
                 board.ended(one, failure)
 
     with board.shown():
-        missing = [one for one in plan.teachers if not _there(one) or overwrite]
+        missing = [one for one in plan.teachers if not _is_trained(one) or overwrite]
         board.done = len(plan.teachers) - len(missing) + len(plan.trainings) - len(_waiting(plan))
-        all_of(train_teacher, missing)
-        ready = [one for one in _waiting(plan) if _teacher_there(one)]
-        if not engine.here:
-            # two processes would write one file; here the first student fills it as it goes
+        run_all(train_teacher, missing)
+        ready = [one for one in _waiting(plan) if _has_teacher(one)]
+        if not engine.in_process:
+            # a cache is filled by one process only; in a single process, the first student fills it
             waiting = {one.folder for one in ready}
             groups = [[one for one in group if one.folder in waiting] for group in cache_groups(plan)]
-            all_of(fill, [group[0] for group in groups if len(group) > 1], counted=False)
-        all_of(train_student, [one for one in ready if one.title not in failures])
+            run_all(fill, [group[0] for group in groups if len(group) > 1], counted=False)
+        run_all(train_student, [one for one in ready if one.title not in failures])
     return failures
 
 
-def _there(teacher: Any) -> bool:
+def _is_trained(teacher: Any) -> bool:
     return (teacher.folder / "teacher.safetensors").is_file()
 
 
-def _teacher_there(one: Any) -> bool:
-    """Whether the teacher of a run was trained: one that failed has said so."""
+def _has_teacher(one: Any) -> bool:
+    """Whether the teacher of a run is available. If not, its training failed, which was logged."""
     if one.teacher_file is not None:
         return bool(one.teacher_file.is_file())
     weights = one.config.teacher.weights
@@ -161,12 +159,12 @@ def _teacher_there(one: Any) -> bool:
 
 
 def report_plan(
-    plan: Plan, *, title: str | None = None, say: Callable[[str], None] = flushed
+    plan: Plan, *, title: str | None = None, log: Callable[[str], None] = print_flushed
 ) -> dict[str, Table]:
-    """The table and the page of what is finished, with nothing trained."""
+    """Write the table and the page of the finished runs of ``plan``, without training."""
     tables = _write(plan, {}, title)
-    say(formats.text(tables))
-    say(f"\n{plan.out / 'index.html'}, table.md, table.csv, table.tex, table.json")
+    log(formats.text(tables))
+    log(f"\n{plan.out / 'index.html'}, table.md, table.csv, table.tex, table.json")
     return tables
 
 
@@ -180,7 +178,7 @@ def _write(plan: Plan, failures: Mapping[str, str], title: str | None) -> dict[s
         raise ValueError(
             "compare: needs at least one finished run, got none:\n"
             + "\n".join(f"  {name}: {failure}" for name, failure in failures.items())
-            + "\nmend what they say; the same command then goes on."
+            + "\nfix these errors; the same command then continues."
         )
     protocol = [*_protocol(plan), *(f"Failed: {name}. {failure}" for name, failure in failures.items())]
     return write_tables(
@@ -194,46 +192,47 @@ def _write(plan: Plan, failures: Mapping[str, str], title: str | None) -> dict[s
 
 
 def _records(plan: Plan, pair: str) -> tuple[Records, dict[str, tuple[str, ...]]]:
-    """Finished runs by method, and what is missing of each."""
+    """The finished runs by method, and a note on missing seeds by method."""
     records: Records = {}
     missing: dict[str, tuple[str, ...]] = {}
     for method in plan.methods:
         runs = {one.seed: finished(one.folder, one.config) for one in plan.of(pair, method)}
-        there = [run for run in runs.values() if run is not None]
-        if there:
-            records[method] = there
-        lacking = [str(seed) for seed, run in runs.items() if run is None]
-        if lacking and there:
-            missing[method] = (f"without seed {', '.join(lacking)}",)
+        present = [run for run in runs.values() if run is not None]
+        if present:
+            records[method] = present
+        absent = [str(seed) for seed, run in runs.items() if run is None]
+        if absent and present:
+            missing[method] = (f"without seed {', '.join(absent)}",)
     return records, missing
 
 
 def _protocol(plan: Plan) -> list[str]:
-    """How the runs came to be comparable."""
+    """Sentences for the page: what the runs of a comparison have in common."""
     seeds = len(plan.options.seeds)
-    said = [
+    lines = [
         f"All methods of a seed have the same images, views, initial student, epochs and teacher; {seeds} seed"
-        f"{'' if seeds == 1 else 's'} of each."
+        f"{'' if seeds == 1 else 's'} per method."
     ]
     if plan.teachers and plan.options.same_teacher:
-        said.append(
-            "One teacher was trained for all seeds, so the intervals speak of students of this one teacher, not of what "
-            "another training of it would give."
+        lines.append(
+            "One teacher was trained for all seeds, so the intervals are for students of this one teacher. Another training "
+            "of it may give other results."
         )
     elif plan.teachers:
-        said.append(
-            "Every seed has a teacher of its own, trained once for all of its methods, so the intervals speak of the whole "
-            "procedure: the teacher's training too."
+        lines.append(
+            "Every seed has its own teacher, trained once for all methods of the seed, so the intervals include the "
+            "variation between trainings of the teacher."
         )
     elif any(one.config.method.preset != NO_TEACHER for one in plan.trainings):
-        said.append(
-            "All seeds have the same given teacher, so the intervals speak of students of this one teacher."
+        lines.append(
+            "All seeds have the same given teacher, so the intervals are for students of this one teacher."
         )
     if cache_groups(plan):
-        said.append(
-            "Methods that read logits alone share a cache of what the teacher said, in float16; the others asked it anew."
+        lines.append(
+            "Methods that read only logits share a cache of the teacher's outputs, in float16; the others compute the "
+            "teacher themselves."
         )
-    return said
+    return lines
 
 
 def write_tables(
@@ -245,7 +244,7 @@ def write_tables(
     conditions: Mapping[str, Mapping[str, tuple[str, ...]]],
     protocol: Sequence[str],
 ) -> dict[str, Table]:
-    """Write table.md, .csv, .tex, .json and the page; one page more for each of several pairs."""
+    """Write table.md, .csv, .tex, .json and index.html; with several pairs, also a page per pair."""
     tables = {
         name: replace(
             table,
@@ -263,11 +262,11 @@ def write_tables(
     ):
         write_atomically(out / name, content)
     pages: dict[str, str] = {}
-    protocol = [*protocol, *(line for records in studies.values() for line in _twins(records))]
+    protocol = [*protocol, *(line for records in studies.values() for line in _same_scores(records))]
     for name, records in studies.items():
         page = out / "index.html" if len(studies) == 1 else out / f"pair{len(pages) + 1}.html"
         pages[name] = page.name
-        shown, test = _with_pictures(records)
+        shown, test = _with_examples(records)
         write_page(
             page,
             title=f"{title}: {name}" if name else title,
@@ -282,14 +281,14 @@ def write_tables(
     return tables
 
 
-def _twins(records: Records) -> list[str]:
-    """Methods that ended with the same scores in every seed, in words."""
+def _same_scores(records: Records) -> list[str]:
+    """A sentence for each group of methods with the same scores in every seed."""
     groups: dict[tuple[tuple[int, float], ...], list[str]] = {}
     for name, runs in records.items():
         groups.setdefault(tuple((run.seed, run.student_score) for run in runs), []).append(name)
     mapped = any(run.is_mapped for runs in records.values() for run in runs)
     why = (
-        ": a teacher of other classes is mapped to these, and so corrected, under any of them"
+        ": the teacher has other classes, so under every method it is mapped to the student's, and thereby corrected"
         if mapped
         else ""
     )
@@ -300,8 +299,11 @@ def _twins(records: Records) -> list[str]:
     ]
 
 
-def _with_pictures(records: Records) -> tuple[Records, Any]:
-    """The records with the images that they point into; without pointing where the images are no longer there."""
+def _with_examples(records: Records) -> tuple[Records, Any]:
+    """The records, and the split whose images their examples refer to.
+
+    If the data are no longer available: the records without examples, and None.
+    """
     first = next(iter(records.values()))[0]
     try:
         return records, task_of(first.config.data.source).examples_from(first.config)
@@ -320,16 +322,16 @@ def compare_runs(
     baselines: Sequence[str] = (),
     anyway: bool = False,
     title: str | None = None,
-    say: Callable[[str], None] = flushed,
+    log: Callable[[str], None] = print_flushed,
 ) -> dict[str, Table]:
-    """Compare finished runs. A comparison's own folder is read by its plan; without ``out`` nothing is written."""
+    """Compare finished runs. A folder of a comparison is read with its plan. Nothing is written without ``out``."""
     if len(folders) == 1 and (folders[0] / PLAN_FILE).is_file():
         base, section = read_plan_file(folders[0] / PLAN_FILE)
         if baselines:
             section["baselines"] = list(baselines)
-        return report_plan(make_plan(base, read_options(section), folders[0]), title=title, say=say)
+        return report_plan(make_plan(base, read_options(section), folders[0]), title=title, log=log)
     return report_gathered(
-        gather(folders, anyway=anyway), out=out, baselines=baselines, title=title or "Finished runs", say=say
+        gather(folders, anyway=anyway), out=out, baselines=baselines, title=title or "Finished runs", log=log
     )
 
 
@@ -339,9 +341,9 @@ def report_gathered(
     out: Path | None,
     baselines: Sequence[str] = (),
     title: str,
-    say: Callable[[str], None] = flushed,
+    log: Callable[[str], None] = print_flushed,
 ) -> dict[str, Table]:
-    """The table, and with ``out`` all files, of runs that were gathered."""
+    """Log the table of gathered runs; with ``out``, write all files."""
     protocol = ["Finished runs, paired by seed.", *found.notes]
     if out is None:
         tables = {
@@ -353,7 +355,7 @@ def report_gathered(
             )
             for name, table in tables_of({"": found.records}, baselines).items()
         }
-        say(formats.text(tables))
+        log(formats.text(tables))
         return tables
     check_writable(out, what="--out", room=LEAST_ROOM)
     tables = write_tables(
@@ -364,8 +366,8 @@ def report_gathered(
         conditions={"": found.conditions},
         protocol=protocol,
     )
-    say(formats.text(tables))
-    say(f"\n{out / 'index.html'}, table.md, table.csv, table.tex, table.json")
+    log(formats.text(tables))
+    log(f"\n{out / 'index.html'}, table.md, table.csv, table.tex, table.json")
     return tables
 
 
@@ -374,4 +376,4 @@ class _Notes(Reporter):
         self.board = board
 
     def note(self, text: str) -> None:
-        self.board.say(text)
+        self.board.log(text)

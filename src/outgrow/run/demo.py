@@ -1,9 +1,8 @@
-"""The main job on an embedded default: scikit-learn's handwritten digits, no download.
+"""``outgrow demo``: a comparison on scikit-learn's handwritten digits, without a download.
 
-The teacher is imperfect on the rows that students learn from in a way that is said aloud: it was
-trained on *other* digits, by somebody whose labels were sloppy: 45 in 100 name the next digit. So it
-errs on new rows as it errs everywhere, and its error is systematic. The students have few digits, 150,
-and true labels. All of a seed share teacher, rows and views.
+The teacher is imperfect by design. It was trained on other digits than the students, and 45 % of its labels were
+replaced by the next digit. So its errors are systematic, and as frequent on the students' rows as on any others. The
+students have only 150 digits, with true labels. All students of a seed have the same teacher, rows and views.
 """
 
 import json
@@ -26,7 +25,7 @@ from outgrow.training.config import Config
 from outgrow.training.progress import Reporter
 
 SLOPPY = 0.45
-"""Share of the teacher's labels that name the next digit."""
+"""The share of the teacher's labels that are replaced by the next digit."""
 
 BASE: dict[str, Any] = {
     "recipe": "digits",
@@ -61,11 +60,11 @@ def run_demo(
     report = reporter or Reporter()
     out = Path(out)
     report.note(
-        f"digits: teacher on other digits with {100 * SLOPPY:.0f} % sloppy labels; students on "
+        f"digits: a teacher trained on other digits with {100 * SLOPPY:.0f} % wrong labels; students trained on "
         f"{BASE['data']['train_rows']} digits with true labels; {seeds} seeds x {len(METHODS)} methods"
     )
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # nets this small are slower on two
+    torch.set_num_threads(1)  # for networks this small, two threads are slower
     try:
         records = run_study(
             BASE, METHODS, range(seeds), out=out, teacher=sloppy_teacher, overwrite=overwrite, reporter=report
@@ -89,13 +88,13 @@ def run_demo(
     report.note("\n" + text_table(table, ABOUT))
     report.event("table", **table.as_dict())
     report.note(
-        f"\n{out / 'index.html'}: curves, and the digits that the teacher got wrong and the student right"
+        f"\n{out / 'index.html'}: curves, and digits on which the teacher is wrong and the student right"
     )
     return table
 
 
 def sloppy_teacher(config: Config) -> nn.Module:
-    """A teacher trained on the rows that the students of this seed do not see, with sloppy labels."""
+    """A teacher trained, with partly wrong labels, on the rows that the students of this seed do not train on."""
     data = open_run_data(config)
     rows = data.others
     assert isinstance(rows, ArraySplit)

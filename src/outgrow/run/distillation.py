@@ -1,9 +1,9 @@
-"""One run from a configuration to a record, in the order of the data flow.
+"""One run, from a configuration to a record.
 
-    data -> student -> teacher -> what it teaches -> losses -> trainer -> record
+    data -> student -> teacher -> frozen teacher -> losses -> trainer -> record
 
-:func:`assemble` puts the parts together, :func:`train` trains, :func:`distill` does both and writes the run
-folder. The steps themselves belong to the task: :mod:`outgrow.training.task`.
+:func:`assemble` creates all parts, :func:`train` trains, :func:`distill` does both and writes the run folder. Each
+step calls the task (:mod:`outgrow.training.task`), which implements it.
 """
 
 import time
@@ -41,16 +41,17 @@ def distill(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Distil a teacher into a student as ``config`` says and return the record of the run.
+    """Distil a teacher into a student and return the record of the run.
 
     ``config`` is a :class:`outgrow.training.config.Config` or a mapping of the fields that differ from the
-    defaults. ``teacher`` and ``student`` may be modules of your own (RGB images in [0, 1] to logits) in
-    place of the names in it; they are moved to the device and, the student, trained in place. With
-    ``config.out`` the run folder is written: ``config.yaml``, ``record.json``, ``student.safetensors``,
-    ``index.html``, ``curves.png``, and a checkpoint that ``resume`` continues from. A folder that holds a run is
-    refused without ``resume`` or ``overwrite``.
+    defaults. ``teacher`` and ``student`` may be your own modules (RGB images in [0, 1] to logits), which replace the
+    names in ``config``. Both are moved to the device; the student is trained in place.
 
-    ``ValueError`` for what does not fit together; :class:`outgrow.training.guard.NonFiniteLoss` if training
+    With ``config.out``, the run folder gets ``config.yaml``, ``record.json``, ``student.safetensors``,
+    ``index.html``, ``curves.png``, and a checkpoint from which ``resume`` continues. A folder with a run is refused
+    without ``resume`` or ``overwrite``.
+
+    ``ValueError`` for parts that do not fit together; :class:`outgrow.training.guard.NonFiniteLoss` if training
     diverges.
     """
     started = time.time()
@@ -90,13 +91,13 @@ def start(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> RunContext:
-    """The conditions of a run: its resolved configuration, its device, and its folder."""
+    """Resolve the configuration, choose the device and open the run folder."""
     config = settle(config if isinstance(config, Config) else build_config(config or {}))
     device = make_accelerator(config.train).device
     report = (reporter if is_main() else None) or Reporter()
     out = Path(config.out) if config.out else None
     if config.out == "" or (resume and out is None):
-        raise ValueError(f"--out: needs the folder of a run, got {config.out!r}; name one.")
+        raise ValueError(f"--out: needs the folder of a run, got {config.out!r}; set it.")
     if out is not None:
         on_main(lambda: open_folder(out, config, resume=resume, overwrite=overwrite))
     return RunContext(config, device, report, out, resume)
@@ -113,9 +114,9 @@ def assemble(
 ) -> Parts:
     """All parts of a run before its first step.
 
-    The student is made before the teacher, whose training may take hours: what is wrong with the student is
-    said at once. ``whole``: every process sees all views; ``epochs``: how many a teacher cache will hold, by
-    default those of the run.
+    The student is created before the teacher, whose training may take hours, so that errors in the student are
+    raised first. With ``whole``, every process loads all views. ``epochs`` is the number of epochs in a teacher
+    cache; the default is that of the run.
     """
     config = run.config
     data = task.open_data(run)
@@ -124,17 +125,18 @@ def assemble(
     task.check(run, objective)
     for name, reason in objective.inert_under(rectify.rule).items():
         run.report.note(
-            f"warning: the rule {rectify.rule.name!r} changes nothing for the loss {name!r}: {reason}"
+            f"warning: the rule {rectify.rule.name!r} has no effect on the loss {name!r}: {reason}"
         )
     torch.manual_seed(config.seed)
-    pupil = task.make_student(run, data, objective, student)
-    drawn = torch.get_rng_state()
+    student_net = task.make_student(run, data, objective, student)
+    random_state = torch.get_rng_state()
     torch.manual_seed(config.seed)
     network = task.make_teacher(run, data, teacher)
-    taught = task.freeze(run, data, network, pupil, objective)
-    loader = task.train_loader(run, data, [network, pupil], whole=whole)
-    parts = Parts(data, pupil, network, taught, rectify, objective, loader)
-    torch.set_rng_state(drawn)  # connectors are drawn after the student, whatever the teacher drew
+    taught = task.freeze(run, data, network, student_net, objective)
+    loader = task.train_loader(run, data, [network, student_net], whole=whole)
+    parts = Parts(data, student_net, network, taught, rectify, objective, loader)
+    # so that the connectors' initial weights do not depend on the teacher
+    torch.set_rng_state(random_state)
     task.set_up(run, parts)
     taught.module = task.cache(run, parts, epochs=epochs or config.train.epochs)
     torch.manual_seed(config.seed)
@@ -142,7 +144,7 @@ def assemble(
 
 
 def method_of(config: Config) -> tuple[Rectifier, Objective]:
-    """Rectifier and objective of a run: its preset, with parts of its own."""
+    """The rectifier and the objective of a run: its preset, with the parts that its configuration changes."""
     method = config.method
     return preset(
         method.preset,
@@ -157,7 +159,7 @@ def method_of(config: Config) -> tuple[Rectifier, Objective]:
 
 
 def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord], Any]:
-    """Train the student; all epochs, and the task's scores after the last one."""
+    """Train the student; returns its epochs, and the task's scores after the last one."""
     evaluate = task.evaluator(run, parts)
     last: list[Any] = []
 
@@ -187,7 +189,7 @@ def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord],
 
 
 def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
-    """What the student's training depends on besides its configuration."""
+    """What the student's training depends on, besides its configuration."""
     data = task.data_record(run, parts.data, parts.student)
     taught = parts.taught.module
     teacher = "none" if parts.teacher is None else digest(getattr(taught, "uncached", taught))
@@ -196,7 +198,7 @@ def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
 
 
 def write_folder(out: Path, task: Task, record: RunRecord, parts: Parts) -> None:
-    """What a finished run leaves. The record is written last: a folder with a record is a finished run."""
+    """Write the files of a finished run. The record is last, so that a folder with a record is a finished run."""
     from outgrow.report.curves import draw_curves
 
     task.save_student(parts.student, out / "student.safetensors")
@@ -214,28 +216,28 @@ def fill_cache(
     student: nn.Module | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Compute the teacher's outputs on the views of the first ``epochs`` epochs and keep them.
+    """Cache the teacher's outputs on the views of the first ``epochs`` epochs.
 
-    Runs that share teacher, data, views and seed then read them. Features are kept where
-    ``config.teacher.cache_features`` asks for them and the losses read some. Epochs that are there stay as
-    they are, so an interrupted filling continues where it was. ``student`` as for :func:`distill`: which of
-    the teacher's taps are compared depends on it. Returns ``folder``, ``epochs``, ``bytes``.
+    Runs with the same teacher, data, views and seed then read them. Features are cached with
+    ``config.teacher.cache_features`` if the losses read some. Cached epochs are skipped, so the call can be repeated
+    after an interruption. ``student`` is as in :func:`distill`; the teacher's taps depend on it. Returns ``folder``,
+    ``epochs`` and ``bytes``.
     """
     if config.teacher.cache is None:
-        raise ValueError("cache: needs a folder, got none; give --out DIR, or --set teacher.cache=DIR.")
+        raise ValueError("cache: needs a folder, got none; set --out DIR, or --set teacher.cache=DIR.")
     run = start(config.model_copy(update={"out": None}), reporter=reporter)
     parts = assemble(run, task_of(config.data.source), teacher, student, whole=True, epochs=epochs)
     cached = parts.taught.module
     if not isinstance(cached, CachedTeacher):
-        raise ValueError("cache: needs a teacher, got none; give --teacher MODEL.")
+        raise ValueError("cache: needs a teacher, got none; set --teacher MODEL.")
     with run.report.bar("teacher", epochs * parts.loader.num_samples) as advance:
         done = 0
         for epoch in range(epochs):
-            if cached.cache.bytes_missing(epoch + 1) == cached.cache.bytes_missing(epoch):  # it is there
+            if cached.cache.bytes_missing(epoch + 1) == cached.cache.bytes_missing(epoch):  # already cached
                 continue
             cached.at(epoch)
             for batch in parts.loader.epoch(epoch):
-                with make_accelerator(run.config.train).autocast():  # as the trainer asks
+                with make_accelerator(run.config.train).autocast():  # the precision of the trainer
                     cached(batch.images, index=batch.target.index)
                 done += len(batch.images)
                 advance(done)

@@ -1,4 +1,4 @@
-"""A model on the test split of a source."""
+"""Evaluate a model on the test split of a source."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ def evaluate_model(
     workers: int = 2,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """The numbers of a model on the test images of ``source``: top-1, top-5 and likelihood of a classifier, COCO's
-    of a detector.
+    """Score a model on the test images of ``source``: top-1, top-5 and negative log-likelihood of a classifier, COCO's
+    numbers of a detector.
 
-    Without ``weights`` its published ones are used. ``ValueError`` where its classes are not the data's.
+    Without ``weights``, the published weights are downloaded. ``ValueError`` if the classes do not match the data.
     """
     report = reporter or Reporter()
     result = task_of(source).evaluate_model(

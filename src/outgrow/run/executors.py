@@ -1,11 +1,11 @@
-"""Where the runs of a comparison run: here, or on an engine that exists. None of them schedules anything of its own.
+"""Executors for the trainings of a comparison. Scheduling is left to Ray and Slurm.
 
-local       one after the other in this process; with more workers, in as many processes
+local       one after the other in this process; with several workers, in as many processes
 ray         on a Ray cluster: ``ray(address='auto', num_gpus=1)``; options are those of ``ray.remote``
 submitit    on Slurm: ``submitit(slurm_partition='gpu', timeout_min=600)``; options are submitit's parameters, and
             ``cluster`` chooses 'slurm', 'local' or 'debug'
 
-Results lie in folders, which all machines must see under the same path.
+Results are written to folders, which all machines must have under the same path.
 """
 
 import os
@@ -21,19 +21,19 @@ T = TypeVar("T")
 Function = Callable[[Any], str | None]
 NAMES = ("local", "ray", "submitit")
 POLL = 0.5
-"""Seconds between looks at jobs elsewhere."""
+"""Seconds between checks of submitted jobs."""
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """``threads`` is what each worker computes with; None leaves this process as it is. ``here``: work is done in
-    this process, so that its progress can be seen."""
+    """``threads`` is the number of threads of each worker; None leaves it unchanged. ``in_process`` executors run jobs
+    in this process, so that their progress can be shown."""
 
     threads: int | None
-    here: bool
+    in_process: bool
 
     def map(self, function: Function, jobs: Sequence[T]) -> Iterator[tuple[T, str | None]]:
-        """Jobs and what came of them, in the order in which they end."""
+        """Run ``function`` on each job; yield each job and the result, in the order in which they end."""
         ...
 
 
@@ -43,24 +43,24 @@ def make_executor(text: str, *, workers: int, folder: Path) -> Executor:
     call = calls[0]
     if len(calls) != 1 or call.name not in NAMES or call.positional:
         raise ValueError(
-            f"--executor: needs one of {', '.join(NAMES)}, with options by name such as ray(num_gpus=1), got {text!r}."
+            f"--executor: needs one of {', '.join(NAMES)}, with options by name such as ray(num_gpus=1), got {text!r}; choose one."
         )
     if call.name == "local":
         if call.arguments:
             raise ValueError(
-                f"--executor local: needs no options, got {', '.join(call.arguments)}; --workers says how many processes."
+                f"--executor local: needs no options, got {', '.join(call.arguments)}; set the number of processes with --workers."
             )
-        return Here() if workers == 1 else Processes(workers)
+        return InProcess() if workers == 1 else Processes(workers)
     if call.name == "ray":
         return OnRay(workers, dict(call.arguments))
     return OnSubmitit(workers, dict(call.arguments), folder)
 
 
-class Here:
-    """In this process, one after the other."""
+class InProcess:
+    """Runs jobs in this process, one after the other."""
 
     threads: int | None = None
-    here = True
+    in_process = True
 
     def map(self, function: Function, jobs: Sequence[T]) -> Iterator[tuple[T, str | None]]:
         for job in jobs:
@@ -68,9 +68,9 @@ class Here:
 
 
 class Processes:
-    """In processes of this machine, which share its cores."""
+    """Runs jobs in processes on this machine, which share its cores."""
 
-    here = False
+    in_process = False
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -82,7 +82,7 @@ class Processes:
 
         if not jobs:
             return
-        # fresh processes: a fork would take over torch's threads, and a device
+        # spawn: torch's threads and CUDA do not survive a fork
         pool = ProcessPoolExecutor(min(self.workers, len(jobs)), mp_context=get_context("spawn"))
         try:
             running = {pool.submit(function, job): job for job in jobs}
@@ -93,12 +93,12 @@ class Processes:
 
 
 class OnRay:
-    """Tasks of a Ray cluster: a started one (``address='auto'``), or one on this machine."""
+    """Runs jobs as tasks of a Ray cluster: a running one (``address='auto'``), or a new one on this machine."""
 
-    here = False
+    in_process = False
 
     def __init__(self, workers: int, options: dict[str, Any]) -> None:
-        _need("ray")
+        _require("ray")
         self.workers = workers
         self.address = options.pop("address", None)
         self.options: dict[str, Any] = {"num_cpus": 1, **options}
@@ -116,7 +116,7 @@ class OnRay:
             )
             ray.init(address=self.address, log_to_driver=False, logging_level="error", **size)
         try:
-            remote = ray.remote(**self.options)(_called)
+            remote = ray.remote(**self.options)(_call)
             running = {remote.remote(function, job): job for job in jobs}
             while running:
                 done, _ = ray.wait(list(running), num_returns=1)
@@ -128,12 +128,12 @@ class OnRay:
 
 
 class OnSubmitit:
-    """Jobs of Slurm, one a run, as many at a time as there are workers."""
+    """Runs each job as a Slurm job, at most ``workers`` at a time."""
 
-    here = False
+    in_process = False
 
     def __init__(self, workers: int, options: dict[str, Any], folder: Path) -> None:
-        _need("submitit")
+        _require("submitit")
         self.workers, self.folder = workers, folder
         self.cluster = options.pop("cluster", None)
         self.options: dict[str, Any] = {"cpus_per_task": 1, "timeout_min": 24 * 60, **options}
@@ -148,14 +148,14 @@ class OnSubmitit:
             executor.update_parameters(slurm_array_parallelism=self.workers)
         executor.update_parameters(**self.options)
         waiting, running = list(jobs), []
-        if slurm:  # its array holds the rest back
+        if slurm:  # the job array limits the number of running jobs
             running = list(zip(executor.map_array(function, waiting), waiting, strict=True))
             waiting = []
         while waiting or running:
             while waiting and len(running) < self.workers:
                 job = waiting.pop(0)
                 running.append((executor.submit(function, job), job))
-            # a debug job runs when it is asked for its result
+            # a debug job runs when its result is read
             done = [one for one in running if executor.cluster == "debug" or one[0].done()]
             if not done:
                 time.sleep(POLL)
@@ -164,12 +164,12 @@ class OnSubmitit:
                 yield one[1], _result(one[0].result)
 
 
-def _called(function: Function, job: Any) -> str | None:
+def _call(function: Function, job: Any) -> str | None:
     return function(job)
 
 
 def _result(get: Callable[[], str | None]) -> str | None:
-    """What came of a job; a worker that died is a failure of this job alone."""
+    """The result of a job. If its worker died, only this job has failed."""
     try:
         return get()
     except Exception as error:
@@ -177,11 +177,11 @@ def _result(get: Callable[[], str | None]) -> str | None:
         return f"its worker failed, {type(error).__name__}: {first}"
 
 
-def _need(package: str) -> None:
+def _require(package: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
         raise ValueError(
-            f"--executor {package}: needs the package {package}, got none installed; pip install 'outgrow[sweep]', or "
-            "leave --executor out to run here."
+            f"--executor {package}: needs the package {package}, got none installed; pip install 'outgrow[sweep]', "
+            "or leave --executor out to run in this process."
         )

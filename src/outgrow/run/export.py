@@ -1,7 +1,7 @@
-"""``outgrow export``: the student of a run, alone, for whoever uses it.
+"""``outgrow export``: write the student of a run for deployment.
 
-A folder in the hub's layout: the formats that were asked for, ``config.json``, and a model card. It is written beside
-its place and moved there when every file in it has been checked.
+The result is a folder in the layout of the Hugging Face hub: the requested formats, ``config.json`` and a model card.
+It is written to a temporary folder, which is moved into place once every file is checked.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ FILES = (
     "preprocessor_config.json",
     CARD,
 )
-"""What an export writes; other files in its folder stay."""
+"""The files of an export. Other files in its folder are kept."""
 
 
 def export_run(
@@ -42,14 +42,14 @@ def export_run(
     push: str | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Write the student of the run in ``folder`` into ``out`` (``folder/export`` by default).
+    """Export the student of the run in ``folder`` to ``out`` (default: ``folder/export``).
 
-    ``format`` is one of ``safetensors``, ``onnx``, ``torch``, or ``all``; ``quantize="int8"`` adds an ONNX file of 8
-    bits. ``images`` are compared on where the run's data are not there any more. ``push`` names a repository of the
-    hub that the folder is uploaded to.
+    ``format`` is one of ``safetensors``, ``onnx``, ``torch``, or ``all``; ``quantize="int8"`` adds an 8-bit ONNX
+    file. Each file is compared with the student on images of the run's data, or on ``images`` if the data are no longer
+    available. ``push`` is a repository of the hub to upload the folder to.
 
-    ``ValueError`` for a run that is not finished, a folder that holds something, a format that cannot be written, and a
-    file that does not compute what the student does: then nothing is written.
+    ``ValueError``, with nothing written, for a run that is not finished, a folder that is not empty, a format that
+    cannot be written, and a file whose outputs differ from the student's.
     """
     report = reporter or Reporter()
     if format not in (*FORMATS, "all"):
@@ -57,68 +57,68 @@ def export_run(
     if quantize not in (None, "int8"):
         raise ValueError(f"--quantize: needs int8, got {quantize!r}; leave it out for float32.")
     run = open_run(Path(folder))
-    there = Path(out) if out is not None else run.folder / "export"
-    _check_place(there, overwrite=overwrite)
+    target = Path(out) if out is not None else run.folder / "export"
+    _check_target(target, overwrite=overwrite)
     formats = FORMATS if format == "all" else (format,)
-    part = there.with_name(f".{there.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
         request = Request(part, formats, quantize == "int8", tuple(images), format == "all")  # type: ignore[arg-type]
         exported = _export(run, request, report)
         write_atomically(part / CARD, model_card(run.record, exported))
-        _move(part, there)
+        _move(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for note in exported.notes:
         report.note(f"note: {note}")
     result = {
-        "folder": str(there),
+        "folder": str(target),
         "files": {one.name: {"bytes": one.bytes, "check": one.check} for one in exported.files},
         "notes": list(exported.notes),
     }
     report.event("exported", **result)
     if push is not None:
-        result["pushed"] = _push(there, push, report)
+        result["pushed"] = _push(target, push, report)
     return result
 
 
 def _export(run: FinishedRun, request: Request, report: Reporter) -> Exported:
-    room = import_module(f"outgrow.{task_name(run.record.config.data.source)}.export")
-    exported: Exported = room.export_student(run, request, report)
+    module = import_module(f"outgrow.{task_name(run.record.config.data.source)}.export")
+    exported: Exported = module.export_student(run, request, report)
     return exported
 
 
-def _check_place(there: Path, *, overwrite: bool) -> None:
-    """``ValueError`` where the folder holds something that an export must not touch."""
-    check_writable(there.parent, what="--out")
-    if there.exists() and not there.is_dir():
-        raise ValueError(f"--out: needs a folder, got the file {there}; name another.")
-    held = sorted(path.name for path in there.iterdir()) if there.is_dir() else []
-    if held and not overwrite:
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    """``ValueError`` if the folder cannot be written, or is not empty without ``overwrite``."""
+    check_writable(target.parent, what="--out")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--out: needs a folder, got the file {target}; choose another path.")
+    files = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if files and not overwrite:
         raise ValueError(
-            f"--out {there}: needs an empty folder, got one with {', '.join(held[:3])}{', ...' if len(held) > 3 else ''}; "
-            "name another, or replace an export with --overwrite (other files stay)."
+            f"--out {target}: needs an empty folder, got one with {', '.join(files[:3])}{', ...' if len(files) > 3 else ''}; "
+            "choose another, or replace an export with --overwrite (other files stay)."
         )
 
 
-def _move(part: Path, there: Path) -> None:
-    """The finished folder to its place, in one step where nothing is there."""
-    if there.is_dir():
+def _move(part: Path, target: Path) -> None:
+    """Move the finished folder into place: by one rename if possible, else file by file."""
+    if target.is_dir():
         with contextlib.suppress(OSError):
-            there.rmdir()  # an empty one
-    if not there.exists():
-        part.rename(there)
+            target.rmdir()  # only works if empty
+    if not target.exists():
+        part.rename(target)
         return
     for name in FILES:
         if not (part / name).exists():
-            (there / name).unlink(missing_ok=True)
-    # the card last: what it says is then there
+            (target / name).unlink(missing_ok=True)
+    # the card last, as it describes the other files
     for name in (*(path.name for path in part.iterdir() if path.name != CARD), CARD):
-        (part / name).replace(there / name)
+        (part / name).replace(target / name)
 
 
 def _push(folder: Path, repository: str, report: Reporter) -> str:
-    """Upload what an export wrote; a repository that is not there yet is made, private."""
+    """Upload the files of an export. A new repository is created as private."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -134,9 +134,8 @@ def _push(folder: Path, repository: str, report: Reporter) -> str:
     except (OSError, HfHubHTTPError, HFValidationError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"--push {repository}: needs the Hugging Face hub and a token that may write there, got an error ({reason[:200]}); "
-            f"the export is whole in {folder}: go online and `hf auth login`, then upload it with `hf upload {repository} "
-            f"{folder}`."
+            f"--push {repository}: needs the Hugging Face hub and a token with write access, got an error ({reason[:200]}); "
+            f"the export is complete in {folder}: run `hf auth login`, then `hf upload {repository} {folder}`."
         ) from None
     address = str(getattr(commit, "repo_url", None) or f"https://huggingface.co/{name}")
     report.event("pushed", repository=name, address=address)

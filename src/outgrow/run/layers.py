@@ -1,4 +1,4 @@
-"""From what was typed to a configuration: defaults, then the recipe, then the file, then flags and ``--set``."""
+"""Build a configuration in layers: defaults, then the recipe, then the file, then flags and ``--set``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ def flags_layer(
     student_weights: Path | None = None,
     epochs: int | None = None,
 ) -> dict[str, Any]:
-    """The flags that `distill` and `compare` share, as a layer: what was not typed is not in it."""
+    """The flags that `distill` and `compare` share, as a layer without the flags that were not given."""
     flags: dict[str, dict[str, Any]] = {
         "data": {"source": data, "label": label, "unlabelled": unlabelled},
         "teacher": {
@@ -33,17 +33,17 @@ def flags_layer(
         "student": {"name": student, "weights": None if student_weights is None else str(student_weights)},
         "train": {"epochs": epochs},
     }
-    typed = {key: given(value) for key, value in flags.items()}
-    return {key: value for key, value in typed.items() if value}
+    present = {key: without_none(value) for key, value in flags.items()}
+    return {key: value for key, value in present.items() if value}
 
 
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not None."""
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The items whose value is not None."""
     return {key: value for key, value in values.items() if value is not None}
 
 
 def base_layer(recipe: str | None, saved: Mapping[str, Any], loss: str | None = None) -> dict[str, Any]:
-    """The recipe (of the flag, else of the file), under what the file says."""
+    """The file's layer over the recipe's. The recipe is that of the flag, or else of the file."""
     from outgrow.training.config import merge
 
     name = recipe or saved.get("recipe") or "default"
@@ -51,20 +51,20 @@ def base_layer(recipe: str | None, saved: Mapping[str, Any], loss: str | None = 
 
 
 def resolve(recipe: str | None, config: Path | None, loss: str | None, flags: dict[str, Any]) -> "Config":
-    """Defaults, then the recipe, then the file, then what was typed."""
+    """The configuration from recipe, file and flags; later layers override earlier ones."""
     from outgrow.training.config import build_config, load_config
 
     saved = load_config(config) if config else {}
     name = recipe or saved.get("recipe") or "default"
-    taken, typed = recipe_layer(name, loss).get("method", {}), flags.get("method", {})
-    if loss is not None and "loss" in taken and typed.get("loss") == loss:
-        # the recipe's constants stand in for the bare name, which would undo them
-        flags = {**flags, "method": {**taken, **typed, "loss": taken["loss"]}}
+    constants, method = recipe_layer(name, loss).get("method", {}), flags.get("method", {})
+    if loss is not None and "loss" in constants and method.get("loss") == loss:
+        # the flag has the bare name of the loss: without this it would override the recipe's constants
+        flags = {**flags, "method": {**constants, **method, "loss": constants["loss"]}}
     return build_config(base_layer(recipe, saved, loss), flags)
 
 
 def recipe_layer(name: str, loss: str | None) -> dict[str, Any]:
-    """A recipe's fields, with its constants for ``loss`` where that is a bare name it knows."""
+    """The fields of a recipe, with its constants for ``loss`` if that is a bare name with constants."""
     from outgrow.run.recipes import RECIPES
     from outgrow.spec import lookup
     from outgrow.training.config import merge

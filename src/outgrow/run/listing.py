@@ -1,4 +1,4 @@
-"""What ``outgrow list`` prints."""
+"""The lines that ``outgrow list`` prints."""
 
 import inspect
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 def listing(what: str, model: str | None = None) -> Iterator[str]:
-    """Lines of name and one-line description."""
+    """Lines with a name and a short description each."""
     if what == "features":
         yield from _features(model)
         return
@@ -68,7 +68,7 @@ def _first_line(thing: object) -> str:
 
 
 def _features(model: str | None) -> Iterator[str]:
-    """What can be tapped in a model, with shapes from one dry run."""
+    """The default taps of a model, with the shape of each from one forward pass."""
     import torch
 
     from outgrow.models import create_model
@@ -77,7 +77,7 @@ def _features(model: str | None) -> Iterator[str]:
 
     if model is None:
         raise ValueError(
-            "list features: needs a model, got none; for example `outgrow list features cifar/resnet20`."
+            "list features: needs a model, got none; run for example `outgrow list features cifar/resnet20`."
         )
     from outgrow.detection.create import is_detector
 
@@ -103,14 +103,14 @@ def _levels(model: str) -> Iterator[str]:
     detector = create_detector(model, ("object",)).eval()
     with torch.no_grad():
         maps = detector.net.backbone(torch.zeros(1, 3, 256, 256))
-    yield f"{detector.name}, of a picture of 256x256 pixels:"
+    yield f"{detector.name}, for an image of 256x256 pixels:"
     for key, value in maps.items():
         yield f"  {detector.levels[key]:<24}{' x '.join(str(n) for n in value.shape[1:])}"
-    yield "  penultimate, box        one of each proposal"
+    yield "  penultimate, box        one of each per proposal"
 
 
 def _fields() -> Iterator[str]:
-    """Every field of a configuration, as ``--set`` takes it: type, default, meaning."""
+    """Every field of a configuration under its name for ``--set``: type, default and description."""
     from outgrow.training.config import Config, describe_fields
 
     for name, kind, default, about in describe_fields(Config):
@@ -119,19 +119,19 @@ def _fields() -> Iterator[str]:
 
 
 def _data(source: str | None) -> Iterator[str]:
-    """What is in a source, and where a sheet of its pictures is."""
+    """A summary of a source, and the path of a sheet with example images."""
     from outgrow.data.describe import describe_data, write_contact_sheet
     from outgrow.run.tasks import task_name
 
     if source is None:
         raise ValueError(
-            "list data: needs a source, got none; for example `outgrow list data folder:photos`."
+            "list data: needs a source, got none; run for example `outgrow list data folder:photos`."
         )
     if task_name(source) == "detection":
         from outgrow.detection.describe import describe_coco, write_scene_sheet
 
         yield from describe_coco(source)
-        yield f"pictures: {write_scene_sheet(source, 'outgrow-data.png')}"
+        yield f"examples: {write_scene_sheet(source, 'outgrow-data.png')}"
         return
     yield from describe_data(source)
-    yield f"pictures: {write_contact_sheet(source, 'outgrow-data.png')}"
+    yield f"examples: {write_contact_sheet(source, 'outgrow-data.png')}"

@@ -1,21 +1,21 @@
-"""Methods x pairs x seeds as a list of trainings, checked before the first one starts.
+"""Plan a comparison: methods x pairs x seeds as a list of trainings, checked before the first one starts.
 
-    options, base = read_plan({"data": ..., "compare": {"methods": ["none", "kd"], "seeds": 3}})
-    plan = make_plan(base, options, out)
-    plan.trainings, plan.preparations
+    base, section = read_plan_file(path)
+    plan = make_plan(base, read_options(section), out)
+    plan.teachers, plan.trainings
 
 The section ``compare`` of a configuration:
 
     compare:
-      methods:                      # names of presets, or names of your own with what they change of `method`
+      methods:                      # presets, or your own names with fields of `method`
         none: {preset: none}
         kd: {preset: kd}
         kd + pair: {preset: kd, rule: pair}
-      pairs: [cifar/resnet56 -> cifar/resnet20]     # or mappings of the sections teacher and student
+      pairs: [cifar/resnet56 -> cifar/resnet20]     # or mappings with the sections teacher and student
       seeds: 3                      # or a list
-      baselines: [kd]               # without any: the student alone, and plain distillation
+      baselines: [kd]               # default: the student alone, and plain distillation
       same_teacher: false
-      cache: true                   # one teacher cache for the runs that can read it; null: where it pays
+      cache: true                   # a teacher cache for runs with the same outputs; null: if the disk has room
 """
 
 import difflib
@@ -50,15 +50,15 @@ from outgrow.training.config import (
 )
 
 PLAN_FILE = "compare.yaml"
-"""In the folder of a comparison: reruns it, and is what a second call is held against."""
+"""The plan in the folder of a comparison. `outgrow compare --config` repeats it."""
 DEFAULT_METHODS = ("none", "kd", "outgrow")
 TEACHERS, CACHE = "teachers", "cache"
-"""Folders beside those of the methods."""
+"""Folders next to those of the methods."""
 ARROW = "->"
 
 
 class PairConfig(BaseModel):
-    """What differs from the configuration for one teacher and one student; written as text, their names."""
+    """The fields of one teacher and one student that differ from the configuration. As text: ``TEACHER->STUDENT``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,7 +67,7 @@ class PairConfig(BaseModel):
 
 
 class CompareConfig(BaseModel):
-    """See the module's text."""
+    """The section ``compare``; see the module's docstring."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -125,7 +125,7 @@ def parse_pair(text: str) -> dict[str, Any]:
 
 
 def split_list(text: str) -> list[str]:
-    """Parts between commas that stand in no brackets.
+    """Split at commas outside brackets.
 
     >>> split_list("kd, dkd(alpha=1, beta=6)")
     ['kd', 'dkd(alpha=1, beta=6)']
@@ -141,7 +141,7 @@ def split_list(text: str) -> list[str]:
 
 
 def parse_seeds(text: str) -> int | list[int]:
-    """``3`` are seeds 0, 1 and 2; ``4,7`` are those two.
+    """``3`` means the seeds 0, 1 and 2; ``4,7`` means these two.
 
     >>> parse_seeds("3"), parse_seeds("4,7")
     (3, [4, 7])
@@ -151,16 +151,18 @@ def parse_seeds(text: str) -> int | list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
-        raise ValueError(f"--seeds: needs a number of seeds, or seeds such as 4,7, got {text!r}.")
+        raise ValueError(
+            f"--seeds: needs a number of seeds, or a list such as 4,7, got {text!r}; correct it."
+        )
     return numbers[0] if "," not in text else numbers
 
 
 def methods_layer(
     presets: str | None, losses: str | None, rules: str | None, constants: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The methods that flags name: presets, then losses under plain distillation, then rules under it.
+    """The methods of the flags: presets, then losses, then rules, the latter two with the preset ``kd``.
 
-    ``constants`` are a recipe's for losses by their bare name.
+    ``constants`` are a recipe's constants, by the bare name of the loss.
 
     >>> list(methods_layer("none,kd", "dkd(beta=6)", "pair,swap", {}))
     ['none', 'kd', 'dkd(beta=6)', 'kd + pair', 'kd + swap']
@@ -178,7 +180,7 @@ def methods_layer(
 
 
 def read_options(section: Any) -> CompareConfig:
-    """The section ``compare``, typed; ``ValueError`` names the field and what is near."""
+    """Parse the section ``compare``; ``ValueError`` with the field, and with a similar name for an unknown one."""
     try:
         return CompareConfig.model_validate(section or {})
     except ValidationError as error:
@@ -195,7 +197,7 @@ def read_options(section: Any) -> CompareConfig:
                 )
                 names = list(known.model_fields)
                 near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
+                hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(names)}."
                 lines.append(f"configuration: there is no field {where}; {hint}")
             else:
                 lines.append(explain_field(where, item))
@@ -204,7 +206,7 @@ def read_options(section: Any) -> CompareConfig:
 
 @dataclass(frozen=True)
 class Training:
-    """One run. ``teacher_file`` has the weights of a teacher that was trained for several runs."""
+    """One run. ``teacher_file`` is for a teacher that is trained for several runs."""
 
     pair: str
     method: str
@@ -228,7 +230,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What several runs share: a teacher to train into ``folder``."""
+    """A teacher for several runs, to train into ``folder``."""
 
     title: str
     config: Config
@@ -237,18 +239,18 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of it. ``base`` and ``options`` are what was asked for."""
+    """All trainings of a comparison. ``base`` and ``options`` are the input of :func:`make_plan`."""
 
     base: dict[str, Any]
     options: CompareConfig
     out: Path
     pairs: tuple[str, ...]
-    """Names; one pair alone has none."""
+    """The names of the pairs; a single pair has the name ""."""
     trainings: tuple[Training, ...]
     teachers: tuple[Preparation, ...]
     cached: bool
     mapped: frozenset[str] = frozenset()
-    """Pairs whose teacher has other classes: it is mapped, and so corrected, whatever the method."""
+    """Pairs whose teacher has other classes. It is mapped, and thereby corrected, under every method."""
 
     @property
     def methods(self) -> list[str]:
@@ -258,7 +260,7 @@ class Plan:
         return [one for one in self.trainings if (one.pair, one.method) == (pair, method)]
 
     def to_yaml(self) -> str:
-        # resolved: a recipe may be another one in a later version
+        # with all fields, as a recipe may change in a later version
         whole = build_config(self.base).model_dump(mode="json", exclude={"seed", "out"})
         section = self.options.model_dump(mode="json", exclude_unset=True)
         section["methods"] = {
@@ -273,8 +275,10 @@ class Plan:
 def make_plan(
     base: Mapping[str, Any], options: CompareConfig, out: Path, mapped: frozenset[str] = frozenset()
 ) -> Plan:
-    """The trainings of a comparison. What is wrong with any of them is said here: names, losses, rules, what presets
-    need. ``mapped``: see :class:`Plan`."""
+    """The trainings of a comparison. ``ValueError`` for errors in any of them: names, losses, rules, missing models.
+
+    ``mapped``: see :class:`Plan`.
+    """
     out = Path(out)
     _check(base, options)
     pairs = options.pairs or (PairConfig(),)
@@ -285,22 +289,22 @@ def make_plan(
     teachers: dict[str, Preparation] = {}
     for pair, name in zip(pairs, names, strict=True):
         for seed in options.seeds:
-            for method, changed in options.methods.items():
+            for method, fields in options.methods.items():
                 folder = (
                     out / _slug(name) / slugs[method] / f"seed{seed}"
                     if name
                     else out / slugs[method] / f"seed{seed}"
                 )
-                config = _config(base, pair, changed, seed, folder)
+                config = _config(base, pair, fields, seed, folder)
                 file = None
                 if config.teacher.train and config.method.preset != NO_TEACHER:
                     teacher = _teacher(config, options, out)
                     teachers.setdefault(str(teacher.folder), teacher)
                     file = teacher.folder / "teacher.safetensors"
                     if options.same_teacher:
-                        # for other seeds it is a file like any other: it may have seen their rows
-                        given = {"train": False, "weights": str(file)}
-                        config = build_config(merge(config.model_dump(), {"teacher": given}))
+                        # an ordinary weights file: it may have been trained on the rows of other seeds
+                        loaded = {"train": False, "weights": str(file)}
+                        config = build_config(merge(config.model_dump(), {"teacher": loaded}))
                         file = None
                 trainings.append(Training(name, method, settle(config), file))
     if cached:
@@ -329,29 +333,29 @@ def _check(base: Mapping[str, Any], options: CompareConfig) -> None:
             if not config.student.name:
                 raise ValueError(
                     "--student: needs a model such as cifar/resnet8 or timm/mobilenetv3_small_100, got none; "
-                    "`outgrow list models` has all names."
+                    "set it (`outgrow list models` prints all names)."
                 )
             if method.preset != NO_TEACHER and config.teacher.name in ("", "none"):
                 raise ValueError(
-                    f"--teacher: needs a model such as timm/resnet50 for the method {name!r}, got none; name one, or "
-                    "compare students without a teacher alone (--methods none)."
+                    f"--teacher: needs a model such as timm/resnet50 for the method {name!r}, got none; set it, or "
+                    "compare only students without a teacher (--methods none)."
                 )
             if options.same_teacher and config.teacher.train and config.teacher.rows == "disjoint":
                 raise ValueError(
-                    "--same-teacher: needs a teacher that may see the rows of every seed, got teacher.rows=disjoint, which "
-                    "are others in each seed; leave --same-teacher out, or set teacher.rows=same."
+                    "--same-teacher: needs a teacher that may be trained on the rows of every seed, got teacher.rows=disjoint, "
+                    "where each seed has other rows; leave --same-teacher out, or set teacher.rows=same."
                 )
     if unknown := [name for name in options.baselines if name not in options.methods]:
         raise ValueError(
             f"--baseline: needs one of the methods {', '.join(map(repr, options.methods))}, got {unknown[0]!r}; add it to "
-            "the methods or name another."
+            "the methods, or choose another."
         )
 
 
 def _teacher(config: Config, options: CompareConfig, out: Path) -> Preparation:
-    """The training of a teacher that all methods of a seed share; it depends on neither student nor method."""
+    """The training of a teacher for all methods of a seed. It does not depend on student or method."""
     seed = options.seeds[0] if options.same_teacher else config.seed
-    # one name may stand for several teachers, with other weights to start from
+    # several teachers may have the same name and different initial weights
     same = Counter(str(pair.teacher.get("name", config.teacher.name)) for pair in options.pairs)
     name = _slug(config.teacher.name)
     if same[config.teacher.name] > 1:
@@ -375,34 +379,34 @@ def _teacher(config: Config, options: CompareConfig, out: Path) -> Preparation:
 
 
 def _reads_logits(config: Config) -> bool:
-    """Whether a run reads a teacher's logits and nothing else of it."""
+    """Whether a run reads the teacher's logits and no features."""
     objective = method_of(config)[1]
     return bool(objective.terms) and not objective.reads_features
 
 
-def wants_correction(config: Config) -> bool:
-    """Whether a run looks for a correction of its teacher, whatever it then finds."""
-    asked = config.teacher.correct
-    return asked == "always" or (asked == "auto" and PRESETS[config.method.preset].correct_teacher)
+def tries_correction(config: Config) -> bool:
+    """Whether a run tries to correct its teacher's bias."""
+    correct = config.teacher.correct
+    return correct == "always" or (correct == "auto" and PRESETS[config.method.preset].correct_teacher)
 
 
 def _cache_groups(
     trainings: Sequence[Training], mapped: frozenset[str]
 ) -> dict[tuple[str, int, bool], list[Training]]:
-    """Runs that would read the same numbers: of one pair and seed, with the same teacher, corrected or not."""
+    """Groups of runs with the same teacher logits: by pair, by seed, and by whether the teacher is corrected."""
     groups: dict[tuple[str, int, bool], list[Training]] = {}
     for one in trainings:
         config = one.config
-        own = config.teacher.cache is not None or config.method.preset == NO_TEACHER
-        if own or task_name(config.data.source) != "classification" or not _reads_logits(config):
+        excluded = config.teacher.cache is not None or config.method.preset == NO_TEACHER
+        if excluded or task_name(config.data.source) != "classification" or not _reads_logits(config):
             continue
-        corrected = one.pair in mapped or wants_correction(config)
+        corrected = one.pair in mapped or tries_correction(config)
         groups.setdefault((one.pair, one.seed, corrected), []).append(one)
     return {key: group for key, group in groups.items() if len(group) > 1}
 
 
 def _with_caches(trainings: Sequence[Training], out: Path, mapped: frozenset[str]) -> list[Training]:
-    """The same, reading one cache where two or more share what is in it. A run that was begun stays as it is."""
+    """``trainings`` with a cache for each group of two or more. Interrupted runs keep their setting."""
     reading = {one.folder for group in _cache_groups(trainings, mapped).values() for one in group}
     for one in trainings:
         if (one.folder / "config.yaml").is_file():
@@ -418,10 +422,9 @@ def _with_caches(trainings: Sequence[Training], out: Path, mapped: frozenset[str
 
 
 def _caches(base: Mapping[str, Any], options: CompareConfig, out: Path) -> bool:
-    """Whether a cache may be used: as asked for; else as the folder has it; else yes.
+    """Whether to use a cache: the option, or else that of the plan in the folder, or else yes.
 
-    What it takes is only known once the data are open: :mod:`outgrow.run.rehearsal` turns it off where the disk is
-    too small.
+    Its size is only known once the data are open: :mod:`outgrow.run.rehearsal` turns it off if the disk is too small.
     """
     if options.cache is not None:
         return options.cache
@@ -431,16 +434,16 @@ def _caches(base: Mapping[str, Any], options: CompareConfig, out: Path) -> bool:
 
 
 def without_cache(plan: Plan) -> Plan:
-    """The same plan, each run asking its teacher anew."""
+    """The same plan without a cache: each run computes its teacher."""
     return make_plan(plan.base, plan.options.model_copy(update={"cache": False}), plan.out, plan.mapped)
 
 
 def cache_groups(plan: Plan) -> list[list[Training]]:
-    """The runs that read one cache, group by group."""
+    """The runs of ``plan`` that share a cache, by group."""
     groups: dict[tuple[str, int, bool], list[Training]] = {}
     for one in plan.trainings:
         if plan.cached and one.config.teacher.cache == str(plan.out / CACHE):
-            corrected = one.pair in plan.mapped or wants_correction(one.config)
+            corrected = one.pair in plan.mapped or tries_correction(one.config)
             groups.setdefault((one.pair, one.seed, corrected), []).append(one)
     return list(groups.values())
 
@@ -457,19 +460,19 @@ def read_plan_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def write_plan(plan: Plan) -> None:
-    """Keep what was asked for in the folder."""
+    """Write the plan to its folder."""
     write_atomically(plan.out / PLAN_FILE, with_checksum(plan.to_yaml()))
 
 
 def disk_free(folder: Path) -> int:
-    """Bytes free where ``folder`` is or will be."""
+    """Free bytes on the disk of ``folder``, which need not exist."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def _pair_names(base: Mapping[str, Any], pairs: Sequence[PairConfig]) -> list[str]:
-    """One pair needs no name; of several each is called by its networks."""
+    """The names of the pairs: TEACHER -> STUDENT; a single pair has the name ""."""
     if len(pairs) == 1:
         return [""]
     names: list[str] = []
@@ -486,7 +489,7 @@ def _pair_names(base: Mapping[str, Any], pairs: Sequence[PairConfig]) -> list[st
 
 
 def _slugs(names: Sequence[str]) -> dict[str, str]:
-    """A folder's name for each method."""
+    """A unique folder name for each method."""
     found: dict[str, str] = {}
     taken = {TEACHERS, CACHE, ""}
     for name in names:

@@ -1,6 +1,6 @@
-"""``outgrow predict``: what a student says of pictures in files, as a table or as JSON.
+"""``outgrow predict``: predictions of a student for image files, as CSV or JSON.
 
-A run, an export, or one of its files; every picture is prepared as in the evaluation of the run.
+The model is a run, an export, or a file of one. Images are prepared as in the evaluation of the run.
 """
 
 import csv
@@ -28,13 +28,13 @@ from outgrow.run.tasks import SOURCES, task_name
 from outgrow.training.deployment import STUDENT, open_run
 
 READERS = 4
-"""Threads that decode: Pillow lets others run meanwhile."""
+"""Threads that decode. Pillow releases the GIL."""
 AHEAD = 32
-"""Pictures that are decoded before they are asked for."""
-BROKEN = 10
-"""Pictures that could not be read, by name; more are counted."""
+"""Images that are decoded ahead."""
+MAX_LOGGED = 10
+"""The most unreadable images that are logged by name. Further ones are only counted."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the start of a formula."""
+"""Characters with which a formula may start in a spreadsheet."""
 
 
 def predict_files(
@@ -47,33 +47,35 @@ def predict_files(
     batch_size: int = 32,
     score: float | None = None,
     pictures: str | Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     stream: IO[str] | None = None,
 ) -> dict[str, Any]:
-    """Write what ``model`` says of ``images`` to ``out`` (``.csv`` or ``.json``), or to ``stream``.
+    """Write the predictions of ``model`` for ``images`` to ``out`` (``.csv`` or ``.json``), or to ``stream``.
 
-    ``images`` are files, folders (at any depth) and globs. ``top`` is how many classes, or boxes, of each picture;
-    ``score`` the least of a box; ``pictures`` a folder for pictures with boxes drawn. A picture that cannot be read is
-    named through ``say`` and left out; where all cannot, that is a ``ValueError``. Returns how many were ``read``, and
-    the ``broken`` ones.
+    ``images`` are files, folders (with all subfolders) and globs. ``top`` is the number of classes, or the most boxes,
+    per image. ``score`` is the lowest score of a box. ``pictures`` is a folder for images with their boxes drawn.
+    Images that cannot be read are logged and left out; ``ValueError`` if none can be read. Returns ``read``, the
+    number of images, and ``broken``, the error of each unreadable file.
     """
     if out is not None and Path(out).suffix.lower() not in (".csv", ".json"):
-        raise ValueError(f"--out: needs a file that ends in .csv or .json, got {str(out)!r}; name one.")
-    files = find_pictures(images)
-    room, reader = open_model(Path(model))
-    if reader.task != "detection" and (score is not None or pictures is not None):
+        raise ValueError(
+            f"--out: needs a file that ends in .csv or .json, got {str(out)!r}; change the suffix."
+        )
+    files = find_images(images)
+    module, predictor = open_model(Path(model))
+    if predictor.task != "detection" and (score is not None or pictures is not None):
         raise ValueError("--score and --pictures: need a detector, got a classifier; leave them out.")
     broken: dict[str, str] = {}
-    rows = reader.predict(
-        readable(files, broken, say),
+    rows = predictor.predict(
+        decoded_images(files, broken, log),
         top=top,
         batch_size=batch_size,
         score=score,
         drawn=None if pictures is None else Path(pictures),
     )
     as_json = as_json or (out is not None and Path(out).suffix.lower() == ".json")
-    lines = json_lines(rows) if as_json else csv_lines(room.columns(rows, top, len(reader.classes)))
-    lines = checked(lines, files, broken)
+    lines = json_lines(rows) if as_json else csv_lines(module.columns(rows, top, len(predictor.classes)))
+    lines = unless_all_broken(lines, files, broken)
     if out is None:
         target = stream or sys.stdout
         for line in lines:
@@ -81,52 +83,55 @@ def predict_files(
     else:
         write_atomically(out, "".join(lines).encode("utf-8", "surrogateescape"))
     if broken:
-        say(f"{len(broken)} of {len(files)} pictures could not be read, and were left out")
+        log(f"{len(broken)} of {len(files)} images could not be read and were left out")
     return {"read": len(files) - len(broken), "broken": broken}
 
 
 def open_model(path: Path) -> tuple[ModuleType, Any]:
-    """What ``path`` predicts with, and its task's module. ``ValueError`` where it is no run, export, or file of one."""
+    """The ``predict`` module of the task, and the predictor in ``path``.
+
+    ``ValueError`` if ``path`` is no run, no export and no file of one.
+    """
     if path.is_dir():
         exported = [path / name for name in ("model.safetensors", "model.pt2", "model.onnx")]
-        there = [file for file in exported if file.is_file()]
-        if not there or (path / "record.json").is_file():
+        present = [file for file in exported if file.is_file()]
+        if not present or (path / "record.json").is_file():
             run = open_run(path, command="predict")
-            room = _room(task_name(run.record.config.data.source))
-            return room, room.of_run(run)
-        path = _fitting(there)
+            module = _module(task_name(run.record.config.data.source))
+            return module, module.of_run(run)
+        path = _usable(present)
     if path.suffix == ".onnx" and path.is_file():
         model = OnnxModel(path)
-        room = _room(str(model.facts.get("task")))
-        return room, room.of_onnx(model)
+        module = _module(str(model.facts.get("task")))
+        return module, module.of_onnx(model)
     if path.suffix == ".pt2" and path.is_file():
         facts = read_program(path)[1]
-        room = _room(str(facts.get("task")))
-        return room, room.of_program(path, facts)
+        module = _module(str(facts.get("task")))
+        return module, module.of_program(path, facts)
     if path.name == STUDENT and (path.parent / "record.json").is_file():
         return open_model(path.parent)
     if path.suffix == ".safetensors" and path.is_file():
         name = str(read_weights(path)[1].get("model"))
-        room = _room("detection" if name.startswith("fasterrcnn:") else "classification")
-        return room, room.of_weights(path)
+        module = _module("detection" if name.startswith("fasterrcnn:") else "classification")
+        return module, module.of_weights(path)
     raise ValueError(
         f"predict {path}: needs the folder of a run or of an export, or a .safetensors, .onnx or .pt2 file of one, got "
-        f"{'another file' if path.exists() else 'nothing there'}; give what `outgrow distill --out` or `outgrow export` "
+        f"{'another file' if path.exists() else 'no such path'}; pass what `outgrow distill --out` or `outgrow export` "
         "wrote."
     )
 
 
-def _fitting(there: Sequence[Path]) -> Path:
-    """The weights, unless their net is in a file of the user's, which may not be here: then what needs none."""
-    first = there[0]
-    if first.suffix == ".safetensors" and len(there) > 1:
+def _usable(files: Sequence[Path]) -> Path:
+    """The weights. If their model is defined in a user's file that is missing here: a format that does not need it."""
+    first = files[0]
+    if first.suffix == ".safetensors" and len(files) > 1:
         name = str(read_weights(first)[1].get("model"))
         if name.startswith("py:") and not Path(name.removeprefix("py:").rpartition(":")[0]).is_file():
-            return there[1]
+            return files[1]
     return first
 
 
-def _room(task: str) -> ModuleType:
+def _module(task: str) -> ModuleType:
     if task not in {"classification", *SOURCES.values()}:
         raise ValueError(
             f"predict: needs a file that `outgrow export` wrote, got one for the task {task!r}; export again."
@@ -134,9 +139,11 @@ def _room(task: str) -> ModuleType:
     return import_module(f"outgrow.{task}.predict")
 
 
-def find_pictures(images: Sequence[str]) -> list[str]:
-    """Files in the order they were named, folders and globs by their paths; each once. ``ValueError`` where a path
-    is absent, or nothing is there."""
+def find_images(images: Sequence[str]) -> list[str]:
+    """The files in the given order, those of folders and globs sorted by path, each once.
+
+    ``ValueError`` for a missing path, or a folder or glob without images.
+    """
     found: dict[str, None] = {}
     for text in images:
         path = Path(text)
@@ -144,7 +151,7 @@ def find_pictures(images: Sequence[str]) -> list[str]:
             members = look_into(path).pictures
             if not members:
                 raise ValueError(
-                    f"predict: needs pictures, got the folder {printable(text)} without any; name another."
+                    f"predict: needs images, got the folder {printable(text)} without any; choose another."
                 )
         elif path.exists():
             members = [text]
@@ -155,17 +162,17 @@ def find_pictures(images: Sequence[str]) -> list[str]:
                 members += look_into(Path(match)).pictures if Path(match).is_dir() else [match]
             if not members:
                 raise ValueError(
-                    f"predict: needs files, folders or globs that match something, got {printable(text)!r}, which is not "
-                    "there; check the path, and quote a glob."
+                    f"predict: needs files, folders or globs that exist, got {printable(text)!r}; check the path, "
+                    "and quote a glob."
                 )
         found.update(dict.fromkeys(members))
     return list(found)
 
 
-def readable(
-    files: Sequence[str], broken: dict[str, str], say: Callable[[str], None]
+def decoded_images(
+    files: Sequence[str], broken: dict[str, str], log: Callable[[str], None]
 ) -> Iterator[tuple[str, Image]]:
-    """The pictures that can be read, decoded ahead in order; the others go into ``broken`` with the reason."""
+    """Decode images ahead, in order. Unreadable ones are added to ``broken`` with the error."""
 
     def read(file: str) -> Image:
         return decode(read_picture(file), where=lambda: printable(file))
@@ -180,17 +187,17 @@ def readable(
                 return
             file, decoded = waiting.popleft()
             try:
-                picture = decoded.result()
+                image = decoded.result()
             except ValueError as error:
                 broken[file] = str(error)
-                if len(broken) <= BROKEN:
-                    say(f"left out: {str(error).splitlines()[0]}")
+                if len(broken) <= MAX_LOGGED:
+                    log(f"left out: {str(error).splitlines()[0]}")
                 continue
-            yield file, picture
+            yield file, image
 
 
-def checked(lines: Iterable[str], files: Sequence[str], broken: dict[str, str]) -> Iterator[str]:
-    """``lines``; ``ValueError`` before the first where not one picture could be read."""
+def unless_all_broken(lines: Iterable[str], files: Sequence[str], broken: dict[str, str]) -> Iterator[str]:
+    """``lines``, held back until an image could be read; ``ValueError`` if none can be read."""
     held: list[str] = []
     for line in lines:
         if len(broken) < len(files):
@@ -200,14 +207,14 @@ def checked(lines: Iterable[str], files: Sequence[str], broken: dict[str, str]) 
             held.append(line)
     if broken and len(broken) == len(files):
         raise ValueError(
-            f"predict: needs pictures that can be read, got {len(files)} of which none can (the first: "
-            f"{next(iter(broken.values())).splitlines()[0]})."
+            f"predict: needs images that can be read, got {len(files)} unreadable ones (the first: "
+            f"{next(iter(broken.values())).splitlines()[0]}); check the files."
         )
     yield from held
 
 
 def csv_lines(table: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """RFC 4180, and no cell that a spreadsheet would run: a file is named with ./ before it, other text with '."""
+    """CSV (RFC 4180). Cells that a spreadsheet would run as a formula get a prefix: ./ for files, ' for other text."""
     for row in table:
         text = io.StringIO()
         first, *rest = row
@@ -216,7 +223,7 @@ def csv_lines(table: Iterable[Sequence[Any]]) -> Iterator[str]:
 
 
 def _file(name: Any) -> Any:
-    """The same file by a name that starts no formula."""
+    """An equivalent path that does not start a formula."""
     return f"./{name}" if str(name).startswith(FORMULA) else name
 
 
@@ -225,7 +232,7 @@ def _cell(value: Any) -> Any:
 
 
 def json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """A JSON list, a picture a line."""
+    """A JSON list, one image per line."""
     before = "[\n"
     for row in rows:
         yield before + json.dumps(row)
@@ -234,7 +241,7 @@ def json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def print_bytes(line: str, target: IO[str]) -> None:
-    """Names that are not UTF-8 come out as the bytes that they are."""
+    """Write ``line``; file names that are not UTF-8 are written as their bytes."""
     buffer = getattr(target, "buffer", None)
     if buffer is None:
         target.write(line)

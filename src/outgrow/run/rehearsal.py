@@ -1,8 +1,8 @@
-"""What a comparison will take, from a few steps of each distinct kind of run; and whether all of its parts fit.
+"""Estimate the time, memory and disk space of a comparison, and check that the parts of each run fit together.
 
-Every method is put together once with real networks and real images, so that what would fail after hours fails
-now. Only runs of distinct cost are timed: with another pair of networks, with and without a teacher, with a teacher
-that is read from a cache, with a loss that reads features.
+Every method is assembled once with its real networks and a few real images, so that errors appear now and not after
+hours. A few steps are timed for each kind of run with its own cost. Kinds differ in the pair of networks, in whether
+there is a teacher, in whether it is cached, and in the features that the loss reads.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import torch
 from outgrow.models import num_parameters
 from outgrow.report.table import NO_TEACHER
 from outgrow.run.distillation import assemble, method_of, start
-from outgrow.run.plan import CACHE, Plan, Preparation, Training, cache_groups, disk_free, wants_correction
+from outgrow.run.plan import CACHE, Plan, Preparation, Training, cache_groups, disk_free, tries_correction
 from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import readable
 from outgrow.training.config import (
@@ -34,20 +34,20 @@ from outgrow.training.record import DataRecord
 from outgrow.training.trainer import Trainer
 
 STEPS = 4
-"""Steps that are timed, after one that is not."""
+"""Timed steps, after one for warm-up."""
 ENOUGH = 5.0
-"""Seconds after which two timed steps are enough."""
+"""Seconds after which two timed steps suffice."""
 PAGE = 1.0
-"""Seconds for the page and the curves of a run."""
+"""Seconds to write the page and the curves of a run."""
 MOMENTS = {"sgd": 1, "adamw": 2}
-"""Numbers that an optimiser keeps of each weight."""
+"""Numbers that an optimiser stores per weight."""
 SHARE = 0.5
-"""Of the free disk, what a cache may take without being asked for."""
+"""The share of the free disk space that a cache may use, unless it is requested explicitly."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a kind of run takes. Seconds; ``teacher_pass`` is for all test images."""
+    """The cost of a kind of run. Times are in seconds; ``test_pass`` and ``teacher_pass`` are for all test images."""
 
     set_up: float
     step: float
@@ -61,7 +61,7 @@ class Cost:
     teacher: int
     views: str
     mapped: bool = False
-    """The teacher has other classes."""
+    """Whether the teacher has other classes than the student."""
 
     @property
     def seconds(self) -> float:
@@ -71,7 +71,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """By training, with what the plan's lines say."""
+    """The cost of a comparison. ``memory``, ``disk``, ``free`` and ``cache_bytes`` are in bytes."""
 
     data: DataRecord
     costs: dict[str, Cost]
@@ -89,7 +89,7 @@ class Estimate:
 
 @dataclass
 class Trials:
-    """What has been tried out: costs of kinds, methods that fit, and data that are open."""
+    """Results of earlier trials: costs by kind of run, methods that were assembled, and open data."""
 
     kinds: dict[tuple[Any, ...], Cost] = field(default_factory=dict)
     fit: set[tuple[str, str]] = field(default_factory=set)
@@ -101,7 +101,7 @@ class _Enough(Exception):
 
 
 def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> Estimate:
-    """Put every method together, time what is distinct, and add it up. ``ValueError`` for what does not fit."""
+    """Assemble every method, time each kind of run, and sum up. ``ValueError`` for parts that do not fit together."""
     trials = trials or Trials()
     costs: dict[str, Cost] = {}
     for pair in plan.pairs:
@@ -115,7 +115,7 @@ def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> E
     for one in plan.teachers:
         kind = ("teacher", one.config.teacher.name, str(one.config.teacher.weights))
         if kind not in trials.kinds:
-            report.note(f"trying out the training of {_short(one.config.teacher.name)} ...")
+            report.note(f"testing the training of {_short(one.config.teacher.name)} ...")
             trials.kinds[kind] = _teacher_cost(one, trials)
         teachers[one.title] = trials.kinds[kind]
     record = next(iter(trials.opened.values()))[1]
@@ -147,13 +147,13 @@ def _tried(training: Training, plan: Plan, trials: Trials, report: Reporter) -> 
     cached = not alone and plan.cached and config.teacher.cache == str(plan.out / CACHE)
     kind = (
         training.pair,
-        "alone" if alone else "cached" if cached else "asked",
+        "alone" if alone else "cached" if cached else "computed",
         config.method.loss if objective.reads_features else "logits",
-        not alone and wants_correction(config),
+        not alone and tries_correction(config),
     )
     known = trials.kinds.get(kind)
     if known is None or (training.pair, training.method) not in trials.fit:
-        report.note(f"trying out {training.title.rpartition(', seed')[0]} ...")
+        report.note(f"testing {training.title.rpartition(', seed')[0]} ...")
         expected = plan.options.same_teacher and bool(plan.teachers)
         trials.kinds[kind] = rehearse(config, trials, cached=cached, known=known, expected=expected)
         trials.fit.add((training.pair, training.method))
@@ -168,16 +168,15 @@ def rehearse(
     known: Cost | None = None,
     expected: bool = False,
 ) -> Cost:
-    """Put a run together on a few batches and time its steps, unless its cost is ``known``.
+    """Assemble a run on a few batches and time its steps, unless its cost is ``known``.
 
-    ``trials`` keeps data for runs that share them; ``expected``: the teacher's weights are those that this comparison
-    will have trained.
+    ``trials`` keeps open data for other runs. ``expected`` is whether this comparison will train the teacher, so that
+    its weights do not exist yet.
     """
-    # a compiler's first step takes minutes
+    # without torch.compile, whose first step takes minutes
     train = config.train.model_copy(update={"compile": False, "epochs": STEPS + 1, "max_steps": None})
     update: dict[str, Any] = {"out": None, "train": train}
     if config.teacher.weights is not None and config.method.preset != NO_TEACHER and expected:
-        # the weights of a teacher that this comparison will train
         update["teacher"] = config.teacher.model_copy(update={"train": True, "weights": None, "rows": "same"})
     tried = config.model_copy(update=update)
     run, task = start(tried), task_of(config.data.source)
@@ -205,7 +204,7 @@ def rehearse(
     if parts.teacher is not None:
         taught = parts.taught.module
         teacher_pass = _seconds(lambda: evaluate(taught)) * record.test / tested
-        if mapped or wants_correction(config):
+        if mapped or tries_correction(config):
             correction = teacher_pass * config.teacher.correct_views * record.train / record.test
     epochs = config.train.epochs
     return Cost(
@@ -228,11 +227,11 @@ def _views(loader: Any) -> str:
     images = next(iter(loader.epoch(0))).images
     if isinstance(images, torch.Tensor):
         return f"{images.shape[-2]}x{images.shape[-1]} views"
-    return f"pictures such as {images[0].shape[-2]}x{images[0].shape[-1]}"
+    return f"images such as {images[0].shape[-2]}x{images[0].shape[-1]}"
 
 
 def _step_seconds(parts: Any, task: Any, run: Any) -> float:
-    """The median of a few steps; the first one does not count."""
+    """The median time of a few steps, without the first one."""
     ticks: list[float] = []
 
     def tick(epoch: int, done: int) -> None:
@@ -263,7 +262,7 @@ def _seconds(work: Any) -> float:
 
 
 def _teacher_cost(preparation: Preparation, trials: Trials) -> Cost:
-    """The training of a teacher is that of a student alone, on the teacher's rows."""
+    """The cost of training a teacher: that of a student without a teacher, on the teacher's rows."""
     config = preparation.config
     options = config.teacher
     alone = config.model_copy(
@@ -286,7 +285,7 @@ def _teacher_cost(preparation: Preparation, trials: Trials) -> Cost:
         if others is None:
             raise ValueError(
                 "teacher.rows=disjoint: needs rows that the student does not train on, got none; "
-                "set data.train_rows to fewer than there are."
+                "lower data.train_rows."
             )
         batch = config.teacher_train.batch_size
         cost = replace(cost, steps=max(1, round(len(others) / batch)))
@@ -294,7 +293,7 @@ def _teacher_cost(preparation: Preparation, trials: Trials) -> Cost:
 
 
 def _memory() -> int:
-    """Bytes at most, of this process and of its device, while the runs were tried out."""
+    """Peak bytes of the GPU during the trials, or of this process without a GPU."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -302,7 +301,7 @@ def _memory() -> int:
 
 
 def _disk(plan: Plan, costs: dict[str, Cost], teachers: dict[str, Cost]) -> int:
-    """Bytes of weights and of two checkpoints, for every run and every teacher."""
+    """Bytes of the weights and of two checkpoints of every run and every teacher."""
 
     def folder(parameters: int, train: TrainConfig) -> int:
         return 4 * parameters * (1 + 2 * (1 + MOMENTS[train.optimizer])) + (1 << 20)
@@ -312,18 +311,18 @@ def _disk(plan: Plan, costs: dict[str, Cost], teachers: dict[str, Cost]) -> int:
 
 
 def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
-    """The plan as people read it."""
+    """The plan as lines of text."""
     runs, seeds = len(plan.trainings), plan.options.seeds
     head = f"{len(plan.methods)} methods x {len(seeds)} seeds"
     if len(plan.pairs) > 1:
         head = f"{len(plan.pairs)} pairs x {head}"
     teachers = f", and {len(plan.teachers)} of teachers" if plan.teachers else ""
     data = found.data
-    val = f"{data.val:,} to check teachers, " if data.val else ""
+    val = f"{data.val:,} validation images, " if data.val else ""
     unlabelled = f"{data.unlabelled:,} without labels, " if data.unlabelled else ""
     lines = [
         f"{head}: {runs} trainings{teachers}",
-        f"data      {data.source}: {data.train:,} to learn from, {unlabelled}{val}{data.test:,} for testing, "
+        f"data      {data.source}: {data.train:,} training images, {unlabelled}{val}{data.test:,} test images, "
         f"{len(data.classes)} classes",
     ]
     for pair in plan.pairs:
@@ -342,8 +341,8 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
             trained = plan.of(pair, method)[0]
             note = ", logits from the shared cache" if plan.cached and trained.config.teacher.cache else ""
             lines.append(
-                f"  {method:<{width}}  {1000 * cost.step:,.0f} ms a step, {cost.steps} steps, {cost.epochs} epochs: "
-                f"{duration(cost.seconds)} a run{note}"
+                f"  {method:<{width}}  {1000 * cost.step:,.0f} ms per step, {cost.steps} steps, {cost.epochs} epochs: "
+                f"{duration(cost.seconds)} per run{note}"
             )
     for title in dict.fromkeys(one.config.teacher.name for one in plan.teachers):
         cost = next(found.teachers[one.title] for one in plan.teachers if one.config.teacher.name == title)
@@ -352,9 +351,9 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
     total += sum(found.teachers[one.title].seconds for one in plan.teachers)
     beside = f", {workers} at a time" if workers > 1 else ""
     lines.append(f"time      about {duration(total / workers)}{beside}")
-    lines.append(f"memory    about {readable(found.memory)} for each training at a time")
+    lines.append(f"memory    about {readable(found.memory)} per worker")
     cache = (
-        f", {readable(found.cache_bytes)} of it the teacher cache of {found.cache_runs} runs"
+        f", of which {readable(found.cache_bytes)} for the teacher cache of {found.cache_runs} runs"
         if found.cache_runs
         else ""
     )
@@ -365,7 +364,7 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """A network's name without its arguments."""
+    """A model's name without its arguments."""
     return name.partition("?")[0]
 
 
@@ -379,7 +378,7 @@ def _origin(plan: Plan, pair: str) -> str:
         options = one.config.teacher
         if one.pair == pair and one.config.method.preset != NO_TEACHER:
             if one.teacher_file is not None:
-                return "trained here, once for each seed"
+                return "trained here, once per seed"
             if plan.options.same_teacher and plan.teachers:
                 return "trained here, once for all seeds"
             return (
@@ -387,24 +386,24 @@ def _origin(plan: Plan, pair: str) -> str:
                 if options.weights
                 else "published weights"
                 if options.pretrained
-                else "its own weights"
+                else "the model's own weights"
             )
     return ""
 
 
 def check_disk(plan: Plan, found: Estimate) -> bool:
-    """Whether the disk allows the plan's cache. ``ValueError`` where it is too small for the runs themselves."""
+    """Whether the disk has room for the plan's cache. ``ValueError`` if it has none for the runs."""
     runs = found.disk - found.cache_bytes
     if runs > found.free:
         raise ValueError(
             f"--out: needs about {readable(runs)} for {len(plan.trainings)} runs, got {readable(found.free)} free at "
-            f"{plan.out}; free some room or name a folder on another disk."
+            f"{plan.out}; free some room, or choose a folder on another disk."
         )
-    if plan.options.cache:  # asked for
+    if plan.options.cache:  # requested explicitly
         if found.disk > found.free:
             raise ValueError(
-                f"compare.cache: needs {readable(found.cache_bytes)} beside the runs, got {readable(found.free)} free at "
-                f"{plan.out}; free some room or give --no-cache."
+                f"compare.cache: needs {readable(found.disk)} for runs and cache, got {readable(found.free)} free at "
+                f"{plan.out}; free some room or set --no-cache."
             )
         return True
     return found.cache_bytes <= SHARE * found.free

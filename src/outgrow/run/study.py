@@ -1,10 +1,10 @@
-"""Methods x seeds under equal conditions: the same data, views, epochs and teacher for each seed.
+"""Methods x seeds under equal conditions: all methods of a seed have the same data, views, epochs and teacher.
 
     records = run_study(base, methods, seeds, out=...)     # out/<method>/seed<k>/record.json
     table = tabulate(records)                              # outgrow.report.table
 
-A study that was interrupted goes on with what is missing. It is what a script calls, with teachers of its own;
-`outgrow compare` (:mod:`outgrow.run.compare`) plans, estimates and spreads the same runs.
+Called again after an interruption, a study runs what is missing. It is for scripts, which may pass their own
+teachers. `outgrow compare` (:mod:`outgrow.run.compare`) also plans, estimates and distributes such runs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,37 +33,37 @@ def run_study(
 ) -> Records:
     """Run every method with every seed and return the records by method, in the order of seeds.
 
-    ``base`` and the methods' values are layers of configuration. ``teacher(config)`` makes the teacher of
-    a seed, once for all methods; without it each run makes its own from the configuration. With ``out``
-    finished runs are kept and not repeated, and begun ones continue. ``ValueError`` for a folder that holds a run
-    of another configuration, unless ``overwrite`` replaces it.
+    ``base`` and the values of ``methods`` are layers of configuration. ``teacher(config)`` creates the teacher of a
+    seed, once for all methods; without it, each run creates its teacher from the configuration. With ``out``, finished
+    runs are read and not repeated, and interrupted ones continue. ``ValueError`` for a folder with a run of another
+    configuration, unless ``overwrite`` replaces it.
     """
     report = reporter or Reporter()
     records: Records = {name: [] for name in methods}
     for seed in seeds:
-        made: nn.Module | None = None
+        shared: nn.Module | None = None
         for name, method in methods.items():
             folder = Path(out) / name / f"seed{seed}" if out is not None else None
             layer = {"seed": seed, "out": None if folder is None else str(folder)}
             config = settle(build_config(merge(base, {"method": method}, layer)))
             record = finished(folder, config)
             if record is None:
-                if made is None and teacher is not None and config.method.preset != NO_TEACHER:
-                    made = teacher(config)
+                if shared is None and teacher is not None and config.method.preset != NO_TEACHER:
+                    shared = teacher(config)
                 report.note(f"{name}, seed {seed}")
                 begun = state_of(folder, config) == "begun"
                 replace = overwrite and not begun
-                made_here = distill(
-                    config, teacher=made, resume=begun, overwrite=replace, reporter=Quiet(report)
+                content = distill(
+                    config, teacher=shared, resume=begun, overwrite=replace, reporter=Quiet(report)
                 )
-                record = parse_record(made_here)
+                record = parse_record(content)
             records[name].append(record)
             report.event("run", method=name, seed=seed, score=record.student_score, metric=record.metric)
     return records
 
 
 class Quiet(Reporter):
-    """Only the bars of a run: a study's own lines say the rest."""
+    """Shows only the progress bars of a run. The study prints one line per run itself."""
 
     def __init__(self, inner: Reporter) -> None:
         self.bar = inner.bar  # type: ignore[method-assign]

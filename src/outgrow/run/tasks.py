@@ -1,16 +1,16 @@
-"""Which task a source is for. A task is a folder with ``task.py:TASK`` and, where its sources have a kind of
-their own, a line here."""
+"""The task of a source. A task is a folder with ``task.py:TASK``. If it has its own kind of source, that kind is
+listed here."""
 
 from importlib import import_module
 
 from outgrow.training.task import Task
 
 SOURCES = {"coco": "detection"}
-"""Kinds of sources (what stands before the colon) that are not for classification."""
+"""Tasks by the kind of source, the part before the colon. All other kinds are for classification."""
 
 
 def task_name(source: str) -> str:
-    """The room of the task that ``source`` is for.
+    """The name of the task of ``source``.
 
     >>> task_name("coco:images:annotations"), task_name("folder:photos")
     ('detection', 'classification')
@@ -19,6 +19,6 @@ def task_name(source: str) -> str:
 
 
 def task_of(source: str) -> Task:
-    """The task that ``source`` is for; imported on use."""
+    """The task of ``source``, imported on use."""
     task: Task = import_module(f"outgrow.{task_name(source)}.task").TASK
     return task

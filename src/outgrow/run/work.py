@@ -1,10 +1,11 @@
-"""One piece of work of a comparison, as any process on any machine does it: results lie in folders.
+"""One training of a comparison, for any process on any machine. Results are written to folders.
 
-train_teacher    a teacher for several runs
-fill             a teacher cache for several runs
-train_student    a run, in its own folder
+train_teacher    train a teacher for several runs
+fill             fill a teacher cache for several runs
+train_student    run a training in its own folder
 
-Each keeps what is finished, continues what was begun, and returns None, or in words what went wrong.
+Each skips what is finished and continues what was interrupted. :class:`Work` calls one of them and returns None, or
+the error as text.
 """
 
 import traceback
@@ -32,7 +33,10 @@ SECTIONS = ("data", "teacher", "student", "method", "train", "teacher_train", "s
 
 
 def state_of(folder: Path | None, config: Config) -> State:
-    """What ``folder`` holds of a run of this configuration. Fields that change no number may be others."""
+    """The state of ``folder`` for a run of ``config``; ``other`` is a run of another configuration.
+
+    Fields that do not change results are ignored.
+    """
     if folder is None:
         return "new"
     if (folder / "record.json").is_file():
@@ -43,7 +47,7 @@ def state_of(folder: Path | None, config: Config) -> State:
 
 
 def differences(folder: Path, config: Config) -> list[str]:
-    """In what the run in ``folder`` is another one: ``train.lr (was 0.1, is 0.05)``."""
+    """The fields in which the run in ``folder`` differs: ``train.lr (was 0.1, is 0.05)``."""
     if (folder / "record.json").is_file():
         saved = read_record(folder / "record.json").config
     else:
@@ -55,14 +59,14 @@ def differences(folder: Path, config: Config) -> list[str]:
 
 
 def finished(folder: Path | None, config: Config) -> RunRecord | None:
-    """The record in ``folder`` if it is of this configuration."""
+    """The record in ``folder``; None unless it is a finished run of ``config``."""
     if folder is None or state_of(folder, config) != "finished":
         return None
     return read_record(folder / "record.json")
 
 
 def train_student(one: Training, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
-    """Run it, unless it is finished."""
+    """Start or continue a training, unless it is finished."""
     state = state_of(one.folder, one.config)
     if state == "finished":
         return
@@ -77,7 +81,7 @@ def train_student(one: Training, *, overwrite: bool = False, reporter: Reporter 
 
 
 def train_teacher(one: Preparation, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
-    """Train the teacher into its folder, unless it is there."""
+    """Train a teacher into its folder, unless it is trained."""
     if (one.folder / "teacher.safetensors").is_file() and not overwrite:
         return
     begun = (one.folder / "config.yaml").is_file()
@@ -88,13 +92,13 @@ def train_teacher(one: Preparation, *, overwrite: bool = False, reporter: Report
 
 
 def fill(one: Training, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
-    """Fill the cache that a run reads, for all that read it: what is in it is not asked again."""
+    """Fill the cache that a run reads, for all runs that read it. Cached epochs are not computed again."""
     teacher = None if one.teacher_file is None else load_teacher(one.config, one.teacher_file)
     fill_cache(one.config, epochs=one.config.train.epochs, teacher=teacher, reporter=reporter)
 
 
 def load_teacher(config: Config, file: Path) -> nn.Module | None:
-    """The teacher that was trained for several runs."""
+    """Load a teacher that was trained for several runs."""
     update: dict[str, Any] = {"train": False, "weights": str(file), "pretrained": False}
     loaded = config.model_copy(update={"teacher": config.teacher.model_copy(update=update), "out": None})
     task = task_of(config.data.source)
@@ -104,7 +108,7 @@ def load_teacher(config: Config, file: Path) -> nn.Module | None:
 
 @dataclass(frozen=True)
 class Work:
-    """A function above, ready to be sent to another process: what goes wrong comes back as words."""
+    """A call of one of these functions that can be sent to another process. Errors are returned as text."""
 
     function: Callable[..., None]
     threads: int | None = None
@@ -130,9 +134,9 @@ class Work:
 
 
 def _log(one: Training | Preparation, error: Exception) -> str:
-    """Keep the traceback in the run's folder."""
+    """Write the traceback to the run's folder; returns the end of the message, with the path."""
     try:
         write_atomically(one.folder / "error.log", "".join(traceback.format_exception(error)))
     except NotWritten:
         return ""
-    return f"; the details are in {one.folder / 'error.log'}"
+    return f"; see the traceback in {one.folder / 'error.log'}"

@@ -1,7 +1,7 @@
-"""Recipes: which networks, how long, with which constants. They only choose; nothing here computes.
+"""Recipes: named configurations with networks, training settings and constants of losses.
 
-A recipe is a layer of configuration over the defaults, below what the command line says. ``losses``
-are the constants that papers tune per pair: taken when that loss is asked for by its bare name.
+A recipe is a layer of configuration between the defaults and the command line. ``losses`` are constants that papers
+tune per pair; they apply if the loss is given by its bare name, such as ``--loss dkd``.
 """
 
 from outgrow.run.recipes.base import Recipe

@@ -1,4 +1,4 @@
-"""What a recipe is."""
+"""The type of a recipe."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recipe:
-    """``about`` is one line for people; ``layer`` and ``losses`` see the module's text."""
+    """``about`` is a one-line description; for ``layer`` and ``losses`` see :mod:`outgrow.run.recipes`."""
 
     about: str
     layer: Mapping[str, Any]

@@ -13,7 +13,7 @@ class Pair(NamedTuple):
     lr: float = 0.05
 
 
-# DKD's beta per pair is its authors'; R50-VGG8 is not among them and keeps the default of the family.
+# DKD's beta is its authors', per pair. They have none for resnet50-vgg8, which has the default of 8.
 PAIRS = (
     Pair("resnet32x4", "resnet8x4", 8.0),
     Pair("resnet56", "resnet20", 2.0),

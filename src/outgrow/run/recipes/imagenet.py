@@ -1,4 +1,4 @@
-"""The field's two ImageNet-1k pairs: 100 epochs, batch 512."""
+"""The two usual ImageNet-1k pairs: 100 epochs, batch size 512."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ PAIRS = {
 def imagenet_recipes() -> dict[str, Recipe]:
     return {
         name: Recipe(
-            f"ImageNet-1k, {teacher} to {student}, 100 epochs, KD at temperature 1, halves",
+            f"ImageNet-1k, {teacher} to {student}, 100 epochs, KD at temperature 1, weights 0.5",
             {
                 "data": {
                     "source": "imagenet",

@@ -1,4 +1,4 @@
-"""Recipes for a laptop and for one's own photographs."""
+"""Recipes for a laptop and for your own images."""
 
 from typing import Any
 
@@ -8,20 +8,22 @@ from outgrow.run.recipes.base import Recipe
 def small_recipes() -> dict[str, Recipe]:
     return {
         "default": Recipe(
-            "30 epochs of SGD with a cosine; a tenth of the training set kept back for checks", DEFAULT
+            "30 epochs of SGD with a cosine schedule; a tenth of the training set is for validation", DEFAULT
         ),
-        "digits": Recipe("scikit-learn's 8x8 digits: a teacher from few rows, a student on others", DIGITS),
+        "digits": Recipe(
+            "scikit-learn's 8x8 digits: the teacher and the student are trained on different rows", DIGITS
+        ),
         "cifar100-small": Recipe(
-            "CIFAR-100 on 2 CPU cores in ten minutes: ResNet-8 on 5,000 rows, a ResNet-20 teacher from the others",
+            "CIFAR-100 on 2 CPU cores in ten minutes: ResNet-8 on 5,000 images, a ResNet-20 teacher on the others",
             CIFAR100_SMALL,
         ),
         "finetune": Recipe(
-            "a pretrained student on your own folder of photographs, ten epochs of AdamW", FINETUNE
+            "a pretrained student on your own folder of images, ten epochs of AdamW", FINETUNE
         ),
     }
 
 
-_NO_FLIP = {"crop_padding": 1, "flip": False}  # a mirrored digit is another digit
+_NO_FLIP = {"crop_padding": 1, "flip": False}  # a mirrored digit may be another one, or none
 
 DEFAULT: dict[str, Any] = {"data": {"val_fraction": 0.1}}
 
