@@ -350,7 +350,8 @@ class TestOtherClasses:
         save_student(network, tmp_path / "w.safetensors")
         layer = with_file(tmp_path / "w.safetensors")
         with pytest.raises(
-            ValueError, match=r"10 classes, got 14 others; either map them .* or train a teacher"
+            ValueError,
+            match=r"10 classes, got a model with 14 classes: .*Either fit a map .* or train a teacher",
         ):
             run(layer, {"teacher": {"correct": "never"}})
         record = run(layer, {"train": {"epochs": 1}})

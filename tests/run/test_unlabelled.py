@@ -219,7 +219,7 @@ class TestSources:
 
 
 def test_a_batch_needs_room_for_both(teacher_file):
-    with pytest.raises(ValueError, match="--unlabelled: needs a batch of 3 images or more"):
+    with pytest.raises(ValueError, match="--unlabelled: needs train.batch_size of at least 3"):
         run(teacher_file, {"train": {"batch_size": 2}})
 
 

@@ -27,8 +27,8 @@ def as_network(name: str, module: nn.Module | None, num_classes: int, options: M
     """A module of the caller as a Network. It gets images in [0, 1], normalised by mean and std of ``options`` if given."""
     if module is None or isinstance(module, Network):
         return module
-    seen = replace(PLAIN, mean=options.mean or PLAIN.mean, std=options.std or PLAIN.std)
-    return Network(module, name=name, num_classes=num_classes, input_spec=seen)
+    spec = replace(PLAIN, mean=options.mean or PLAIN.mean, std=options.std or PLAIN.std)
+    return Network(module, name=name, num_classes=num_classes, input_spec=spec)
 
 
 def student_network(
@@ -41,7 +41,7 @@ def student_network(
         if not options.name:
             raise ValueError(
                 "--student: needs a model such as cifar/resnet8 or timm/mobilenetv3_small_100, got none; "
-                "`outgrow list models` has all names."
+                "`outgrow list models` prints all names."
             )
         network = create_model(
             options.name,

@@ -144,7 +144,7 @@ class Classification:
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:
         found: dict[str, Any] = {"compared": compare(parts.data, parts.taught.scores, scores)}
-        if run.out is not None:  # its page shows them, and they take a second
+        if run.out is not None:  # for the page; it takes a second
             student, teacher = network_of(parts.student), parts.teacher
             found["classification"] = classification_record(
                 parts.data, student, scores, teacher, parts.taught.scores, run.device
