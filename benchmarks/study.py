@@ -16,6 +16,9 @@ A student, ResNet-8, takes 5,600 steps of 64 images. The teachers:
     weak      ResNet-8 on 5,000 of them
     biased    the strong one, with a head that was fitted on labels of which 45 % are the next class
 
+With ``--few`` a student has 500 labels and 2,500 steps, and each method runs with and without the unlabelled images,
+which are then three quarters of a batch.
+
 All methods of a seed have the same rows, views, initial student and teacher. Finished runs are kept, so a study that
 was interrupted continues. ``train --triple`` trains students alone for three times the budget: the check of convergence.
 """
@@ -46,6 +49,10 @@ Layer = dict[str, Any]
 
 EPOCHS = 72
 ROWS = 5_000
+FEW = 500
+FEW_STEPS = 2_500
+SHARE = 0.75
+"""Of unlabelled images in a batch."""
 PARTS = {"student": 10_000, "teacher": 20_000, "unlabelled": 20_000}
 TEACHERS: dict[str, Layer] = {
     "strong": {"student": {"name": "cifar/resnet20"}, "train": {"epochs": 40, "batch_size": 128}},
@@ -147,19 +154,42 @@ def train(out: Path, regime: str, methods: Mapping[str, Layer], seed: int) -> No
     run_study(base, methods, [seed], out=out / regime, reporter=make_reporter())
 
 
+def train_few(out: Path, regime: str, methods: Mapping[str, Layer], seed: int) -> None:
+    """500 labels; each method with a teacher also with unlabelled images, in as many steps of as many images."""
+    base = merge(base_of(out), {"data": {"train_rows": FEW}})
+    batch = base["train"]["batch_size"]
+    unlabelled = {"unlabelled": f"parquet:{out / 'data' / 'unlabelled'}", "unlabelled_share": SHARE}
+    layers: dict[str, Layer] = {"": {"train": _steps(FEW, batch)}}
+    if regime != "alone":
+        teacher = {"name": MODELS[regime], "weights": str(weights_of(out, regime))}
+        base = merge(base, {"teacher": teacher})
+        labelled = batch - round(batch * SHARE)
+        layers[", unlabelled"] = {"data": unlabelled, "train": _steps(FEW, labelled)}
+    for suffix, layer in layers.items():
+        named = {f"{name}{suffix}": method for name, method in methods.items()}
+        run_study(merge(base, layer), named, [seed], out=out / f"few-{regime}", reporter=make_reporter())
+
+
+def _steps(rows: int, batch: int) -> Layer:
+    """Epochs for ``FEW_STEPS`` steps."""
+    epochs = round(FEW_STEPS / -(-rows // batch))
+    return {"epochs": epochs, "eval_every": epochs}
+
+
 def collect(out: Path) -> dict[str, Records]:
     """Finished runs by regime; the student alone stands beside each."""
     found: dict[str, Records] = {}
     for file in sorted(out.glob("*/*/seed*/record.json"), key=lambda f: int(f.parent.name[4:])):
         found.setdefault(file.parts[-4], {}).setdefault(file.parts[-3], []).append(read_record(file))
-    alone = found.get("alone", {})
-    return {
-        regime: {
-            name: {**alone, **found[regime]}[name] for name in METHODS if name in {**alone, **found[regime]}
-        }
-        for regime in MODELS
-        if regime in found
-    }
+    tables = {}
+    for few in ("", "few-"):
+        alone = found.get(f"{few}alone", {})
+        for regime in (f"{few}{name}" for name in MODELS):
+            if regime in found:
+                both = {**alone, **found[regime]}
+                order = [f"{name}{suffix}" for name in METHODS for suffix in ("", ", unlabelled")]
+                tables[regime] = {name: both[name] for name in order if name in both}
+    return tables
 
 
 def main() -> None:
@@ -172,6 +202,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--regimes", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--methods", nargs="+", default=["kd", "outgrow", "pair", "paper"], choices=METHODS)
+    parser.add_argument("--few", action="store_true", help="500 labels, with and without unlabelled images")
     parser.add_argument("--triple", action="store_true", help="students alone at three times the budget")
     args = parser.parse_args()
     none = {"none": METHODS["none"]}
@@ -183,10 +214,11 @@ def main() -> None:
         base = base_of(args.out, epochs=3 * EPOCHS)
         run_study(base, none, args.seeds, out=args.out / "triple", reporter=make_reporter())
     else:
+        step = train_few if args.few else train
         for seed in args.seeds:
-            train(args.out, "alone", none, seed)
+            step(args.out, "alone", none, seed)
             for regime in args.regimes:
-                train(args.out, regime, {name: METHODS[name] for name in args.methods}, seed)
+                step(args.out, regime, {name: METHODS[name] for name in args.methods}, seed)
 
 
 if __name__ == "__main__":

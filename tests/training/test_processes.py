@@ -123,11 +123,11 @@ class TestEveryLoss:
         assert max(table[name].values()) > 1e-3
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("number, dtype, tolerance", [(4, torch.float64, 1e-9), (2, torch.float32, 1e-5)])
+    @pytest.mark.parametrize("number, dtype, tolerance", [(4, torch.float64, 1e-9), (2, torch.float32, 5e-5)])
     def test_of_four_processes_and_in_float32(self, number, dtype, tolerance):
         table = differences(CASES, number, dtype)
         assert len(table) == len(CASES)
-        # in float32 rkd's gradient has four digits, and ofd is a sum over a map
+        # rounding in float32 is up to 1.6e-5 (dist); rkd has gradients of four digits, and ofd is a sum over a map
         loose = {"rkd": 100.0, "rkd, drop": 100.0, "rkd, proposals": 100.0, "ofd": 100.0}
         off = {
             name: parts
