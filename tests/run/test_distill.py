@@ -156,7 +156,7 @@ def test_a_folder_holds_one_run(tmp_path, teacher_file):
     second = run(*layers, {"seed": 1}, overwrite=True)
     assert second["student"] != first["student"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    with pytest.raises(ValueError, match="needs one of them, got both"):
+    with pytest.raises(ValueError, match="needs at most one of them, got both"):
         run(*layers, {"seed": 1}, overwrite=True, resume=True)
 
 
@@ -509,7 +509,7 @@ def test_fused_norms_of_another_net_say_so():
 
 def test_fused_norms_without_a_compiler_say_so(monkeypatch):
     monkeypatch.setattr("outgrow.training.acceleration.library", lambda dtype: None)
-    with pytest.warns(UserWarning, match="got a machine on which it cannot be built"):
+    with pytest.warns(UserWarning, match="got a machine on which the C code cannot be compiled"):
         run(FAST, {"method": {"preset": "none"}})
 
 
@@ -530,7 +530,7 @@ def test_a_changed_configuration_is_said(tmp_path, teacher_file):
     assert load_config(file)["train"]["lr"] == 0.05
     file.write_text(text.replace("lr: 0.05", "lr: 0.15", 1))
     with pytest.warns(
-        UserWarning, match=r"config.yaml was changed or damaged .* Remove its lines '# checksum"
+        UserWarning, match=r"config.yaml was changed or damaged .* remove its lines '# checksum"
     ):
         assert load_config(file)["train"]["lr"] == 0.15
     own = [line for line in file.read_text().splitlines() if not line.startswith("# checksum")]

@@ -315,8 +315,8 @@ def load_config(path: str | Path) -> dict[str, Any]:
     _warn_if_changed(text, path)
     if not isinstance(content, dict):
         raise ValueError(
-            f"--config: needs a mapping of sections, got {type(content).__name__} in {path}; restore the file, or see "
-            "OUT/config.yaml of a run."
+            f"--config: needs a mapping of sections, got {type(content).__name__} in {path}; see OUT/config.yaml of a run, "
+            "or restore the file."
         )
     return content
 
