@@ -9,13 +9,23 @@ import torch
 from torch import Tensor, nn
 
 import outgrow
-from outgrow.classification.data import RunData, eval_loader, open_run_data, set_size, train_loader, view_size
-from outgrow.classification.student import student_network
+from outgrow.classification.data import (
+    RunData,
+    eval_loader,
+    open_run_data,
+    set_input_size,
+    train_loader,
+    view_size,
+)
+from outgrow.classification.task import TASK, network_of
 from outgrow.data import ArraySplit, FileSplit, Split
 from outgrow.data.files import PathList
 from outgrow.models import InputSpec, Network, create_model
+from outgrow.objective import Objective
 from outgrow.run.evaluation import evaluate_model
 from outgrow.training.config import Config, build_config
+from outgrow.training.progress import Reporter
+from outgrow.training.task import RunContext
 from tests.data.helpers import write_folder
 
 CPU = torch.device("cpu")
@@ -49,10 +59,15 @@ def configured(source: str, student: str, **data: Any) -> Config:
     )
 
 
+def made(config: Config, data: RunData) -> Network:
+    """The student of a run, with its input size."""
+    return network_of(TASK.make_student(RunContext(config, CPU, Reporter()), data, Objective({}), None))
+
+
 def views(config: Config) -> tuple[RunData, Network, Tensor, Tensor]:
     """The student, and what it sees of one batch in training and in testing."""
     data = open_run_data(config)
-    student = student_network(config, data, None)
+    student = made(config, data)
     train = next(iter(train_loader(config, config.train, data.train, [None, student], CPU).epoch(0))).images
     test = next(iter(eval_loader(data.test, student, config.train, CPU, 0).epoch(0))).images
     return data, student, student.prepare(train), student.prepare(test)
@@ -82,9 +97,9 @@ def test_the_rule(size: int | None, split: Split, wanted: list[int | None], expe
 @pytest.mark.parametrize("student", ["cifar/resnet8", TIMM])
 @pytest.mark.parametrize("size", [32, 64, None])
 def test_photographs_are_tested_as_they_are_trained(photos: Path, student: str, size: int | None) -> None:
-    data, network, train, test = views(configured(f"folder:{photos}", student, size=size))
+    _, network, train, test = views(configured(f"folder:{photos}", student, size=size))
     side = size or 224
-    assert (data.size, network.input_spec.size) == (side, side)
+    assert network.input_spec.size == side
     assert train.shape[1:] == test.shape[1:] == (3, side, side)
 
 
@@ -102,7 +117,7 @@ def test_without_augmentation_a_view_is_that_of_testing(photos: Path, tmp_path: 
     for student in ("cifar/resnet8", TIMM):
         config = configured(f"folder:{photos / 'train'}", student, size=32)
         data = open_run_data(config)
-        network = student_network(config, data, None)
+        network = made(config, data)
         shown = train_loader(config, config.train, data.test, [None, network], CPU)
         seen = {int(i): x for b in shown.epoch(0) for i, x in zip(b.target.index, b.images, strict=True)}
         for batch in eval_loader(data.test, network, config.train, CPU, 0).epoch(0):
@@ -125,20 +140,34 @@ def test_the_students_interpolation_and_crop_are_those_of_training(photos: Path)
 def test_a_net_of_one_size(photos: Path) -> None:
     config = configured(f"folder:{photos}", VIT, size=32)
     with pytest.raises(
-        ValueError, match=r"data.size: needs 224 for timm/vit.*got 32; .*student.input_size=32"
+        ValueError,
+        match=r"data.size: needs 224, the only size that timm/vit.* accepts, got 32; .*student.input_size=32",
     ):
-        student_network(config, open_run_data(config), None)
+        made(config, open_run_data(config))
     student = {"student": {"input_size": 32}}
     for size in (32, None):
         config = build_config(configured(f"folder:{photos}", VIT, size=size).model_dump(), student)
-        network = student_network(config, open_run_data(config), None)
+        network = made(config, open_run_data(config))
         assert network.input_spec.size == 32
         assert network(torch.rand(2, 3, 32, 32)).shape == (2, 2)
     config = build_config(configured(f"folder:{photos}", TIMM, size=64).model_dump(), student)
     with pytest.raises(
-        ValueError, match=r"data.size: needs the 32 of input_size, got 64; .* one of the two|tested at"
+        ValueError,
+        match=r"data.size: needs the same size as input_size, which is 32, got 64; .* one of the two",
     ):
-        student_network(config, open_run_data(config), None)
+        made(config, open_run_data(config))
+
+
+@pytest.mark.parametrize("size", [16, None])
+def test_making_a_student_changes_nothing_in_the_data(photos: Path, size: int | None) -> None:
+    """The size is in the network alone, from which the record has it."""
+    config = configured(f"folder:{photos}", "cifar/resnet8", size=size)
+    run, data = RunContext(config, CPU, Reporter()), open_run_data(config)
+    before = dict(vars(data))
+    student = TASK.make_student(run, data, Objective({}), None)
+    assert all(vars(data)[name] is value for name, value in before.items())
+    assert TASK.data_record(run, data, student).size == network_of(student).input_spec.size == (size or 224)
+    assert TASK.data_record(run, data, None).size is None
 
 
 def test_trying_a_size_leaves_a_net_as_it_was(photos: Path) -> None:
@@ -148,7 +177,8 @@ def test_trying_a_size_leaves_a_net_as_it_was(photos: Path) -> None:
     network.train()
     network.net.classifier.eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    assert set_size(64, config.student, data, network) == 64
+    set_input_size(network, data.train, 64, config.student)
+    assert network.input_spec.size == 64
     assert network.training
     assert not network.net.classifier.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -188,15 +218,10 @@ def test_images_of_one_size_are_tested_beside_others(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_names_no_size_sees_what_the_student_sees(photos: Path, tmp_path: Path) -> None:
-    from outgrow.classification.task import TASK
-    from outgrow.objective import Objective
-    from outgrow.training.progress import Reporter
-    from outgrow.training.task import RunContext
-
     config = configured(f"folder:{photos}", "cifar/resnet8", size=32)
     run = RunContext(config, CPU, Reporter())
     data = open_run_data(config)
-    student = student_network(config, data, None)
+    student = made(config, data)
     for own, expected in ((None, 32), (48, 48)):
         teacher = create_model("cifar/resnet8", 2, input_size=own)
         TASK.freeze(run, data, teacher, student, Objective({}))

@@ -122,10 +122,14 @@ def test_top5_is_topk_without_ties() -> None:
 @pytest.mark.parametrize(
     ("logits", "label", "message"),
     [
-        (torch.zeros(0, 3), [], "one row or more of 3 logits, got 0 x 3; pass"),
-        (torch.tensor([[0.0, 1, 2], [0, math.nan, 0]]), [0, 0], r"got nan as the largest of row 1 \(1 such"),
-        (torch.tensor([[0.0, INF, 0]]), [0], "got inf as the largest of row 0"),
-        (torch.full((2, 3), -INF), [0, 0], r"got -inf as the largest of row 0 \(2 such rows\); look"),
+        (torch.zeros(0, 3), [], "at least one row of 3 logits, got 0 x 3; pass"),
+        (
+            torch.tensor([[0.0, 1, 2], [0, math.nan, 0]]),
+            [0, 0],
+            r"got nan as the largest logit of row 1 \(1 such",
+        ),
+        (torch.tensor([[0.0, INF, 0]]), [0], "got inf as the largest logit of row 0"),
+        (torch.full((2, 3), -INF), [0, 0], r"got -inf as the largest logit of row 0 \(2 such rows\); look"),
         (torch.zeros(2, 3), [0, 3], "labels from 0 to 2, got 0 to 3; leave"),
         (torch.zeros(2, 3), [-1, 2], "labels from 0 to 2, got -1 to 2; leave"),
     ],

@@ -92,7 +92,7 @@ class TestTeacher:
         teacher = network((2, 1, 0), ("azure", "green", "red"))
         record = run(photos, teacher, report)
         assert record["correction"] is not None
-        assert any("mapped from the labels" in text and "missing: blue" in text for text in report.said)
+        assert any("is fitted on the labels" in text and "missing: blue" in text for text in report.said)
         with pytest.raises(ValueError, match=r"2 of 3 found by name \(missing: blue; not needed: azure\)"):
             run(photos, teacher, teacher={"correct": "never"})
 
@@ -102,11 +102,11 @@ class TestTeacher:
         size = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
         (folder / "config.json").write_text(json.dumps({"model_type": "resnet", **size}))
         with pytest.raises(
-            ValueError, match=r"needs weights, got a config.json alone; give --teacher-weights"
+            ValueError, match=r"needs weights, got only a config.json; give --teacher-weights"
         ):
             run(photos, None, teacher={"name": f"hf/{folder}"})
         with pytest.raises(
-            ValueError, match=r"evaluate hf/.*: needs weights, got a model without; save them"
+            ValueError, match=r"evaluate hf/.*: needs weights, got a model without weights; save them"
         ):
             score(photos, f"hf/{folder}")
 

@@ -80,7 +80,7 @@ def test_warnings_are_given_where_they_are_true():
     assert "has 100 images: a difference of 10.00 points" in small
     assert "About 160 images" in small
     (equal,) = page_warnings(with_parts(counts=(10, 3, 3, 5)))
-    assert "does not tell them apart" in equal
+    assert "shows no difference between them" in equal
     below, _ = page_warnings(with_parts(majority=50.0))
     assert "The teacher is right on 50.00 %" in below
     assert "most frequent class would be right on 50.00 %" in below

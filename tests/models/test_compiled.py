@@ -167,7 +167,7 @@ class TestInARun:
         monkeypatch.setattr(torch, "compile", lambda run, **options: fail)
         layer = merge(self.LAYER, {"train": {"compile": True, "epochs": 1}})
         with pytest.warns(
-            UserWarning, match=r"train.compile: .*got: no C\+\+ compiler found; trains without"
+            UserWarning, match=r"train.compile: .*got: no C\+\+ compiler found; the training is not compiled"
         ):
             distill(build_config(layer))
 

@@ -49,7 +49,7 @@ def test_as_json():
 
 
 def test_measures_are_not_mixed():
-    with pytest.raises(ValueError, match="needs runs that were judged by one measure, got top1 and ap; give"):
+    with pytest.raises(ValueError, match="needs runs with the same metric, got top1 and ap; put"):
         tabulate({"kd": [record("kd", 0, 90.0)], "none": [detector("none", 0, 40.0)]})
 
 
@@ -92,5 +92,5 @@ def test_runs_that_cannot_be_paired_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"needs the same seeds for every method, got .*; run the missing"):
         read_records(tmp_path)
     (tmp_path / "kd" / "seed0" / "record.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"needs a whole record in .*record.json, got .* faults"):
+    with pytest.raises(ValueError, match=r"needs a valid record in .*record.json, got .* errors"):
         read_records(tmp_path)

@@ -131,11 +131,11 @@ def test_resume_refuses_another_configuration(tmp_path, teacher_file):
     run(*layers)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(
-        ValueError, match=r"got another in train.lr \(was 0.05, is 0.01\); rerun with --config"
+        ValueError, match=r"got other values of train.lr \(was 0.05, is 0.01\); rerun with --config"
     ):
         run(*layers, {"train": {"lr": 0.01}}, resume=True)
     with pytest.raises(
-        ValueError, match=r"got another in method.rule \(was None, is swap\), seed \(was 0, is 1\)"
+        ValueError, match=r"got other values of method.rule \(was None, is swap\), seed \(was 0, is 1\)"
     ):
         run(*layers, {"method": {"rule": "swap"}, "seed": 1}, resume=True)
     with pytest.raises(ValueError, match="--out: needs the folder of a run, got None"):
@@ -150,13 +150,13 @@ def test_a_folder_holds_one_run(tmp_path, teacher_file):
         run(*layers, {"seed": 1})
     assert json.loads((tmp_path / "record.json").read_text())["config"]["seed"] == 0
     (tmp_path / "record.json").unlink()
-    with pytest.raises(ValueError, match=r"got a run that was begun \(config.yaml\)"):
+    with pytest.raises(ValueError, match=r"got an unfinished run \(config.yaml\)"):
         run(*layers, {"seed": 1})
     (tmp_path / "notes.txt").write_text("mine")
     second = run(*layers, {"seed": 1}, overwrite=True)
     assert second["student"] != first["student"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    with pytest.raises(ValueError, match="needs one of them, got both"):
+    with pytest.raises(ValueError, match="needs at most one of them, got both"):
         run(*layers, {"seed": 1}, overwrite=True, resume=True)
 
 
@@ -176,7 +176,7 @@ def test_more_epochs(tmp_path, teacher_file):
     assert more["epochs"][0] == first["epochs"][0]
     assert [epoch["epoch"] for epoch in more["epochs"]] == [1, 2, 3]
     assert load_config(tmp_path / "config.yaml")["train"]["epochs"] == 3
-    with pytest.raises(ValueError, match=r"train.epochs \(was 3, is 2: more is possible\)"):
+    with pytest.raises(ValueError, match=r"train.epochs \(was 3, is 2: it may only rise\)"):
         run(*layers, {"train": {"epochs": 2}}, resume=True)
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_seen(tmp_path, teacher_file, monkeypatch, damag
     }
     file.write_bytes(new[damage])
     resumed = run(*layers, resume=True, reporter=notes)
-    assert any(f"{file} is damaged; continuing from the one before it" in text for text in notes.texts)
+    assert any(f"{file} is damaged; continuing from the previous one" in text for text in notes.texts)
     assert drop_times(resumed) == drop_times(whole)
 
 
@@ -242,7 +242,7 @@ def test_when_all_checkpoints_are_damaged(tmp_path, teacher_file, monkeypatch):
         run(*layers)
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"needs a whole checkpoint, got .* delete what is damaged"):
+    with pytest.raises(ValueError, match=r"needs an undamaged checkpoint, got .* delete the damaged files"):
         run(*layers, resume=True)
 
 
@@ -350,7 +350,8 @@ class TestOtherClasses:
         save_student(network, tmp_path / "w.safetensors")
         layer = with_file(tmp_path / "w.safetensors")
         with pytest.raises(
-            ValueError, match=r"10 classes, got 14 others; either map them .* or train a teacher"
+            ValueError,
+            match=r"10 classes, got a model with 14 classes: .*Either fit a map .* or train a teacher",
         ):
             run(layer, {"teacher": {"correct": "never"}})
         record = run(layer, {"train": {"epochs": 1}})
@@ -490,7 +491,7 @@ def test_fused_norms_are_taken_where_they_are_asked_for(monkeypatch):
 
 
 def test_fused_norms_that_cannot_be_say_so():
-    with pytest.warns(UserWarning, match=r"train\.fused_norms: needs a CPU.*one by one"):
+    with pytest.warns(UserWarning, match=r"train\.fused_norms: needs a CPU.*separate operations"):
         run(FAST, {"method": {"preset": "none"}}, {"train": {"channels_last": False}})
 
 
@@ -500,13 +501,15 @@ def test_fused_norms_of_another_net_say_so():
     )
     net.append(nn.Linear(4, 10))
     layer = merge(SMALL, FAST, {"method": {"preset": "none"}})
-    with pytest.warns(UserWarning, match=r"got a net that calls modules of its own .* one by one"):
+    with pytest.warns(
+        UserWarning, match=r"got a network that does not call norm_relu .* separate operations"
+    ):
         distill(build_config(layer), student=net)
 
 
 def test_fused_norms_without_a_compiler_say_so(monkeypatch):
     monkeypatch.setattr("outgrow.training.acceleration.library", lambda dtype: None)
-    with pytest.warns(UserWarning, match="got a machine on which it cannot be built"):
+    with pytest.warns(UserWarning, match="got a machine on which the C code cannot be compiled"):
         run(FAST, {"method": {"preset": "none"}})
 
 
@@ -527,7 +530,7 @@ def test_a_changed_configuration_is_said(tmp_path, teacher_file):
     assert load_config(file)["train"]["lr"] == 0.05
     file.write_text(text.replace("lr: 0.05", "lr: 0.15", 1))
     with pytest.warns(
-        UserWarning, match=r"config.yaml was changed or damaged .* Remove its lines '# checksum"
+        UserWarning, match=r"config.yaml was changed or damaged .* remove its lines '# checksum"
     ):
         assert load_config(file)["train"]["lr"] == 0.15
     own = [line for line in file.read_text().splitlines() if not line.startswith("# checksum")]

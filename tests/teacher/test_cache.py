@@ -389,7 +389,7 @@ def test_features_are_kept_only_when_asked_for(tmp_path, teacher):
     config = build_config(
         merge(SMALL, {"teacher": {"cache": str(tmp_path)}, "method": {"preset": "kd", "loss": "crd"}})
     )
-    with pytest.raises(ValueError, match=r"read features; set teacher\.cache_features=true"):
+    with pytest.raises(ValueError, match=r"reads features; set teacher\.cache_features=true"):
         distill(config, teacher=teacher)
     layer = {"teacher": {"cache_features": True}, "method": {"preset": "kd"}, "train": {"epochs": 1}}
     notes = Notes()

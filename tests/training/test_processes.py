@@ -200,10 +200,10 @@ def test_a_split_student_is_refused(monkeypatch, kind, variable):
         make_accelerator(TrainConfig(device="cpu"))
 
 
-def test_the_watch_of_one_process_says_what_it_is_told(monkeypatch):
+def test_the_watch_of_one_process_prints_its_reason(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     said = []
-    watch = Watch(said.append, lost=4, told=130)
+    watch = Watch(said.append, lost=4, terminated=130)
     with watch():
         assert watch.failed(Reason("why", 2)) == 2
     assert said == ["why"]
@@ -361,8 +361,8 @@ def test_what_is_refused_ends_all_processes_with_one_message(folder):
 ENDS = [
     ("1", "refused", "outgrow: process 1 of 2: data: needs more, got less; add some"),
     ("0", "refused", "outgrow: data: needs more, got less; add some"),
-    ("1", "killed", "outgrow: needs all 2 processes, got no answer of process 1: killed"),
-    ("0", "killed", "outgrow: needs all 2 processes, got no answer of process 0: killed"),
+    ("1", "killed", "outgrow: needs all 2 processes, got no response from process 1, which was killed"),
+    ("0", "killed", "outgrow: needs all 2 processes, got no response from process 0, which was killed"),
     (
         "1",
         "diverged",
@@ -412,7 +412,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, trained, before,
     assert "data: needs more" in stopped.stderr
     done = launch(folder, after, *call, *teacher, "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"processes was {before} and is {after}; numbers may round otherwise" in done.stdout
+    assert f"processes was {before} and is {after}; results may differ by rounding" in done.stdout
     check_equal(folder, whole, parts)
 
 

@@ -112,9 +112,9 @@ NAN, INF = float("nan"), float("inf")
     [
         (None, "needs a mapping"),
         ([], "needs a mapping"),
-        ({}, "faults, the first at student"),
+        ({}, "errors, the first at student"),
         ({"student": {}}, "the first at student.name"),
-        ({"name": "somebody", "scripts": {}}, "needs a whole record"),
+        ({"name": "somebody", "scripts": {}}, "needs a valid record"),
         (changed(["student"], "gone"), "at student"),
         (changed(["student"], "resnet"), "at student"),
         (changed(["student", "top1"], "many"), "at student.top1"),
@@ -132,7 +132,7 @@ NAN, INF = float("nan"), float("inf")
         (changed(["correction", "candidates"], "none"), "at correction.candidates"),
         (changed(["config"], 3), "at config"),
         (changed(["config", "seed"], "first"), "at config.seed"),
-        (changed(["metric"], "f1"), "judged by one of top1, ap, got 'f1'"),
+        (changed(["metric"], "f1"), "one of the metrics top1, ap, got 'f1'"),
         (changed(["metric"], ["top1"]), "at metric"),
         (changed(["version"], 3), "layout 2 or older in a file, got 3"),
         (changed(["version"], "new"), "layout 2 or older in a file, got 'new'"),
@@ -174,7 +174,7 @@ def test_every_measure_has_its_words():
 def test_what_cannot_be_compared():
     runs = [parse_record(record("kd", 0, 90.0)), parse_record(detector("kd", 0, 40.0))]
     with pytest.raises(
-        ValueError, match=re.escape("judged by one measure, got top1 and ap; give the runs of each measure")
+        ValueError, match=re.escape("with the same metric, got top1 and ap; put the runs of each metric")
     ):
         common_metric(runs)
     with pytest.raises(ValueError, match="got no runs"):

@@ -13,7 +13,7 @@ BATCHES = (1, 32)
 SECONDS = 0.4
 """Maximum seconds of timing for each batch size, after a warm-up."""
 MOST, LEAST = 50, 5
-"""Number of timed passes."""
+"""Maximum and minimum number of timed passes."""
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def _flops(network: nn.Module, size: int, device: torch.device) -> int | None:
     try:
         with counter:
             network(torch.zeros(1, 3, size, size, device=device))
-    except Exception:  # the counter runs arbitrary operations, any of which may fail
+    except Exception:  # the counter may fail on any operation of a network
         return None
     return int(counter.get_total_flops())
 

@@ -24,12 +24,12 @@ from outgrow.training.processes import process_group, rank_and_size
 PLAIN = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """The input of a network that does not define one."""
 LEAST = 2
-"""Minimum number of images in a process's share of a batch, unless it is empty: a batch norm needs two."""
+"""Minimum number of images in the share of a process, unless it is empty. A batch norm needs two."""
 UNLABELLED_SEED = 1_000_003
-"""Added to the seed for unlabelled images: image 7 of both kinds has views of its own."""
+"""Added to the seed for unlabelled images, so that image 7 of both kinds has different views."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunData:
     """A source and the rows of it that a student trains on.
 
@@ -41,8 +41,6 @@ class RunData:
     others: Split | None
     unlabelled: UnlabelledImages | None = None
     """Images that are distilled without a label."""
-    size: int | None = None
-    """Side in pixels of the images that the student is trained and tested on; set by :func:`set_size`."""
     excluded: int = 0
     """Training images that ``data.exclude`` has left out of ``train``."""
     part: Part | None = None
@@ -83,14 +81,14 @@ def open_run_data(config: Config) -> RunData:
     warn_notes(data.notes)
     if data.train is None:
         raise ValueError(
-            f"--data {options.source}: needs images to train on, got only images to evaluate; "
-            "put them under train/<class>/."
+            f"--data {options.source}: needs training images, got only images to evaluate; "
+            "put training images under train/<class>/."
         )
-    wanted = options.train_rows
+    count = options.train_rows
     train, others = data.train, None
-    if wanted is not None and wanted < len(data.train):
+    if count is not None and count < len(data.train):
         order = _shuffled(config, len(data.train))
-        train, others = data.train.subset(order[:wanted]), data.train.subset(order[wanted:])
+        train, others = data.train.subset(order[:count]), data.train.subset(order[count:])
     run = RunData(
         data, train, others, _open_unlabelled(config, found, data, train), part=found.parts["train"]
     )
@@ -163,41 +161,41 @@ def view_size(size: int | None, split: Split, networks: Sequence[Network | None]
     resizes them itself. All other images get the largest input size of the networks. If no network has an input
     size, photographs get 224.
     """
-    wanted = [n.input_spec.size for n in networks if n is not None and n.input_spec.size is not None]
+    sizes = [n.input_spec.size for n in networks if n is not None and n.input_spec.size is not None]
     if size is not None:
         return size
     if isinstance(split, ArraySplit) and split.images.shape[2] == split.images.shape[3]:
         return None
-    return max(wanted, default=PHOTO if isinstance(split, FileSplit) else None)
+    return max(sizes, default=PHOTO if isinstance(split, FileSplit) else None)
 
 
-def set_size(asked: int | None, options: ModelConfig, data: RunData, network: Network) -> int | None:
-    """Set the input size of ``network`` to that of its training views, and return it.
+def set_input_size(network: Network, train: Split, size: int | None, options: ModelConfig) -> None:
+    """Set the input size of a network that is to be trained on ``train``.
 
-    The size is saved with the weights, so that a later evaluation uses the size of the training. A network that takes
-    any size gets ``data.size`` or the size of the training images. One with a fixed size keeps it. ``asked`` is
-    ``data.size``, ``options`` are those of the network; ``ValueError`` if they contradict each other.
+    From then on ``network.input_spec.size`` is the side in pixels for training, evaluation and prediction. It is saved
+    with the weights. ``size`` is ``data.size``, ``options`` are those of the network; ``ValueError`` if they
+    contradict each other. A network without an input size gets ``size``, or else the size of the training images.
+    One with an input size keeps it, unless ``size`` is given and the network accepts it.
     """
     own = network.input_spec.size
     if own is None:
-        size = asked or _own_size(data.train)
-        if size is not None:
-            resized(network, size)
-        return size
-    if asked is None or asked == own:
-        return own
+        found = size or _own_size(train)
+        if found is not None:
+            resized(network, found)
+        return
+    if size is None or size == own:
+        return
     if options.input_size == own:
         raise ValueError(
-            f"data.size: needs the {own} of input_size, got {asked}: a network is tested at the size that it is trained at; "
-            "give one of the two."
+            f"data.size: needs the same size as input_size, which is {own}, got {size}; set only one of the two, as a network "
+            "is evaluated at the size of its training."
         )
-    if not _takes(network, asked):
+    if not _takes(network, size):
         raise ValueError(
-            f"data.size: needs {own} for {network.name}, which is built for that, got {asked}; build it for another size with "
-            f"student.input_size={asked} (teacher.input_size), or leave data.size out."
+            f"data.size: needs {own}, the only size that {network.name} accepts, got {size}; build the network for this size "
+            f"with student.input_size={size} (teacher.input_size), or leave data.size out."
         )
-    resized(network, asked)
-    return asked
+    resized(network, size)
 
 
 def _own_size(split: Split) -> int | None:
@@ -236,10 +234,9 @@ def train_loader(
 ) -> Loader:
     """The training views: the share of this process, or with ``whole`` all of them.
 
-    With ``unlabelled`` a batch holds ``data.unlabelled_share`` of those, after the rows of ``split``. A student
-    without a teacher gets the same batches without them, as nothing could be learnt from them.
-
-    They are cropped and resized as in an evaluation of the last of ``networks``, the one that is trained.
+    They are cropped and resized as in an evaluation of the last of ``networks``, the one that is trained. With
+    ``unlabelled`` the share ``data.unlabelled_share`` of each batch is unlabelled images, after the rows of ``split``.
+    A student without a teacher gets the same batches without them, as they have no training signal.
     """
     size = view_size(config.data.size, split, networks)
     spec = next((n.input_spec for n in reversed(networks) if n is not None), PLAIN)
@@ -248,7 +245,7 @@ def train_loader(
         extra = min(max(round(batch_size * config.data.unlabelled_share), 1), batch_size - LEAST)
         if extra < 1:
             raise ValueError(
-                f"--unlabelled: needs a batch of {LEAST + 1} images or more, got train.batch_size={batch_size}; raise it."
+                f"--unlabelled: needs train.batch_size of at least {LEAST + 1}, got {batch_size}; raise it."
             )
         batch_size -= extra
     augment = Augment(**config.data.augment.model_dump())
@@ -258,9 +255,8 @@ def train_loader(
     )
     if unlabelled is None or config.method.preset == "none":
         return loader
-    if size is None and isinstance(
-        split, ArraySplit
-    ):  # the labelled images keep their size, and the unlabelled ones are resized to it
+    if size is None and isinstance(split, ArraySplit):
+        # the labelled images keep their size, and the unlabelled ones are resized to it
         size = split.images.shape[2]
     plain = replace(augment, mixup=0.0, cutmix=0.0)
     seed = config.seed + UNLABELLED_SEED
@@ -322,5 +318,5 @@ def eval_loader(
 
 
 def _crop(spec: InputSpec, split: Split, size: int | None) -> float:
-    """The crop share; 1 for images in memory, which were cropped when they were made."""
+    """The crop share; 1 for images in memory, which are already cropped."""
     return 1.0 if size is None or isinstance(split, ArraySplit) else spec.crop_pct

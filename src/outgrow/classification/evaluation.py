@@ -38,21 +38,21 @@ def evaluate_classifier(
     network = create_model(name, pretrained=weights is None and not own, weights=weights)
     if network.weights is None:
         raise ValueError(
-            f"evaluate {name}: needs weights, got a model without; save them beside its config.json, or give "
-            "--weights FILE."
+            f"evaluate {name}: needs weights, got a model without weights; save them beside its config.json, or "
+            "give --weights FILE."
         )
     match = match_classes(network.classes, network.num_classes, data.classes)
     if match.columns is None:
         raise ValueError(
-            f"evaluate {name}: needs the data's {data.num_classes} classes, got {network.num_classes} others: {match.note}; "
-            "rename what is spelled otherwise; `outgrow distill --teacher` can map other classes."
+            f"evaluate {name}: needs the data's {data.num_classes} classes, got a model with {network.num_classes} classes: "
+            f"{match.note}; rename classes that only differ in spelling, or map the classes with outgrow distill --teacher."
         )
     for note in network.notes:
         report.note(note)
     if match.how == "position":
-        warnings.warn(f"evaluate {name}: its classes are taken {match.note}.", stacklevel=2)
+        warnings.warn(f"evaluate {name}: its classes are matched {match.note}.", stacklevel=2)
     elif match.how == "spelling":
-        report.note(f"evaluate {name}: its classes are taken {match.note}")
+        report.note(f"evaluate {name}: its classes are matched {match.note}")
     train = TrainConfig(batch_size=batch_size)
     device = make_accelerator(train).device
     loader = eval_loader(data.test, network, train, device, workers)

@@ -55,10 +55,10 @@ CALIBRATION = 256
 
 @dataclass(frozen=True)
 class Images:
-    """The images of the comparison, in [0, 1] at the input size of the network, and a description of their source."""
+    """Images in [0, 1], at the input size of the network, to compare files on. ``source`` describes them in messages."""
 
     images: Float[Tensor, "n 3 height width"]
-    words: str
+    source: str
 
 
 def export_student(run: FinishedRun, request: Request, report: Reporter) -> Exported:
@@ -68,8 +68,8 @@ def export_student(run: FinishedRun, request: Request, report: Reporter) -> Expo
     data, notes = _open(run)
     whole = run.record.data.image_size if data is None else whole_size(data.test)
     view = eval_view(network.input_spec, whole)
-    shown = _images(run, request, network, view, data)
-    side = (shown.images.shape[2], shown.images.shape[3])
+    compared = _images(run, request, network, view, data)
+    side = (compared.images.shape[2], compared.images.shape[3])
     files, loading = [], []
     layout = layout_of(network, view)
     formats = request.formats
@@ -81,31 +81,31 @@ def export_student(run: FinishedRun, request: Request, report: Reporter) -> Expo
             layout.state or network_state(network), request.folder / WEIGHTS, _header(network, view)
         )
         layout.write(request.folder)
-        files.append(_checked(request.folder / WEIGHTS, layout.load(request.folder), network, [shown]))
+        files.append(_checked(request.folder / WEIGHTS, layout.load(request.folder), network, [compared]))
         loading.append(layout.loading)
         if not layout.elsewhere and formats == ("safetensors",):
             notes.append(
-                f"{WEIGHTS}: loads with outgrow; --format torch and onnx make files that load without"
+                f"{WEIGHTS}: loads only with outgrow; --format torch and --format onnx write files that load without it"
             )
     if "torch" in formats or "onnx" in formats:
         program, any_size = program_of(network, side, any_size=network.input_spec.size is None)
         facts["input"]["side"] = None if any_size else list(side)
-        probes = _probes(shown, any_size)
-        words = "any size" if any_size else f"{side[0]} x {side[1]} pixels"
+        probes = _probes(compared, any_size)
+        size = "any size" if any_size else f"{side[0]} x {side[1]} pixels"
         if "torch" in formats:
             write_program(program, request.folder / PROGRAM, facts)
             files.append(
                 _checked(request.folder / PROGRAM, read_program(request.folder / PROGRAM)[0], network, probes)
             )
-            loading.append(_PROGRAM_LOADING.format(words=words))
+            loading.append(_PROGRAM_LOADING.format(size=size))
         if "onnx" in formats:
             write_onnx(program, request.folder / ONNX, facts)
             model = OnnxModel(request.folder / ONNX)
             files.append(_checked(request.folder / ONNX, lambda x: model(x)[0], network, probes))
-            loading.append(_ONNX_LOADING.format(words=words))
+            loading.append(_ONNX_LOADING.format(size=size))
     if request.int8:
-        files.append(_quantized(request, network, view, data, shown))
-        loading.append(f"`{ONNX8}` loads as `{ONNX}` does; its weights and activations have 8 bits.")
+        files.append(_quantized(request, network, view, data, compared))
+        loading.append(f"`{ONNX8}` loads like `{ONNX}`; its weights and activations have 8 bits.")
     for one in files:
         report.note(f"{one.name} ({one.bytes / 1e6:.2f} MB): {one.check}")
     return Exported(
@@ -125,14 +125,14 @@ def load_student(run: FinishedRun, *, command: str = "export") -> Network:
     stated = read_weights(run.student)[1]
     if ":" not in name and "/" not in name:
         raise ValueError(
-            f"{command} {run.folder}: needs a student that is built from its name, got one that was passed to outgrow.distill "
-            f"as a module ({name!r}); make it in a file and name that (--student py:FILE:CALLABLE)."
+            f"{command} {run.folder}: needs a student that can be built from its name, got one that was passed to "
+            f"outgrow.distill as a module ({name!r}); put it into a file and run again with --student py:FILE:CALLABLE."
         )
     count = int(stated.get("num_classes") or len(classes))
     if classes and count != len(classes):
         raise ValueError(
             f"{command} {run.folder}: needs a student for the run's {len(classes)} classes, got {run.student.name} with "
-            f"{count}; restore the file, or run it again."
+            f"{count} classes; restore the file, or run again."
         )
     network = create_model(
         name, count, weights=run.student, input_size=record.config.student.input_size
@@ -160,17 +160,19 @@ def _open(run: FinishedRun) -> tuple[RunData | None, list[str]]:
 def _images(
     run: FinishedRun, request: Request, network: Network, view: EvalView, data: RunData | None
 ) -> Images:
-    """Test images of the run, or else the given pictures, or else noise."""
+    """Test images of the run; if they cannot be opened, those of ``--images``; else noise."""
     if data is not None:
         return Images(
             _prepared(data.test, COMPARED, network),
             f"{min(COMPARED, len(data.test))} test images of the run",
         )
     if request.images:
-        return Images(_pictures(request.images[:COMPARED], network, view), "the pictures given")
+        return Images(_pictures(request.images[:COMPARED], network, view), "the images of --images")
     side = network.input_spec.size or run.record.config.data.size or view.size
     noise = torch.rand(16, 3, side, side, generator=torch.Generator().manual_seed(0))
-    return Images(noise, "16 random images: the run's own cannot be opened; --images compares on yours")
+    return Images(
+        noise, "16 random images, as the run's own cannot be opened; set --images to compare on yours"
+    )
 
 
 def _prepared(split: Split, most: int, network: Network) -> Float[Tensor, "n 3 height width"]:
@@ -188,13 +190,13 @@ def _pictures(paths: tuple[Path, ...], network: Network, view: EvalView) -> Floa
     return torch.cat([fit_size(image[None], spec) for image in shown])
 
 
-def _probes(shown: Images, any_size: bool) -> list[Images]:
+def _probes(compared: Images, any_size: bool) -> list[Images]:
     """The images, the first one as a batch of one, and all at another size if the file takes any size."""
-    probes = [shown, Images(shown.images[:1], "")]
+    probes = [compared, Images(compared.images[:1], "")]
     if any_size:
-        height, width = shown.images.shape[2:]
+        height, width = compared.images.shape[2:]
         larger = F.interpolate(
-            shown.images[:4], size=(height + 8, width + 24), mode="bilinear", antialias=True
+            compared.images[:4], size=(height + 8, width + 24), mode="bilinear", antialias=True
         )
         probes.append(Images(larger, ""))
     return probes
@@ -202,13 +204,13 @@ def _probes(shown: Images, any_size: bool) -> list[Images]:
 
 @torch.no_grad()
 def _checked(
-    path: Path, theirs: Callable[[Tensor], Tensor], network: Network, probes: list[Images]
+    path: Path, exported: Callable[[Tensor], Tensor], network: Network, probes: list[Images]
 ) -> ExportedFile:
     """The file and its comparison with the student. ``ValueError`` if they differ by more than rounding."""
     largest, same, scale = 0.0, 0, 1.0
     for number, probe in enumerate(probes):
         for images in probe.images.split(16):
-            ours, found = network(images), theirs(images)
+            ours, found = network(images), exported(images)
             difference = float((ours - found).abs().max()) if ours.shape == found.shape else float("inf")
             largest = max(largest, difference if difference == difference else float("inf"))
             scale = max(scale, float(ours.abs().max()))
@@ -217,12 +219,12 @@ def _checked(
     count = len(probes[0].images)
     check = (
         f"largest difference {largest:.1e} in logits up to {scale:.1f}, same top class on {same} of {count} "
-        f"({probes[0].words})"
+        f"({probes[0].source})"
     )
     if not largest <= ROUNDING * scale:
         raise ValueError(
-            f"export: needs {path.name} to compute what the student does, got {check}, and nothing was written; leave this "
-            "format out (--format), and please report the net."
+            f"export: needs the logits of {path.name} to equal the student's, got {check}; nothing was written. Leave "
+            "this format out (--format), and please report the name of the network."
         )
     return ExportedFile(path.name, path.stat().st_size, check)
 
@@ -255,7 +257,7 @@ def _header(network: Network, view: EvalView) -> dict[str, str]:
 
 
 def _quantized(
-    request: Request, network: Network, view: EvalView, data: RunData | None, shown: Images
+    request: Request, network: Network, view: EvalView, data: RunData | None, compared: Images
 ) -> ExportedFile:
     """The ONNX file with weights and activations of 8 bits, and its accuracy."""
     require("onnx", "onnxruntime", what="--quantize int8")
@@ -265,25 +267,25 @@ def _quantized(
         images = _pictures(request.images[:CALIBRATION], network, view)
     else:
         raise ValueError(
-            "--quantize int8: needs pictures to take the ranges of activations from, got none, as the run's data cannot be "
-            "opened; give some with --images."
+            "--quantize int8: needs images for the calibration of activations, got none, as the run's data cannot be opened; "
+            "give some with --images."
         )
     source, path = request.folder / ONNX, request.folder / ONNX8
     quantize(source, path, images)
     model = OnnxModel(path)
     agreed = sum(
-        int((network(part).argmax(1) == model(part)[0].argmax(1)).sum()) for part in shown.images.split(16)
+        int((network(part).argmax(1) == model(part)[0].argmax(1)).sum()) for part in compared.images.split(16)
     )
-    check = f"same top class on {agreed} of {len(shown.images)} ({shown.words})"
+    check = f"same top class on {agreed} of {len(compared.images)} ({compared.source})"
     if data is not None:
         test = eval_loader(data.test, network, TrainConfig(batch_size=16), torch.device("cpu"), workers=0)
-        exact, short = evaluate(network, test).top1, evaluate(_Runs(model, network), test).top1
+        full, quantized = evaluate(network, test).top1, evaluate(_OnnxNetwork(model, network), test).top1
         check = (
-            f"top-1 {short:.2f} % on {len(data.test)} test images, {exact:.2f} % in float32; ranges from {len(images)} "
+            f"top-1 {quantized:.2f} % on {len(data.test)} test images, {full:.2f} % in float32; ranges from {len(images)} "
             f"training images; {check}"
         )
     else:
-        check += f"; ranges from {len(images)} pictures given"
+        check += f"; ranges from {len(images)} images of --images"
     return ExportedFile(path.name, path.stat().st_size, check)
 
 
@@ -326,7 +328,7 @@ def quantize(source: Path, path: Path, images: Float[Tensor, "n 3 height width"]
         prepared.unlink(missing_ok=True)
 
 
-class _Runs(nn.Module):
+class _OnnxNetwork(nn.Module):
     """An ONNX file with the interface of a network."""
 
     def __init__(self, model: OnnxModel, network: Network) -> None:
@@ -337,7 +339,7 @@ class _Runs(nn.Module):
         return self.model(fit_size(images, self.spec))[0]
 
 
-_PROGRAM_LOADING = """`model.pt2` needs torch alone. It takes any number of float32 RGB images in [0, 1] of {words}, and
+_PROGRAM_LOADING = """`model.pt2` needs only torch. It takes any number of float32 RGB images in [0, 1] of {size}, and
 normalises them itself:
 
 ```python
@@ -347,8 +349,8 @@ model = torch.export.load("model.pt2").module()
 logits = model(images)
 ```"""
 
-_ONNX_LOADING = """`model.onnx` needs onnxruntime alone. It takes any number of float32 RGB images in [0, 1] of {words}, and
-normalises them itself; its metadata hold the classes:
+_ONNX_LOADING = """`model.onnx` needs only onnxruntime. It takes any number of float32 RGB images in [0, 1] of {size}, and
+normalises them itself. Its metadata has the classes:
 
 ```python
 import json, onnxruntime

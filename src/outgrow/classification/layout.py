@@ -1,4 +1,4 @@
-"""The file layout of the library of a network: the files beside ``model.safetensors``, and how to load them."""
+"""The files beside ``model.safetensors`` in the layout of a network's own library, and how to load them."""
 
 import json
 import math
@@ -121,7 +121,7 @@ def _timm_width(network: Network, view: EvalView, name: str) -> Layout:
         library="timm",
         write=partial(_write_json, "config.json", _own_config(network, view)),
         load=load,
-        loading=f"""`model.safetensors` is a net of timm's that timm has no name for:
+        loading=f"""`model.safetensors` has the weights of a network that timm can build but has no name for:
 
 ```python
 from safetensors.torch import load_file
@@ -157,7 +157,7 @@ def _torchvision(network: Network, view: EvalView, rest: str) -> Layout:
         write=partial(_write_json, "config.json", _own_config(network, view)),
         load=load,
         state=state,
-        loading=f"""`model.safetensors` holds the state dict of torchvision's net:
+        loading=f"""`model.safetensors` has the state dict of torchvision's network:
 
 ```python
 import torch, torchvision
@@ -241,7 +241,7 @@ def _own(network: Network, view: EvalView) -> Layout:
         write=partial(_write_json, "config.json", _own_config(network, view)),
         load=load,
         elsewhere=False,
-        loading=f"""`model.safetensors` is read by outgrow:
+        loading=f"""`model.safetensors` loads with outgrow:
 
 ```python
 import outgrow

@@ -27,8 +27,8 @@ class Classify:
         return Lesson(student(images), teacher(images, index=batch.index), batch.target)
 
     def _idle(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> Lesson:
-        """Blank images replace an empty batch, which many networks cannot reshape. Synchronised batch norms get the empty
-        batch, so that the blank images do not enter their statistics."""
+        """Run blank images in place of an empty batch, which many networks cannot reshape. A network with synchronised
+        batch norms gets the empty batch, so that blank images do not enter the statistics."""
         images = batch.images
         if not any(isinstance(module, nn.SyncBatchNorm) for module in student.modules()):
             images = images.new_zeros(LEAST, *images.shape[1:])

@@ -23,7 +23,7 @@ class ClassMetrics:
 
     ``nll`` is in nats per image. It is infinite if the logit of an image's class is -inf. ``top5`` uses all classes if
     there are fewer than five; a class with a logit of -inf is never among them. ``per_class`` is None for a class
-    without images. ``balanced_accuracy`` is the mean of the other classes. ``majority_share`` is the accuracy of always
+    without images. ``balanced_accuracy`` is the mean over the classes with images. ``majority_share`` is the accuracy of always
     predicting the most frequent class. ``ece`` is the expected calibration error over 15 bins of equal width.
     ``confusion[i][j]`` counts images of class i that were predicted as class j.
     """
@@ -122,7 +122,7 @@ def _check(logits: Tensor, label: Tensor, num_classes: int, name: str) -> None:
     rows, classes = logits.shape
     if not rows or classes != num_classes:
         raise ValueError(
-            f"{name}: needs one row or more of {num_classes} logits, got {rows} x {classes}; pass the logits of a "
+            f"{name}: needs at least one row of {num_classes} logits, got {rows} x {classes}; pass the logits of a "
             "whole split and its number of classes."
         )
     if label.min() < 0 or label.max() >= num_classes:
@@ -130,11 +130,11 @@ def _check(logits: Tensor, label: Tensor, num_classes: int, name: str) -> None:
             f"{name}: needs labels from 0 to {num_classes - 1}, got {int(label.min())} to {int(label.max())}; leave "
             "out rows without a label."
         )
-    largest = logits.amax(1)  # nan where any is
+    largest = logits.amax(1)  # nan if any logit of the row is
     bad = ~largest.isfinite()
     if bad.any():
         first = int(bad.nonzero()[0])
         raise ValueError(
-            f"{name}: needs numbers as logits, or -inf for some classes of a row, got {largest[first].item()} as the "
-            f"largest of row {first} ({int(bad.sum())} such rows); look for the step from which on training diverged."
+            f"{name}: needs finite logits, or -inf for some classes of a row, got {largest[first].item()} as the "
+            f"largest logit of row {first} ({int(bad.sum())} such rows); look for the step at which the training diverged."
         )

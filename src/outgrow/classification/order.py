@@ -1,7 +1,7 @@
-"""Whether a classifier whose classes are taken by position has them in another order.
+"""Detect a classifier whose classes are in another order than those of the data.
 
-A net that is right on every picture scores near zero where its outputs are counted in another order than the
-data's. Then one permutation explains its answers on pictures that it was not fitted on.
+It is used when classes are matched by position. If the order is wrong, even a perfect network scores near zero. A
+permutation that is fitted on half of the images then explains the predictions on the other half.
 """
 
 import math
@@ -79,10 +79,8 @@ def order_of(predicted: Int[Tensor, " rows"], label: Int[Tensor, " rows"], num_c
 def check_order(
     predicted: Int[Tensor, " rows"], label: Int[Tensor, " rows"], classes: Sequence[str], *, who: str
 ) -> None:
-    """``ValueError`` if the outputs of ``who`` are those of ``classes`` in another order.
-
-    It is called if classes are matched by position.
-    """
+    """``ValueError`` if the outputs of ``who`` are those of ``classes`` in another order. Called if classes are matched
+    by position."""
     if not 1 < len(classes) <= MOST_CLASSES or len(label) < 2:
         return
     order = order_of(predicted, label, len(classes))
@@ -95,12 +93,12 @@ def check_order(
         f"{', ...' if len(classes) > 12 else ''}), got {100 * order.by_position:.1f} % right by position and "
         f"{100 * order.crossed:.1f} % in the order that fits the other half of the images: its outputs are likely {listed}; "
         "name its classes in their own order (a JSON list as 'classes' in the metadata of its safetensors file, or "
-        "Network(classes=...)), so that they are found by name."
+        "Network(classes=...)), so that they are matched by name."
     )
 
 
 def _halves(label: Tensor, num_classes: int) -> Tensor:
-    """0 and 1 alternating within every class, by the position of its images."""
+    """0 and 1 alternating within every class, by position. Classes with an odd number of images start with 0 and 1 in turn."""
     half = torch.empty_like(label)
     start = 0
     for number in range(num_classes):
@@ -111,7 +109,7 @@ def _halves(label: Tensor, num_classes: int) -> Tensor:
 
 
 def _assignment(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """The one-to-one assignment of classes to outputs with the most right predictions; -1 for unused outputs."""
+    """The one-to-one assignment of classes to outputs with the most right predictions; -1 for outputs that were never predicted."""
     from scipy.optimize import linear_sum_assignment
 
     counts = torch.bincount(predicted * num_classes + label, minlength=num_classes**2)

@@ -35,7 +35,7 @@ def _below_majority(record: RunRecord) -> str:
     if found is None or own is None or own > found.majority:
         return ""
     return (
-        f"The teacher is right on {own:.2f} % of the test images; always naming the most frequent class would be right on "
+        f"The teacher is right on {own:.2f} % of the test images; always predicting the most frequent class would be right on "
         f"{found.majority:.2f} %. A student learns little from such a teacher: check its classes, its normalisation and its "
         "weights."
     )
@@ -50,12 +50,12 @@ def _too_small(record: RunRecord) -> str:
         return ""
     if math.isinf(needed):
         return (
-            f"Student and teacher are right on equally many of the {total:,} test images: this test set does not tell them "
-            "apart."
+            f"Student and teacher are right on equally many of the {total:,} test images: this test set shows no difference "
+            "between them."
         )
     return (
         f"The test set has {total:,} images: a difference of {abs(difference):.2f} points between student and teacher is within "
-        f"chance. About {_round_up(needed):,} images would be needed to tell."
+        f"chance. About {_round_up(needed):,} images would be needed to show it."
     )
 
 
@@ -118,7 +118,7 @@ class Confusion:
 
 
 def page_sections(record: Run) -> list[Section]:
-    """For ``write_run_page``."""
+    """The sections, for ``write_run_page``."""
     record = parse_record(record)
     found = record.classification
     if found is None:

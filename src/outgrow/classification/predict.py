@@ -92,17 +92,17 @@ def of_run(run: FinishedRun) -> Classifier:
 
 def of_weights(path: Path) -> Classifier:
     """A safetensors file of ``export`` or of a run. ``ValueError`` if its network cannot be built."""
-    stated = read_weights(path)[1]
-    name, count = stated.get("model"), stated.get("num_classes")
+    metadata = read_weights(path)[1]
+    name, count = metadata.get("model"), metadata.get("num_classes")
     if not isinstance(name, str) or not count:
         raise ValueError(
-            f"predict {path}: needs a file that says which net it is (a run's student.safetensors, or an export), got one "
-            "without that in its metadata; give the run's folder."
+            f"predict {path}: needs a file with the name of its network in its metadata (a run's student.safetensors, or an "
+            "export), got one without; give the run's folder."
         )
     if name.startswith("hf/") and (path.parent / "config.json").is_file():
         name = f"hf/{path.parent}"
     network = create_model(name, int(count), weights=path).eval().requires_grad_(False)
-    view = stated.get("view")
+    view = metadata.get("view")
     view = _view(view) if isinstance(view, dict) else eval_view(network.input_spec, None)
     return _classifier(network, view)
 

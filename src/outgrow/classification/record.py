@@ -22,7 +22,8 @@ NUM_EXAMPLES = 24
 MAX_CONFUSED = 200
 """Largest number of classes for which a record has the confusion matrix."""
 DECODED_SIZE = 32
-"""Side in pixels for the cost of networks that take any size, if the images have no common size."""
+"""Side in pixels at which the cost of a network without an input size is measured. This is the case for images in
+memory that are not square."""
 
 
 def classification_record(
@@ -33,7 +34,7 @@ def classification_record(
     teacher_scores: Scores | None,
     device: torch.device,
 ) -> ClassificationRecord:
-    """Both networks on the test images, by class, and what each costs on this machine."""
+    """Both networks on the test images, by class, and their cost on this machine."""
     label = scores.label
     counts = torch.bincount(label, minlength=data.num_classes)
     return ClassificationRecord(

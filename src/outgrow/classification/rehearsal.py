@@ -23,15 +23,15 @@ def first_rows(split: Split, rows: int) -> Split:
 
 
 class AsIfMapped(BaseTeacher):
-    """A teacher whose outputs are repeated or cut to the number of classes of the data. It costs as much as the real one,
-    but its predictions have no meaning."""
+    """A teacher whose logits are repeated or cut to the number of classes of the data. It takes as long as the real one, but
+    its predictions have no meaning."""
 
     columns: Tensor
 
-    def __init__(self, teacher: BaseTeacher, own: int, wanted: int) -> None:
+    def __init__(self, teacher: BaseTeacher, num_own: int, num_classes: int) -> None:
         super().__init__()
         self.teacher = teacher
-        self.register_buffer("columns", torch.arange(wanted) % own)
+        self.register_buffer("columns", torch.arange(num_classes) % num_own)
 
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
         outputs = self.teacher(images, index=index)

@@ -90,8 +90,8 @@ def _check_logits(logits: Float[Tensor, "rows classes"], first: int, name: str) 
         where = (bad.nonzero()[:4, 0] + first).tolist()
         raise ValueError(
             f"scores: needs finite logits, got NaN or infinity from {name} for {int(bad.sum())} of {len(bad)} images, the "
-            f"first at positions {', '.join(map(str, where))}; its weights are not finite: lower the learning rate it was "
-            "trained with, or check its file."
+            f"first at positions {', '.join(map(str, where))}; if its weights are not finite, lower the learning rate of its "
+            "training, or check its file."
         )
 
 

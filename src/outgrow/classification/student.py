@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from outgrow.classification.data import PLAIN, RunData, eval_loader, set_size, train_loader
+from outgrow.classification.data import PLAIN, RunData, eval_loader, set_input_size, train_loader
 from outgrow.classification.lesson import Classify
 from outgrow.classification.scores import evaluate
 from outgrow.data import Split
@@ -27,8 +27,8 @@ def as_network(name: str, module: nn.Module | None, num_classes: int, options: M
     """A module of the caller as a Network. It gets images in [0, 1], normalised by mean and std of ``options`` if given."""
     if module is None or isinstance(module, Network):
         return module
-    seen = replace(PLAIN, mean=options.mean or PLAIN.mean, std=options.std or PLAIN.std)
-    return Network(module, name=name, num_classes=num_classes, input_spec=seen)
+    spec = replace(PLAIN, mean=options.mean or PLAIN.mean, std=options.std or PLAIN.std)
+    return Network(module, name=name, num_classes=num_classes, input_spec=spec)
 
 
 def student_network(
@@ -41,7 +41,7 @@ def student_network(
         if not options.name:
             raise ValueError(
                 "--student: needs a model such as cifar/resnet8 or timm/mobilenetv3_small_100, got none; "
-                "`outgrow list models` has all names."
+                "`outgrow list models` prints all names."
             )
         network = create_model(
             options.name,
@@ -62,7 +62,6 @@ def student_network(
     if network.classes is not None and network.classes != data.classes:
         order_heads(network, data.classes)
     network.classes = data.classes
-    data.size = set_size(config.data.size, config.student, data, network)
     return network
 
 
@@ -83,7 +82,7 @@ def train_alone(
 ) -> list[EpochRecord]:
     """Train ``network`` on ``rows`` with ``config.teacher_train``, without a teacher, in the same loop."""
     train = config.teacher_train
-    set_size(config.data.size, config.teacher, data, network)
+    set_input_size(network, rows, config.data.size, config.teacher)
     device = make_accelerator(train).device
     test = eval_loader(data.test, network, train, device, config.data.workers)
     checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)
@@ -94,7 +93,7 @@ def train_alone(
         objective=Objective({}),
         loader=train_loader(config, train, rows, [network], device),
         config=train,
-        ask=Classify(train.channels_last),
+        make_lesson=Classify(train.channels_last),
         evaluate=lambda model: evaluate(model, test).top1,
         checkpoint=checkpoint,
     )

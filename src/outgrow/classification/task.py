@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from outgrow.classification.data import RunData, eval_loader, open_run_data, train_loader
+from outgrow.classification.data import RunData, eval_loader, open_run_data, set_input_size, train_loader
 from outgrow.classification.evaluation import evaluate_classifier
 from outgrow.classification.lesson import Classify
 from outgrow.classification.page import page_sections, page_warnings
@@ -37,7 +37,7 @@ class Classification:
 
     metric = "top1"
 
-    def ask(self, config: Config) -> Classify:
+    def lesson_maker(self, config: Config) -> Classify:
         return Classify(config.train.channels_last)
 
     def rectifier(self, rectify: Rectifier) -> Callable[[Outputs, Target], Knowledge]:
@@ -52,7 +52,9 @@ class Classification:
     def make_student(
         self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None
     ) -> Taps:
-        return tapped(student_network(run.config, data, module, run.report), objective)
+        network = student_network(run.config, data, module, run.report)
+        set_input_size(network, data.train, run.config.data.size, run.config.student)
+        return tapped(network, objective)
 
     def make_teacher(self, run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
         return make_teacher(run, data, module)
@@ -65,10 +67,11 @@ class Classification:
         student: nn.Module,
         objective: Objective,
     ) -> Taught:
-        network = cast(Network | None, teacher)
-        if network is not None and network.input_spec.size is None and data.size is not None:
-            resized(network, data.size)  # it has no input size: it gets that of the student
-        return freeze_teacher(run, data, network, network_of(student), objective)
+        network, own = cast(Network | None, teacher), network_of(student)
+        size = own.input_spec.size
+        if network is not None and network.input_spec.size is None and size is not None:
+            resized(network, size)  # a teacher without an input size gets that of the student
+        return freeze_teacher(run, data, network, own, objective)
 
     def train_loader(
         self, run: RunContext, data: RunData, networks: Sequence[nn.Module | None], *, whole: bool = False
@@ -123,7 +126,7 @@ class Classification:
             epoch_best=best.epoch,
         )
 
-    def data_record(self, run: RunContext, data: RunData) -> DataRecord:
+    def data_record(self, run: RunContext, data: RunData, student: nn.Module | None) -> DataRecord:
         return DataRecord(
             source=run.config.data.source,
             fingerprint=data.source.fingerprint,
@@ -131,7 +134,7 @@ class Classification:
             train=len(data.train),
             val=0 if data.val is None else len(data.val),
             test=len(data.test),
-            size=data.size,
+            size=None if student is None else network_of(student).input_spec.size,
             image_size=whole_size(data.test),
             duplicates=data.source.duplicates,
             faults=data.source.faults + (() if data.unlabelled is None else data.unlabelled.faults),
@@ -142,7 +145,7 @@ class Classification:
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:
         found: dict[str, Any] = {"compared": compare(parts.data, parts.taught.scores, scores)}
-        if run.out is not None:  # its page shows them, and they take a second
+        if run.out is not None:  # for the page; it takes a second
             student, teacher = network_of(parts.student), parts.teacher
             found["classification"] = classification_record(
                 parts.data, student, scores, teacher, parts.taught.scores, run.device

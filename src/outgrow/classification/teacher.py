@@ -77,7 +77,7 @@ def _with_weights(options: TeacherConfig) -> Network:
     own = options.name.startswith(("hf/", "py:"))
     network = _network(options) if options.weights or options.pretrained or own else None
     if network is None or network.weights is None:
-        got = "none" if network is None else "a config.json alone"
+        got = "none" if network is None else "only a config.json"
         raise ValueError(
             f"--teacher {options.name}: needs weights, got {got}; give --teacher-weights FILE, or --train-teacher to "
             "train it first, or --set teacher.pretrained=true for published ones."
@@ -105,7 +105,7 @@ def _train(run: RunContext, data: RunData, network: Network) -> None:
         if data.others is None:
             raise ValueError(
                 "teacher.rows=disjoint: needs rows that the student does not train on, got none; "
-                "set data.train_rows to fewer than there are."
+                "set data.train_rows to fewer than the data have."
             )
         rows = data.others
     run.report.note(f"teacher {network.name} ({num_parameters(network):,} parameters), {len(rows):,} images")
@@ -122,7 +122,7 @@ def freeze_teacher(
     if network is None:
         return Taught(NoTeacher(data.num_classes))
     config = run.config
-    wanted = config.teacher.correct == "always" or (
+    corrects = config.teacher.correct == "always" or (
         config.teacher.correct == "auto"
         and lookup(PRESETS, config.method.preset, kind="preset").correct_teacher
     )
@@ -134,7 +134,7 @@ def freeze_teacher(
     views = train_loader(config, config.train, data.train, [network, student], run.device, whole=True)
     test = eval_loader(data.test, network, config.train, run.device, config.data.workers)
     teacher = _inference(
-        run, network.to(run.device), taps_read(network, objective, wanted or foreign), test, views
+        run, network.to(run.device), taps_read(network, objective, corrects or foreign), test, views
     )
     facts = _facts(config, network)
     scores = None
@@ -145,7 +145,7 @@ def freeze_teacher(
         if match.how == "position":
             check_order(scores.predicted, data.test.labels, data.classes, who=f"--teacher {network.name}")
         facts |= _numbers(scores)
-    if not (wanted or foreign):
+    if not (corrects or foreign):
         return Taught(teacher, TeacherRecord(**facts), scores=scores)
     correction, fitted = _fit_correction(run, data, teacher, network, views, foreign=foreign)
     facts |= fitted
@@ -211,11 +211,13 @@ def _inference(
 
 
 def _note_of_classes(run: RunContext, network: Network, match: Match) -> None:
-    """Print how the teacher's classes were matched, unless names and order are the same."""
+    """Note how the teacher's classes were matched, unless names and order are the same."""
     if match.columns is None:
-        run.report.note(f"teacher: its classes are others, and mapped from the labels: {match.note}")
+        run.report.note(
+            f"teacher: it has other classes; a map to the student's is fitted on the labels: {match.note}"
+        )
     elif match.how == "position":
-        run.report.note(f"warning: teacher {network.name}: its classes are taken {match.note}")
+        run.report.note(f"warning: teacher {network.name}: its classes are matched {match.note}")
     elif match.how == "spelling" or match.columns != tuple(range(network.num_classes)):
         run.report.note(
             f"teacher: {len(match.columns)} of its {network.num_classes} classes are the student's, {match.note}"
@@ -238,16 +240,16 @@ def _fit_correction(
     *,
     foreign: bool,
 ) -> tuple[BiasCorrection, dict[str, float]]:
-    """Fit a correction on the training views, print its report and save it. Also returns facts about the views."""
+    """Fit a correction on the training views, note its report and save it. Also returns facts about the views."""
     config, report = run.config, run.report
     outputs, target = _outputs_on_views(run, teacher, views)
     facts = {}
     if not foreign:
         facts["wrong_rate"] = 1 - float((outputs.logits.argmax(1) == target.label).float().mean())
     held_out, source = None, ""
-    if not foreign and _may_have_seen(config):
+    if not foreign and _may_have_trained_on(config):
         held_out, source = _held_out(run, data, teacher, network)
-    report.note("teacher: looking for what is systematic in its errors, out of fold ...")
+    report.note("teacher: fitting a correction of its systematic errors, scored out of fold ...")
     correction = BiasCorrection(data.num_classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says the same and names the source of the rows
@@ -263,7 +265,7 @@ def _fit_correction(
     return correction, facts
 
 
-def _may_have_seen(config: Config) -> bool:
+def _may_have_trained_on(config: Config) -> bool:
     """Whether the teacher may have been trained on the training rows with these labels."""
     return not (config.teacher.train and config.teacher.rows == "disjoint")
 
@@ -322,9 +324,9 @@ def _held_out(
 
 def _foreign(network: Network, data: RunData, match: Match) -> str:
     return (
-        f"--teacher {network.name}: needs the data's {data.num_classes} classes, got {network.num_classes} others; either "
-        "map them from the teacher's outputs (--correct-teacher auto: no teacher training), or train a teacher for them "
-        f"(--train-teacher, from these weights). Of the data's classes {match.note}."
+        f"--teacher {network.name}: needs the data's {data.num_classes} classes, got a model with {network.num_classes} "
+        f"classes: {match.note}. Either fit a map from the teacher's outputs (--correct-teacher auto; the teacher is not trained), or "
+        "train a teacher for the data's classes (--train-teacher, from these weights)."
     )
 
 
@@ -338,14 +340,14 @@ def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: i
     objective, loader, data = parts.objective, cast(Loader, parts.loader), cast(RunData, parts.data)
     if options.cache is None:
         if options.cache_features:
-            report.note("warning: teacher.cache_features is ignored without a folder, teacher.cache")
+            report.note("warning: teacher.cache_features is ignored without teacher.cache, its folder")
         return teacher
     if parts.teacher is None:
         return teacher
     if objective.reads_features and not options.cache_features:
         raise ValueError(
-            "teacher.cache: needs losses that read logits alone, got some that read features; set "
-            "teacher.cache_features=true to keep those too, leave the cache out, or choose losses that read logits alone."
+            "teacher.cache: needs losses that read only logits, got an objective that reads features; set "
+            "teacher.cache_features=true to cache features too, leave the cache out, or choose other losses."
         )
     cache = TeacherCache(
         options.cache,
@@ -358,8 +360,8 @@ def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: i
     write = process_group() is None
     total, missing = epochs * cache.bytes_per_epoch(), cache.bytes_missing(epochs)
     report.note(
-        f"cache: {cache.contents} in {cache.folder}: {readable(cache.bytes_per_epoch())} an epoch, {readable(total)} for "
-        f"{epochs} epochs, of which {readable(missing)} {'to be written' if write else 'not there'}"
+        f"cache: {cache.contents} in {cache.folder}: {readable(cache.bytes_per_epoch())} per epoch, {readable(total)} for "
+        f"{epochs} epochs, of which {readable(missing)} {'to be written' if write else 'missing'}"
     )
     if write:
         cache.check_room(epochs)
@@ -371,12 +373,12 @@ def _cache_facts(
 ) -> dict[str, str]:
     """Everything that the cached outputs depend on."""
     config, options = run.config, run.config.teacher
-    wanted = [network.input_spec for network in networks]
+    specs = [network.input_spec for network in networks]
     correction = teacher.correction.source if isinstance(teacher, CorrectedTeacher) else "none"
     return {
-        "teacher": f"{wanted[0]} {digest(teacher)} {correction}",
+        "teacher": f"{specs[0]} {digest(teacher)} {correction}",
         "data": data.fingerprint,
-        "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in wanted]} "
+        "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in specs]} "
         f"seed {config.seed}{_mixed(config)}",
         "precision": config.train.precision if options.precision == "as_student" else options.precision,
     }
@@ -401,7 +403,7 @@ def _features_read(teacher: BaseTeacher, objective: Objective, loader: Loader) -
     for name in read:
         if len(features[name]) != len(images):
             raise ValueError(
-                f"teacher.cache_features: needs one feature an image, got {tuple(features[name].shape)} from {name!r} for "
+                f"teacher.cache_features: needs one feature per image, got {tuple(features[name].shape)} from {name!r} for "
                 f"{len(images)} images; tap another module, or leave teacher.cache out."
             )
     return {name: tuple(value.shape[1:]) for name, value in features.items() if name in read}

@@ -40,11 +40,11 @@ class EvalView:
 
     def __str__(self) -> str:
         short = math.floor(self.size / self.crop_pct)
-        words = f"the short side resized to {short} pixels ({self.interpolation}), the centre {self.size} x {self.size} cut out"
+        text = f"the short side resized to {short} pixels ({self.interpolation}), the centre {self.size} x {self.size} cropped"
         if self.whole is None:
-            return words
+            return text
         height, width = self.whole
-        return f"{height} x {width} images as they are; of others {words}"
+        return f"{height} x {width} images as they are; of others {text}"
 
 
 def eval_view(spec: InputSpec, whole: tuple[int, int] | None) -> EvalView:

@@ -86,7 +86,7 @@ def train_alone(
         objective=Objective({}),
         loader=train_scenes(config, config.teacher_train, data.train, device),
         config=config.teacher_train,
-        ask=Detect(),
+        make_lesson=Detect(),
         evaluate=lambda model: (
             evaluate_detector(model, data.source, data.shown, device, workers=workers).score
         ),

@@ -45,7 +45,7 @@ class Detection:
 
     metric = "ap"
 
-    def ask(self, config: Config) -> Detect:
+    def lesson_maker(self, config: Config) -> Detect:
         return Detect()
 
     def rectifier(self, rectify: Rectifier) -> Callable[[Outputs, Target], Knowledge]:
@@ -126,7 +126,7 @@ class Detection:
             epoch_best=best.epoch,
         )
 
-    def data_record(self, run: RunContext, data: RunScenes) -> DataRecord:
+    def data_record(self, run: RunContext, data: RunScenes, student: nn.Module | None) -> DataRecord:
         return DataRecord(
             source=run.config.data.source,
             fingerprint=data.source.fingerprint,

@@ -522,7 +522,7 @@ def _run() -> int:
     from outgrow.training.processes import leave
     from outgrow.training.watch import Ended, Reason, Watch, lost_another
 
-    watch = Watch(_show, lost=MACHINE, told=INTERRUPTED)
+    watch = Watch(_show, lost=MACHINE, terminated=INTERRUPTED)
     with watch():
         try:
             code = app(standalone_mode=False)

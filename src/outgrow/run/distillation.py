@@ -68,7 +68,7 @@ def distill(
         student=task.student_record(parts.student, scores, history),
         epochs=tuple(history),
         **task.results(run, parts, scores, before),
-        data=task.data_record(run, parts.data),
+        data=task.data_record(run, parts.data, parts.student),
         config=run.config,
         **provenance(run.device, started),
     )
@@ -178,7 +178,7 @@ def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord],
         objective=parts.objective,
         loader=parts.loader,
         config=run.config.train,
-        ask=task.ask(run.config),
+        make_lesson=task.lesson_maker(run.config),
         evaluate=score,
         checkpoint=None
         if run.out is None
@@ -193,7 +193,7 @@ def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord],
 
 def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
     """What the student's training depends on, besides its configuration."""
-    data = task.data_record(run, parts.data)
+    data = task.data_record(run, parts.data, parts.student)
     taught = parts.taught.module
     teacher = "none" if parts.teacher is None else digest(getattr(taught, "uncached", taught))
     facts = {**machine_facts(data.fingerprint), "classes": ", ".join(data.classes), "teacher": teacher}

@@ -183,7 +183,7 @@ def rehearse(
     key = config.data.model_dump_json() + str(config.seed)
     if key not in trials.opened:
         whole = task.open_data(run)
-        trials.opened[key] = (whole, task.data_record(run, whole))
+        trials.opened[key] = (whole, task.data_record(run, whole, None))
     data, record = trials.opened[key]
     rows = (STEPS + 1) * train.batch_size
     rehearsal = task.rehearsal(data, rows, cached=cached)
@@ -246,7 +246,7 @@ def _step_seconds(parts: Any, task: Any, run: Any) -> float:
         objective=parts.objective,
         loader=parts.loader,
         config=run.config.train,
-        ask=task.ask(run.config),
+        make_lesson=task.lesson_maker(run.config),
         on_step=tick,
     )
     with contextlib.suppress(_Enough):

@@ -30,7 +30,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         )
         if not available:
             raise ValueError(
-                f"train.device: needs {config.device}, got a machine without it; use auto or cpu."
+                f"train.device: needs a machine with {config.device}, got one without it; use auto or cpu."
             )
     precision = settled(config).precision.replace("fp32", "no")
     state = AcceleratorState._shared_state
@@ -42,12 +42,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     for name, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
         if os.environ.get(variable, "false").lower() == "true":
             raise ValueError(
-                f"accelerate launch: needs plain data parallelism, got {name}, which would split the student and its "
+                f"accelerate launch: needs plain data parallelism, got {name}, which would shard the student and its "
                 "losses over the processes; leave its options out, or start the run with torchrun."
             )
     if several and config.device == "mps":
         raise ValueError(
-            "train.device: needs cuda or cpu for several processes, got mps; use cpu, or start one process."
+            "train.device: needs cuda or cpu for several processes, got mps; use cpu, or start a single process."
         )
     # without a GPU the processes train on the CPU: by default Accelerate would start a separate run in each
     on_cpu = config.device == "cpu" or (several and not torch.cuda.is_available())
@@ -55,8 +55,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[timeout])
     if several and process_group() is None:
         raise ValueError(
-            f"train.device: needs {launched()} processes that work together, got {accelerator.device} alone; start them "
-            "with torchrun or accelerate launch, on devices of one kind."
+            f"train.device: needs a process group of {launched()} processes, got none on {accelerator.device}; start them "
+            "with torchrun or accelerate launch, on devices of the same type."
         )
     return accelerator
 
@@ -119,7 +119,7 @@ def _compiled(config: TrainConfig, student: nn.Module, device: torch.device) -> 
 def _warn_not_compiled(reason: str) -> None:
     warnings.warn(
         f"train.compile: needs torch.compile to work here (a C++ compiler on a CPU, Triton on a GPU), got: {reason}; "
-        "trains without.",
+        "the training is not compiled.",
         stacklevel=4,
     )
 
@@ -132,13 +132,13 @@ def _can_fuse(config: TrainConfig, student: nn.Module, device: torch.device) -> 
         layout = "channels_last" if config.channels_last else "contiguous maps"
         got = f"{device.type}, {config.precision}, {layout}"
     elif not calls_it(student):
-        got = "a net that calls modules of its own (our cifar/ nets are made for it)"
+        got = "a network that does not call norm_relu (those of cifar/ do)"
     elif library(dtype) is None:
-        got = "a machine on which it cannot be built (no gcc, or with an OpenMP that is not torch's)"
+        got = "a machine on which the C code cannot be compiled (no gcc) or links another OpenMP than torch"
     if got is not None:
         warnings.warn(
             f"train.fused_norms: needs a CPU, train.precision=bf16 or fp32, train.channels_last=true and gcc, got {got}; "
-            "trains with batch norm and ReLU one by one.",
+            "batch norm and ReLU run as separate operations.",
             stacklevel=5,
         )
     return got is None

@@ -104,14 +104,14 @@ class Checkpoint:
             return state
         if there:
             raise ValueError(
-                f"--resume: needs a whole checkpoint, got {' and '.join(map(str, there))}, which cannot be read; delete "
-                "what is damaged to start again from the first epoch, or give another --out."
+                f"--resume: needs an undamaged checkpoint, got {' and '.join(map(str, there))}, which cannot be read; "
+                "delete the damaged files to start again from the first epoch, or give another --out."
             )
         return None
 
     def _instead(self, path: Path, there: list[Path]) -> str:
         last = path == there[-1]
-        return "" if last else f"; continuing from the one before it, {self.previous.name}"
+        return "" if last else f"; continuing from the previous one, {self.previous.name}"
 
     def _check(self, stored: Mapping[str, Any], path: Path) -> None:
         saved = Config.model_validate(known_fields(stored.get("config", {})))
@@ -122,14 +122,14 @@ class Checkpoint:
                 continue
             if name in NOTED:
                 self.note(
-                    f"checkpoint: {name} was {facts[name]} and is {value}; numbers may round otherwise than in one go"
+                    f"checkpoint: {name} was {facts[name]} and is {value}; results may differ by rounding"
                 )
             else:
                 differences.append(f"{name} (was {facts[name]}, is {value})")
         if differences:
             raise ValueError(
-                f"--resume: needs the run that {path} belongs to, got another in {', '.join(differences)}; set "
-                "these as they were (OUT/config.yaml), or give another --out."
+                f"--resume: needs the run that wrote {path}, got other values of {', '.join(differences)}; set "
+                "them as in OUT/config.yaml, or give another --out."
             )
 
 
@@ -168,7 +168,7 @@ def _differences(name: str, saved: Any, now: Any) -> list[str]:
     if saved == now or name in MAY_CHANGE:
         return []
     if name == "teacher.cache" and saved is not None and now is not None:
-        return []  # another place; with or without one the teacher's outputs round otherwise
+        return []  # another folder; but outputs with and without a cache differ by rounding
     return [f"{name} (was {saved}, is {now})"]
 
 

@@ -34,7 +34,7 @@ class AugmentConfig(_Section):
     cutout: int = 0
     """Side in pixels of a random square that is filled with grey; 0 for none."""
     randaugment: float = 0.0
-    """Magnitude of RandAugment (two operations an image), 0 to 1; 0 for none."""
+    """Magnitude of RandAugment (two operations per image), 0 to 10, commonly 9; 0 for none."""
     mixup: float = 0.0
     """Parameter of mixup's beta distribution; 0 for none."""
     cutmix: float = 0.0
@@ -60,12 +60,12 @@ class DataConfig(_Section):
     validation images always stay."""
     unlabelled: str | None = None
     """Images without labels that are distilled too: a source as ``data.source``, whose labels are not used. A folder
-    may have pictures at any depth. Images that are also training, validation or test images are left out."""
+    may have images at any depth. Images that are also training, validation or test images are left out."""
     unlabelled_share: float = Field(0.5, gt=0, lt=1)
     """Share of unlabelled images in a batch. ``train.batch_size`` counts both kinds; an epoch is one pass over
     the labelled images, so at 0.75 it has four times the steps."""
     unlabelled_rows: int | None = Field(None, ge=1)
-    """Use only so many of the unlabelled images, the first of a seeded shuffle; None for all."""
+    """Use this number of unlabelled images only, the first of a seeded shuffle; None for all."""
     size: int | None = Field(None, ge=1)
     """Side in pixels of the images that the student is trained and tested on; None for the larger input size of the
     two networks. For a student that is built for one size set ``student.input_size`` instead."""
@@ -104,7 +104,7 @@ class TeacherConfig(ModelConfig):
     rows: Literal["same", "disjoint"] = "same"
     """The training images of a teacher that is trained here: those of the student, or only the others."""
     correct: Literal["auto", "always", "never"] = "auto"
-    """Correct the bias of the teacher. ``auto`` does so if the preset includes it and it helps out of fold."""
+    """Correct the bias of the teacher. ``auto`` does so if the preset includes it and it helps on held-out folds."""
     cache: str | None = None
     """Folder for cached logits of the teacher. They are computed once for each view and read by later runs."""
     cache_features: bool = False
@@ -217,7 +217,7 @@ class Config(_Section):
     """One distillation run."""
 
     recipe: str = "default"
-    """Recipe that sets the fields which are not given; see `outgrow list recipes`."""
+    """Recipe that sets the fields that are not given; see `outgrow list recipes`."""
     data: DataConfig = DataConfig()
     """Images and labels."""
     teacher: TeacherConfig = TeacherConfig()
@@ -276,8 +276,8 @@ def _warn_if_changed(text: str, path: Path) -> None:
     body = "".join(line for line in lines if not line.startswith(_CHECKSUM))
     if any(line.removeprefix(_CHECKSUM).strip() != _text_checksum(body) for line in stated):
         warnings.warn(
-            f"--config: {path} was changed or damaged since a run wrote it (its checksum differs); it is used as it is now. "
-            "Remove its lines '# checksum ...' if the change is yours.",
+            f"--config: {path} was changed or damaged since a run wrote it (its checksum differs); it is read as it is. If "
+            "the change is yours, remove its lines '# checksum ...'.",
             stacklevel=3,
         )
 
@@ -287,7 +287,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+            raise yaml.YAMLError("aliases (*name) are not allowed; write the value itself")
         return super().compose_node(parent, index)
 
 
@@ -297,7 +297,7 @@ def _parse_yaml(text: str) -> Any:
 
 def _small_text(path: Path) -> str:
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path.stat().st_size:,} bytes is no configuration")
+        raise ValueError(f"{path.stat().st_size:,} bytes are too many for a configuration")
     return path.read_text(encoding="utf-8")
 
 
@@ -306,20 +306,20 @@ def load_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(
-            f"--config: needs a YAML file, got {str(path)!r}, which is not there; a run's is OUT/config.yaml."
+            f"--config: needs a YAML file, got {str(path)!r}, which does not exist; name one, such as OUT/config.yaml of a run."
         )
     try:
         text = _small_text(path)
         content = _parse_yaml(text)
     except (yaml.YAMLError, RecursionError, ValueError, OSError) as error:
         raise ValueError(
-            f"--config: needs YAML, got {path}: {error}; see OUT/config.yaml of a run."
+            f"--config: needs a YAML file, got {path}, which cannot be read ({error}); see OUT/config.yaml of a run."
         ) from None
     _warn_if_changed(text, path)
     if not isinstance(content, dict):
         raise ValueError(
-            f"--config: needs a mapping of sections, got {type(content).__name__} in {path}; see OUT/config.yaml of a run, or "
-            "restore the file."
+            f"--config: needs a mapping of sections, got {type(content).__name__} in {path}; see OUT/config.yaml of a run, "
+            "or restore the file."
         )
     return content
 
@@ -346,7 +346,9 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
     for item in items:
         key, equals, text = item.partition("=")
         if not equals or not key:
-            raise ValueError(f"--set: needs section.field=value, such as train.epochs=30, got {item!r}.")
+            raise ValueError(
+                f"--set: needs section.field=value, got {item!r}; write it as in --set train.epochs=30."
+            )
         try:
             nested: Any = _parse_yaml(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -412,11 +414,13 @@ def _explain(error: ValidationError) -> str:
 
 
 def explain_field(where: str, item: Any) -> str:
-    """What pydantic found wrong with the value of a field, in three parts."""
-    if item["type"] == "value_error":  # of our own validators, whose words have all of them
+    """The error of pydantic for one field, as a message in three parts."""
+    if item["type"] == "value_error":  # from a validator above, whose message has all three
         return f"configuration: {where}: {item['ctx']['error']}"
     wanted = item["msg"][0].lower() + item["msg"][1:]
-    return f"configuration: {where}: {wanted}, got {item['input']!r}; correct it, or leave it out for the default"
+    return (
+        f"configuration: {where}: {wanted}, got {item['input']!r}; correct it, or remove it for the default"
+    )
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -80,11 +80,13 @@ def open_run(folder: Path, *, command: str = "export") -> FinishedRun:
         return FinishedRun(folder, read_record(record))
     if (folder / "config.yaml").is_file():
         raise ValueError(
-            f"{command} {folder}: needs a finished run, got one without record.json, which was begun; finish it: outgrow "
+            f"{command} {folder}: needs a finished run, got one without record.json; finish it: outgrow "
             f"distill --config {folder / 'config.yaml'} --resume."
         )
-    got = "a folder without record.json" if folder.is_dir() else "no folder"
-    raise ValueError(f"{command} {folder}: needs the folder of a run (distill --out), got {got}; name one.")
+    got = "a folder without record.json" if folder.is_dir() else "a path without a folder"
+    raise ValueError(
+        f"{command} {folder}: needs the folder of a run, got {got}; give the --out of outgrow distill."
+    )
 
 
 def public_name(name: str) -> str:

@@ -44,8 +44,8 @@ def machine_facts(data_fingerprint: str) -> dict[str, str]:
 
 
 def shared_by(trainer: Trainer) -> str:
-    """A line on the number of processes that share each batch, and on what differs from one process."""
-    apart = [trainer.ask.apart] if trainer.ask.apart else []
+    """A note with the number of processes, and in what the results differ from those of one process."""
+    apart = [trainer.make_lesson.apart] if trainer.make_lesson.apart else []
     modules = list(trainer.student.modules())
     norms = [m for m in modules if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
     if norms:
@@ -54,8 +54,8 @@ def shared_by(trainer: Trainer) -> str:
         )
     if any(isinstance(m, _DropoutNd) and m.p > 0 for m in modules):
         apart.append("each process's dropout draws its own numbers")
-    end = f" in all but this: {'; '.join(apart)}" if apart else ""
-    return f"{dist.get_world_size()} processes share each batch, equal to one{end}"
+    end = f", except that {' and '.join(apart)}" if apart else ""
+    return f"{dist.get_world_size()} processes share each batch. The results equal those of one process{end}"
 
 
 def fit(

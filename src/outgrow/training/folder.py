@@ -1,6 +1,6 @@
 """The folder of a run. It holds one run, and nothing in it changes before all checks have passed.
 
-config.yaml          what the run does; written first
+config.yaml          the configuration; written first
 checkpoint.pt        the state of the training; checkpoint.previous.pt is the one before
 teacher.pt, teacher.safetensors, correction.safetensors
 student.safetensors, index.html, curves.png
@@ -37,9 +37,11 @@ def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: b
     check_writable(out, what="--out", room=LEAST_ROOM)
     finished, begun = (out / "record.json").exists(), [name for name in BEGUN if (out / name).exists()]
     if resume and overwrite:
-        raise ValueError("--resume and --overwrite: needs one of them, got both; --overwrite starts again.")
+        raise ValueError(
+            "--resume and --overwrite: needs at most one of them, got both; leave out --overwrite to continue the run."
+        )
     if (finished or begun) and not (resume or overwrite):
-        state = "a finished run (record.json)" if finished else f"a run that was begun ({begun[0]})"
+        state = "a finished run (record.json)" if finished else f"an unfinished run ({begun[0]})"
         raise ValueError(
             f"--out {out}: needs a folder without a run, got {state}; give another folder, --resume to continue it, or "
             "--overwrite to replace it."
@@ -71,10 +73,10 @@ def _check_same(path: Path, config: Config) -> None:
     differences = differing_fields(saved, config, every)
     if config.train.epochs < saved.train.epochs:
         differences.append(
-            f"train.epochs (was {saved.train.epochs}, is {config.train.epochs}: more is possible)"
+            f"train.epochs (was {saved.train.epochs}, is {config.train.epochs}: it may only rise)"
         )
     if differences:
         raise ValueError(
-            f"--resume: needs the run that {path.parent} holds, got another in {', '.join(differences)}; rerun with "
+            f"--resume: needs the run in {path.parent}, got other values of {', '.join(differences)}; rerun with "
             f"--config {path}, or give another --out."
         )

@@ -31,7 +31,7 @@ class Guard:
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self.optimizer, self.scaled, self.group = optimizer, scaled, group
-        self.at_once = device.type == "cpu"
+        self.immediate = device.type == "cpu"
         self.waiting: list[tuple[Tensor, ObjectiveResult, Samples, int, int]] = []
 
     def before_step(self, result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> None:
@@ -42,7 +42,7 @@ class Guard:
             dist.all_reduce(anywhere, op=dist.ReduceOp.MAX, group=self.group)
             bad = anywhere > 0
         self.waiting.append((bad, result, batch, epoch, step))
-        if self.at_once:
+        if self.immediate:
             self.read()
             return
         if not self.scaled:  # a GradScaler sets this attribute itself
@@ -57,16 +57,16 @@ class Guard:
             return
         flags = torch.stack([bad for bad, *_ in waiting]).tolist()
         if any(flags):
-            raise NonFiniteLoss(self._told(*waiting[flags.index(True)][1:]))
+            raise NonFiniteLoss(self._describe(*waiting[flags.index(True)][1:]))
 
-    def _told(self, result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> str:
+    def _describe(self, result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> str:
         """The message of the first process whose loss was not finite."""
         own = None if result.total.isfinite() else _message(result, batch, epoch, step)
         if self.group is None:
             return own or ""
-        said: list[str | None] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(said, own, group=self.group)
-        return next(text for text in said if text is not None)
+        messages: list[str | None] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(messages, own, group=self.group)
+        return next(text for text in messages if text is not None)
 
 
 def _message(result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> str:
@@ -76,5 +76,5 @@ def _message(result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> 
     return (
         f"training: needs a finite loss, got {result.total.item()} in epoch {epoch + 1}, step {step + 1} "
         f"({terms}).{rows} The step was not taken. Lower train.lr, set train.clip=1.0, or use "
-        "train.precision=fp32; `--resume` continues from the last whole epoch."
+        "train.precision=fp32; `--resume` continues from the last checkpoint."
     )

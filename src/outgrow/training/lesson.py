@@ -80,7 +80,7 @@ class Batches(Protocol):
 
 
 @runtime_checkable
-class Ask(Protocol):
+class LessonMaker(Protocol):
     """Makes the lesson of a batch. It is called under the autocast of the run, with the student in training mode.
     A batch without images is the empty share of a process: the student is then called on blank images, and the
     lesson has no rows (:func:`without_rows`)."""

@@ -55,10 +55,10 @@ def on_main(work: Callable[[], T]) -> T | None:
             result = work()
         except Exception as raised:
             error = raised
-    told = [error]
-    dist.broadcast_object_list(told, src=0)
-    if told[0] is not None:
-        raise told[0]
+    errors = [error]
+    dist.broadcast_object_list(errors, src=0)
+    if errors[0] is not None:
+        raise errors[0]
     return result
 
 

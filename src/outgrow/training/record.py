@@ -159,11 +159,11 @@ class ClassesRecord(_Part):
     per_class: tuple[float | None, ...]
     reliability: tuple[BinRecord, ...]
     confusion: tuple[tuple[int, ...], ...] | None = None
-    """``confusion[i][j]`` images of class i were taken for class j; None where there are too many classes."""
+    """``confusion[i][j]`` images of class i were predicted as class j; None if there are too many classes."""
 
 
 class LatencyRecord(_Part):
-    """Milliseconds a batch of ``batch`` images of ``size`` pixels: median and 95th percentile of ``repeats`` passes."""
+    """Milliseconds per batch of ``batch`` images of ``size`` pixels: median and 95th percentile of ``repeats`` passes."""
 
     batch: int
     size: int
@@ -199,7 +199,7 @@ class Both(_Part, Generic[Measured]):
 
 
 class DetectionRecord(_Part):
-    """A detector's numbers on the test images: COCO's twelve in percent, errors by class, drawn pictures."""
+    """A detector's numbers on the test images: COCO's twelve in percent, errors by class, drawn images."""
 
     numbers: Both[dict[str, float | None]] | None = None
     """``{"ap": 43.2, "ap50": ...}`` of each network."""
@@ -285,8 +285,8 @@ class RunRecord(_Part):
     def _known_metric(cls, value: str) -> str:
         if value not in METRICS:
             raise ValueError(
-                f"report: needs a run that was judged by one of {', '.join(METRICS)}, got {value!r}; "
-                "read the record with the version that wrote it."
+                f"report: needs a run with one of the metrics {', '.join(METRICS)}, got {value!r}; "
+                "read the record with the version of outgrow that wrote it."
             )
         return value
 
@@ -366,7 +366,7 @@ def _score(network: NetworkRecord, key: str) -> float:
     value = getattr(network, key)
     if value is None:
         raise ValueError(
-            f"report: needs {key} of the student, got a record without it; rerun with the record's config."
+            f"report: needs {key} of the student, got a record without it; rerun the run with its config.yaml."
         )
     return float(value)
 
@@ -408,13 +408,13 @@ def parse_record(content: Any, *, where: str = "record") -> RunRecord:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ValueError(
-            f"report: needs a whole record in {where}, got {error.error_count()} faults, the first at {place} "
+            f"report: needs a valid record in {where}, got {error.error_count()} errors, the first at {place} "
             f"({first['msg']}); rerun the run with its config.yaml."
         ) from None
 
 
 Run = RunRecord | Mapping[str, Any]
-"""``content`` as a record: a record itself, or the mapping that ``outgrow.distill`` returns."""
+"""A record, or the mapping that ``outgrow.distill`` returns; :func:`parse_record` takes both."""
 
 
 @dataclass(frozen=True)
@@ -495,7 +495,7 @@ def common_metric(records: Sequence[RunRecord]) -> Metric:
     found = list(dict.fromkeys(record.metric for record in records))
     if len(found) != 1:
         raise ValueError(
-            f"report: needs runs that were judged by one measure, got {' and '.join(found) or 'no runs'}; "
-            "give the runs of each measure a folder of their own."
+            f"report: needs runs with the same metric, got {' and '.join(found) or 'no runs'}; "
+            "put the runs of each metric into their own folder."
         )
     return METRICS[found[0]]

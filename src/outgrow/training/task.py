@@ -19,7 +19,7 @@ from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, Outputs, Target
 from outgrow.teacher import BaseTeacher
 from outgrow.training.config import Config
-from outgrow.training.lesson import Ask, Batches
+from outgrow.training.lesson import Batches, LessonMaker
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
 from outgrow.training.record import CorrectionRecord, DataRecord, StudentRecord, TeacherRecord
@@ -81,7 +81,7 @@ class Task(Protocol):
     metric: str
     """The metric of a run: a key of ``outgrow.training.record.METRICS``."""
 
-    def ask(self, config: Config) -> Ask:
+    def lesson_maker(self, config: Config) -> LessonMaker:
         """The function that makes a lesson of a batch."""
         ...
 
@@ -146,8 +146,8 @@ class Task(Protocol):
         """The student's part of the record."""
         ...
 
-    def data_record(self, run: RunContext, data: Any) -> DataRecord:
-        """The data's part of the record."""
+    def data_record(self, run: RunContext, data: Any, student: nn.Module | None) -> DataRecord:
+        """The data's part of the record; without a student it lacks the size of the images."""
         ...
 
     def results(self, run: RunContext, parts: Parts, scores: Any, before: Any) -> Mapping[str, Any]:

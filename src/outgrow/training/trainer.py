@@ -23,7 +23,7 @@ from outgrow.training.acceleration import fast_steps, make_accelerator, place
 from outgrow.training.checkpoint import Checkpoint
 from outgrow.training.config import TrainConfig, settled
 from outgrow.training.guard import Guard
-from outgrow.training.lesson import Ask, Batches, Samples
+from outgrow.training.lesson import Batches, LessonMaker, Samples
 from outgrow.training.meter import EpochRecord, Meter
 from outgrow.training.optimizer import lr_factor, make_optimizer
 from outgrow.training.processes import process_group, rank_and_size, seed_step
@@ -44,7 +44,7 @@ class _Progress:
 class Trainer:
     """Trains ``student`` with ``objective`` on the outputs of ``teacher``, corrected by ``rectify``.
 
-    ``ask`` returns the outputs of both networks for a batch, such as ``outgrow.classification.Classify`` for images.
+    ``make_lesson`` returns the outputs of both networks for a batch, such as ``outgrow.classification.Classify`` for images.
     ``evaluate(student)`` returns the metric of the run (top-1 or box AP, in percent) after an epoch.
     ``on_step(epoch, images done)`` and ``on_epoch(record)`` are called for progress. With ``checkpoint`` the state
     is saved after every epoch, and within an epoch every ``config.checkpoint_steps`` steps.
@@ -56,7 +56,7 @@ class Trainer:
     objective: Objective
     loader: Batches
     config: TrainConfig
-    ask: Ask
+    make_lesson: LessonMaker
     evaluate: Callable[[nn.Module], float] | None = None
     on_step: Callable[[int, int], None] | None = None
     on_epoch: Callable[[EpochRecord], None] | None = None
@@ -78,7 +78,7 @@ class Trainer:
     @property
     def compiles(self) -> bool:
         """Whether the training step is compiled: ``config.compile`` is set and all batches have one shape."""
-        return bool(self.config.compile) and self.ask.fixed_shape
+        return bool(self.config.compile) and self.make_lesson.fixed_shape
 
     def _fit(self, accelerator: Accelerator, resume: bool, seed: int) -> list[EpochRecord]:
         config, group = self.config, process_group()
@@ -125,7 +125,7 @@ class Trainer:
                     accelerator.clip_grad_norm_(student.parameters(), config.clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                lr = float(scheduler.get_last_lr()[0])  # of this step
+                lr = float(scheduler.get_last_lr()[0])  # the rate of this step
                 scheduler.step()
                 meter.add(result, images)
                 done += len(batch.images) * processes
@@ -157,12 +157,12 @@ class Trainer:
     ) -> ObjectiveResult:
         try:
             with accelerator.autocast():
-                lesson = self.ask(student, self.teacher, batch)
+                lesson = self.make_lesson(student, self.teacher, batch)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-                f"train.batch_size: needs at least two images a step for a network with batch norms, got "
+                f"train.batch_size: needs at least two images per step for a network with batch norms, got "
                 f"{len(batch.images)}; raise it, or train on more images."
             ) from None
         if lesson.task is not None and isinstance(images, torch.Tensor):

@@ -22,9 +22,9 @@ import torch.distributed as dist
 from outgrow.training.processes import is_main, launched, rank
 
 GRACE = 3.0
-"""Seconds that a process has to end cleanly, and twice the time that the others have to respond to a roll call."""
-LOOK = 0.5
-"""Seconds between looks at the store."""
+"""Seconds that a process has to end cleanly. The others have half of it to respond to a roll call."""
+POLL = 0.5
+"""Seconds between reads of the store."""
 FAILED, CALL = "outgrow/failed", "outgrow/call"
 COLLECTIVE = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out")
 """Phrases in the errors that collectives raise when another process is gone."""
@@ -50,14 +50,14 @@ def lost_another(error: BaseException) -> bool:
 class Watch:
     """Ends this process when another one has failed; the main process prints the reason.
 
-    ``show`` prints a line. ``lost`` is the exit code if a process was killed, ``told`` that after SIGTERM.
+    ``show`` prints a line. ``lost`` is the exit code if a process was killed, ``terminated`` the one after SIGTERM.
     """
 
-    def __init__(self, show: Callable[[str], None], *, lost: int, told: int) -> None:
-        self.show, self.lost, self.told = show, lost, told
+    def __init__(self, show: Callable[[str], None], *, lost: int, terminated: int) -> None:
+        self.show, self.lost, self.terminated = show, lost, terminated
         self.ending = False
-        self.signalled, self.left = threading.Event(), threading.Event()
-        self.board: dist.Store | None = None
+        self.signalled, self.finished = threading.Event(), threading.Event()
+        self.store: dist.Store | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -68,17 +68,17 @@ class Watch:
         reading, writing = socket.socketpair()
         reading.setblocking(False)
         writing.setblocking(False)
-        handler = signal.signal(signal.SIGTERM, self._raise)
+        handler = signal.signal(signal.SIGTERM, self._raise_ended)
         # Python runs handlers between bytecodes only; the wake-up byte also arrives while a collective blocks
         woken = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        looking = threading.Thread(target=self._look, args=(reading,), daemon=True)
-        looking.start()
+        poller = threading.Thread(target=self._poll, args=(reading,), daemon=True)
+        poller.start()
         try:
             yield
         finally:
             self.ending = True
-            self.left.set()
-            looking.join()  # the store must not be closed during a read
+            self.finished.set()
+            poller.join()  # the store must not be closed during a read
             signal.set_wakeup_fd(woken)
             signal.signal(signal.SIGTERM, handler)
 
@@ -86,22 +86,22 @@ class Watch:
         """This process fails: print the reason, and store it for the others."""
         self.ending = True
         if is_main():
-            self._keep(reason)
-            self._say(reason.text)
-        elif not self._keep(_of_rank(reason)) and not self.signalled.wait(GRACE):
+            self._store_reason(reason)
+            self._print(reason.text)
+        elif not self._store_reason(_of_rank(reason)) and not self.signalled.wait(GRACE):
             # no store yet; if all fail alike, the main process prints the reason and the launcher ends this process
-            self._say(_of_rank(reason).text)
+            self._print(_of_rank(reason).text)
         return reason.code
 
     def lost_others(self, error: BaseException | None = None) -> int:
         """Another process has failed, or this one received SIGTERM: find the reason, and print it on one process."""
         self.ending = True
-        reason, speaks = self._find_out(error)
-        if speaks:
-            self._say(reason.text)
+        reason, prints = self._find_reason(error)
+        if prints:
+            self._print(reason.text)
         return reason.code
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         """Print ``text``, and pass it to the failure report of torchrun."""
         self.show(text)
         if (report := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
@@ -112,61 +112,59 @@ class Watch:
             with suppress(OSError):
                 Path(report).write_text(json.dumps({"message": message}))
 
-    def _find_out(self, error: BaseException | None) -> tuple[Reason, bool]:
+    def _find_reason(self, error: BaseException | None) -> tuple[Reason, bool]:
         until = time.monotonic() + GRACE / 2
-        while (found := self._kept()) is None and time.monotonic() < until:
+        while (found := self._stored_reason()) is None and time.monotonic() < until:
             time.sleep(0.05)
         if found is not None:
             return found, is_main()
-        if self._store() is None:  # not started: the failed process has printed its reason
-            return Reason("", self.told), False
-        answered = self._roll_call()
-        missing = [other for other in range(launched()) if other not in answered]
+        if self._default_store() is None:  # not started: the failed process has printed its reason
+            return Reason("", self.terminated), False
+        responded = self._roll_call()
+        missing = [other for other in range(launched()) if other not in responded]
         if missing:
             which = " and ".join(map(str, missing))
             text = (
-                f"needs all {launched()} processes, got no answer of process {which}: killed (out of memory?), or its "
-                "machine is gone; the system's log (dmesg) may say why, and --resume continues the run."
+                f"needs all {launched()} processes, got no response from process {which}, which was killed (out of memory?) "
+                "or lost its machine; see the system log (dmesg) for the reason, and continue the run with --resume."
             )
-            return Reason(text, self.lost), rank() == min(answered)
+            return Reason(text, self.lost), rank() == min(responded)
         if error is None:
-            text = "told to end (SIGTERM); --resume continues a run from its last checkpoint"
-            return Reason(text, self.told), is_main()
+            text = "terminated by SIGTERM; --resume continues a run from its last checkpoint"
+            return Reason(text, self.terminated), is_main()
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        text = (
-            f"needs all {launched()} processes to answer each other, got {line}; --resume continues the run."
-        )
+        text = f"needs all {launched()} processes to communicate, got {line}; continue the run with --resume."
         return Reason(text, self.lost), is_main()
 
-    def _look(self, woken: socket.socket) -> None:
+    def _poll(self, woken: socket.socket) -> None:
         """Runs in a thread: interrupt the main thread, and kill the process if that has no effect."""
-        while not self.signalled.is_set() and not self.left.is_set():
-            if select.select([woken], [], [], LOOK)[0] and signal.SIGTERM in woken.recv(4096):
+        while not self.signalled.is_set() and not self.finished.is_set():
+            if select.select([woken], [], [], POLL)[0] and signal.SIGTERM in woken.recv(4096):
                 self.signalled.set()
-            elif self._there(FAILED):
+            elif self._has(FAILED):
                 self.signalled.set()
                 if not self.ending:
                     os.kill(os.getpid(), signal.SIGTERM)
-            self._answer()
+            self._respond()
         until = time.monotonic() + GRACE
-        while time.monotonic() < until and not self.left.wait(0.1):
-            self._answer()
+        while time.monotonic() < until and not self.finished.wait(0.1):
+            self._respond()
         if not self.ending:  # it is blocked in a collective
             os._exit(self.lost_others())
 
-    def _raise(self, number: int, frame: FrameType | None) -> None:
+    def _raise_ended(self, number: int, frame: FrameType | None) -> None:
         if not self.ending:
             self.ending = True
             raise Ended
 
-    def _store(self) -> dist.Store | None:
-        if self.board is None and dist.is_available() and dist.is_initialized():
-            self.board = dist.distributed_c10d._get_default_store()
-        return self.board
+    def _default_store(self) -> dist.Store | None:
+        if self.store is None and dist.is_available() and dist.is_initialized():
+            self.store = dist.distributed_c10d._get_default_store()
+        return self.store
 
-    def _keep(self, reason: Reason) -> bool:
+    def _store_reason(self, reason: Reason) -> bool:
         """Store ``reason`` for the others; the first one is kept. False without a store."""
-        store = self._store()
+        store = self._default_store()
         try:
             if store is not None:
                 store.compare_set(FAILED, "", f"{reason.code} {reason.text}")
@@ -174,30 +172,30 @@ class Watch:
             return False
         return store is not None
 
-    def _kept(self) -> Reason | None:
-        if not self._there(FAILED) or self.board is None:
+    def _stored_reason(self) -> Reason | None:
+        if not self._has(FAILED) or self.store is None:
             return None
-        code, _, text = self.board.get(FAILED).decode().partition(" ")
+        code, _, text = self.store.get(FAILED).decode().partition(" ")
         return Reason(text, int(code))
 
     def _roll_call(self) -> set[int]:
         """The ranks that respond."""
         try:
-            if (store := self._store()) is not None:
+            if (store := self._default_store()) is not None:
                 store.set(CALL, "1")
-                self._answer()
+                self._respond()
                 time.sleep(GRACE / 2)
                 return {other for other in range(launched()) if store.check([_alive(other)])}
         except RuntimeError:  # the store ended with the process that hosted it
             return set(range(1, launched()))
         return set(range(launched()))
 
-    def _answer(self) -> None:
-        if self._there(CALL) and self.board is not None:
-            self.board.set(_alive(rank()), "1")
+    def _respond(self) -> None:
+        if self._has(CALL) and self.store is not None:
+            self.store.set(_alive(rank()), "1")
 
-    def _there(self, key: str) -> bool:
-        store = self._store()
+    def _has(self, key: str) -> bool:
+        store = self._default_store()
         try:
             return store is not None and bool(store.check([key]))
         except RuntimeError:  # it ended with the process that hosted it
