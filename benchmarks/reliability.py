@@ -114,14 +114,16 @@ def kills(number: int, seed: int = 0, methods: Sequence[str] = tuple(KILLED)) ->
             whole, broken = root / f"{turn}-whole", root / f"{turn}-broken"
             begun, taught, ended = _run(layer, whole, cached=cached)
             for attempt in range(12):
-                if attempt < 3:
-                    # imports take the first seconds; a kill there would prove nothing
-                    limit = chance.uniform(begun, ended if attempt else taught)
-                    outcomes[
-                        _moment(*_run(layer, broken, cached=cached, limit=limit, resume=attempt > 0))
-                    ] += 1
-                else:
-                    _run(layer, broken, cached=cached, resume=True)
+                # imports take the first seconds; a kill there would prove nothing
+                when: dict[str, float] = {}
+                if attempt == 0:
+                    # counted from the opening of the folder, and not to the end: another load shifts the moments
+                    when = {"after": chance.uniform(0, 0.6 * (taught - begun))}
+                elif attempt < 3:
+                    when = {"limit": chance.uniform(begun, ended)}
+                moments = _run(layer, broken, cached=cached, resume=attempt > 0, **when)
+                if when:
+                    outcomes[_moment(*moments)] += 1
                 if (broken / "record.json").is_file():
                     break
             outcomes[_same_run(whole, broken)] += 1
@@ -151,12 +153,18 @@ def write_scenes(out: Path) -> str:
 
 
 def _run(
-    layer: dict[str, Any], out: Path, *, cached: bool, limit: float | None = None, resume: bool = False
+    layer: dict[str, Any],
+    out: Path,
+    *,
+    cached: bool,
+    limit: float = math.inf,
+    after: float = math.inf,
+    resume: bool = False,
 ) -> tuple[float, float, float]:
-    """One run in a process of its own, killed after ``limit`` seconds.
+    """One run in a process of its own, killed ``limit`` seconds after its start or ``after`` its folder was opened.
 
-    The seconds until its folder was opened, until its teacher was there, and until it ended; infinite for what did
-    not happen.
+    Returns the seconds until its folder was opened, until its teacher was saved, and until it ended; infinite for an
+    event that did not happen.
     """
     layer = merge(layer, {"out": str(out)})
     if cached:
@@ -175,7 +183,9 @@ def _run(
             stdout=subprocess.DEVNULL,
             stderr=said,
         )
-        while process.poll() is None and (limit is None or time.perf_counter() - start < limit):
+        while process.poll() is None and time.perf_counter() - start < min(
+            limit, seconds["config.yaml"] + after
+        ):
             for name, when in seconds.items():
                 if when == math.inf and (out / name).is_file():
                     seconds[name] = time.perf_counter() - start

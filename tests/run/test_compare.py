@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from outgrow.data import DataWarning
 from outgrow.report.table import read_records
 from outgrow.run import cli, compare, rehearsal, work
 from outgrow.run.board import Board
@@ -18,6 +20,7 @@ from outgrow.run.executors import make_executor
 from outgrow.run.plan import PLAN_FILE, cache_groups, make_plan, read_options, read_plan_file
 from outgrow.training.config import merge
 from outgrow.training.guard import NonFiniteLoss
+from outgrow.training.progress import Reporter
 from tests.run.test_distill import SMALL, interrupted_after
 
 BASE = merge(SMALL, {"train": {"epochs": 1}, "teacher_train": {"epochs": 1}})
@@ -265,6 +268,20 @@ def test_the_cache_is_for_what_two_runs_read(tmp_path):
     assert cached({"methods": methods}, {"teacher": {"correct": "always"}}) == ["dkd", "kd", "outgrow"]
     assert cached({"methods": ["kd", "none"]}) == []
     assert cached({"methods": methods}, {"teacher": {"cache": "mine"}}) == []
+
+
+@pytest.mark.parametrize("data", [{}, {"unlabelled": "digits", "unlabelled_share": 0.75}])
+def test_the_plan_counts_what_the_cache_will_take(tmp_path, data):
+    """All numbers of training images, also those that a student does not see, and unlabelled ones."""
+    methods = {"kd": {"preset": "kd"}, "dkd": {"preset": "kd", "loss": "dkd"}}
+    plan = plan_of(tmp_path, {"methods": methods, "seeds": 1}, {"data": data})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        stated = rehearsal.estimate(plan, report=Reporter()).cache_bytes
+        run_compare(plan)
+    files = list((tmp_path / "cache").rglob("*.npy"))
+    held = sum(file.stat().st_size - 128 for file in files)  # without the header
+    assert held == stated > 0
 
 
 def test_a_disk_too_small_is_refused_or_costs_the_cache(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from outgrow.classification.data import open_run_data, train_loader
-from outgrow.data import DataWarning, open_data
+from outgrow.data import ArraySplit, DataWarning, open_data
 from outgrow.data.unlabelled import open_unlabelled
 from outgrow.losses import LOSSES
 from outgrow.run import distill
@@ -200,10 +200,34 @@ class TestSources:
             out = tmp_path / f"out-{name}"
             teacher = {"teacher": {"train": False, "rows": "same", "weights": str(teacher_file)}}
             layer = {"data": {"unlabelled": f"parquet:{folder}"}, "train": {"epochs": 1}, "out": str(out)}
-            distill(build_config(merge(SMALL, teacher, layer)))
+            with pytest.warns(DataWarning, match="it was not checked"):
+                distill(build_config(merge(SMALL, teacher, layer)))
             outs.append(weights(out))
         assert same(outs[0], outs[1])
         assert same(outs[0], outs[2])
+
+    def test_what_could_not_be_compared_is_said(self, tmp_path):
+        """Pixels of the digits, and encoded files."""
+        more = self.photos(tmp_path / "more", 1, ["x.png", "y.png"])
+        config = build_config({"data": {"source": "digits", "unlabelled": f"folder:{more}"}})
+        with pytest.warns(
+            DataWarning, match=r"it was not checked whether unlabelled images of .* are also training or test"
+        ):
+            open_run_data(config)
+
+    def test_images_that_are_not_square_beside_other_sizes(self):
+        labelled = ArraySplit.of(torch.zeros(4, 3, 8, 12, dtype=torch.uint8), torch.arange(4) % 2)
+        config = build_config({"train": {"batch_size": 4}})
+        device = torch.device("cpu")
+        same = train_loader(config, config.train, labelled, [], device, unlabelled=labelled)
+        assert next(same.epoch(0)).images.shape == (4, 3, 8, 12)
+        other = ArraySplit.of(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2)
+        with pytest.raises(
+            ValueError, match=r"--unlabelled: needs images of 8x12 beside labelled ones .* set data.size"
+        ):
+            train_loader(config, config.train, labelled, [], device, unlabelled=other)
+        mixed = train_loader(config, config.train, other, [], device, unlabelled=labelled)
+        assert next(mixed.epoch(0)).images.shape == (4, 3, 8, 8)
 
     @pytest.mark.parametrize(
         "data, message",

@@ -321,15 +321,19 @@ def check_equal(folder, one, other):
 MIXED = ("method.loss=kd + 0.5*dist", "data.augment.mixup=0.3")
 
 
-def test_a_run_on_two_processes_is_the_run_on_one(folder, trained):
-    """Through torchrun, with a relation, mixup and an uneven last batch."""
-    for number, out in ((1, "mixed-1"), (2, "mixed-2")):
-        call = options(folder, out, *MIXED)
+UNLABELLED = ("data.train_rows=301", "data.unlabelled=digits", "data.unlabelled_share=0.6")
+
+
+@pytest.mark.parametrize("name, sets", [("mixed", MIXED), ("unlabelled", (*MIXED, *UNLABELLED))])
+def test_a_run_on_two_processes_is_the_run_on_one(folder, trained, name, sets):
+    """Through torchrun, with a relation, mixup and an uneven last batch; also with unlabelled images."""
+    for number, out in ((1, f"{name}-1"), (2, f"{name}-2")):
+        call = options(folder, out, *sets)
         done = launch(folder, number, *call, "--teacher-weights", str(trained))
         assert done.returncode == 0, done.stderr[-3000:]
         assert sum('"event": "result"' in line for line in done.stdout.splitlines()) == 1
         assert "Traceback" not in done.stderr
-    check_equal(folder, "mixed-1", "mixed-2")
+    check_equal(folder, f"{name}-1", f"{name}-2")
 
 
 @pytest.mark.slow

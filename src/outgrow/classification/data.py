@@ -255,13 +255,26 @@ def train_loader(
     )
     if unlabelled is None or config.method.preset == "none":
         return loader
-    if size is None and isinstance(split, ArraySplit):
-        # the labelled images keep their size, and the unlabelled ones are resized to it
-        size = split.images.shape[2]
+    if size is None:
+        size = _size_beside(split, unlabelled)
     plain = replace(augment, mixup=0.0, cutmix=0.0)
     seed = config.seed + UNLABELLED_SEED
     others = _views(config, unlabelled, spec, extra, plain, size, device, whole, seed=seed, drop_last=True)
     return MixedLoader(loader, others)
+
+
+def _size_beside(split: Split, unlabelled: Split) -> int | None:
+    """Side in pixels for ``unlabelled`` images in a batch with those of ``split``, which keep their size."""
+    assert isinstance(split, ArraySplit)
+    height, width = split.images.shape[2:]
+    if isinstance(unlabelled, ArraySplit) and unlabelled.images.shape[2:] == (height, width):
+        return None
+    if height != width:
+        raise ValueError(
+            f"--unlabelled: needs images of {height}x{width} beside labelled ones of that size, got others; set data.size, "
+            "to which both are resized."
+        )
+    return height
 
 
 def _views(
@@ -277,10 +290,9 @@ def _views(
     seed: int,
     drop_last: bool,
 ) -> ImageLoader:
+    """Shuffled training views of ``split``."""
     rank, world_size = rank_and_size(None if whole else process_group())
     batch_size = min(batch_size, len(split))
-    if isinstance(split, ArraySplit) and size == split.images.shape[2] == split.images.shape[3]:
-        size = size if config.data.size else None  # no need to resize
     return make_loader(
         split,
         batch_size=batch_size,

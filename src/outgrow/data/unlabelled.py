@@ -52,6 +52,12 @@ def open_unlabelled(
     part = found.parts["train"] if "train" in found.parts else next(iter(found.parts.values()))
     notes = [*found.notes]
     keep = np.ones(len(part.split), bool)
+    unchecked = [name for name, (other, _) in (known or {}).items() if not _comparable(part, other)]
+    if unchecked:
+        notes.append(
+            f"data: it was not checked whether unlabelled images of {printable(spec)} are also {' or '.join(unchecked)} images: "
+            "the sets are too large, or kept in other ways."
+        )
     for name, (other, split) in (known or {}).items():
         same = _same(part, other, split) & keep
         if same.any():
@@ -73,10 +79,18 @@ def open_unlabelled(
     return UnlabelledImages(spec, part.split.subset(positions), identity, found.faults, tuple(notes))
 
 
+def _comparable(part: Part, other: Part) -> bool:
+    """Whether both have digests of the same kind: of encoded files, or of pixels."""
+    digests = (part.digests, other.digests)
+    return all(held is not None and held.any() for held in digests) and (part.rows is None) == (
+        other.rows is None
+    )
+
+
 def _same(part: Part, other: Part, split: Split) -> np.ndarray:
     """Which images of ``part`` are in ``split``, which was cut from ``other``."""
     mine, theirs = part.digests, other.digests
-    if mine is None or theirs is None or not mine.any() or not theirs.any():
+    if mine is None or theirs is None or not _comparable(part, other):
         return np.zeros(len(part.split), bool)
     own: Digests = mine[part.split.index.numpy()]
     return np.asarray(also_in(own, theirs[split.index.numpy()]) >= 0)

@@ -60,6 +60,8 @@ class Cost:
     student: int
     teacher: int
     views: str
+    indices: int
+    """Rows of a teacher cache in an epoch."""
     mapped: bool = False
     """Whether the teacher has other classes than the student."""
 
@@ -120,7 +122,13 @@ def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> E
         teachers[one.title] = trials.kinds[kind]
     record = next(iter(trials.opened.values()))[1]
     groups = cache_groups(plan)
-    held = sum(2 * record.train * len(record.classes) * group[0].config.train.epochs for group in groups)
+    held = sum(
+        2
+        * costs[_key(group[0].pair, group[0].method)].indices
+        * len(record.classes)
+        * group[0].config.train.epochs
+        for group in groups
+    )
     return Estimate(
         data=record,
         costs=costs,
@@ -193,8 +201,8 @@ def rehearse(
     if known is not None:
         return known
     networks = [parts.teacher, parts.student]
-    steps = len(task.train_loader(run, data, networks))
-    steps = min(steps, config.train.max_steps or steps)
+    loader = task.train_loader(run, data, networks)
+    steps = min(len(loader), config.train.max_steps or len(loader))
     evaluate = rehearsal.evaluator(run, parts)
     tested = min(record.test, rows)
     step = _step_seconds(parts, rehearsal, run)
@@ -219,6 +227,7 @@ def rehearse(
         student=num_parameters(parts.student),
         teacher=0 if parts.teacher is None else num_parameters(parts.teacher),
         views=_views(parts.loader),
+        indices=loader.num_indices,
         mapped=mapped,
     )
 
