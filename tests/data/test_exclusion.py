@@ -43,9 +43,16 @@ def shards(tmp_path, cache):
 
 def write(path, *lines, column="file"):
     path.write_text(
-        "\n".join([f"{column},label,suggested,confidence", *(f"{line},a,b,0.9" for line in lines)])
+        "\n".join(
+            [f"{column},label,suggested,confidence", *(f"{line},{_label(line)},b,0.9" for line in lines)]
+        )
     )
     return path
+
+
+def _label(line):
+    """The class of a row of ``shards``; labels of named files are not read."""
+    return str(int(line) % 2) if line.isdigit() else "a"
 
 
 def opened(source, **data):
@@ -164,4 +171,16 @@ def test_what_is_no_list_is_refused(tmp_path, content, error):
 def test_a_spreadsheet_may_have_saved_the_list(tmp_path):
     path = tmp_path / "list.csv"
     path.write_bytes(b"\xef\xbb\xbffile;label\r\n./=1.png;cat\r\na\xff.png;dog\r\n\r\n")
-    assert read_list(path) == ("file", ["=1.png", "a\udcff.png"])
+    assert read_list(path)[:2] == ("file", ["=1.png", "a\udcff.png"])
+
+
+def test_numbers_of_rows_of_other_data_are_refused(shards, tmp_path):
+    """Any set has a row 3; its label tells whether the list is for this one."""
+    listed = tmp_path / "list.csv"
+    listed.write_text("row,label,suggested\n2,0,1\n3,0,1\n")
+    message = r"data.exclude: needs the labels of .*, got others in 1 of 2 lines of .* \(row 3 is 1, and listed as 0\): .*; write"
+    with pytest.raises(ValueError, match=message):
+        opened(f"parquet:{shards}", exclude=str(listed))
+    listed.write_text("row\n2\n3\n")  # one's own list, without labels
+    run, _ = opened(f"parquet:{shards}", exclude=str(listed))
+    assert run.excluded == 2

@@ -99,7 +99,7 @@ def _without_listed(run: RunData, found: Found, path: str) -> RunData:
     """``run`` without the training images that the list at ``path`` names. Rows are chosen before: those that are
     left are the same as without the list, and so are the validation and test images."""
     source = run.source
-    rows, elsewhere = excluded_rows(path, source.name, found.parts)
+    rows, elsewhere = excluded_rows(path, source.name, found.parts, source.classes)
 
     def rest(split: Split) -> Split:
         return split.subset((~torch.isin(split.index, rows)).nonzero()[:, 0])

@@ -1,8 +1,9 @@
 """Lists of training images to leave out: ``data.exclude``, as ``outgrow audit`` writes them.
 
 A list is a CSV file. Its first column is ``file`` (a path below the source's folder) or ``row`` (the number of the
-row in the training set, for sources whose images are not files of their own); other columns are not read. A list
-only ever takes images out of training: a test or validation image that it names stays.
+row in the training set, for sources whose images are not files of their own). Numbers of rows fit any data set, so
+the labels in a column ``label`` must be those of the rows. Other columns are not read. A list only removes images
+from training: a test or validation image that it names stays.
 """
 
 import csv
@@ -55,8 +56,8 @@ class Names:
         return Path(os.path.relpath(path, self.folder)).as_posix()
 
 
-def read_list(path: str | Path) -> tuple[str, list[str]]:
-    """The column and the names of a list. ``ValueError`` where the file is none."""
+def read_list(path: str | Path) -> tuple[str, list[str], list[str] | None]:
+    """The column, the names and, if there is such a column, the labels of a list. ``ValueError`` if it is no list."""
     if not Path(path).is_file():
         raise ValueError(
             f"data.exclude: needs a CSV file, got {printable(path)}, which is not there; `outgrow audit` writes one "
@@ -83,17 +84,21 @@ def read_list(path: str | Path) -> tuple[str, list[str]]:
             f"data.exclude: needs a first column called {' or '.join(COLUMNS)}, got {printable(column)[:40]!r} in "
             f"{printable(path)}; add that header."
         )
-    return column, [line[0].strip().removeprefix("./") for line in lines[1:]]
+    names = [line[0].strip().removeprefix("./") for line in lines[1:]]
+    at = next((at for at, name in enumerate(lines[0]) if name.strip() == "label"), None)
+    labels = None if at is None else [line[at].strip() if at < len(line) else "" for line in lines[1:]]
+    return column, names, labels
 
 
 def excluded_rows(
-    path: str | Path, source: str, parts: Mapping[str, Part]
+    path: str | Path, source: str, parts: Mapping[str, Part], classes: Sequence[str]
 ) -> tuple[Int64[Tensor, " listed"], int]:
     """The rows of ``parts["train"]`` that the list at ``path`` names, and how many of the names belong to other parts.
 
-    ``ValueError`` for names that are nowhere in the source: a list for other data leaves out the wrong images, or none.
+    ``ValueError`` for names that are nowhere in the source, and for numbers of rows with other labels than in the list:
+    a list for other data would leave out the wrong images.
     """
-    column, listed = read_list(path)
+    column, listed, labels = read_list(path)
     own, names = naming(source, parts["train"])
     if column != own:
         wanted = "file names" if own == "file" else "the numbers of rows"
@@ -103,6 +108,8 @@ def excluded_rows(
         )
     row_of = {names(row): row for row in range(len(parts["train"].split))}
     rows = {row_of[name] for name in listed if name in row_of}
+    if own == "row" and labels is not None:
+        _check_labels(path, source, [row_of.get(name) for name in listed], labels, parts["train"], classes)
     unknown = [name for name in dict.fromkeys(listed) if name not in row_of]
     elsewhere: set[str] = set()
     if unknown and own == "file":
@@ -118,3 +125,22 @@ def excluded_rows(
             "source, or remove those lines."
         )
     return torch.tensor(sorted(rows), dtype=torch.int64), len(elsewhere)
+
+
+def _check_labels(
+    path: str | Path,
+    source: str,
+    rows: Sequence[int | None],
+    listed: Sequence[str],
+    part: Part,
+    classes: Sequence[str],
+) -> None:
+    labels = [None if row is None else classes[int(part.split.labels[row])] for row in rows]
+    other = [at for at, label in enumerate(labels) if label is not None and label != listed[at]]
+    if other:
+        at = other[0]
+        raise ValueError(
+            f"data.exclude: needs the labels of {printable(source)}, got others in {len(other)} of {len(rows)} lines of "
+            f"{printable(path)} (row {rows[at]} is {printable(str(labels[at]))}, and listed as {printable(listed[at])}): the list "
+            "is for other data, or another --label; write it again with `outgrow audit` on this source."
+        )

@@ -13,6 +13,7 @@ Rounding to float16 can make two classes tie, and a tie counts as right. Such cl
 class, and whether a row is right or wrong, are those of the logits before rounding.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -183,7 +184,8 @@ def check_cache_folder(folder: Path) -> None:
     try:
         check_writable(folder, what="teacher.cache")
         if not existed:
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # another run may have started to use it
+                folder.rmdir()
     except ValueError:
         if not any(folder.glob("*/facts.json")):
             raise

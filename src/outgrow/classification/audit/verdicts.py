@@ -139,8 +139,8 @@ def _memory(case: Case) -> Verdict | None:
         f"on {held.top1.accuracy:.1f} % of held-out images.",
         reason=f"The difference is no chance (Fisher's test, p {p_text(numbers.memory_p or 0.0)}). Its answers on the training "
         "rows do not show its errors, so there is little for a rule to correct and nothing true to fit a correction on. Its "
-        "soft answers still help: plain distillation. Tune the weight.",
-        command=case.distill("--preset kd --set method.weight=4"),
+        "soft answers still help: plain distillation. Try a few weights of it (method.weight).",
+        command=case.distill("--preset kd"),
     )
 
 
@@ -173,8 +173,8 @@ def _main(case: Case) -> Verdict:
             kind="nothing_to_correct",
             text=f"Right on {share:.1f} % of the training views: no rule for rows can matter here.",
             reason="A rule changes only rows that the teacher gets wrong, and there are next to none. What can matter is the "
-            f"weight of the distillation term.{caution}",
-            command=case.distill("--preset kd --set method.weight=4"),
+            f"weight of the distillation term (method.weight).{caution}",
+            command=case.distill("--preset kd"),
         )
     if training.corrected is not None:
         after = training.corrected
@@ -193,8 +193,8 @@ def _main(case: Case) -> Verdict:
         return Verdict(
             kind="good",
             text=f"Honest and good: right on {held.best.top1.accuracy:.1f} % of held-out images.",
-            reason=f"{found} Plain distillation is hard to beat here. Tune the weight.",
-            command=case.distill("--preset kd --set method.weight=4"),
+            reason=f"{found} Plain distillation is hard to beat here. Try a few weights of it (method.weight).",
+            command=case.distill("--preset kd"),
         )
     return Verdict(
         kind="weak",
