@@ -19,6 +19,7 @@ from outgrow.detection.page import COUNTS, NUMBERS, percent
 from outgrow.detection.record import errors_by_class, numbers_of
 from outgrow.detection.run_data import RunScenes, open_run_scenes
 from outgrow.detection.scores import check_installed
+from outgrow.detection.task import TASK
 from outgrow.detection.teacher import make_teacher
 from outgrow.models import num_parameters
 from outgrow.report.parts import Section
@@ -32,7 +33,7 @@ from outgrow.training.audit import (
     rule_effects,
 )
 from outgrow.training.config import Config
-from outgrow.training.record import DataRecord, ErrorsRecord
+from outgrow.training.record import ErrorsRecord
 from outgrow.training.task import RunContext
 
 HELD_OUT = 0.2
@@ -90,16 +91,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
             matched="by name",
             sees="images of any size",
         ),
-        data=DataRecord(
-            source=config.data.source,
-            fingerprint=data.source.fingerprint,
-            classes=data.classes,
-            train=len(data.train),
-            val=0 if data.val is None else len(data.val),
-            test=len(data.test),
-            duplicates=data.source.duplicates,
-            faults=data.source.faults,
-        ),
+        data=TASK.data_record(run, data, None),
         notes=tuple(text for text in (note, _few(held_out)) if text),
         numbers=numbers,
         section=_section(numbers),

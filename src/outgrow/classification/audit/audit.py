@@ -25,6 +25,7 @@ from outgrow.classification.audit.page import Shown, page_section
 from outgrow.classification.audit.verdicts import Case, verdicts
 from outgrow.classification.data import RunData, eval_loader, open_run_data, train_loader
 from outgrow.classification.order import check_order
+from outgrow.classification.task import TASK
 from outgrow.classification.teacher import make_teacher
 from outgrow.data import Loader, Split
 from outgrow.data.classes import Match, match_classes
@@ -50,7 +51,6 @@ from outgrow.training.audit import (
 )
 from outgrow.training.config import Config
 from outgrow.training.counts import LEVEL, above, apart, has_memorised
-from outgrow.training.record import DataRecord
 from outgrow.training.task import RunContext
 
 HELD_OUT = 0.2
@@ -151,17 +151,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
             matched="by a map from the labels" if mapped else match.note,
             sees=describe_input(network.input_spec),
         ),
-        data=DataRecord(
-            source=config.data.source,
-            fingerprint=data.source.fingerprint,
-            classes=data.classes,
-            train=len(data.train),
-            val=0 if data.val is None else len(data.val),
-            test=len(data.test),
-            duplicates=data.source.duplicates,
-            faults=data.source.faults,
-            excluded=data.excluded,
-        ),
+        data=TASK.data_record(run, data, None),
         notes=tuple(note for note in notes if note),
         numbers=numbers,
         section=page_section(numbers, shown),
