@@ -38,7 +38,7 @@ def run_command(command: list[str], disk: Path, when: str | None) -> dict[str, o
     """``when`` is the pattern of a file; as soon as it is there, the disk fills up."""
     from outgrow.run import cli
 
-    cli._SAID.clear()
+    cli._SHOWN.clear()
     sys.argv = ["outgrow", *command]
     said, ended = io.StringIO(), threading.Event()
     other = threading.Thread(target=fill_once_there, args=(disk, when, ended)) if when else None
