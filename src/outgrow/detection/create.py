@@ -80,8 +80,9 @@ def create_detector(
     with COCO's classes. Without ``weights`` and ``pretrained``, all weights are random.
 
     Batch norms of a backbone with weights are frozen, as a training step of detection has few images.
-    ``input_size`` replaces ``?size=``. ``mean`` and ``std`` (of RGB in [0, 1]) are for weights whose normalisation is
-    stored nowhere; by default the file's metadata have it, else the backbone's library. The name ``fasterrcnn:`` alone means the name in the file's metadata.
+    ``input_size`` replaces ``?size=``. ``mean`` and ``std`` (of RGB in [0, 1]) are for weights without a stored
+    normalisation. By default it is that of the file's metadata, or else of the backbone's library. The name
+    ``fasterrcnn:`` alone means the name in the file's metadata.
 
     ``ValueError`` for names, shapes or files that do not fit.
     """
