@@ -34,7 +34,10 @@ def as_network(name: str, module: nn.Module | None, num_classes: int, options: M
 def student_network(
     config: Config, data: RunData, module: nn.Module | None, report: Reporter | None = None
 ) -> Network:
-    """The student with the classes of the data, in their order. ``ValueError`` if it has another number of classes."""
+    """The student with the classes of the data, in their order, and the input size of its training views.
+
+    ``ValueError`` if it has another number of classes, or a size that contradicts ``data.size``.
+    """
     options = config.student
     network = as_network("student", module, data.num_classes, options)
     if network is None:
@@ -62,6 +65,7 @@ def student_network(
     if network.classes is not None and network.classes != data.classes:
         order_heads(network, data.classes)
     network.classes = data.classes
+    set_input_size(network, data.train, config.data.size, options)
     return network
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from outgrow.classification.data import RunData, eval_loader, open_run_data, set_input_size, train_loader
+from outgrow.classification.data import RunData, eval_loader, open_run_data, train_loader
 from outgrow.classification.evaluation import evaluate_classifier
 from outgrow.classification.lesson import Classify
 from outgrow.classification.page import page_sections, page_warnings
@@ -52,9 +52,7 @@ class Classification:
     def make_student(
         self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None
     ) -> Taps:
-        network = student_network(run.config, data, module, run.report)
-        set_input_size(network, data.train, run.config.data.size, run.config.student)
-        return tapped(network, objective)
+        return tapped(student_network(run.config, data, module, run.report), objective)
 
     def make_teacher(self, run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
         return make_teacher(run, data, module)
