@@ -83,6 +83,7 @@ def base_of(out: Path, part: str = "student", epochs: int = EPOCHS) -> Layer:
         "data": {
             "source": f"parquet:{out / 'data' / part}",
             "label": "coarse_label",
+            "train_rows": ROWS,
             "val_fraction": 0.0,
             "workers": 0,
         },

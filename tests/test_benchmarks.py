@@ -4,10 +4,13 @@ import importlib.util
 import json
 import sys
 
+import pyarrow.parquet as pq
 import pytest
-from benchmarks import __main__, growth, objective, step_profile, students, throughput
+from benchmarks import __main__, growth, objective, step_profile, students, study, throughput
 from benchmarks.turns import Worker
 from benchmarks.ways import Task
+
+from tests.data.helpers import encoded, picture, write_shard
 
 TINY = ("cifar/resnet8", "cifar/resnet8")
 
@@ -63,3 +66,48 @@ def test_the_command_saves_what_it_measured(tmp_path, monkeypatch):
     saved = json.loads((tmp_path / "objective.json").read_text())
     assert saved["result"] == [{"device": "cpu"}]
     assert {"versions", "commit", "command", "hardware"} <= set(saved)
+
+
+def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
+    """On a few pictures: the parts share none, unlabelled images go with a teacher alone, finished runs are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for split, count in (("train", 200), ("test", 40)):
+        pictures = [encoded(picture(1000 * (split == "test") + k)) for k in range(count)]
+        labels = {"fine_label": [k % 8 for k in range(count)], "coarse_label": [k % 4 for k in range(count)]}
+        write_shard(tmp_path / "cifar" / f"{split}-00000-of-00001.parquet", pictures, labels)
+    monkeypatch.setattr(study, "PARTS", {"student": 80, "teacher": 80, "unlabelled": 40})
+    for name, value in {"ROWS": 64, "FEW": 48, "FEW_STEPS": 3, "EPOCHS": 3}.items():
+        monkeypatch.setattr(study, name, value)
+    for layer in study.TEACHERS.values():
+        monkeypatch.setitem(layer, "train", {"epochs": 1, "eval_every": 1})
+    monkeypatch.setitem(study.TEACHERS["weak"], "data", {"train_rows": 64})
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["study", *words, "--out", str(tmp_path / "out")])
+        study.main()
+        return capsys.readouterr().out
+
+    run("prepare", "--cifar100", str(tmp_path / "cifar"))
+    held = {part: read_images(tmp_path / "out" / "data" / part) for part in study.PARTS}
+    assert [len(images) for images in held.values()] == [80, 80, 40]
+    assert len(set().union(*held.values())) == 200
+
+    words = ["--seeds", "0", "--regimes", "biased", "--methods", "kd"]
+    run("train", *words)
+    run("train", "--few", *words)
+    records = {
+        file.relative_to(tmp_path / "out").parts[:2]: json.loads(file.read_text())
+        for file in (tmp_path / "out").rglob("record.json")
+    }
+    assert records["few-biased", "kd, unlabelled"]["data"]["unlabelled"] == 40
+    assert records["few-biased", "kd"]["data"]["unlabelled"] is None
+    assert records["alone", "none"]["data"]["train"] == 64
+    assert '"run"' in run("train", *words)  # read again
+    assert {"biased", "few-biased", "kd, unlabelled"} <= set(run("table").replace("  ", "\n").split("\n"))
+
+
+def read_images(folder):
+    (file,) = folder.glob("train-*.parquet")
+    table = pq.read_table(file)
+    column = next(name for name in ("img", "image") if name in table.column_names)
+    return {row["bytes"] for row in table[column].to_pylist()}

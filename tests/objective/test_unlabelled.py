@@ -205,6 +205,10 @@ class TestMixup:
         )
         torch.testing.assert_close(result.terms["task"], own.terms["task"])
         torch.testing.assert_close(result.terms["kd"], 0.8 * own.terms["kd"] + 0.2 * rest.terms["kd"])
+        task = Objective({}, fast=fast)(student, Rectifier("identity")(teacher, blended), blended, 0.3)
+        (gradient,) = torch.autograd.grad(task.total, student)
+        assert (gradient[none] == 0).all()
+        assert (gradient[has] != 0).any(dim=1).all()
 
     def test_does_not_look_at_a_device(self):
         with FakeTensorMode():
