@@ -80,6 +80,12 @@ class Target:
                     "leave rows without a label out of mixup and CutMix."
                 )
 
+    def rows(self, which: slice) -> "Target":
+        """The target of some of the rows."""
+        names = ("index", "partner", "mix", "image")
+        columns = {name: None if (held := getattr(self, name)) is None else held[which] for name in names}
+        return Target(self.label[which], may_ignore=self.may_ignore, **columns)
+
     @cached_property
     def dominant(self) -> Int[Tensor, " rows"]:
         """The class with the larger share: the label, or the partner where its share is larger."""

@@ -165,6 +165,12 @@ def test_without_a_teacher(small, weights):
         ),
         ({"teacher": {"rows": "disjoint"}}, "teacher.rows: needs same for a detector, got disjoint"),
         ({"method": {"loss": "kd + crd"}}, "crd: needs the same rows in every epoch"),
+        (
+            {"train": {"label_smoothing": 0.1}},
+            "train.label_smoothing: needs a classifier, got 0.1 for a detector",
+        ),
+        ({"train": {"sampling": "balanced"}}, "train.sampling: needs a classifier"),
+        ({"train": {"layer_decay": 0.7}}, "train.layer_decay: needs a classifier"),
     ],
 )
 def test_errors(small, weights, change, message):

@@ -323,10 +323,22 @@ MIXED = ("method.loss=kd + 0.5*dist", "data.augment.mixup=0.3")
 
 UNLABELLED = ("data.train_rows=301", "data.unlabelled=digits", "data.unlabelled_share=0.6")
 
+PARTS = (
+    "method.normalize=rows",
+    "train.accumulate=3",
+    "train.ema=0.9",
+    "train.sampling=balanced",
+    "train.class_weights=balanced",
+    "train.label_smoothing=0.1",
+)
 
-@pytest.mark.parametrize("name, sets", [("mixed", MIXED), ("unlabelled", (*MIXED, *UNLABELLED))])
+
+@pytest.mark.parametrize(
+    "name, sets", [("mixed", MIXED), ("unlabelled", (*MIXED, *UNLABELLED)), ("parts", PARTS)]
+)
 def test_a_run_on_two_processes_is_the_run_on_one(folder, trained, name, sets):
-    """Through torchrun, with a relation, mixup and an uneven last batch; also with unlabelled images."""
+    """Through torchrun, with a relation, mixup and an uneven last batch; with unlabelled images; with batches in parts
+    and an average of the weights."""
     for number, out in ((1, f"{name}-1"), (2, f"{name}-2")):
         call = options(folder, out, *sets)
         done = launch(folder, number, *call, "--teacher-weights", str(trained))

@@ -222,6 +222,11 @@ def _takes(network: Network, size: int) -> bool:
     return True
 
 
+def each_once(train: TrainConfig) -> TrainConfig:
+    """``train`` with every image once an epoch, for views on which a teacher is fitted or looked at."""
+    return train.model_copy(update={"sampling": "uniform"})
+
+
 def train_loader(
     config: Config,
     train: TrainConfig,
@@ -251,7 +256,17 @@ def train_loader(
     augment = Augment(**config.data.augment.model_dump())
     last = drops_last(len(split), min(batch_size, len(split)), least=LEAST)
     loader = _views(
-        config, split, spec, batch_size, augment, size, device, whole, seed=config.seed, drop_last=last
+        config,
+        split,
+        spec,
+        batch_size,
+        augment,
+        size,
+        device,
+        whole,
+        seed=config.seed,
+        drop_last=last,
+        balanced=train.sampling == "balanced",
     )
     if unlabelled is None or config.method.preset == "none":
         return loader
@@ -289,6 +304,7 @@ def _views(
     *,
     seed: int,
     drop_last: bool,
+    balanced: bool = False,
 ) -> ImageLoader:
     """Shuffled training views of ``split``."""
     rank, world_size = rank_and_size(None if whole else process_group())
@@ -308,6 +324,7 @@ def _views(
         rank=rank,
         world_size=world_size,
         least=LEAST,
+        balanced=balanced,
     )
 
 

@@ -17,6 +17,7 @@ class Classify:
     channels_last: bool = False
     fixed_shape = True
     apart = None
+    least = LEAST
 
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> Lesson:
         images = batch.images

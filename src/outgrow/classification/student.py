@@ -1,14 +1,19 @@
 """The student of a classification run, and any network trained without a teacher."""
 
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
 from outgrow.classification.data import PLAIN, RunData, eval_loader, set_input_size, train_loader
 from outgrow.classification.lesson import Classify
 from outgrow.classification.scores import evaluate
 from outgrow.data import Split
+from outgrow.data.notes import some
 from outgrow.knowledge import Rectifier
 from outgrow.models import Network, create_model, feature_paths
 from outgrow.models.taps import PENULTIMATE, Taps
@@ -16,7 +21,7 @@ from outgrow.models.weights import order_heads
 from outgrow.objective import Objective
 from outgrow.teacher import NoTeacher
 from outgrow.training.acceleration import make_accelerator
-from outgrow.training.config import Config, ModelConfig
+from outgrow.training.config import Config, ModelConfig, TrainConfig
 from outgrow.training.fitting import fit, teacher_checkpoint
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
@@ -74,6 +79,39 @@ def tapped(student: Network, objective: Objective) -> Taps:
     return Taps(student, (*feature_paths(student), PENULTIMATE) if objective.reads_features else ())
 
 
+def weigh_task(objective: Objective, train: TrainConfig, split: Split, classes: Sequence[str]) -> None:
+    """Set label smoothing and class weights of the task loss.
+
+    ``ValueError`` for weights of classes that do not exist.
+    """
+    objective.label_smoothing = train.label_smoothing
+    objective.class_weights = class_weights(train.class_weights, split.labels, classes)
+
+
+def class_weights(
+    option: str | Mapping[str, float] | None, labels: Int64[Tensor, " rows"], classes: Sequence[str]
+) -> Float[Tensor, " classes"] | None:
+    """The weights of the classes in the task loss, for ``train.class_weights``.
+
+    >>> class_weights("balanced", torch.tensor([0, 0, 0, 1]), ("cat", "dog"))
+    tensor([0.6667, 2.0000])
+    >>> class_weights({"dog": 3.0}, torch.tensor([0, 1]), ("cat", "dog"))
+    tensor([1., 3.])
+    """
+    if option is None:
+        return None
+    if isinstance(option, str):
+        count = labels.bincount(minlength=len(classes))
+        present = int((count > 0).sum())
+        return torch.where(count > 0, len(labels) / (present * count.clamp(min=1)), 0.0).float()
+    unknown = [name for name in option if name not in classes]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], classes, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the classes are {some(classes)}."
+        raise ValueError(f"train.class_weights: needs names of classes, got {some(unknown)}; {hint}")
+    return torch.tensor([float(option.get(name, 1.0)) for name in classes])
+
+
 def train_alone(
     config: Config,
     rows: Split,
@@ -90,11 +128,13 @@ def train_alone(
     device = make_accelerator(train).device
     test = eval_loader(data.test, network, train, device, config.data.workers)
     checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)
+    objective = Objective({})
+    weigh_task(objective, train, rows, data.classes)
     trainer = Trainer(
         student=Taps(network),
         teacher=NoTeacher(data.num_classes),
         rectify=Rectifier("identity"),
-        objective=Objective({}),
+        objective=objective,
         loader=train_loader(config, train, rows, [network], device),
         config=train,
         make_lesson=Classify(train.channels_last),

@@ -13,7 +13,7 @@ from outgrow.classification.lesson import Classify
 from outgrow.classification.page import page_sections, page_warnings
 from outgrow.classification.record import classification_record, compare
 from outgrow.classification.scores import Scores, evaluate
-from outgrow.classification.student import student_network, tapped
+from outgrow.classification.student import student_network, tapped, weigh_task
 from outgrow.classification.teacher import cached_teacher, freeze_teacher, make_teacher
 from outgrow.classification.view import whole_size
 from outgrow.data import Loader, Split
@@ -30,6 +30,10 @@ from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.processes import process_group
 from outgrow.training.record import DataRecord, RunRecord, StudentRecord
 from outgrow.training.task import Parts, RunContext, Task, Taught
+
+FEW = 1000
+"""Up to this number of training images, a run points to unlabelled images: with 500 labels they were worth more than
+any choice of method."""
 
 
 class Classification:
@@ -81,6 +85,7 @@ class Classification:
         )
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
+        weigh_task(parts.objective, run.config.train, parts.data.train, parts.data.classes)
         if not parts.objective.reads_features:
             return
         loader, train, teacher = parts.loader, parts.data.train, parts.taught.module.to(run.device)
@@ -102,7 +107,12 @@ class Classification:
         return cached_teacher(run, parts, network_of(parts.student), epochs=epochs)
 
     def before_training(self, run: RunContext, parts: Parts) -> None:
-        return None
+        data = parts.data
+        if parts.teacher is not None and data.unlabelled is None and len(data.train) <= FEW:
+            run.report.note(
+                f"data: all {len(data.train):,} training images have labels. A teacher helps most on images that have none: "
+                "add some with --unlabelled SRC"
+            )
 
     def evaluator(self, run: RunContext, parts: Parts) -> Callable[[nn.Module], Scores]:
         config, network = run.config, network_of(parts.student)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from outgrow.classification.data import RunData, eval_loader, train_loader
+from outgrow.classification.data import RunData, each_once, eval_loader, train_loader
 from outgrow.classification.order import check_order
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import as_network, train_alone
@@ -131,7 +131,9 @@ def freeze_teacher(
     if foreign and config.teacher.correct == "never":
         raise ValueError(_foreign(network, data, match))
     _note_of_classes(run, network, match)
-    views = train_loader(config, config.train, data.train, [network, student], run.device, whole=True)
+    views = train_loader(
+        config, each_once(config.train), data.train, [network, student], run.device, whole=True
+    )
     test = eval_loader(data.test, network, config.train, run.device, config.data.workers)
     teacher = _inference(
         run, network.to(run.device), taps_read(network, objective, corrects or foreign), test, views

@@ -36,6 +36,7 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     least: int = 1,
+    balanced: bool = False,
 ) -> ImageLoader:
     """The loader for ``split``.
 
@@ -43,6 +44,8 @@ def make_loader(
     gets the share of its ``rank`` of the same batches. Shares may differ by one row. In training a share has at
     least ``least`` rows, or none; an empty share is a batch without rows. In evaluation every sample belongs to
     exactly one process.
+
+    ``balanced`` draws all classes equally often: samples of rare classes come several times in an epoch.
 
     ``size``: side of the views in pixels. The short side is resized to ``floor(size / crop_pct)``
     (``interpolation``: "bilinear" or "bicubic") and the centre is cropped, unless ``augment.resized_crop`` is
@@ -70,6 +73,7 @@ def make_loader(
         rank=rank,
         world_size=world_size,
         least=least,
+        balance=split.labels if balanced else None,
     )
     views = Views(augment or NO_AUGMENT, seed, size, crop_pct, interpolation)
     if isinstance(split, ArraySplit):

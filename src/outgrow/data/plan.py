@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from outgrow.data.randaugment import randaugment
-from outgrow.data.randomness import epoch_order
+from outgrow.data.randomness import balanced_order, epoch_order
 from outgrow.data.splits import Split
 from outgrow.data.transforms import Augment, crop_flip, cutout, mix_views, partners
 from outgrow.outputs import Target
@@ -38,6 +38,13 @@ class Batch:
     def index(self) -> Int64[Tensor, " batch"] | None:
         """The samples' indices in the original training set."""
         return self.target.index
+
+    def split(self, parts: int) -> list["Batch"]:
+        """``parts`` batches: every ``parts``-th row, so that each has its share of labelled and unlabelled rows."""
+        return [
+            Batch(self.images[first::parts], self.target.rows(slice(first, None, parts)))
+            for first in range(parts)
+        ]
 
 
 @runtime_checkable
@@ -89,6 +96,8 @@ class Plan:
     rank: int
     world_size: int
     least: int = 1
+    balance: Int64[Tensor, " num"] | None = None
+    """The labels, if an epoch draws all classes equally often; None for every sample once."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
@@ -108,12 +117,18 @@ class Plan:
         In training all batches are listed, because all processes take every step. In evaluation batches without
         rows for this process are left out.
         """
-        order = epoch_order(self.num, self.seed, epoch) if self.shuffle else torch.arange(self.num)
-        shares = [self.share(batch) for batch in order.split(self.batch_size)]
+        shares = [self.share(batch) for batch in self._order(epoch).split(self.batch_size)]
         if self.drop_last:
             shares = shares[: self.num // self.batch_size]
         shares = shares if self.shuffle else [share for share in shares if len(share)]
         return shares[start:]
+
+    def _order(self, epoch: int) -> Int64[Tensor, " num"]:
+        if not self.shuffle:
+            return torch.arange(self.num)
+        if self.balance is not None:
+            return balanced_order(self.balance, self.seed, epoch)
+        return epoch_order(self.num, self.seed, epoch)
 
     def share(self, batch: Int64[Tensor, " batch"]) -> Int64[Tensor, " share"]:
         """This process's part of a batch."""

@@ -39,6 +39,7 @@ class Stream(IntEnum):
     BOX_Y = 9
     BOX_X = 10
     SPLIT = 11
+    BALANCE = 12
     RANDAUGMENT = 100  # two streams per operation
     RESIZED_CROP = 200  # two streams per attempt, then two for the position
 
@@ -106,6 +107,29 @@ def integer_at(seed: int, epoch: int, index: int, stream: int, *, high: int) -> 
 def epoch_order(num: int, seed: int, epoch: int) -> Int64[Tensor, " num"]:
     """The order of ``num`` samples in an epoch: a permutation, always computed on the CPU."""
     return bits(seed, epoch, torch.arange(num), [Stream.ORDER])[0].argsort(stable=True)
+
+
+def balanced_order(labels: Int64[Tensor, " num"], seed: int, epoch: int) -> Int64[Tensor, " num"]:
+    """Positions for an epoch of ``len(labels)`` draws in which all classes come equally often, up to one draw.
+
+    Each class runs through passes over its own samples, shuffled anew for each pass, from one epoch to the next. So no
+    sample of a class is drawn twice before all others of it were drawn once.
+    """
+    members = [(labels == label).nonzero()[:, 0] for label in labels.unique().tolist()]
+    share = -(-len(labels) // len(members))
+    drawn = torch.cat([_drawn(samples, seed, epoch * share, share) for samples in members])
+    return drawn[epoch_order(len(drawn), seed, epoch)][: len(labels)]
+
+
+def _drawn(samples: Int64[Tensor, " all"], seed: int, start: int, num: int) -> Int64[Tensor, " num"]:
+    """Draws ``start`` to ``start + num`` of the endless sequence of shuffled passes over ``samples``."""
+    first, last = start // len(samples), (start + num - 1) // len(samples)
+    passes = [
+        samples[bits(seed, number, samples, [Stream.BALANCE])[0].argsort(stable=True)]
+        for number in range(first, last + 1)
+    ]
+    skipped = start - first * len(samples)
+    return torch.cat(passes)[skipped : skipped + num]
 
 
 def _key(seed: int, epoch: int) -> int:

@@ -58,3 +58,7 @@ class Scenes:
     def index(self) -> Int64[Tensor, " batch"]:
         """The index of each image, for messages."""
         return torch.tensor([truth.index for truth in self.truth], dtype=torch.int64)
+
+    def split(self, parts: int) -> list["Scenes"]:
+        """``parts`` batches: every ``parts``-th image."""
+        return [Scenes(self.images[first::parts], self.truth[first::parts]) for first in range(parts)]

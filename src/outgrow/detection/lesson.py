@@ -37,6 +37,7 @@ class Detect:
     """
 
     fixed_shape = False
+    least = 1
     apart = "each process samples its own proposals, averages its detector's losses and balances its own rows"
 
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Scenes) -> Lesson:

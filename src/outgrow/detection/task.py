@@ -25,7 +25,7 @@ from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, Outputs, Target
 from outgrow.report.run_page import write_run_page
 from outgrow.teacher import BaseTeacher
-from outgrow.training.config import Config
+from outgrow.training.config import Config, TrainConfig
 from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.processes import is_main
 from outgrow.training.record import DataRecord, RunRecord, StudentRecord
@@ -38,6 +38,8 @@ IGNORED = {
     "teacher_train": ("compile", "fused_norms"),
 }
 """Configuration fields that only classifiers use."""
+FOR_CLASSIFIERS = ("label_smoothing", "class_weights", "sampling", "head_lr", "layer_decay")
+"""Fields of the training that are refused for a detector, as they would change its results for a classifier."""
 
 
 class Detection:
@@ -197,6 +199,14 @@ def _note_ignored(run: RunContext) -> None:
 def _refuse(config: Config, objective: Objective) -> None:
     """``ValueError`` for options that need rows with a fixed identity: proposals differ from step to step."""
     options = config.teacher
+    for section in ("train", "teacher_train") if options.train else ("train",):
+        for name in FOR_CLASSIFIERS:
+            value = getattr(getattr(config, section), name)
+            if value != TrainConfig.model_fields[name].default:
+                raise ValueError(
+                    f"{section}.{name}: needs a classifier, got {value!r} for a detector, which has a task loss of its own; "
+                    "leave it out."
+                )
     if config.data.exclude is not None:
         raise ValueError(
             "data.exclude: needs images with one label each, got pictures with boxes; remove the pictures from the "

@@ -151,6 +151,29 @@ def feature_paths(network: nn.Module) -> tuple[str, ...]:
     return staged or _stages(net)
 
 
+def layer_depths(network: nn.Module) -> dict[nn.Parameter, int]:
+    """The depth of each parameter: 0 before the first of :func:`feature_paths`, 1 in the first of them and so on, and one
+    more than the last for the heads. Parameters between two of these paths count to the later one.
+
+    >>> from outgrow.models import create_model
+    >>> net = create_model("cifar/resnet8").net
+    >>> depths = layer_depths(net)
+    >>> [depths[layer.weight] for layer in (net.conv1, net.layer2[0].conv1, net.fc)]
+    [0, 2, 4]
+    """
+    net = bare_net(network)
+    paths, named = feature_paths(net), list(net.named_parameters())
+    at = [[d for d, path in enumerate(paths, start=1) if name.startswith(f"{path}.")] for name, _ in named]
+    depths, depth = {}, len(paths)
+    for (_, parameter), found in zip(reversed(named), reversed(at), strict=True):
+        depth = max(found, default=depth)
+        depths[parameter] = depth
+    stem = next((place for place, found in enumerate(at) if found), len(named))
+    depths.update((parameter, 0) for _, parameter in named[:stem])
+    depths.update((p, len(paths) + 1) for _, head in heads_of(net) for p in head.parameters())
+    return depths
+
+
 def _stages(net: nn.Module) -> tuple[str, ...]:
     """The parts of an unknown trunk, in order.
 

@@ -81,6 +81,10 @@ class Objective(nn.Module):
     Learnable parts of the losses (connectors, memories) are parameters of this module: give them to
     the optimiser, after :meth:`setup` where a loss needs one.
 
+    ``label_smoothing`` and ``class_weights`` (one per class) are those of ``torch.nn.functional.cross_entropy`` and
+    change the task alone. The sum of the weighted rows is divided by the number of labelled rows, not by the sum of
+    their weights; give weights with mean 1 over the training set to keep the size of the task.
+
     Called as ``objective(student, knowledge, target, progress, task=None) -> ObjectiveResult``. The
     task is cross-entropy over the rows that have a label; a scalar ``task`` of the caller's own replaces it
     and is weighed by ``task_weight`` alone, unless ``schedule_task`` asks for the schedule too.
@@ -106,6 +110,8 @@ class Objective(nn.Module):
         weight: float = 1.0,
         task_weight: float = 1.0,
         schedule_task: bool = False,
+        label_smoothing: float = 0.0,
+        class_weights: Float[Tensor, " classes"] | None = None,
         process_group: dist.ProcessGroup | None = None,
         fast: kd_fast.Fast = True,
     ) -> None:
@@ -118,6 +124,10 @@ class Objective(nn.Module):
             raise ValueError(
                 f"Objective: fast needs True, False, 'eager' or 'compiled', got {fast!r}; True is the default."
             )
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"Objective: label_smoothing needs a share in [0, 1), got {label_smoothing}; 0.1 is common."
+            )
         self.terms = {
             name: replace(term, weight=term.weight * weight) for name, term in named_terms(loss).items()
         }
@@ -129,6 +139,10 @@ class Objective(nn.Module):
         self.normalize = normalize
         self.task_weight = task_weight
         self.schedule_task = schedule_task
+        self.label_smoothing = label_smoothing
+        self.class_weights: Tensor | None
+        # not in the state: it follows from the configuration and the labels
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.process_group = process_group
         self.fast = fast
         self._checked = False
@@ -272,8 +286,8 @@ class Objective(nn.Module):
         )
 
     def _plain_kd(self) -> str | None:
-        """The name of the only term if it is ``kd`` on all rows: what the fast path knows."""
-        if len(self.terms) != 1:
+        """The name of the only term if it is ``kd`` on all rows, beside plain cross-entropy: what the fast path knows."""
+        if len(self.terms) != 1 or self.label_smoothing or self.class_weights is not None:
             return None
         ((name, term),) = self.terms.items()
         return name if getattr(term.loss, "closed_form", False) and term.rows == "all" else None
@@ -440,13 +454,26 @@ class Objective(nn.Module):
         logits = lift(student.logits)
         if partial:
             logits = _masked(logits, target.valid)
-        label = torch.where(target.valid, target.label, IGNORE)
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        if weights is not None and len(weights) != logits.shape[1]:
+            raise ValueError(
+                f"objective: class_weights needs one weight per class, {logits.shape[1]}, got {len(weights)}; give them in "
+                "the order of the student's logits."
+            )
+
+        def row_losses(label: Tensor, reduction: str) -> Tensor:
+            return F.cross_entropy(
+                logits,
+                torch.where(target.valid, label, IGNORE),
+                weight=weights,
+                reduction=reduction,
+                ignore_index=IGNORE,
+                label_smoothing=self.label_smoothing,
+            )
+
         if target.partner is None or target.mix is None:
-            return F.cross_entropy(logits, label, reduction="sum", ignore_index=IGNORE) / count
-        log_p = logits.log_softmax(dim=1)
-        own = F.nll_loss(log_p, label, reduction="none", ignore_index=IGNORE)
-        other = torch.where(target.valid, target.partner, IGNORE)
-        partner = F.nll_loss(log_p, other, reduction="none", ignore_index=IGNORE)
+            return row_losses(target.label, "sum") / count
+        own, partner = row_losses(target.label, "none"), row_losses(target.partner, "none")
         blend = target.mix * own + (1 - target.mix) * partner
         return (blend * target.valid).sum() / count
 

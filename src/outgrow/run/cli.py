@@ -53,6 +53,11 @@ CorrectTeacher = Annotated[
 ]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="see `outgrow list recipes`")]
 Epochs = Annotated[int | None, typer.Option(min=1)]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="images per step")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="peak learning rate of the student")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option("--device", help="for teacher and student")
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="change one field of the configuration"),
@@ -124,6 +129,9 @@ def distill(
     sets: Sets = None,
     label: Label = None,
     epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="continue the run in --out from its last checkpoint")
@@ -147,6 +155,9 @@ def distill(
         student=student,
         student_weights=student_weights,
         epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        device=device,
     )
     method = without_none({"preset": preset, "loss": loss, "rule": rule, "schedule": schedule})
     own = without_none({"method": method or None, "seed": seed, "out": None if out is None else str(out)})
@@ -208,6 +219,9 @@ def compare(
     sets: Sets = None,
     label: Label = None,
     epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="compute the teacher again in every run")
     ] = False,
@@ -240,6 +254,9 @@ def compare(
         student=student,
         student_weights=student_weights,
         epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        device=device,
     )
     flags = merge(shared, assignments(sets or []))
     if runs:

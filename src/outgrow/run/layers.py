@@ -20,6 +20,9 @@ def flags_layer(
     student: str | None = None,
     student_weights: Path | None = None,
     epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """The flags that `distill` and `compare` share, as a layer without the flags that were not given."""
     flags: dict[str, dict[str, Any]] = {
@@ -31,7 +34,8 @@ def flags_layer(
             "correct": correct_teacher,
         },
         "student": {"name": student, "weights": None if student_weights is None else str(student_weights)},
-        "train": {"epochs": epochs},
+        "train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "device": device},
+        "teacher_train": {"device": device},
     }
     present = {key: without_none(value) for key, value in flags.items()}
     return {key: value for key, value in present.items() if value}

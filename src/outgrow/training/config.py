@@ -5,6 +5,7 @@ The resolved configuration is saved with every run (``config.yaml``). ``--config
 
 import difflib
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -149,10 +150,19 @@ class TrainConfig(_Section):
     """Passes over the training images."""
     batch_size: int = Field(64, ge=1)
     """Images per step, over all processes."""
+    accumulate: int = Field(1, ge=1)
+    """Parts of a batch that run one after another before the step (gradient accumulation), to save memory. The batch
+    keeps its size. Batch norms, and losses that compare the rows of a batch, get one part at a time."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     lr: float = Field(0.05, gt=0)
     """Peak learning rate of the schedule."""
+    head_lr: float | None = Field(None, gt=0)
+    """Peak learning rate of the classifier, which is usually higher than ``lr`` for a pretrained student; None for
+    ``lr``."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Factor of the learning rate from each stage or block to the one before it, commonly 0.65 to 0.9 for a pretrained
+    student. The classifier and the losses keep ``lr``. None for one learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD."""
     nesterov: bool = False
@@ -169,6 +179,19 @@ class TrainConfig(_Section):
     """Fraction of the training over which the learning rate rises linearly."""
     clip: float | None = Field(None, gt=0)
     """Maximum gradient norm; None for no clipping."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the student's weights, commonly 0.999 to 0.9999. The average is what
+    is evaluated and saved. In the first steps the decay is (1 + steps) / (10 + steps) if that is smaller. None for no
+    average."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the label that the task loss spreads evenly over all classes. It does not change the distillation
+    terms."""
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """Weights of the classes in the task loss. ``balanced`` is images / (classes x images of the class), which is 1 on
+    average. A mapping gives weights by class name; other classes have weight 1."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """``balanced`` draws all classes equally often, so images of rare classes come several times an epoch, with the
+    same augmentation. An epoch keeps its number of steps."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Precision of the training. ``auto`` is bfloat16 if the hardware supports it, else float32; see
     :mod:`outgrow.machine.precision`."""
@@ -202,6 +225,17 @@ class TrainConfig(_Section):
                 "needs compile or fused_norms, got both; leave one out, as a compiler cannot fuse across C code"
             )
         return self
+
+    @field_validator("class_weights")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not (
+            all(0 <= weight < math.inf for weight in value.values()) and any(value.values())
+        ):
+            raise ValueError(
+                f"needs weights of zero or more, and one above zero, got {value}; write such as {{cat: 2.0, dog: 0.5}}"
+            )
+        return value
 
     @field_validator("milestones")
     @classmethod

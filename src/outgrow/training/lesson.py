@@ -8,7 +8,7 @@ depend on the task otherwise.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -33,18 +33,10 @@ def without_rows(lesson: Lesson) -> Lesson:
 
     It contributes zero gradients, which the other processes wait for.
     """
-    target = lesson.target
     return Lesson(
         _no_rows(lesson.student),
         _no_rows(lesson.teacher),
-        replace(
-            target,
-            label=target.label[:0],
-            index=None if target.index is None else target.index[:0],
-            partner=None if target.partner is None else target.partner[:0],
-            mix=None if target.mix is None else target.mix[:0],
-            image=None if target.image is None else target.image[:0],
-        ),
+        lesson.target.rows(slice(0)),
         None if lesson.task is None else lesson.task * 0.0,
     )
 
@@ -62,6 +54,10 @@ class Samples(Protocol):
 
     @property
     def index(self) -> Tensor | None: ...
+
+    def split(self, parts: int) -> Sequence["Samples"]:
+        """``parts`` batches with equal shares of the images, for gradient accumulation."""
+        ...
 
 
 @runtime_checkable
@@ -93,6 +89,11 @@ class LessonMaker(Protocol):
     @property
     def apart(self) -> str | None:
         """What in a lesson depends on how a batch is split among processes, as text; None if nothing does."""
+        ...
+
+    @property
+    def least(self) -> int:
+        """The smallest number of images that a network in training mode takes."""
         ...
 
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Any) -> Lesson: ...

@@ -5,15 +5,17 @@ import math
 import torch
 from torch import nn
 
+from outgrow.models.structure import layer_depths
 from outgrow.training.config import TrainConfig
 
 
 def make_optimizer(config: TrainConfig, student: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW, fused, over the learnable parameters of student and objective.
 
-    The memories of the objective are buffers: they get no gradient and no weight decay.
+    The memories of the objective are buffers: they get no gradient and no weight decay. The first group of parameters
+    has the learning rate ``config.lr``.
     """
-    parameters = [p for module in (student, objective) for p in module.parameters() if p.requires_grad]
+    parameters = parameter_groups(config, student, objective)
     # the fused form can skip a step by a flag on the device, without a device sync
     if config.optimizer == "sgd":
         return torch.optim.SGD(
@@ -25,6 +27,21 @@ def make_optimizer(config: TrainConfig, student: nn.Module, objective: nn.Module
             fused=True,
         )
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def parameter_groups(
+    config: TrainConfig, student: nn.Module, objective: nn.Module
+) -> list[dict[str, object]]:
+    """Parameters with their peak learning rates; all in one group unless ``head_lr`` or ``layer_decay`` is set."""
+    own, rest = ([p for p in module.parameters() if p.requires_grad] for module in (student, objective))
+    if config.head_lr is None and config.layer_decay is None:
+        return [{"params": own + rest, "lr": config.lr}]
+    depths = layer_depths(student)
+    top, decay = max(depths.values()), config.layer_decay or 1.0
+    rates = {depth: config.lr * decay ** (top - depth) for depth in range(top)}
+    rates[top] = config.head_lr or config.lr
+    groups = [{"params": [p for p in own if depths[p] == depth], "lr": rate} for depth, rate in rates.items()]
+    return [{"params": rest, "lr": config.lr}, *(group for group in groups if group["params"])]
 
 
 def lr_factor(config: TrainConfig, progress: float) -> float:

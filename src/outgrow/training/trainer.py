@@ -5,7 +5,8 @@ sample. The rectifier and the objective define what the student learns.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -14,12 +15,14 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from outgrow.machine.precision import warn_if_emulated
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
 from outgrow.teacher import BaseTeacher
 from outgrow.training.acceleration import fast_steps, make_accelerator, place
+from outgrow.training.average import WeightAverage
 from outgrow.training.checkpoint import Checkpoint
 from outgrow.training.config import TrainConfig, settled
 from outgrow.training.guard import Guard
@@ -47,7 +50,8 @@ class Trainer:
     ``make_lesson`` returns the outputs of both networks for a batch, such as ``outgrow.classification.Classify`` for images.
     ``evaluate(student)`` returns the metric of the run (top-1 or box AP, in percent) after an epoch.
     ``on_step(epoch, images done)`` and ``on_epoch(record)`` are called for progress. With ``checkpoint`` the state
-    is saved after every epoch, and within an epoch every ``config.checkpoint_steps`` steps.
+    is saved after every epoch, and within an epoch every ``config.checkpoint_steps`` steps. With ``config.ema`` the
+    student is evaluated with, and ends with, the average of its weights.
     """
 
     student: nn.Module
@@ -85,10 +89,16 @@ class Trainer:
         if self.objective.process_group is None:
             self.objective.process_group = group
         _, processes = rank_and_size(group)
+        most = config.batch_size // (processes * self.make_lesson.least)
+        if config.accumulate > max(most, 1):
+            raise ValueError(
+                f"train.accumulate: needs at most {max(most, 1)} parts of a batch of {config.batch_size} images on {processes} "
+                f"processes ({self.make_lesson.least} or more images each), got {config.accumulate}; lower it."
+            )
         student, objective = place(
             config, accelerator, self.student, self.teacher, self.objective, compiles=self.compiles
         )
-        optimizer = make_optimizer(config, student, objective)
+        optimizer = make_optimizer(config, self.student, objective)
         guard = Guard(optimizer, accelerator.device, scaled=accelerator.scaler is not None, group=group)
         if accelerator.scaler is not None:  # float16: the optimiser must unscale, and skips what overflowed
             optimizer = accelerator.prepare_optimizer(optimizer)
@@ -104,6 +114,9 @@ class Trainer:
         }
         if accelerator.scaler is not None:
             stateful["scaler"] = accelerator.scaler
+        average = None if config.ema is None else WeightAverage(self.student, config.ema)
+        if average is not None:
+            stateful["average"] = average
         state = self._restore(stateful) if resume else _Progress()
         history = state.history
         for epoch in range(len(history), config.epochs):
@@ -118,15 +131,16 @@ class Trainer:
                     progress = (epoch * self._steps() + step) / total_steps
                 seed_step(seed, epoch * self._steps() + step, group)
                 images = _total(len(batch.images), accelerator.device, group)
-                result = self._step(accelerator, student, objective, batch, progress, images)
+                result = self._backward(accelerator, student, objective, batch, progress, images)
                 guard.before_step(result, batch, epoch, step)
-                accelerator.backward(result.total)
                 if config.clip is not None:
                     accelerator.clip_grad_norm_(student.parameters(), config.clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 lr = float(scheduler.get_last_lr()[0])  # the rate of this step
                 scheduler.step()
+                if average is not None:
+                    average.update(epoch * self._steps() + step + 1)
                 meter.add(result, images)
                 done += len(batch.images) * processes
                 if self.on_step is not None:
@@ -140,11 +154,52 @@ class Trainer:
             guard.read()
             self.teacher.at(None)
             seconds = time.perf_counter() - start
-            history.append(self._record(epoch, meter, accelerator, done, seconds, lr))
+            with nullcontext() if average is None else average.applied():
+                history.append(self._record(epoch, meter, accelerator, done, seconds, lr))
             self._save(accelerator, stateful, state)
             if self.on_epoch is not None:
                 self.on_epoch(history[-1])
+        if average is not None:
+            average.apply()
         return history
+
+    def _backward(
+        self,
+        accelerator: Accelerator,
+        student: nn.Module,
+        objective: nn.Module,
+        batch: Samples,
+        progress: float,
+        images: torch.Tensor | int,
+    ) -> ObjectiveResult:
+        """Compute the gradients of a step, one part of the batch after another, and return its loss.
+
+        ``images`` is the number of images of the batch on all processes. With n parts each loss is weighted by the
+        share of images in its part, so that for losses on rows the gradient is that of the whole batch.
+        """
+        parts = self._parts(batch, images)
+        if len(parts) == 1:
+            result = self._step(accelerator, student, objective, batch, progress, images)
+            accelerator.backward(result.total)
+            return result
+        done: list[tuple[float | torch.Tensor, ObjectiveResult]] = []
+        for number, part in enumerate(parts, start=1):
+            held = _total(len(part.images), accelerator.device, process_group())
+            with ExitStack() as stack:
+                for module in (student, objective) if number < len(parts) else ():
+                    if isinstance(module, DistributedDataParallel):  # exchange the gradients once, at the end
+                        stack.enter_context(module.no_sync())
+                result = self._step(accelerator, student, objective, part, progress, held)
+                accelerator.backward(result.total * (held / images))
+            done.append((held / images, result))
+        return _summed(done)
+
+    def _parts(self, batch: Samples, images: torch.Tensor | int) -> Sequence[Samples]:
+        """The parts of a batch; fewer for a small last batch. All processes have the same number of parts."""
+        if self.config.accumulate == 1:
+            return [batch]
+        each = int(images) // rank_and_size(process_group())[1]  # no share has fewer, unless it is empty
+        return batch.split(max(1, min(self.config.accumulate, each // self.make_lesson.least)))
 
     def _step(
         self,
@@ -221,6 +276,22 @@ class Trainer:
             images_per_second=images / seconds,
             stats=stats,
         )
+
+
+def _summed(parts: Sequence[tuple[float | torch.Tensor, ObjectiveResult]]) -> ObjectiveResult:
+    """The result of a step from those of its parts and the share of images in each."""
+
+    def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(
+            [share * value.detach() for (share, _), value in zip(parts, values, strict=True)]
+        ).sum()
+
+    first = parts[0][1]
+    return ObjectiveResult(
+        total=mean([result.total for _, result in parts]),
+        terms={name: mean([result.terms[name] for _, result in parts]) for name in first.terms},
+        stats={name: mean([result.stats[name] for _, result in parts]) for name in first.stats},
+    )
 
 
 def _total(images: int, device: torch.device, group: dist.ProcessGroup | None) -> torch.Tensor | int:

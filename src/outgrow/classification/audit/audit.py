@@ -23,7 +23,7 @@ from outgrow.classification.audit.measure import (
 from outgrow.classification.audit.normalisation import USUAL, Matched, try_normalisations
 from outgrow.classification.audit.page import Shown, page_section
 from outgrow.classification.audit.verdicts import Case, verdicts
-from outgrow.classification.data import RunData, eval_loader, open_run_data, train_loader
+from outgrow.classification.data import RunData, each_once, eval_loader, open_run_data, train_loader
 from outgrow.classification.order import check_order
 from outgrow.classification.task import TASK
 from outgrow.classification.teacher import make_teacher
@@ -276,7 +276,9 @@ class Looking:
 
     def at_views(self, split: Split, name: str) -> Seen:
         config = self.run.config
-        loader = train_loader(config, config.train, split, [self.network], self.run.device, whole=True)
+        loader = train_loader(
+            config, each_once(config.train), split, [self.network], self.run.device, whole=True
+        )
         return self._at(loader, len(split), name)
 
     def at_plain(self, split: Split, name: str) -> Seen:
