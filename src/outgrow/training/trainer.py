@@ -46,8 +46,9 @@ class Trainer:
 
     ``make_lesson`` returns the outputs of both networks for a batch, such as ``outgrow.classification.Classify`` for images.
     ``evaluate(student)`` returns the metric of the run (top-1 or box AP, in percent) after an epoch.
-    ``on_step(epoch, images done)`` and ``on_epoch(record)`` are called for progress. With ``checkpoint`` the state
-    is saved after every epoch, and within an epoch every ``config.checkpoint_steps`` steps.
+    ``on_step(epoch, images done)`` and ``on_epoch(record)`` are called for progress, ``on_resume(history)`` before the
+    first step of a training that continues. With ``checkpoint`` the state is saved after every epoch, and within an
+    epoch every ``config.checkpoint_steps`` steps.
     """
 
     student: nn.Module
@@ -60,6 +61,7 @@ class Trainer:
     evaluate: Callable[[nn.Module], float] | None = None
     on_step: Callable[[int, int], None] | None = None
     on_epoch: Callable[[EpochRecord], None] | None = None
+    on_resume: Callable[[list[EpochRecord]], None] | None = None
     checkpoint: Checkpoint | None = None
     accelerator: Accelerator | None = None
 
@@ -106,6 +108,8 @@ class Trainer:
             stateful["scaler"] = accelerator.scaler
         state = self._restore(stateful) if resume else _Progress()
         history = state.history
+        if history and self.on_resume is not None:
+            self.on_resume(history)
         for epoch in range(len(history), config.epochs):
             start = time.perf_counter() - state.seconds
             self.teacher.at(epoch)
