@@ -2,12 +2,13 @@
 
 import html
 import json
+import math
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from outgrow.training.meter import EpochRecord
 
@@ -47,7 +48,7 @@ class Reporter:
 class JsonReporter(Reporter):
     """One JSON object per line, for programs."""
 
-    def __init__(self, stream: IO[str] | None = None) -> None:
+    def __init__(self, stream: Any = None) -> None:
         self.stream = stream or sys.stdout
         self.started = time.perf_counter()
 
@@ -82,7 +83,7 @@ class _ReadableReporter(Reporter):
 class TextReporter(_ReadableReporter):
     """Lines of text, for pipes and log files. Work in progress is reported after ``INTERVAL`` seconds without a line."""
 
-    def __init__(self, stream: IO[str] | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: Any = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream or sys.stdout
         self.clock = clock
         self.printed = clock()
@@ -138,16 +139,15 @@ class NotebookReporter(TextReporter):
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        from IPython.display import HTML, display
+        from IPython.display import display
 
         rate = _Rate(total, self.clock)
 
-        def shown() -> HTML:
-            return HTML(
-                f'{html.escape(label)} <progress value="{rate.done}" max="{total}"></progress> {rate}'
-            )
+        def shown() -> dict[str, str]:
+            bar = f'<progress value="{rate.done}" max="{total}"></progress>'
+            return {"text/html": f"{html.escape(label)} {bar} {rate}", "text/plain": f"{label} {rate}"}
 
-        output = display(shown(), display_id=True)
+        output = display(shown(), raw=True, display_id=True)
         updated = self.clock()
 
         def advance(done: int) -> None:
@@ -155,12 +155,12 @@ class NotebookReporter(TextReporter):
             rate.at(done)
             if self.clock() - updated >= REFRESH:
                 updated = self.clock()
-                output.update(shown())
+                output.update(shown(), raw=True)
 
         try:
             yield advance
         finally:
-            output.update(shown())
+            output.update(shown(), raw=True)
 
 
 class _Rate:
@@ -193,8 +193,8 @@ def _time_left(seconds: float) -> str:
     ('9 s', '2 min', '1 h 30 min')
     """
     if seconds < 60:
-        return f"{int(seconds) + 1} s"
-    minutes = int(seconds / 60 + 0.999)
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
@@ -210,10 +210,9 @@ def _epoch_line(values: Mapping[str, Any]) -> str:
     terms = "  ".join(f"{name} {value:.3f}" for name, value in values["terms"].items())
     score = values["score"]
     tested = "" if score is None else f"  test {MEASURES[values['metric']]} {score:.2f} %"
-    return (
-        f"  epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.3f}  ({terms})  "
-        f"teacher wrong {100 * values['wrong_rate']:.1f} %{tested}"
-    )
+    # a network without a teacher, such as the teacher itself, has none that is wrong
+    wrong = "" if values["network"] == "teacher" else f"  teacher wrong {100 * values['wrong_rate']:.1f} %"
+    return f"  epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.3f}  ({terms}){wrong}{tested}"
 
 
 def make_reporter(style: LogStyle = "auto") -> Reporter:
