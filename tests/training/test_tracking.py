@@ -64,7 +64,7 @@ def expected(record):
 
 def without_times(record):
     """A record without what differs between two equal runs."""
-    kept = {key: value for key, value in record.items() if key not in ("seconds", "started")}
+    kept = {key: value for key, value in record.items() if key not in ("seconds", "started", "commit")}
     kept["classification"] = {k: v for k, v in record["classification"].items() if k != "cost"}
     kept["config"] = {k: v for k, v in record["config"].items() if k not in ("out", "track")}
     timed = ("seconds", "images_per_second")

@@ -228,9 +228,8 @@ def _start(name: str, config: Config, out: Path | None, key: str | None, logged:
             project = os.environ.get("WANDB_PROJECT", PROJECT)
             tracker = tracking.WandBTracker(project, name=title, id=key, resume="allow" if again else "never")
         case "trackio":
-            project = os.environ.get("TRACKIO_PROJECT", PROJECT)
             resume = "allow" if logged else "never"
-            tracker = tracking.TrackioTracker(project, name=title, resume=resume, embed=False)
+            tracker = tracking.TrackioTracker(PROJECT, name=title, resume=resume, embed=False)
         case _:
             tracker = tracking.MLflowTracker(PROJECT, run_name=title, run_id=key)
     tracker.start()
