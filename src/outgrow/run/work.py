@@ -27,6 +27,7 @@ from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter
 from outgrow.training.record import RunRecord, read_record
 from outgrow.training.task import RunContext
+from outgrow.training.tracking import tracked
 
 State = Literal["new", "begun", "finished", "other"]
 SECTIONS = ("data", "teacher", "student", "method", "train", "teacher_train", "seed")
@@ -85,10 +86,11 @@ def train_teacher(one: Preparation, *, overwrite: bool = False, reporter: Report
     if (one.folder / "teacher.safetensors").is_file() and not overwrite:
         return
     begun = (one.folder / "config.yaml").is_file()
-    run = start(one.config, resume=begun and not overwrite, overwrite=overwrite, reporter=reporter)
+    begun_run = start(one.config, resume=begun and not overwrite, overwrite=overwrite, reporter=reporter)
     task = task_of(one.config.data.source)
-    torch.manual_seed(one.config.seed)
-    task.make_teacher(run, task.open_data(run), None)
+    with tracked(begun_run) as run:
+        torch.manual_seed(one.config.seed)
+        task.make_teacher(run, task.open_data(run), None)
 
 
 def fill(one: Training, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
