@@ -140,6 +140,12 @@ def distill(
     loss: Annotated[str | None, typer.Option(help="such as kd, 'dkd(beta=6)' or 'kd + 0.8*crd'")] = None,
     rule: Annotated[str | None, typer.Option(help="such as pair or 'lead(margin=0.3)'")] = None,
     schedule: Annotated[str | None, typer.Option(help="such as linear or 'warmup(until=0.1)'")] = None,
+    weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|auto", help="of the distillation; auto chooses it as `outgrow tune` does"
+        ),
+    ] = None,
     recipe: RecipeName = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML; the config.yaml of a run repeats it")
@@ -178,7 +184,10 @@ def distill(
         lr=lr,
         device=device,
     )
-    method = without_none({"preset": preset, "loss": loss, "rule": rule, "schedule": schedule})
+    number = None if weight in (None, "auto") else weight
+    method = without_none(
+        {"preset": preset, "loss": loss, "rule": rule, "schedule": schedule, "weight": number}
+    )
     own = without_none({"method": method or None, "seed": seed, "out": None if out is None else str(out)})
     own |= {"track": track} if track else {}
     resolved = resolve(recipe, config, loss, merge(shared, own, assignments(sets or [])))
@@ -186,7 +195,84 @@ def distill(
         raise ValueError(
             "distill: needs --data SRC (or --recipe, or --config), got none; set one, or try `outgrow demo`."
         )
-    run(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter(log))
+    tuning: tuple[Any, ...] = ()
+    if weight == "auto":
+        from outgrow.run.tune import tuned
+
+        resolved, tuning = tuned(resolved, overwrite=overwrite, reporter=make_reporter(log))
+    run(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter(log), tuning=tuning)
+
+
+@app.command()
+def tune(
+    data: Data = None,
+    teacher: TeacherName = None,
+    student: StudentName = None,
+    unlabelled: Unlabelled = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the search; an existing one continues")] = None,
+    teacher_weights: TeacherWeights = None,
+    train_teacher: TrainTeacher = False,
+    student_weights: StudentWeights = None,
+    correct_teacher: CorrectTeacher = None,
+    preset: Annotated[str | None, typer.Option(help="see `outgrow list presets`")] = None,
+    loss: Annotated[str | None, typer.Option(help="such as kd, 'dkd(beta=6)' or 'kd + 0.8*crd'")] = None,
+    rule: Annotated[str | None, typer.Option(help="such as pair or 'lead(margin=0.3)'")] = None,
+    over: Annotated[
+        str, typer.Option(metavar="LIST", help="what to choose: weight, temperature, lr")
+    ] = "weight,temperature",
+    trials: Annotated[int, typer.Option(min=2, help="number of trainings")] = 12,
+    recipe: RecipeName = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML, such as the config.yaml of a run")
+    ] = None,
+    sets: Sets = None,
+    label: Label = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the price and stop")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the search in --out")] = False,
+    log: Log = "auto",
+) -> None:
+    """Choose the weight and the temperature of the distillation on held-out training images."""
+    from outgrow.run.plan import split_list
+    from outgrow.run.tune import tune as search
+    from outgrow.training.config import assignments, merge
+    from outgrow.training.progress import make_reporter
+
+    if not (data or recipe or config):
+        raise ValueError("tune: needs --data SRC (or --recipe, or --config), got none; name the images.")
+    if out is None:
+        raise ValueError("tune: needs --out FOLDER for its trials, got none; set it.")
+    shared = flags_layer(
+        data=data,
+        label=label,
+        unlabelled=unlabelled,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        train_teacher=train_teacher,
+        correct_teacher=correct_teacher,
+        student=student,
+        student_weights=student_weights,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        device=device,
+    )
+    method = without_none({"preset": preset, "loss": loss, "rule": rule})
+    own = without_none({"method": method or None, "seed": seed})
+    resolved = resolve(recipe, config, loss, merge(shared, own, assignments(sets or [])))
+    search(
+        resolved,
+        out=out,
+        trials=trials,
+        over=split_list(over),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        reporter=make_reporter(log),
+    )
 
 
 @app.command()

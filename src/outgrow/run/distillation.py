@@ -7,7 +7,7 @@ step calls the task (:mod:`outgrow.training.task`), which implements it.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from outgrow.training.meter import EpochRecord
 from outgrow.training.processes import is_main, on_main, process_group
 from outgrow.training.progress import Reporter, make_reporter
 from outgrow.training.provenance import provenance
-from outgrow.training.record import VERSION, RunRecord
+from outgrow.training.record import VERSION, RunRecord, TrialRecord
 from outgrow.training.task import Parts, RunContext, Task
 from outgrow.training.tracking import check_trackers, tracked
 from outgrow.training.trainer import Trainer
@@ -42,6 +42,7 @@ def distill(
     overwrite: bool = False,
     progress: bool = False,
     reporter: Reporter | None = None,
+    tuning: Sequence[TrialRecord] = (),
 ) -> dict[str, Any]:
     """Distil a teacher into a student and return the record of the run.
 
@@ -55,6 +56,8 @@ def distill(
 
     ``progress`` shows a bar in a terminal or a notebook, and lines of text elsewhere; ``reporter`` is one of your own.
 
+    ``tuning`` are the trials that chose values of ``config``, for the record.
+
     ``ValueError`` for parts that do not fit together; :class:`outgrow.training.guard.NonFiniteLoss` if training
     diverges.
     """
@@ -62,12 +65,16 @@ def distill(
     if reporter is None and progress:
         reporter = make_reporter()
     with tracked(start(config, resume=resume, overwrite=overwrite, reporter=reporter)) as run:
-        record = _distill(run, teacher, student, started)
+        record = _distill(run, teacher, student, started, tuple(tuning))
     return record.as_dict()
 
 
 def _distill(
-    run: RunContext, teacher: nn.Module | None, student: nn.Module | None, started: float
+    run: RunContext,
+    teacher: nn.Module | None,
+    student: nn.Module | None,
+    started: float,
+    tuning: tuple[TrialRecord, ...],
 ) -> RunRecord:
     task = task_of(run.config.data.source)
     parts = assemble(run, task, teacher, student)
@@ -83,6 +90,7 @@ def _distill(
         **task.results(run, parts, scores, before),
         data=task.data_record(run, parts.data, parts.student),
         config=run.config,
+        tuning=tuning,
         **provenance(run.device, started),
     )
     if run.out is not None and is_main():

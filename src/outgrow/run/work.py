@@ -26,7 +26,7 @@ from outgrow.training.config import Config, build_config, known_fields, load_con
 from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter
 from outgrow.training.record import RunRecord, read_record
-from outgrow.training.task import RunContext
+from outgrow.training.task import RunContext, Task
 from outgrow.training.tracking import tracked
 
 State = Literal["new", "begun", "finished", "other"]
@@ -81,13 +81,19 @@ def train_student(one: Training, *, overwrite: bool = False, reporter: Reporter 
     )
 
 
-def train_teacher(one: Preparation, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
-    """Train a teacher into its folder, unless it is trained."""
+def train_teacher(
+    one: Preparation,
+    *,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    task: Task | None = None,
+) -> None:
+    """Train a teacher into its folder, unless it is trained. ``task`` is that of the data by default."""
     if (one.folder / "teacher.safetensors").is_file() and not overwrite:
         return
     begun = (one.folder / "config.yaml").is_file()
     begun_run = start(one.config, resume=begun and not overwrite, overwrite=overwrite, reporter=reporter)
-    task = task_of(one.config.data.source)
+    task = task or task_of(one.config.data.source)
     with tracked(begun_run) as run:
         torch.manual_seed(one.config.seed)
         task.make_teacher(run, task.open_data(run), None)

@@ -1,0 +1,173 @@
+"""A search for weight and temperature: on held-out images alone, continued after an interruption, in the record."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from outgrow.machine.files import unsealed
+from outgrow.run import distill
+from outgrow.run import tune as room
+from outgrow.run.tune import choices_of, tune, tuned
+from outgrow.training.config import build_config, load_config, merge
+from outgrow.training.record import read_record
+from outgrow.training.trainer import Trainer
+from tests.run.test_distill import SMALL, teacher_file  # noqa: F401
+
+SEARCH = {"train": {"epochs": 3}, "method": {"preset": "kd"}}
+
+
+def config(teacher_file, *layers):  # noqa: F811
+    teacher = {"teacher": {"train": False, "rows": "same", "weights": str(teacher_file)}}
+    return build_config(merge(SMALL, SEARCH, teacher, *layers))
+
+
+def contents(folder):
+    return unsealed((folder / "tune.json").read_text(), where="tune.json")
+
+
+def test_a_search_ends_with_its_best_values(teacher_file, tmp_path):  # noqa: F811
+    said = []
+    found = tune(
+        config(teacher_file), out=tmp_path, trials=4, over=["weight", "temperature", "lr"], log=said.append
+    )
+    assert len(found.trials) == 4
+    first = found.trials[0]
+    assert first.values == {"weight": 1.0, "temperature": 4.0, "lr": 0.05}
+    assert first.finished
+    scores = {i: one.scores[-1] for i, one in enumerate(found.trials) if one.finished}
+    assert found.winner.scores[-1] == max(scores.values())
+    assert found.images == pytest.approx(0.2 * 898, abs=6)
+    written = contents(tmp_path)
+    assert written["best"] == found.best
+    assert written["trials"] == [one.model_dump(mode="json") for one in found.trials]
+    best = build_config(load_config(tmp_path / "best.yaml"))
+    assert best.method.weight == found.winner.values["weight"]
+    assert best.train.lr == found.winner.values["lr"]
+    assert best.data.val_fraction == 0  # as it was given
+    assert len([line for line in said if line.startswith("trial ")]) == 4
+    again = tune(
+        config(teacher_file), out=tmp_path, trials=4, over=["weight", "temperature", "lr"], log=said.append
+    )
+    assert again.trials == found.trials or [t.scores for t in again.trials] == [
+        t.scores for t in found.trials
+    ]
+
+
+def test_the_scores_are_those_of_runs_on_the_held_out_images(teacher_file, tmp_path):  # noqa: F811
+    """The same run by hand: its validation images as its test images."""
+    found = tune(config(teacher_file), out=tmp_path, trials=2, over=["weight"], log=lambda text: None)
+    for trial in found.trials:
+        method = {"method": {"weight": trial.values["weight"]}, "data": {"val_fraction": 0.2}}
+        record = distill(config(teacher_file, method))
+        assert record["student"]["top1"] is not None  # on the test images
+        losses = [epoch["loss"] for epoch in record["epochs"]]
+        assert len(losses) == 3
+
+
+def test_an_interrupted_search_continues_as_if_it_was_not(teacher_file, tmp_path, monkeypatch):  # noqa: F811
+    whole = tune(config(teacher_file), out=tmp_path / "whole", trials=4, log=lambda text: None)
+    fit, calls = Trainer.fit, []
+
+    def stopped(self, **options):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return fit(self, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tune(config(teacher_file), out=tmp_path / "broken", trials=4, log=lambda text: None)
+    assert not (tmp_path / "broken" / "tune.json").exists()
+    found = tune(config(teacher_file), out=tmp_path / "broken", trials=4, log=lambda text: None)
+    assert [(t.values, t.scores, t.finished) for t in found.trials] == [
+        (t.values, t.scores, t.finished) for t in whole.trials
+    ]
+    assert found.best == whole.best
+
+
+def test_test_images_are_never_read(tmp_path):
+    """They cannot be: a run fails on them, a search does not, teacher and all."""
+    for split in ("train", "test"):
+        for kind in "ab":
+            folder = tmp_path / "photos" / split / kind
+            folder.mkdir(parents=True)
+            for number in range(12):
+                pixels = np.random.default_rng(number + 100 * (kind == "a")).integers(
+                    0, 256, (32, 32, 3), np.uint8
+                )
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+                if split == "test":
+                    (folder / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes([number, ord(kind)]))
+    layer = {
+        "data": {"source": f"folder:{tmp_path / 'photos'}", "train_rows": None, "size": 32},
+        "teacher": {"train": True, "rows": "same"},
+        "method": {"preset": "outgrow"},
+    }
+    with pytest.raises(ValueError, match="needs images that Pillow can decode"):
+        distill(build_config(merge(SMALL, SEARCH, layer)))
+    found = tune(
+        build_config(merge(SMALL, SEARCH, layer)), out=tmp_path / "out", trials=2, log=lambda text: None
+    )
+    assert len(found.trials) == 2
+    assert (tmp_path / "out" / "teachers").is_dir()
+
+
+def test_a_run_with_weight_auto_has_the_trials_in_its_record(teacher_file, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(room, "print_flushed", lambda text: None)
+    out = {"out": str(tmp_path / "run")}
+    chosen, trials = tuned(config(teacher_file, out), trials=2)
+    distill(chosen, tuning=trials)
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record.tuning == trials
+    assert (
+        record.config.method.weight
+        == chosen.method.weight
+        == contents(tmp_path / "run" / "tune")["config"]["method"]["weight"]
+    )
+    assert record.config.out == str(tmp_path / "run")
+
+
+def test_another_search_in_the_folder_is_refused(teacher_file, tmp_path):  # noqa: F811
+    tune(config(teacher_file), out=tmp_path, trials=2, over=["weight"], log=lambda text: None)
+    other = config(teacher_file, {"train": {"epochs": 2}})
+    with pytest.raises(ValueError, match="needs a folder without another search, got one with other options"):
+        tune(other, out=tmp_path, trials=2, over=["weight"])
+    found = tune(other, out=tmp_path, trials=2, over=["weight"], overwrite=True, log=lambda text: None)
+    assert len(found.trials[0].scores) == 2
+
+
+@pytest.mark.parametrize(
+    "layer, over, message",
+    [
+        ({"method": {"preset": "none"}}, ["weight"], "tune: needs a method with a teacher, got none"),
+        ({}, ["momentum"], "--over: needs weight, temperature, lr, got 'momentum'"),
+        ({"method": {"loss": "rkd"}}, ["temperature"], "needs a loss with a temperature, got rkd"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(teacher_file, layer, over, message):  # noqa: F811
+    with pytest.raises(ValueError, match=message):
+        choices_of(config(teacher_file, layer), over)
+
+
+def test_the_range_has_the_configured_value(teacher_file):  # noqa: F811
+    (weight,) = choices_of(config(teacher_file, {"method": {"weight": 40.0}}), ["weight"])
+    assert (weight.low, weight.high, weight.own) == (0.25, 40.0, 40.0)
+
+
+def test_without_optuna_nothing_starts(teacher_file, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(room, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package optuna, got none installed; pip install"):
+        tune(config(teacher_file), out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_rehearsal_trains_nothing(teacher_file, tmp_path):  # noqa: F811
+    said = []
+    assert tune(config(teacher_file), out=tmp_path, trials=4, dry_run=True, log=said.append) is None
+    assert said[0].startswith("4 trials, 0 of them done: 96 training images")
+    assert said[-1].startswith("time")
+    assert json.loads((tmp_path / "asked.json").read_text())["over"][0]["name"] == "weight"
+    assert not (tmp_path / "tune.json").exists()
