@@ -11,7 +11,7 @@ from outgrow.training.task import RunContext, Taught
 
 
 class HeldOut(Classification):
-    """The task with the validation images in place of the test images, which are never decoded.
+    """The task with the validation images in place of the test images, which are not scored.
 
     Data and teacher are those of the first run: all runs need the same data, teacher and losses.
     """

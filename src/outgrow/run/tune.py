@@ -2,10 +2,10 @@
 
     price -> trials -> tune.json, best.yaml
 
-A trial is a run of the configuration whose test images are replaced by held-out training images. The test images are
-never evaluated. All trials have the same teacher, teacher cache, held-out images, initial weights and batches. Optuna
-proposes the values (tree-structured Parzen estimator) and ends the worse two thirds of the trials early (successive
-halving). The first trial has the values of the configuration.
+A trial is a run of the configuration whose test images are replaced by held-out training images. No test image is
+scored, by a student or by the teacher. All trials have the same teacher, teacher cache, held-out images, initial
+weights and batches. Optuna proposes the values (tree-structured Parzen estimator) and ends the worse two thirds of the
+trials early (successive halving). The first trial has the values of the configuration.
 
     Jamieson, Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization"
     Bergstra et al. 2011, "Algorithms for hyper-parameter optimization"
