@@ -68,6 +68,7 @@ SMALL = "--set data.size=32 --set teacher.input_size=32 --set student.input_size
 QUICK = {
     "distill": f"--epochs 1 {FEW}",
     "cache": f"--epochs 1 {FEW}",
+    "tune": f"--epochs 1 --trials 2 {FEW}",
     "audit": "--rows 20 --set data.workers=0 --set data.size=32 --set teacher.input_size=32",
     "evaluate": "--workers 0",
     "list": "",

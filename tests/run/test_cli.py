@@ -8,10 +8,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from outgrow.run import cli
+from outgrow.run.distillation import summary
 from outgrow.run.layers import recipe_layer
 from outgrow.run.recipes import RECIPES
 from outgrow.run.recipes.cifar import PAIRS
 from outgrow.training.config import Config
+from outgrow.training.record import parse_record
 from tests.report.records import detector
 from tests.report.records import record as classifier
 
@@ -23,11 +25,12 @@ def test_the_options_are_these_and_no_more():
     command = get_command(cli.app)
     options = {name: sorted(p.name for p in c.params) for name, c in command.commands.items()}
     assert options == {
-        "demo": ["out", "overwrite", "seeds"],
+        "demo": ["log", "out", "overwrite", "seeds"],
         "audit": [
             "config",
             "data",
             "label",
+            "log",
             "out",
             "overwrite",
             "recipe",
@@ -51,6 +54,7 @@ def test_the_options_are_these_and_no_more():
                 "loss",
                 "rule",
                 "schedule",
+                "weight",
                 "recipe",
                 "config",
                 "sets",
@@ -62,6 +66,38 @@ def test_the_options_are_these_and_no_more():
                 "seed",
                 "resume",
                 "overwrite",
+                "track",
+                "log",
+            ]
+        ),
+        "tune": sorted(
+            [
+                "data",
+                "teacher",
+                "student",
+                "unlabelled",
+                "out",
+                "teacher_weights",
+                "train_teacher",
+                "student_weights",
+                "correct_teacher",
+                "preset",
+                "loss",
+                "rule",
+                "over",
+                "trials",
+                "recipe",
+                "config",
+                "sets",
+                "label",
+                "epochs",
+                "batch_size",
+                "lr",
+                "device",
+                "seed",
+                "dry_run",
+                "overwrite",
+                "log",
             ]
         ),
         "compare": sorted(
@@ -98,13 +134,15 @@ def test_the_options_are_these_and_no_more():
                 "anyway",
                 "title",
                 "overwrite",
+                "track",
+                "log",
             ]
         ),
-        "evaluate": ["batch_size", "data", "label", "model", "weights", "workers"],
-        "export": ["format", "images", "out", "overwrite", "push", "quantize", "run"],
+        "evaluate": ["batch_size", "data", "label", "log", "model", "weights", "workers"],
+        "export": ["format", "images", "log", "out", "overwrite", "push", "quantize", "run"],
         "predict": ["as_json", "batch_size", "images", "model", "out", "pictures", "score", "top"],
-        "cache": ["config", "epochs", "out", "sets"],
-        "report": ["folder", "title"],
+        "cache": ["config", "epochs", "log", "out", "sets"],
+        "report": ["folder", "log", "title"],
         "list": ["model", "what"],
     }
 
@@ -191,6 +229,7 @@ def test_distill_and_evaluate(tmp_path):
     ]
     args += ["--out", str(tmp_path), "--epochs", "1", "--preset", "paper", "--set", "teacher_train.epochs=1"]
     args += ["--set", "data.train_rows=64", "--set", "data.workers=0"]
+    args += ["--log", "json"]
     result = runner.invoke(cli.app, args, catch_exceptions=False)
     assert result.exit_code == 0
     events = [json.loads(line) for line in result.stdout.splitlines()]
@@ -211,6 +250,7 @@ def test_distill_and_evaluate(tmp_path):
     ]
     weights = str(tmp_path / "teacher.safetensors")
     cache += ["--set", f"teacher.weights={weights}", "--set", "teacher.train=false"]
+    cache += ["--log", "json"]
     filled = runner.invoke(cli.app, cache, catch_exceptions=False)
     assert json.loads(filled.stdout.splitlines()[-1])["epochs"] == 2
     cache += ["--set", "method.loss=rkd", "--set", "teacher.cache_features=true"]
@@ -227,6 +267,8 @@ def test_distill_and_evaluate(tmp_path):
             "cifar/resnet8",
             "--weights",
             str(tmp_path / "student.safetensors"),
+            "--log",
+            "json",
         ],
         catch_exceptions=False,
     )
@@ -240,7 +282,7 @@ def test_audit_says_its_verdict_and_exits_with_a_code(tmp_path, monkeypatch, cap
     torch.manual_seed(0)
     save_student(create_model("cifar/resnet8", 10), tmp_path / "teacher.safetensors")
     typed = ["outgrow", "audit", "--data", "digits", "--teacher", "cifar/resnet8", "--rows", "60"]
-    typed += ["--set", "data.workers=0", "--out", str(tmp_path / "out")]
+    typed += ["--set", "data.workers=0", "--out", str(tmp_path / "out"), "--log", "json"]
     weights = ["--teacher-weights", str(tmp_path / "teacher.safetensors")]
     codes = []
     for words in (typed, typed + weights, typed + weights, ["outgrow", "audit"]):
@@ -283,21 +325,48 @@ def test_report_compares_finished_runs(tmp_path):
         runner.invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
 
 
-def test_a_result_is_said_in_its_own_measure(capsys):
-    for run in (detector("kd", 0, 43.2), detector("none", 0, 43.2, teacher=None)):
-        cli.print_result(run)
-    assert capsys.readouterr().out.splitlines() == [
-        "teacher made/teacher: 40.00 % box AP (4,000 parameters)",
-        *2
-        * [
-            "student made/student: 43.20 % box AP after the last epoch (best 43.45 %, epoch 4; 1,000 parameters)"
-        ],
-    ]
-    cli.print_result(classifier("kd", 0, 93.0))
-    assert capsys.readouterr().out.splitlines() == [
+def test_a_result_is_said_in_its_own_measure():
+    for run, teacher in ((detector("kd", 0, 43.2), True), (detector("none", 0, 43.2, teacher=None), False)):
+        assert list(summary(parse_record(run))) == [
+            *(["teacher made/teacher: 40.00 % box AP (4,000 parameters)"] if teacher else []),
+            "student made/student: 43.20 % box AP after the last epoch (best 43.45 %, epoch 4; 1,000 parameters)",
+        ]
+    assert list(summary(parse_record(classifier("kd", 0, 93.0)))) == [
         "teacher made/teacher: 50.00 % (4,000 parameters)",
         "student made/student: 93.00 % after the last epoch (best 93.25 %, epoch 4; 1,000 parameters)",
     ]
+
+
+def test_a_pipe_gets_lines_that_a_person_reads(tmp_path):
+    quick = ["--data", "digits", "--set", "data.workers=0"]
+    args = ["distill", *quick, "--teacher", "cifar/resnet8", "--student", "cifar/resnet8", "--train-teacher"]
+    args += ["--epochs", "2", "--set", "teacher_train.epochs=1", "--set", "data.train_rows=64"]
+    done = runner.invoke(cli.app, [*args, "--out", str(tmp_path)], catch_exceptions=False)
+    lines = done.stdout.splitlines()
+    epochs = [line for line in lines if line.startswith("  epoch ")]
+    assert [line.split()[1] for line in epochs] == ["1/1", "1/2", "2/2"]
+    assert lines[-3].startswith("teacher cifar/resnet8: ")
+    assert lines[-2].startswith("student cifar/resnet8: ")
+    assert lines[-1].startswith(f"{tmp_path}: student.safetensors, index.html")
+    assert max(map(len, lines)) < 500
+    evaluate = ["evaluate", "--data", "digits", "--workers", "0", "--model", "cifar/resnet8"]
+    evaluate += ["--weights", str(tmp_path / "student.safetensors")]
+    scored = runner.invoke(cli.app, evaluate, catch_exceptions=False).stdout
+    assert scored.splitlines()[-1].startswith("cifar/resnet8: top-1 ")
+    cache = ["cache", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "cache")]
+    cache += ["--set", f"teacher.weights={tmp_path / 'teacher.safetensors'}", "--set", "teacher.train=false"]
+    filled = runner.invoke(cli.app, cache, catch_exceptions=False).stdout
+    assert filled.splitlines()[-1].startswith(f"{tmp_path / 'cache'}")
+    assert ": 2 epochs, " in filled.splitlines()[-1]
+
+
+def test_trackers_are_a_flag_or_a_field(monkeypatch):
+    seen = []
+    monkeypatch.setattr("outgrow.run.distill", lambda config, **_: seen.append(config))
+    given = ["distill", "--data", "digits"]
+    for more in ([], ["--track", "wandb", "--track", "mlflow"], ["--set", "track=trackio"]):
+        cli.app([*given, *more], standalone_mode=False)
+    assert [config.track for config in seen] == [(), ("wandb", "mlflow"), ("trackio",)]
 
 
 def test_errors_are_messages(monkeypatch, capsys):

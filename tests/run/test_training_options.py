@@ -51,7 +51,9 @@ def test_a_batch_in_parts_gives_the_weights_of_the_whole(method, parts):
 
 
 def test_more_parts_than_a_batch_has_are_refused():
-    with pytest.raises(ValueError, match=r"train\.accumulate: needs at most 16 parts of a batch of 32 images"):
+    with pytest.raises(
+        ValueError, match=r"train\.accumulate: needs at most 16 parts of a batch of 32 images"
+    ):
         run({"train": {"accumulate": 17}})
 
 

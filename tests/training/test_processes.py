@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -341,8 +342,11 @@ def test_a_run_on_two_processes_is_the_run_on_one(folder, trained, name, sets):
     and an average of the weights."""
     for number, out in ((1, f"{name}-1"), (2, f"{name}-2")):
         call = options(folder, out, *sets)
+        call += ["--log", "json", *(["--track", "tensorboard"] if find_spec("tensorboard") else [])]
         done = launch(folder, number, *call, "--teacher-weights", str(trained))
         assert done.returncode == 0, done.stderr[-3000:]
+        if find_spec("tensorboard"):  # written by the main process alone
+            assert len(list((folder / out / "tensorboard").iterdir())) == 1
         assert sum('"event": "result"' in line for line in done.stdout.splitlines()) == 1
         assert "Traceback" not in done.stderr
     check_equal(folder, f"{name}-1", f"{name}-2")

@@ -178,6 +178,11 @@ class Classification:
 
         return Rehearsal(data, rows, cached)
 
+    def held_out(self) -> Task:
+        from outgrow.classification.held_out import HeldOut
+
+        return HeldOut()
+
     def evaluate_model(self, source: str, name: str, **options: Any) -> dict[str, Any]:
         return evaluate_classifier(source, name, **options)
 

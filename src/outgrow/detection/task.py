@@ -179,6 +179,12 @@ class Detection:
 
         return Rehearsal(data, rows)  # a detector is never cached
 
+    def held_out(self) -> Task:
+        raise ValueError(
+            "tune: needs a classifier, got a detector, for which no images are held out; compare a few values of "
+            "method.weight with `outgrow compare` instead."
+        )
+
     def evaluate_model(self, source: str, name: str, **options: Any) -> dict[str, Any]:
         return evaluate_detection(source, name, **options)
 

@@ -24,6 +24,7 @@ UNSEEN = (
     "seed",
     "out",
     "recipe",
+    "track",
     "data.workers",
     *(
         f"{section}.{name}"

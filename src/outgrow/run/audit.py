@@ -20,7 +20,7 @@ from outgrow.run.predict import csv_lines
 from outgrow.run.tasks import task_name
 from outgrow.training.acceleration import make_accelerator
 from outgrow.training.audit import Audited, AuditRecord, LabelErrorsRecord
-from outgrow.training.config import Config, build_config, settle
+from outgrow.training.config import Config, build_config, leaves, settle
 from outgrow.training.progress import Reporter
 from outgrow.training.provenance import provenance
 from outgrow.training.task import RunContext
@@ -114,19 +114,11 @@ def options(config: Config) -> str:
         words += ["--student-weights", config.student.weights]
     typed = {"data.source", "data.label", "recipe", "teacher.name", "teacher.weights", "teacher.train", "out"}
     typed |= {"student.name", "student.weights"}
-    base = dict(_leaves(settle(build_config(recipe_layer(config.recipe, None))).model_dump(mode="json")))
-    for name, value in _leaves(config.model_dump(mode="json")):
+    base = dict(leaves(settle(build_config(recipe_layer(config.recipe, None))).model_dump(mode="json")))
+    for name, value in leaves(config.model_dump(mode="json")):
         if name not in typed and not name.startswith("method.") and base[name] != value:
             words += ["--set", f"{name}={json.dumps(value)}"]
     return shlex.join(words)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _listed(record: AuditRecord) -> LabelErrorsRecord | None:

@@ -1,14 +1,18 @@
-"""The progress of a comparison: a live table on a terminal, lines elsewhere. Both go to standard error, so that
-standard output has only the plan and the final table."""
+"""The progress of a comparison: a live table on a terminal, lines elsewhere, or JSON.
+
+Table and lines go to standard error, so that standard output has only the plan and the final table. JSON goes to
+standard output, like all events.
+"""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from outgrow.run.plan import Plan, Preparation, Training
-from outgrow.training.progress import Reporter
+from outgrow.training.meter import EpochRecord
+from outgrow.training.progress import LogStyle, Reporter, TextReporter
 from outgrow.training.record import read_record
 
 
@@ -17,17 +21,18 @@ class Board:
 
     def __init__(self, plan: Plan, stream: Any = None) -> None:
         self.plan, self.stream = plan, stream or sys.stderr
+        self.lines = TextReporter(self.stream)
         self.started = time.perf_counter()
         self.done = 0
         self.total = len(plan.trainings) + len(plan.teachers)
 
     def log(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        self.lines.note(text)
 
     def reporter(self, one: Training | Preparation) -> Reporter:
         """The reporter of a training in this process."""
         self.log(f"{one.title} ...")
-        return Reporter()
+        return _Progress(self.lines, one.title)
 
     def ended(self, one: Training | Preparation, failure: str | None) -> None:
         self.done += 1
@@ -47,6 +52,58 @@ class Board:
     @contextmanager
     def shown(self) -> Iterator[None]:
         yield
+
+
+class _Progress(Reporter):
+    """Shows how far a run is, and nothing else of it."""
+
+    def __init__(self, lines: Reporter, title: str) -> None:
+        self.lines, self.title = lines, title
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        with self.lines.bar(f"{self.title}: {label}", total) as advance:
+            yield advance
+
+
+class JsonBoard(Board):
+    """Progress as events: those of each run with its title, and one for the end of each run."""
+
+    def __init__(self, plan: Plan, report: Reporter) -> None:
+        super().__init__(plan)
+        self.report = report
+
+    def log(self, text: str) -> None:
+        self.report.note(text)
+
+    def reporter(self, one: Training | Preparation) -> Reporter:
+        return _Events(self.report, one.title)
+
+    def ended(self, one: Training | Preparation, failure: str | None) -> None:
+        self.done += 1
+        values: dict[str, Any] = {"run": one.title, "done": self.done, "total": self.total}
+        if failure is not None:
+            values["failure"] = failure
+        elif isinstance(one, Training):
+            record = read_record(one.folder / "record.json")
+            values |= {"score": record.student_score, "metric": record.metric}
+        self.report.event("ended", **values)
+
+
+class _Events(Reporter):
+    """The events of a run, with its title."""
+
+    def __init__(self, report: Reporter, title: str) -> None:
+        self.report, self.title = report, title
+
+    def note(self, text: str) -> None:
+        self.event("note", text=text)
+
+    def event(self, kind: str, **values: Any) -> None:
+        self.report.event(kind, run=self.title, **values)
+
+    def resumed(self, network: str, history: Sequence[EpochRecord], metric: str) -> None:
+        self.event("resumed", network=network, epochs=len(history))
 
 
 class LiveBoard(Board):
@@ -134,6 +191,9 @@ class _Cell(Reporter):
         yield advance
 
 
-def make_board(plan: Plan) -> Board:
-    """A live table if standard error is a terminal, else lines."""
-    return LiveBoard(plan) if sys.stderr.isatty() else Board(plan)
+def make_board(plan: Plan, style: LogStyle, report: Reporter) -> Board:
+    """The board for ``style``; ``report`` gets the events of JSON."""
+    if style == "json":
+        return JsonBoard(plan, report)
+    live = sys.stderr.isatty() if style == "auto" else style == "bars"
+    return LiveBoard(plan) if live else Board(plan)

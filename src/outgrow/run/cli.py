@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from outgrow.run.layers import base_layer, flags_layer, resolve, without_none
+from outgrow.training.progress import LogStyle
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,6 +64,22 @@ Sets = Annotated[
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="change one field of the configuration"),
 ]
 
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        help="log every epoch to tensorboard, wandb, trackio or mlflow; may be repeated",
+    ),
+]
+Log = Annotated[
+    LogStyle,
+    typer.Option(
+        "--log",
+        help="bars, text, or json (one object per line); auto is bars on a terminal, else text",
+    ),
+]
+
 
 def _print_version(value: bool | None) -> bool:
     if value:
@@ -99,12 +116,13 @@ def demo(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace runs of other versions in --out")
     ] = False,
+    log: Log = "auto",
 ) -> None:
     """Compare five methods on handwritten digits: trains teachers and students, writes a table and a page."""
     from outgrow.run.demo import run_demo
     from outgrow.training.progress import make_reporter
 
-    run_demo(out, seeds=seeds, overwrite=overwrite, reporter=make_reporter())
+    run_demo(out, seeds=seeds, overwrite=overwrite, reporter=make_reporter(log))
 
 
 @app.command()
@@ -122,6 +140,12 @@ def distill(
     loss: Annotated[str | None, typer.Option(help="such as kd, 'dkd(beta=6)' or 'kd + 0.8*crd'")] = None,
     rule: Annotated[str | None, typer.Option(help="such as pair or 'lead(margin=0.3)'")] = None,
     schedule: Annotated[str | None, typer.Option(help="such as linear or 'warmup(until=0.1)'")] = None,
+    weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|auto", help="of the distillation; auto chooses it as `outgrow tune` does"
+        ),
+    ] = None,
     recipe: RecipeName = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML; the config.yaml of a run repeats it")
@@ -137,11 +161,12 @@ def distill(
         bool, typer.Option("--resume", help="continue the run in --out from its last checkpoint")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in --out")] = False,
+    track: Track = None,
+    log: Log = "auto",
 ) -> None:
     """Distil a teacher into a student on your own data."""
     from outgrow.run import distill as run
     from outgrow.training.config import assignments, merge
-    from outgrow.training.processes import is_main
     from outgrow.training.progress import make_reporter
 
     shared = flags_layer(
@@ -159,16 +184,95 @@ def distill(
         lr=lr,
         device=device,
     )
-    method = without_none({"preset": preset, "loss": loss, "rule": rule, "schedule": schedule})
+    number = None if weight in (None, "auto") else weight
+    method = without_none(
+        {"preset": preset, "loss": loss, "rule": rule, "schedule": schedule, "weight": number}
+    )
     own = without_none({"method": method or None, "seed": seed, "out": None if out is None else str(out)})
+    own |= {"track": track} if track else {}
     resolved = resolve(recipe, config, loss, merge(shared, own, assignments(sets or [])))
     if resolved.data.source == "digits" and recipe is None and config is None and data is None:
         raise ValueError(
             "distill: needs --data SRC (or --recipe, or --config), got none; set one, or try `outgrow demo`."
         )
-    record = run(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter())
-    if sys.stdout.isatty() and is_main():
-        print_result(record)
+    tuning: tuple[Any, ...] = ()
+    if weight == "auto":
+        from outgrow.run.tune import tuned
+
+        resolved, tuning = tuned(resolved, overwrite=overwrite, reporter=make_reporter(log))
+    run(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter(log), tuning=tuning)
+
+
+@app.command()
+def tune(
+    data: Data = None,
+    teacher: TeacherName = None,
+    student: StudentName = None,
+    unlabelled: Unlabelled = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the search; an existing one continues")] = None,
+    teacher_weights: TeacherWeights = None,
+    train_teacher: TrainTeacher = False,
+    student_weights: StudentWeights = None,
+    correct_teacher: CorrectTeacher = None,
+    preset: Annotated[str | None, typer.Option(help="see `outgrow list presets`")] = None,
+    loss: Annotated[str | None, typer.Option(help="such as kd, 'dkd(beta=6)' or 'kd + 0.8*crd'")] = None,
+    rule: Annotated[str | None, typer.Option(help="such as pair or 'lead(margin=0.3)'")] = None,
+    over: Annotated[
+        str, typer.Option(metavar="LIST", help="what to choose: weight, temperature, lr")
+    ] = "weight,temperature",
+    trials: Annotated[int, typer.Option(min=2, help="number of trainings")] = 12,
+    recipe: RecipeName = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML, such as the config.yaml of a run")
+    ] = None,
+    sets: Sets = None,
+    label: Label = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the price and stop")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the search in --out")] = False,
+    log: Log = "auto",
+) -> None:
+    """Choose the weight and the temperature of the distillation on held-out training images."""
+    from outgrow.run.plan import split_list
+    from outgrow.run.tune import tune as search
+    from outgrow.training.config import assignments, merge
+    from outgrow.training.progress import make_reporter
+
+    if not (data or recipe or config):
+        raise ValueError("tune: needs --data SRC (or --recipe, or --config), got none; name the images.")
+    if out is None:
+        raise ValueError("tune: needs --out FOLDER for its trials, got none; set it.")
+    shared = flags_layer(
+        data=data,
+        label=label,
+        unlabelled=unlabelled,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        train_teacher=train_teacher,
+        correct_teacher=correct_teacher,
+        student=student,
+        student_weights=student_weights,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        device=device,
+    )
+    method = without_none({"preset": preset, "loss": loss, "rule": rule})
+    own = without_none({"method": method or None, "seed": seed})
+    resolved = resolve(recipe, config, loss, merge(shared, own, assignments(sets or [])))
+    search(
+        resolved,
+        out=out,
+        trials=trials,
+        over=split_list(over),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        reporter=make_reporter(log),
+    )
 
 
 @app.command()
@@ -236,6 +340,8 @@ def compare(
     ] = False,
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace other runs in --out")] = False,
+    track: Track = None,
+    log: Log = "auto",
 ) -> None:
     """Compare methods over several seeds, or finished runs: a table and a page with intervals and tests."""
     from outgrow.run.compare import compare_runs, run_compare
@@ -258,13 +364,13 @@ def compare(
         lr=lr,
         device=device,
     )
-    flags = merge(shared, assignments(sets or []))
+    flags = merge(shared, {"track": track} if track else {}, assignments(sets or []))
     if runs:
         if flags or methods or losses or rules or pairs or seeds or config or recipe:
             raise ValueError(
                 "compare: needs finished runs, or options for training, got both; leave out one of them."
             )
-        compare_runs(runs, out=out, baselines=baseline or (), anyway=anyway, title=title)
+        compare_runs(runs, out=out, baselines=baseline or (), anyway=anyway, title=title, style=log)
         return
     if out is None:
         raise ValueError(
@@ -286,7 +392,15 @@ def compare(
         "cache": False if no_cache else None,
     }
     plan = make_plan(base, read_options({**section, **without_none(options)}), out)
-    run_compare(plan, executor=executor, workers=workers, dry_run=dry_run, overwrite=overwrite, title=title)
+    run_compare(
+        plan,
+        executor=executor,
+        workers=workers,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        title=title,
+        style=log,
+    )
 
 
 @app.command()
@@ -303,6 +417,7 @@ def audit(
     rows: Annotated[int, typer.Option(help="training rows that are looked at, and held-out ones")] = 2000,
     out: Annotated[Path | None, typer.Option(help="folder for the page, the numbers and the list")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the audit in --out")] = False,
+    log: Log = "auto",
 ) -> None:
     """Say before any training, in minutes, whether a teacher is worth listening to."""
     from outgrow.run.audit import audit_teacher
@@ -314,7 +429,7 @@ def audit(
     shared = flags_layer(data=data, label=label, teacher=teacher, teacher_weights=teacher_weights)
     own = {"out": None if out is None else str(out)}  # never the folder that a configuration is from
     resolved = resolve(recipe, config, None, merge(shared, assignments(sets or []), own))
-    audit_teacher(resolved, rows=rows, overwrite=overwrite, reporter=make_reporter())
+    audit_teacher(resolved, rows=rows, overwrite=overwrite, reporter=make_reporter(log))
 
 
 @app.command()
@@ -325,31 +440,22 @@ def evaluate(
     label: Label = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 100,
     workers: Annotated[int, typer.Option(min=0)] = 2,
+    log: Log = "auto",
 ) -> None:
     """Score a model on the test images of a source."""
     from outgrow.run.evaluation import evaluate_model
     from outgrow.training.progress import make_reporter
 
     assert data is not None
-    scores = evaluate_model(
+    evaluate_model(
         data,
         model,
         weights=weights,
         label=label,
         batch_size=batch_size,
         workers=workers,
-        reporter=make_reporter(),
+        reporter=make_reporter(log),
     )
-    if sys.stdout.isatty() and scores["metric"] == "ap":
-        print(
-            f"{scores['model']}: box AP {scores['ap']:.2f}, AP50 {scores['ap50']:.2f}, AP75 {scores['ap75']:.2f} on "
-            f"{scores['images']:,} images ({scores['parameters']:,} parameters)"
-        )
-    elif sys.stdout.isatty():
-        print(
-            f"{scores['model']}: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, nll {scores['nll']:.4f} "
-            f"on {scores['images']:,} images ({scores['parameters']:,} parameters)"
-        )
 
 
 @app.command()
@@ -370,12 +476,13 @@ def export(
     push: Annotated[
         str | None, typer.Option(metavar="REPO", help="upload the folder to the Hugging Face hub")
     ] = None,
+    log: Log = "auto",
 ) -> None:
     """Export the student of a run: weights for its own library, ONNX, or a torch program."""
     from outgrow.run.export import export_run
     from outgrow.training.progress import make_reporter
 
-    result = export_run(
+    export_run(
         run,
         out=out,
         format=format,
@@ -383,10 +490,8 @@ def export(
         images=images or (),
         overwrite=overwrite,
         push=push,
-        reporter=make_reporter(),
+        reporter=make_reporter(log),
     )
-    if sys.stdout.isatty():
-        print(f"{result['folder']}: {', '.join(result['files'])}, README.md (please choose a licence in it)")
 
 
 @app.command()
@@ -434,17 +539,20 @@ def cache(
         int | None, typer.Option(min=1, help="number of epochs to cache (default: those of the run)")
     ] = None,
     sets: Sets = None,
+    log: Log = "auto",
 ) -> None:
     """Compute the teacher's logits once for runs that share its views; with --set teacher.cache_features=true, also the
     features that the losses read."""
+    from outgrow.machine.files import readable
     from outgrow.run import fill_cache
     from outgrow.training.config import assignments, merge
     from outgrow.training.progress import make_reporter
 
-    reporter = make_reporter()
+    reporter = make_reporter(log)
     resolved = resolve(None, config, None, merge(assignments(sets or []), {"teacher": {"cache": str(out)}}))
     filled = fill_cache(resolved, epochs=epochs or resolved.train.epochs, reporter=reporter)
     reporter.event("result", **filled)
+    reporter.show(f"{filled['folder']}: {filled['epochs']} epochs, {readable(filled['bytes'])}")
 
 
 @app.command()
@@ -453,6 +561,7 @@ def report(
         Path, typer.Argument(help="a folder with METHOD/seedK/record.json, or the --out of compare")
     ],
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
+    log: Log = "auto",
 ) -> None:
     """Write the table and the page of `compare` for a folder of METHOD/seedK runs into that folder."""
     from outgrow.report.gather import Gathered
@@ -461,10 +570,10 @@ def report(
     from outgrow.run.plan import PLAN_FILE
 
     if (folder / PLAN_FILE).is_file():
-        compare_runs([folder], title=title)
+        compare_runs([folder], title=title, style=log)
         return
     found = Gathered(read_records(folder))
-    report_gathered(found, out=folder, title=title or folder.resolve().name)
+    report_gathered(found, out=folder, title=title or folder.resolve().name, style=log)
 
 
 @app.command("list")
@@ -483,24 +592,6 @@ def list_(
 
     for line in listing(what, model):
         print(line)
-
-
-def print_result(content: dict[str, Any]) -> None:
-    """Print the result of a run in three lines."""
-    from outgrow.training.record import parse_record
-
-    record = parse_record(content)
-    teacher, student, teacher_score = record.teacher, record.student, record.teacher_score
-    if teacher is not None and teacher_score is not None:
-        print(
-            f"teacher {teacher.name}: {record.measure.value(teacher_score)} ({teacher.parameters:,} parameters)"
-        )
-    print(
-        f"student {student.name}: {record.measure.value(record.student_score)} after the last epoch "
-        f"(best {record.best_score:.2f} %, epoch {student.epoch_best}; {student.parameters:,} parameters)"
-    )
-    if record.config.out:
-        print(f"{record.config.out}: student.safetensors, index.html, record.json, config.yaml, curves.png")
 
 
 DONE, FAILED, REFUSED, DIVERGED, MACHINE, INTERRUPTED = 0, 1, 2, 3, 4, 130

@@ -34,7 +34,7 @@ from outgrow.run.rehearsal import Trials, check_disk, estimate, plan_lines
 from outgrow.run.tasks import task_of
 from outgrow.run.work import Work, differences, fill, finished, state_of, train_student, train_teacher
 from outgrow.training.folder import LEAST_ROOM
-from outgrow.training.progress import Reporter
+from outgrow.training.progress import JsonReporter, LogStyle, Reporter
 from outgrow.training.record import RunRecord
 
 print_flushed = partial(print, flush=True)
@@ -53,40 +53,44 @@ def run_compare(
     dry_run: bool = False,
     overwrite: bool = False,
     title: str | None = None,
-    log: Callable[[str], None] = print_flushed,
+    style: LogStyle = "auto",
+    log: Callable[[str], None] | None = None,
 ) -> dict[str, Table]:
     """Run the trainings of ``plan`` that are not finished; returns the tables by pair.
 
-    ``log`` is called with the plan and the table as text. A dry run stops after the plan. ``ValueError``, before any
-    training, for a plan that cannot be run; :class:`Failed`, at the end, if trainings failed.
+    ``style`` is that of the output; ``log``, if given, is called with the plan and the table as text. A dry run stops
+    after the plan. ``ValueError``, before any training, for a plan that cannot be run; :class:`Failed`, at the end, if
+    trainings failed.
     """
     engine = make_executor(executor, workers=workers, folder=plan.out / "jobs")
     check_writable(plan.out, what="--out", room=LEAST_ROOM)
     if not overwrite:
         _refuse_others(plan)
-    board = make_board(plan)
+    report = _output(style, log)
+    board = make_board(plan, style, report)
     waiting = _waiting(plan)
     if waiting or dry_run:
         trials = Trials()
-        found = estimate(plan, report=_Notes(board), trials=trials)
+        found = estimate(plan, report=_Notes(board.log), trials=trials)
         if plan.cached and found.mapped:
             # a mapped teacher has the same outputs under every method, so more methods can share a cache
             plan = make_plan(plan.base, plan.options, plan.out, found.mapped)
-            found = estimate(plan, report=_Notes(board), trials=trials)
+            found = estimate(plan, report=_Notes(board.log), trials=trials)
         if not check_disk(plan, found):
             plan = without_cache(plan)
             found = replace(found, disk=found.disk - found.cache_bytes, cache_bytes=0, cache_runs=0)
         for line in plan_lines(plan, found, workers=workers):
-            log(line)
+            report.note(line)
         if len(waiting) < len(plan.trainings):
-            log(f"finished  {len(plan.trainings) - len(waiting)} of {len(plan.trainings)} runs are kept")
+            report.note(
+                f"finished  {len(plan.trainings) - len(waiting)} of {len(plan.trainings)} runs are kept"
+            )
     if dry_run:
         return {}
     write_plan(plan)
     failures = _train(plan, engine, board, overwrite) if waiting else {}
     tables = _write(plan, failures, title)
-    log("\n" + formats.text(tables))
-    log(f"\n{plan.out / 'index.html'}, table.md, table.csv, table.tex, table.json")
+    _report_tables(report, tables, plan.out)
     if failures:
         lines = "\n".join(f"  {name}: {failure}" for name, failure in failures.items())
         raise Failed(
@@ -159,12 +163,15 @@ def _has_teacher(one: Any) -> bool:
 
 
 def report_plan(
-    plan: Plan, *, title: str | None = None, log: Callable[[str], None] = print_flushed
+    plan: Plan,
+    *,
+    title: str | None = None,
+    style: LogStyle = "auto",
+    log: Callable[[str], None] | None = None,
 ) -> dict[str, Table]:
     """Write the table and the page of the finished runs of ``plan``, without training."""
     tables = _write(plan, {}, title)
-    log(formats.text(tables))
-    log(f"\n{plan.out / 'index.html'}, table.md, table.csv, table.tex, table.json")
+    _report_tables(_output(style, log), tables, plan.out)
     return tables
 
 
@@ -322,16 +329,24 @@ def compare_runs(
     baselines: Sequence[str] = (),
     anyway: bool = False,
     title: str | None = None,
-    log: Callable[[str], None] = print_flushed,
+    style: LogStyle = "auto",
+    log: Callable[[str], None] | None = None,
 ) -> dict[str, Table]:
     """Compare finished runs. A folder of a comparison is read with its plan. Nothing is written without ``out``."""
     if len(folders) == 1 and (folders[0] / PLAN_FILE).is_file():
         base, section = read_plan_file(folders[0] / PLAN_FILE)
         if baselines:
             section["baselines"] = list(baselines)
-        return report_plan(make_plan(base, read_options(section), folders[0]), title=title, log=log)
+        return report_plan(
+            make_plan(base, read_options(section), folders[0]), title=title, style=style, log=log
+        )
     return report_gathered(
-        gather(folders, anyway=anyway), out=out, baselines=baselines, title=title or "Finished runs", log=log
+        gather(folders, anyway=anyway),
+        out=out,
+        baselines=baselines,
+        title=title or "Finished runs",
+        style=style,
+        log=log,
     )
 
 
@@ -341,7 +356,8 @@ def report_gathered(
     out: Path | None,
     baselines: Sequence[str] = (),
     title: str,
-    log: Callable[[str], None] = print_flushed,
+    style: LogStyle = "auto",
+    log: Callable[[str], None] | None = None,
 ) -> dict[str, Table]:
     """Log the table of gathered runs; with ``out``, write all files."""
     protocol = ["Finished runs, paired by seed.", *found.notes]
@@ -355,7 +371,7 @@ def report_gathered(
             )
             for name, table in tables_of({"": found.records}, baselines).items()
         }
-        log(formats.text(tables))
+        _report_tables(_output(style, log), tables, None)
         return tables
     check_writable(out, what="--out", room=LEAST_ROOM)
     tables = write_tables(
@@ -366,14 +382,23 @@ def report_gathered(
         conditions={"": found.conditions},
         protocol=protocol,
     )
-    log(formats.text(tables))
-    log(f"\n{out / 'index.html'}, table.md, table.csv, table.tex, table.json")
+    _report_tables(_output(style, log), tables, out)
     return tables
 
 
-class _Notes(Reporter):
-    def __init__(self, board: Board) -> None:
-        self.board = board
+def _output(style: LogStyle, log: Callable[[str], None] | None) -> Reporter:
+    """Standard output: events, or plans and tables as text. The progress goes to the board."""
+    return JsonReporter() if style == "json" and log is None else _Notes(log or print_flushed)
 
-    def note(self, text: str) -> None:
-        self.board.log(text)
+
+def _report_tables(report: Reporter, tables: Mapping[str, Table], out: Path | None) -> None:
+    report.note("\n" + formats.text(tables))
+    for pair, table in tables.items():
+        report.event("table", pair=pair, **table.as_dict())
+    if out is not None:
+        report.note(f"\n{out / 'index.html'}, table.md, table.csv, table.tex, table.json")
+
+
+class _Notes(Reporter):
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self.note = log  # type: ignore[method-assign, assignment]

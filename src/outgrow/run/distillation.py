@@ -7,7 +7,7 @@ step calls the task (:mod:`outgrow.training.task`), which implements it.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from outgrow.training.fitting import fit, machine_facts, student_checkpoint
 from outgrow.training.folder import open_folder, write_config
 from outgrow.training.meter import EpochRecord
 from outgrow.training.processes import is_main, on_main, process_group
-from outgrow.training.progress import Reporter
+from outgrow.training.progress import Reporter, make_reporter
 from outgrow.training.provenance import provenance
-from outgrow.training.record import VERSION, RunRecord
+from outgrow.training.record import VERSION, RunRecord, TrialRecord
 from outgrow.training.task import Parts, RunContext, Task
+from outgrow.training.tracking import check_trackers, tracked
 from outgrow.training.trainer import Trainer
 
 
@@ -39,7 +40,9 @@ def distill(
     student: nn.Module | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    progress: bool = False,
     reporter: Reporter | None = None,
+    tuning: Sequence[TrialRecord] = (),
 ) -> dict[str, Any]:
     """Distil a teacher into a student and return the record of the run.
 
@@ -51,11 +54,28 @@ def distill(
     ``index.html``, ``curves.png``, and a checkpoint from which ``resume`` continues. A folder with a run is refused
     without ``resume`` or ``overwrite``.
 
+    ``progress`` shows a bar in a terminal or a notebook, and lines of text elsewhere; ``reporter`` is one of your own.
+
+    ``tuning`` are the trials that chose values of ``config``, for the record.
+
     ``ValueError`` for parts that do not fit together; :class:`outgrow.training.guard.NonFiniteLoss` if training
     diverges.
     """
     started = time.time()
-    run = start(config, resume=resume, overwrite=overwrite, reporter=reporter)
+    if reporter is None and progress:
+        reporter = make_reporter()
+    with tracked(start(config, resume=resume, overwrite=overwrite, reporter=reporter)) as run:
+        record = _distill(run, teacher, student, started, tuple(tuning))
+    return record.as_dict()
+
+
+def _distill(
+    run: RunContext,
+    teacher: nn.Module | None,
+    student: nn.Module | None,
+    started: float,
+    tuning: tuple[TrialRecord, ...],
+) -> RunRecord:
     task = task_of(run.config.data.source)
     parts = assemble(run, task, teacher, student)
     before = task.before_training(run, parts)
@@ -70,6 +90,7 @@ def distill(
         **task.results(run, parts, scores, before),
         data=task.data_record(run, parts.data, parts.student),
         config=run.config,
+        tuning=tuning,
         **provenance(run.device, started),
     )
     if run.out is not None and is_main():
@@ -81,7 +102,22 @@ def distill(
         metric=record.metric,
         out=run.config.out,
     )
-    return record.as_dict()
+    for line in summary(record):
+        run.report.show(line)
+    return record
+
+
+def summary(record: RunRecord) -> Iterator[str]:
+    """The result of a run in at most three lines."""
+    teacher, student, teacher_score = record.teacher, record.student, record.teacher_score
+    if teacher is not None and teacher_score is not None:
+        yield f"teacher {teacher.name}: {record.measure.value(teacher_score)} ({teacher.parameters:,} parameters)"
+    yield (
+        f"student {student.name}: {record.measure.value(record.student_score)} after the last epoch "
+        f"(best {record.best_score:.2f} %, epoch {student.epoch_best}; {student.parameters:,} parameters)"
+    )
+    if record.config.out:
+        yield f"{record.config.out}: student.safetensors, index.html, record.json, config.yaml, curves.png"
 
 
 def start(
@@ -93,6 +129,7 @@ def start(
 ) -> RunContext:
     """Resolve the configuration, choose the device and open the run folder."""
     config = settle(config if isinstance(config, Config) else build_config(config or {}))
+    check_trackers(config.track)
     device = make_accelerator(config.train).device
     report = (reporter if is_main() else None) or Reporter()
     out = Path(config.out) if config.out else None

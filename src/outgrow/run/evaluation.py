@@ -1,5 +1,6 @@
 """Evaluate a model on the test split of a source."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,4 +34,16 @@ def evaluate_model(
         report=report,
     )
     report.event("result", **result)
+    report.show(summary(result))
     return result
+
+
+def summary(scores: Mapping[str, Any]) -> str:
+    """The scores of :func:`evaluate_model` in a line."""
+    if scores["metric"] == "ap":
+        numbers = f"box AP {scores['ap']:.2f}, AP50 {scores['ap50']:.2f}, AP75 {scores['ap75']:.2f}"
+    else:
+        numbers = f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, nll {scores['nll']:.4f}"
+    return (
+        f"{scores['model']}: {numbers} on {scores['images']:,} images ({scores['parameters']:,} parameters)"
+    )

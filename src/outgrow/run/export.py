@@ -86,6 +86,7 @@ def export_run(
         "notes": list(exported.notes),
     }
     report.event("exported", **result)
+    report.show(f"{target}: {', '.join(result['files'])}, {CARD} (please choose a licence in it)")
     if push is not None:
         result["pushed"] = _push(target, push, report)
     return result
@@ -145,4 +146,5 @@ def _push(folder: Path, repository: str, report: Reporter) -> str:
         ) from None
     address = str(getattr(commit, "repo_url", None) or f"https://huggingface.co/{name}")
     report.event("pushed", repository=name, address=address)
+    report.show(f"pushed to {address}")
     return address

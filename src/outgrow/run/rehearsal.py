@@ -31,6 +31,7 @@ from outgrow.training.config import (
 )
 from outgrow.training.progress import Reporter
 from outgrow.training.record import DataRecord
+from outgrow.training.task import Task
 from outgrow.training.trainer import Trainer
 
 STEPS = 4
@@ -118,7 +119,7 @@ def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> E
         kind = ("teacher", one.config.teacher.name, str(one.config.teacher.weights))
         if kind not in trials.kinds:
             report.note(f"testing the training of {_short(one.config.teacher.name)} ...")
-            trials.kinds[kind] = _teacher_cost(one, trials)
+            trials.kinds[kind] = teacher_cost(one, trials)
         teachers[one.title] = trials.kinds[kind]
     record = next(iter(trials.opened.values()))[1]
     groups = cache_groups(plan)
@@ -175,11 +176,12 @@ def rehearse(
     cached: bool = False,
     known: Cost | None = None,
     expected: bool = False,
+    task: Task | None = None,
 ) -> Cost:
     """Assemble a run on a few batches and time its steps, unless its cost is ``known``.
 
     ``trials`` keeps open data for other runs. ``expected`` is whether this comparison will train the teacher, so that
-    its weights do not exist yet.
+    its weights do not exist yet. ``task`` is that of the data by default.
     """
     # without torch.compile, whose first step takes minutes
     train = config.train.model_copy(update={"compile": False, "epochs": STEPS + 1, "max_steps": None})
@@ -187,7 +189,7 @@ def rehearse(
     if config.teacher.weights is not None and config.method.preset != NO_TEACHER and expected:
         update["teacher"] = config.teacher.model_copy(update={"train": True, "weights": None, "rows": "same"})
     tried = config.model_copy(update=update)
-    run, task = start(tried), task_of(config.data.source)
+    run, task = start(tried), task or task_of(config.data.source)
     key = config.data.model_dump_json() + str(config.seed)
     if key not in trials.opened:
         whole = task.open_data(run)
@@ -270,7 +272,7 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - before
 
 
-def _teacher_cost(preparation: Preparation, trials: Trials) -> Cost:
+def teacher_cost(preparation: Preparation, trials: Trials) -> Cost:
     """The cost of training a teacher: that of a student without a teacher, on the teacher's rows."""
     config = preparation.config
     options = config.teacher

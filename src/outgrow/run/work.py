@@ -26,7 +26,8 @@ from outgrow.training.config import Config, build_config, known_fields, load_con
 from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter
 from outgrow.training.record import RunRecord, read_record
-from outgrow.training.task import RunContext
+from outgrow.training.task import RunContext, Task
+from outgrow.training.tracking import tracked
 
 State = Literal["new", "begun", "finished", "other"]
 SECTIONS = ("data", "teacher", "student", "method", "train", "teacher_train", "seed")
@@ -80,15 +81,22 @@ def train_student(one: Training, *, overwrite: bool = False, reporter: Reporter 
     )
 
 
-def train_teacher(one: Preparation, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
-    """Train a teacher into its folder, unless it is trained."""
+def train_teacher(
+    one: Preparation,
+    *,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    task: Task | None = None,
+) -> None:
+    """Train a teacher into its folder, unless it is trained. ``task`` is that of the data by default."""
     if (one.folder / "teacher.safetensors").is_file() and not overwrite:
         return
     begun = (one.folder / "config.yaml").is_file()
-    run = start(one.config, resume=begun and not overwrite, overwrite=overwrite, reporter=reporter)
-    task = task_of(one.config.data.source)
-    torch.manual_seed(one.config.seed)
-    task.make_teacher(run, task.open_data(run), None)
+    begun_run = start(one.config, resume=begun and not overwrite, overwrite=overwrite, reporter=reporter)
+    task = task or task_of(one.config.data.source)
+    with tracked(begun_run) as run:
+        torch.manual_seed(one.config.seed)
+        task.make_teacher(run, task.open_data(run), None)
 
 
 def fill(one: Training, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:

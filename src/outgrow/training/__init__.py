@@ -5,5 +5,5 @@ task.py          the interface of a task (classification, detection)
 lesson.py        the outputs of both networks for one batch
 trainer.py       the loop
 optimizer.py  acceleration.py  guard.py  meter.py  processes.py     its parts
-checkpoint.py  progress.py  provenance.py
+checkpoint.py  progress.py  tracking.py  provenance.py
 """

@@ -23,6 +23,7 @@ MAY_CHANGE = frozenset(
     {
         "out",
         "recipe",
+        "track",
         "data.workers",
         "train.epochs",
         "train.eval_every",

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -247,6 +247,9 @@ class TrainConfig(_Section):
         return value
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
 class Config(_Section):
     """One distillation run."""
 
@@ -268,6 +271,13 @@ class Config(_Section):
     """Seed of all random choices. Equal seeds give equal results on one machine."""
     out: str | None = None
     """Folder of the run; None writes nothing."""
+    track: tuple[TrackerName, ...] = ()
+    """Experiment trackers that get the numbers of every epoch and the result. They change no result."""
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -392,6 +402,19 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
             nested = {part: nested}
         result = merge(result, nested)
     return result
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of nested mappings.
+
+    >>> dict(leaves({"seed": 3, "train": {"epochs": 2}}))
+    {'seed': 3, 'train.epochs': 2}
+    """
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def describe_fields(section: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:

@@ -69,5 +69,8 @@ def fit(
         report.note(f"{who}: {shared_by(trainer)}")
     with report.bar(who, total) as advance:
         trainer.on_step = lambda epoch, done: advance(epoch * trainer.loader.num_samples + done)
-        trainer.on_epoch = lambda record: report.event("epoch", network=who, **asdict(record), metric=metric)
+        trainer.on_epoch = lambda record: report.event(
+            "epoch", network=who, epochs=trainer.config.epochs, **asdict(record), metric=metric
+        )
+        trainer.on_resume = lambda history: report.resumed(who, history, metric)
         return trainer.fit(resume=resume)

@@ -4,6 +4,7 @@ config.yaml          the configuration; written first
 checkpoint.pt        the state of the training; checkpoint.previous.pt is the one before
 teacher.pt, teacher.safetensors, correction.safetensors
 student.safetensors, index.html, curves.png
+track.json, tensorboard    with --track: what the trackers have, and TensorBoard's files
 record.json          the result; written last
 """
 
@@ -13,6 +14,7 @@ from outgrow.machine.files import check_writable, write_atomically
 from outgrow.training.checkpoint import differing_fields
 from outgrow.training.config import Config, build_config, known_fields, load_config, with_checksum
 
+TRACKED, TENSORBOARD = "track.json", "tensorboard"
 BEGUN = ("config.yaml", "checkpoint.pt", "checkpoint.previous.pt", "teacher.pt", "teacher.safetensors")
 FILES = (
     *BEGUN,
@@ -21,9 +23,10 @@ FILES = (
     "student.safetensors",
     "index.html",
     "curves.png",
+    TRACKED,
     "record.json",
 )
-"""Files that a run writes. A detector also writes the folder ``pictures``."""
+"""Files that a run writes. A detector also writes the folder ``pictures``, and ``--track`` the one of TensorBoard."""
 LEAST_ROOM = 64 << 20
 """Free bytes that the disk of a run folder must have at the start."""
 
@@ -63,8 +66,9 @@ def clear(out: Path) -> None:
     """Delete the files of a run; other files stay. The record is deleted first: a run without one is unfinished."""
     for name in reversed(FILES):
         (out / name).unlink(missing_ok=True)
-    for picture in (out / "pictures").glob("*.jpg"):
-        picture.unlink()
+    for pattern in ("pictures/*.jpg", f"{TENSORBOARD}/events.out.tfevents.*"):
+        for file in out.glob(pattern):
+            file.unlink()
 
 
 def _check_same(path: Path, config: Config) -> None:

@@ -234,6 +234,18 @@ class DataRecord(_Part):
     """Changes whenever those images may have changed; ``fingerprint`` is that of the labelled images."""
 
 
+class TrialRecord(_Part):
+    """One trial of a search for values of the configuration (`outgrow tune`)."""
+
+    values: dict[str, float]
+    """The values that were tried, by name: weight, temperature, lr."""
+    scores: tuple[float, ...]
+    """The score on the held-out images after each epoch, in percent."""
+    finished: bool
+    """False if it was ended early as one of the worse."""
+    seconds: float
+
+
 class RunRecord(_Part):
     """One finished run."""
 
@@ -249,6 +261,8 @@ class RunRecord(_Part):
     classification: ClassificationRecord | None = None
     data: DataRecord
     config: Config
+    tuning: tuple[TrialRecord, ...] = ()
+    """The trials that chose values of the configuration."""
     versions: dict[str, str] = Field(default_factory=dict)
     commit: str | None = None
     command: str = ""

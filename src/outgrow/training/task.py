@@ -175,6 +175,11 @@ class Task(Protocol):
         not trained, scored or corrected. With ``cached`` it is not even called, if it can be cached."""
         ...
 
+    def held_out(self) -> "Task":
+        """The same task with held-out training images in place of the test images. It opens data and teacher once, for
+        several trainings. ``ValueError`` if the task holds out none."""
+        ...
+
     def evaluate_model(
         self,
         source: str,

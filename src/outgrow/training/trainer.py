@@ -49,9 +49,10 @@ class Trainer:
 
     ``make_lesson`` returns the outputs of both networks for a batch, such as ``outgrow.classification.Classify`` for images.
     ``evaluate(student)`` returns the metric of the run (top-1 or box AP, in percent) after an epoch.
-    ``on_step(epoch, images done)`` and ``on_epoch(record)`` are called for progress. With ``checkpoint`` the state
-    is saved after every epoch, and within an epoch every ``config.checkpoint_steps`` steps. With ``config.ema`` the
-    student is evaluated with, and ends with, the average of its weights.
+    ``on_step(epoch, images done)`` and ``on_epoch(record)`` are called for progress, ``on_resume(history)`` before the
+    first step of a training that continues. With ``checkpoint`` the state is saved after every epoch, and within an
+    epoch every ``config.checkpoint_steps`` steps. With ``config.ema`` the student is evaluated with, and ends with, the
+    average of its weights.
     """
 
     student: nn.Module
@@ -64,6 +65,7 @@ class Trainer:
     evaluate: Callable[[nn.Module], float] | None = None
     on_step: Callable[[int, int], None] | None = None
     on_epoch: Callable[[EpochRecord], None] | None = None
+    on_resume: Callable[[list[EpochRecord]], None] | None = None
     checkpoint: Checkpoint | None = None
     accelerator: Accelerator | None = None
 
@@ -119,6 +121,8 @@ class Trainer:
             stateful["average"] = average
         state = self._restore(stateful) if resume else _Progress()
         history = state.history
+        if history and self.on_resume is not None:
+            self.on_resume(history)
         for epoch in range(len(history), config.epochs):
             start = time.perf_counter() - state.seconds
             self.teacher.at(epoch)

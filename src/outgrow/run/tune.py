@@ -1,0 +1,371 @@
+"""`outgrow tune`: weight, temperature and learning rate of a method, chosen on held-out training images.
+
+    price -> trials -> tune.json, best.yaml
+
+A trial is a run of the configuration whose test images are replaced by held-out training images. No test image is
+scored, by a student or by the teacher. All trials have the same teacher, teacher cache, held-out images, initial
+weights and batches. Optuna proposes the values (tree-structured Parzen estimator) and ends the worse two thirds of the
+trials early (successive halving). The first trial has the values of the configuration.
+
+    Jamieson, Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization"
+    Bergstra et al. 2011, "Algorithms for hyper-parameter optimization"
+"""
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from outgrow.machine.files import check_writable, sealed, unsealed, write_atomically
+from outgrow.objective import PRESETS
+from outgrow.run.distillation import assemble, method_of, start, train
+from outgrow.run.plan import Plan, Training, make_plan, read_options
+from outgrow.run.rehearsal import Trials, duration, rehearse, teacher_cost
+from outgrow.run.tasks import task_of
+from outgrow.run.work import load_teacher, train_teacher
+from outgrow.training.config import Config, build_config, merge, settle, with_checksum
+from outgrow.training.folder import LEAST_ROOM
+from outgrow.training.progress import Reporter
+from outgrow.training.record import TrialRecord
+from outgrow.training.task import Task
+
+HELD_OUT = 0.2
+"""Share of the training images that is held out if the configuration holds out none."""
+FACTOR = 3
+"""Of all trials that reach a rung, one in this number continues; rungs are this factor apart."""
+TRIALS = 12
+RANGES = {"weight": (0.25, 16.0), "temperature": (1.0, 8.0), "lr": (0.25, 4.0)}
+"""Smallest and largest value, on a logarithmic scale; of ``lr`` as a factor of the configured one."""
+FIELDS = {"weight": "method.weight", "temperature": "method.temperature", "lr": "train.lr"}
+RESULT, BEST, JOURNAL, ASKED = "tune.json", "best.yaml", "trials.log", "asked.json"
+
+print_flushed = partial(print, flush=True)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value to choose: its field, its range, and the configured value."""
+
+    name: str
+    low: float
+    high: float
+    own: float
+
+    @property
+    def field(self) -> str:
+        return FIELDS[self.name]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The result: all trials, the number of the best one, and the configuration with its values."""
+
+    trials: tuple[TrialRecord, ...]
+    best: int
+    config: Config
+    images: int
+    """Held-out images."""
+
+    @property
+    def winner(self) -> TrialRecord:
+        return self.trials[self.best]
+
+
+def tune(
+    config: Config,
+    *,
+    out: str | Path,
+    trials: int = TRIALS,
+    over: Sequence[str] = ("weight", "temperature"),
+    overwrite: bool = False,
+    dry_run: bool = False,
+    reporter: Reporter | None = None,
+    log: Callable[[str], None] | None = None,
+) -> Tuned | None:
+    """Choose the values ``over`` (``weight``, ``temperature``, ``lr``) of ``config`` with ``trials`` trainings.
+
+    Writes ``tune.json`` (all trials) and ``best.yaml`` (``config`` with the best values) into ``out``. A call with the same
+    arguments continues an interrupted one. ``dry_run`` prints the price and returns None. The chosen values suit the
+    seed and the budget of ``config``. ``ValueError`` for a method without a teacher, and for values that it does not have.
+    """
+    _check_optuna()
+    report, out, log = reporter or Reporter(), Path(out), log or print_flushed
+    config = settle(config)
+    choices = choices_of(config, over)
+    plan = _plan(config, out)
+    one = plan.trainings[0]
+    task = task_of(config.data.source).held_out()
+    check_writable(out, what="--out", room=LEAST_ROOM)
+    study = _open(out, one.config, choices, overwrite=overwrite)
+    left = max(trials - len(_finished(study)), 0)
+    if left or dry_run:
+        for line in _price(plan, one, task, trials, left):
+            log(line)
+    if dry_run:
+        return None
+    if left:
+        for teacher in plan.teachers:
+            train_teacher(teacher, reporter=report, task=task)
+        network = None if one.teacher_file is None else load_teacher(one.config, one.teacher_file)
+        for _ in range(left):
+            trial = _ask(study, choices, config.seed)
+            found = _try(trial, one.config, task, network, choices, report)
+            study.tell(trial, found.scores[-1] if found.finished else None, state=_state(found))
+            log(f"trial {len(_finished(study))} of {trials}: {describe(found)}")
+    return _conclude(study, config, choices, out, task, log)
+
+
+def tuned(
+    config: Config, *, trials: int = TRIALS, overwrite: bool = False, reporter: Reporter | None = None
+) -> tuple[Config, tuple[TrialRecord, ...]]:
+    """``config`` with its best weight and temperature, and the trials, which are kept in the folder ``tune`` of the run."""
+    if not config.out:
+        raise ValueError("--weight auto: needs --out FOLDER for its trials, got none; set it.")
+    over = ["weight", "temperature"] if method_of(config)[1].temperatures else ["weight"]
+    folder = Path(config.out) / "tune"
+    found = tune(config, out=folder, trials=trials, over=over, overwrite=overwrite, reporter=reporter)
+    assert found is not None
+    return found.config, found.trials
+
+
+def choices_of(config: Config, over: Sequence[str]) -> list[Choice]:
+    """The values to choose. ``ValueError`` for unknown names, and for values that the method does not have."""
+    if config.method.preset == "none" or config.teacher.name in ("", "none"):
+        raise ValueError(
+            "tune: needs a method with a teacher, got none; set --teacher MODEL, and a preset other than none."
+        )
+    objective = method_of(config)[1]
+    found = []
+    for name in dict.fromkeys(over):
+        if name not in RANGES:
+            raise ValueError(f"--over: needs {', '.join(RANGES)}, got {name!r}; correct it.")
+        low, high = RANGES[name]
+        if name == "weight":
+            own = config.method.weight or PRESETS[config.method.preset].weight
+        elif name == "temperature":
+            temperatures = objective.temperatures
+            if not temperatures:
+                raise ValueError(
+                    f"--over temperature: needs a loss with a temperature, got {config.method.loss}; leave temperature out."
+                )
+            own = config.method.temperature or max(temperatures)
+        else:
+            own, low, high = config.train.lr, low * config.train.lr, high * config.train.lr
+        found.append(Choice(name, min(low, own), max(high, own), float(own)))
+    return found
+
+
+def _check_optuna() -> None:
+    if find_spec("optuna") is None:
+        raise ValueError(
+            "tune: needs the package optuna, got none installed; pip install 'outgrow[tune]', or set method.weight yourself."
+        )
+
+
+def _plan(config: Config, out: Path) -> Plan:
+    """One training of ``config`` with held-out images, a teacher of its own if it trains one, and a teacher cache."""
+    held = {"data": {"val_fraction": config.data.val_fraction or HELD_OUT}, "train": {"eval_every": 1}}
+    base = merge(config.model_dump(), held, {"out": None})
+    if config.teacher.cache is None and not method_of(config)[1].reads_features:
+        base = merge(base, {"teacher": {"cache": str(out / "cache")}})
+    method = config.method.model_dump(exclude_unset=True)
+    options = {"methods": {"trial": method}, "seeds": [config.seed], "cache": False}
+    return make_plan(base, read_options(options), out)
+
+
+def _open(out: Path, config: Config, choices: Sequence[Choice], *, overwrite: bool) -> Any:
+    """The search in ``out``, new or continued. ``ValueError`` if it is another one."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    asked = {
+        "config": config.model_dump(mode="json", exclude={"out"}),
+        "over": [asdict(one) for one in choices],
+    }
+    stated = out / ASKED
+    if overwrite:
+        for name in (JOURNAL, RESULT, BEST, ASKED):
+            (out / name).unlink(missing_ok=True)
+    if stated.is_file() and unsealed(stated.read_text(encoding="utf-8"), where=str(stated)) != asked:
+        raise ValueError(
+            f"--out {out}: needs a folder without another search, got one with other options; set another --out, or add "
+            "--overwrite."
+        )
+    write_atomically(stated, sealed(asked))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            study_name="tune",
+            storage=JournalStorage(JournalFileBackend(str(out / JOURNAL))),
+            load_if_exists=True,
+            direction="maximize",
+            pruner=optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=max(1, round(config.train.epochs / FACTOR**2)), reduction_factor=FACTOR
+            ),
+        )
+    for trial in study.trials:  # that an interruption has left behind
+        if not trial.state.is_finished():
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    return study
+
+
+def _finished(study: Any) -> list[Any]:
+    return [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
+
+
+def _ask(study: Any, choices: Sequence[Choice], seed: int) -> Any:
+    """The next trial; the first one has the configured values."""
+    import optuna
+
+    number = len(_finished(study))
+    # of the number alone, so that an interrupted search proposes the same values
+    study.sampler = optuna.samplers.TPESampler(seed=seed * 1000 + number, n_startup_trials=5)
+    if not number:
+        study.enqueue_trial({choice.name: choice.own for choice in choices})
+    trial = study.ask()
+    for choice in choices:
+        trial.suggest_float(choice.name, choice.low, choice.high, log=True)
+    return trial
+
+
+def _try(
+    trial: Any,
+    config: Config,
+    task: Task,
+    teacher: nn.Module | None,
+    choices: Sequence[Choice],
+    report: Reporter,
+) -> TrialRecord:
+    """Train with the values of ``trial`` until the end, or until it is one of the worse."""
+    started = time.perf_counter()
+    watch = _Watch(trial, config.train.epochs, report)
+    run = start(with_values(config, trial.params).model_copy(update={"out": None}), reporter=watch)
+    with contextlib.suppress(_Ended):
+        train(run, task, assemble(run, task, teacher))
+    return TrialRecord(
+        values={choice.name: trial.params[choice.name] for choice in choices},
+        scores=tuple(watch.scores),
+        finished=len(watch.scores) == config.train.epochs,
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Ended(Exception):
+    """The trial is one of the worse."""
+
+
+class _Watch(Reporter):
+    """Passes the scores of the student to a trial, and ends it if it is one of the worse."""
+
+    def __init__(self, trial: Any, epochs: int, report: Reporter) -> None:
+        self.trial, self.epochs, self.report = trial, epochs, report
+        self.scores: list[float] = []
+
+    def event(self, kind: str, **values: Any) -> None:
+        if kind != "epoch" or values["network"] != "student":
+            return
+        self.scores.append(values["score"])
+        self.trial.report(values["score"], values["epoch"])
+        if values["epoch"] < self.epochs and self.trial.should_prune():
+            raise _Ended
+
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        with self.report.bar(f"trial {self.trial.number + 1}, {label}", total) as advance:
+            yield advance
+
+
+def _state(trial: TrialRecord) -> Any:
+    import optuna
+
+    states = optuna.trial.TrialState
+    return states.COMPLETE if trial.finished else states.PRUNED
+
+
+def with_values(config: Config, values: dict[str, float]) -> Config:
+    """``config`` with the values of a trial."""
+    layer: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, field = FIELDS[name].partition(".")
+        layer = merge(layer, {section: {field: value}})
+    return build_config(config.model_dump(), layer)
+
+
+def describe(trial: TrialRecord) -> str:
+    """
+    >>> describe(TrialRecord(values={"weight": 2.0}, scores=(50.0, 61.5), finished=True, seconds=3.0))
+    'weight 2: 61.50 %'
+    """
+    values = ", ".join(f"{name} {value:.3g}" for name, value in trial.values.items())
+    last = f"{trial.scores[-1]:.2f} %"
+    return (
+        f"{values}: {last}" if trial.finished else f"{values}: {last}, ended after epoch {len(trial.scores)}"
+    )
+
+
+def _price(plan: Plan, one: Training, task: Task, trials: int, left: int) -> list[str]:
+    """What the search will cost, from a few timed steps."""
+    known = Trials()
+    config = one.config
+    cached = config.teacher.cache is not None
+    cost = rehearse(config, known, task=task, cached=cached)
+    record = next(iter(known.opened.values()))[1]
+    teachers = sum(teacher_cost(teacher, known).seconds for teacher in plan.teachers)
+    least = cost.seconds * (1 + (left - 1) / FACTOR**2) if left else 0.0
+    lines = [
+        f"{trials} trials, {trials - left} of them done: {record.train:,} training images, {record.test:,} held-out ones",
+        f"one training to the end: {duration(cost.seconds)}; worse trials end after 1/{FACTOR**2} or 1/{FACTOR} of it",
+    ]
+    if teachers:
+        lines.append(f"teacher, trained once: {duration(teachers)}")
+    lines.append(f"time      {duration(least + teachers)} to {duration(left * cost.seconds + teachers)}")
+    return lines
+
+
+def _conclude(
+    study: Any, config: Config, choices: Sequence[Choice], out: Path, task: Task, log: Callable[[str], None]
+) -> Tuned:
+    """Write the result, and print it with what chance can do."""
+    records = tuple(
+        TrialRecord(
+            values={choice.name: trial.params[choice.name] for choice in choices},
+            scores=tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)),
+            finished=trial.state.name == "COMPLETE",
+            seconds=trial.duration.total_seconds(),
+        )
+        for trial in _finished(study)
+    )
+    best = max((i for i, one in enumerate(records) if one.finished), key=lambda i: records[i].scores[-1])
+    run = start(_plan(config, out).trainings[0].config.model_copy(update={"out": None}))
+    images = task.data_record(run, task.open_data(run), None).test
+    chosen = with_values(config, records[best].values)
+    found = Tuned(records, best, chosen, images)
+    content = {
+        "trials": [one.model_dump(mode="json") for one in records],
+        "best": best,
+        "held_out_images": images,
+        "config": chosen.model_dump(mode="json"),
+    }
+    write_atomically(out / RESULT, sealed(content))
+    write_atomically(out / BEST, with_checksum(chosen.model_copy(update={"out": None}).to_yaml()))
+    first, won = records[0], records[best]
+    right = won.scores[-1] / 100
+    chance = 100 * 2 * math.sqrt(2 * right * (1 - right) / images)
+    log(f"best      {describe(won)}")
+    log(f"before    {describe(first)}, as configured")
+    log(
+        f"          of {images:,} held-out images; differences below {chance:.1f} points are within chance (two standard "
+        "errors)"
+    )
+    log(f"{out / BEST}: outgrow distill --config {out / BEST} --out RUN")
+    return found

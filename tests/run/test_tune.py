@@ -1,0 +1,164 @@
+"""A search for weight and temperature: on held-out images alone, continued after an interruption, in the record."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from outgrow.machine.files import unsealed
+from outgrow.run import distill
+from outgrow.run import tune as room
+from outgrow.run.tune import choices_of, tune, tuned
+from outgrow.training.config import build_config, load_config, merge
+from outgrow.training.record import read_record
+from outgrow.training.trainer import Trainer
+from tests.run.test_distill import SMALL, teacher_file  # noqa: F401
+
+SEARCH = {"train": {"epochs": 3}, "method": {"preset": "kd"}}
+
+
+def config(teacher_file, *layers):  # noqa: F811
+    teacher = {"teacher": {"train": False, "rows": "same", "weights": str(teacher_file)}}
+    return build_config(merge(SMALL, SEARCH, teacher, *layers))
+
+
+def contents(folder):
+    return unsealed((folder / "tune.json").read_text(), where="tune.json")
+
+
+def test_a_search_ends_with_its_best_values(teacher_file, tmp_path):  # noqa: F811
+    said = []
+    found = tune(
+        config(teacher_file), out=tmp_path, trials=4, over=["weight", "temperature", "lr"], log=said.append
+    )
+    assert len(found.trials) == 4
+    first = found.trials[0]
+    assert first.values == {"weight": 1.0, "temperature": 4.0, "lr": 0.05}
+    assert first.finished
+    scores = {i: one.scores[-1] for i, one in enumerate(found.trials) if one.finished}
+    assert found.winner.scores[-1] == max(scores.values())
+    assert found.images == pytest.approx(0.2 * 898, abs=6)
+    written = contents(tmp_path)
+    assert written["best"] == found.best
+    assert written["trials"] == [one.model_dump(mode="json") for one in found.trials]
+    best = build_config(load_config(tmp_path / "best.yaml"))
+    assert best.method.weight == found.winner.values["weight"]
+    assert best.train.lr == found.winner.values["lr"]
+    assert best.data.val_fraction == 0  # as it was given
+    assert len([line for line in said if line.startswith("trial ")]) == 4
+    again = tune(
+        config(teacher_file), out=tmp_path, trials=4, over=["weight", "temperature", "lr"], log=said.append
+    )
+    assert again.trials == found.trials or [t.scores for t in again.trials] == [
+        t.scores for t in found.trials
+    ]
+
+
+def test_an_interrupted_search_continues_as_if_it_was_not(teacher_file, tmp_path, monkeypatch):  # noqa: F811
+    whole = tune(config(teacher_file), out=tmp_path / "whole", trials=4, log=lambda text: None)
+    fit, calls = Trainer.fit, []
+
+    def stopped(self, **options):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return fit(self, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tune(config(teacher_file), out=tmp_path / "broken", trials=4, log=lambda text: None)
+    assert not (tmp_path / "broken" / "tune.json").exists()
+    found = tune(config(teacher_file), out=tmp_path / "broken", trials=4, log=lambda text: None)
+    assert [(t.values, t.scores, t.finished) for t in found.trials] == [
+        (t.values, t.scores, t.finished) for t in whole.trials
+    ]
+    assert found.best == whole.best
+
+
+def test_other_test_images_change_nothing(tmp_path):
+    """With a teacher that is trained here and corrected."""
+    found = []
+    for which in ("one", "other"):
+        photos = tmp_path / which / "photos"
+        for split, kind in itertools.product(("train", "test"), "ab"):
+            (photos / split / kind).mkdir(parents=True)
+            for number in range(12):
+                seed = number + 100 * (kind == "a") + 1000 * (split == "test") * (which == "other")
+                pixels = np.random.default_rng(seed + 300 * (split == "test")).integers(
+                    0, 256, (32, 32, 3), np.uint8
+                )
+                Image.fromarray(pixels).save(photos / split / kind / f"{number}.png")
+        layer = {
+            "data": {"source": f"folder:{photos}", "train_rows": None, "size": 32, "val_fraction": 0.3},
+            "teacher": {"train": True, "rows": "same"},
+            "method": {"preset": "outgrow"},
+        }
+        config = build_config(merge(SMALL, SEARCH, layer))
+        found.append(tune(config, out=tmp_path / which / "out", trials=3, log=lambda text: None))
+    assert [t.scores for t in found[0].trials] == [t.scores for t in found[1].trials]
+    files = [tmp_path / which / "out" / "teachers" for which in ("one", "other")]
+    one, other = (load_file(next(file.glob("*/*/teacher.safetensors"))) for file in files)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_with_weight_auto_has_the_trials_in_its_record(teacher_file, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(room, "print_flushed", lambda text: None)
+    out = {"out": str(tmp_path / "run")}
+    chosen, trials = tuned(config(teacher_file, out), trials=2)
+    distill(chosen, tuning=trials)
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record.tuning == trials
+    assert (
+        record.config.method.weight
+        == chosen.method.weight
+        == contents(tmp_path / "run" / "tune")["config"]["method"]["weight"]
+    )
+    assert record.config.out == str(tmp_path / "run")
+
+
+def test_another_search_in_the_folder_is_refused(teacher_file, tmp_path):  # noqa: F811
+    tune(config(teacher_file), out=tmp_path, trials=2, over=["weight"], log=lambda text: None)
+    other = config(teacher_file, {"train": {"epochs": 2}})
+    with pytest.raises(ValueError, match="needs a folder without another search, got one with other options"):
+        tune(other, out=tmp_path, trials=2, over=["weight"])
+    found = tune(other, out=tmp_path, trials=2, over=["weight"], overwrite=True, log=lambda text: None)
+    assert len(found.trials[0].scores) == 2
+
+
+@pytest.mark.parametrize(
+    "layer, over, message",
+    [
+        ({"method": {"preset": "none"}}, ["weight"], "tune: needs a method with a teacher, got none"),
+        ({}, ["momentum"], "--over: needs weight, temperature, lr, got 'momentum'"),
+        ({"method": {"loss": "rkd"}}, ["temperature"], "needs a loss with a temperature, got rkd"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(teacher_file, layer, over, message):  # noqa: F811
+    with pytest.raises(ValueError, match=message):
+        choices_of(config(teacher_file, layer), over)
+
+
+def test_the_range_has_the_configured_value(teacher_file):  # noqa: F811
+    (weight,) = choices_of(config(teacher_file, {"method": {"weight": 40.0}}), ["weight"])
+    assert (weight.low, weight.high, weight.own) == (0.25, 40.0, 40.0)
+
+
+def test_without_optuna_nothing_starts(teacher_file, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(room, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package optuna, got none installed; pip install"):
+        tune(config(teacher_file), out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_rehearsal_trains_nothing(teacher_file, tmp_path):  # noqa: F811
+    said = []
+    assert tune(config(teacher_file), out=tmp_path, trials=4, dry_run=True, log=said.append) is None
+    assert said[0].startswith("4 trials, 0 of them done: 96 training images")
+    assert said[-1].startswith("time")
+    assert json.loads((tmp_path / "asked.json").read_text())["over"][0]["name"] == "weight"
+    assert not (tmp_path / "tune.json").exists()
