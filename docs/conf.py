@@ -115,6 +115,7 @@ html_theme = "furo"
 html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["site"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_show_sphinx = False
 html_show_copyright = False
 html_copy_source = False
@@ -137,11 +138,13 @@ def add_fields(app: Sphinx, page: str, source: list[str]) -> None:
             source[0] += f"\n.. confval:: {name}\n\n   ``{kind}``, default ``{default}``. {meaning}\n"
 
 
-def leave_out_signature(
-    app: Sphinx, what: str, name: str, obj: object, options: object, args: str, returns: str
-) -> tuple[str, str] | None:
-    """A module without a constructor of its own has torch's."""
-    return ("", returns) if args == "(*args: Any, **kwargs: Any)" else None
+def tidy_signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, args: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    """A module without a constructor of its own shows torch's; a field with a factory is no Python."""
+    if args is None:
+        return None
+    return "" if args.startswith("(*args: ~typing.Any") else args.replace("<factory>", "..."), returns
 
 
 def add_front_page(app: Sphinx, error: Exception | None) -> None:
@@ -195,7 +198,7 @@ def show_block(self: Any, node: nodes.math_block) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", add_navigation)
     app.connect("source-read", add_fields)
-    app.connect("autodoc-process-signature", leave_out_signature)
+    app.connect("autodoc-process-signature", tidy_signature)
     app.connect("build-finished", add_front_page)
     app.connect("missing-reference", find_by_last_names)
     # every browser draws MathML; Sphinx's own renderer would fetch MathJax from a server
