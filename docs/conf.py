@@ -112,6 +112,7 @@ python_maximum_signature_line_length = 88
 
 html_title = "Outgrow"
 html_theme = "furo"
+html_favicon = "site/icon.svg"
 html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["site"]
 html_css_files = ["site.css"]
