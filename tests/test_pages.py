@@ -28,6 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "docs/start.md",
+    "docs/faq.md",
+    "docs/paper.md",
     "docs/methods/README.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "guide").glob("*.md")),
 ]
@@ -91,6 +94,8 @@ NOT_RUN = {
     "accelerate launch": "the same",
     "python3 -m venv": "an environment: what CI does first",
     "pip install": "the same",
+    "source .venv/bin/activate": "the same",
+    "python -m sphinx": "tests/test_site.py builds the site",
     "pytest": "this is it",
     "ruff": "CI runs it",
     "mypy": "CI runs it",
@@ -101,6 +106,17 @@ NOT_CODE = {
     "docs/guide/your-own-data.md: outgrow: data: needs one label column in train-00000-of-00005.parquet, got fine_label, "
     "coarse_label; choose one of them with": "an error, in tests/data/test_labels.py",
     "README.md: src/outgrow/": "the map, which tests/test_architecture.py compares with the folders",
+    "docs/start.md: photos/train/<class>/*.jpg        photos/val/<class>/*.jpg": "folders",
+    **{
+        f"docs/paper.md: {first}": "a formula of the paper, with its code and tests by name, which a test below finds"
+        for first in (
+            "right: argmax z = y        wrong: argmax z != y",
+            "t'_a = (t_a + 1) / 2        t'_b = t_b / 2        the other classes unchanged",
+            "easy = mean over the right rows of T^2 KL(t || p)        hard = mean over the wrong rows of T^2 KL(q || p)",
+            "g = completed epochs / all epochs        weights: task 1 - g, easy 1 - g, hard g",
+            "L = (1 - g) (CE(s, y) + easy) + g hard",
+        )
+    },
     "docs/guide/compare.md: 4 methods x 3 seeds: 12 trainings": "a plan, in tests/run/test_compare.py",
     "docs/guide/compare.md: recipe: finetune": "a comparison's file, in tests/run/test_compare.py",
     "docs/guide/correction.md: the teacher is right on 100.0% of the rows to fit but on 41.6% of held-out rows: it has "
@@ -248,6 +264,20 @@ def test_files_that_pages_speak_of_are_there():
             assert path.exists(), f"{page.relative_to(ROOT)} speaks of {path}"
         seen += len(paths)
     assert seen > 100
+
+
+PLACES = re.compile(r"`((?:src|tests)/[\w/.-]+)::(\w+)`")
+
+
+def test_what_the_page_of_the_paper_names_is_there():
+    """Every ``file::name`` of a formula is a function, class or table of that file."""
+    places = PLACES.findall((ROOT / "docs/paper.md").read_text())
+    assert len(places) > 20
+    for file, name in places:
+        text = (ROOT / file).read_text()
+        assert re.search(rf"^ *(def {name}\(|class {name}\b|{name}: )", text, flags=re.MULTILINE), (
+            f"{file}::{name}"
+        )
 
 
 def test_the_changelog_and_the_citation_are_of_this_version():

@@ -1,11 +1,13 @@
 """Open a data set by one string, and arrange its splits.
 
-digits               scikit-learn's 1,797 handwritten digits, no download
-folder:PATH          train/<class>/* with val/ or test/; one folder of class folders; or only val/
-parquet:PATH         train-*.parquet with test-* or validation-*, as on the Hugging Face hub
-cifar10:ROOT         torchvision's copy in ROOT, downloaded to it if absent; cifar100:ROOT likewise
-imagenet:ROOT        the ImageNet folders, or its archives, which torchvision unpacks
-hf:NAME              a data set of the Hugging Face hub, or a local folder of one
+What the string may be::
+
+    digits               scikit-learn's 1,797 handwritten digits, no download
+    folder:PATH          train/<class>/* with val/ or test/; one folder of class folders; or only val/
+    parquet:PATH         train-*.parquet with test-* or validation-*, as on the Hugging Face hub
+    cifar10:ROOT         torchvision's copy in ROOT, downloaded to it if absent; cifar100:ROOT likewise
+    imagenet:ROOT        the ImageNet folders, or its archives, which torchvision unpacks
+    hf:NAME              a data set of the Hugging Face hub, or a local folder of one
 """
 
 import difflib

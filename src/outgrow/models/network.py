@@ -57,7 +57,7 @@ class InputSpec:
 class Network(nn.Module):
     """Any classifier ``net`` with its own normalisation and size.
 
-    ``name`` is the argument of :func:`outgrow.models.create_model`. ``classes`` are the names of the
+    ``name`` is the argument of :func:`outgrow.create_model`. ``classes`` are the names of the
     ``num_classes`` classes in the order of the logits, None if unknown. Feature taps name modules of
     ``network.net``. ``weights`` is the source of the weights: a file, ``published``, ``own`` (the caller's
     net), or None for random weights. ``guessed`` is whether nothing states its mean and std. ``notes`` are messages for the user about how they were loaded.

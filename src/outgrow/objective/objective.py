@@ -72,7 +72,7 @@ class Objective(nn.Module):
     all, and connectors' batch norms have the statistics of all. Every process must call it in every step.
 
     One ``kd`` beside the cross-entropy goes through a single pass with its gradient in closed form
-    where that is possible (:mod:`outgrow.losses.kd_fast`: on a CPU or a CUDA device, equal within
+    where that is possible (``outgrow.losses.kd_fast``: on a CPU or a CUDA device, equal within
     rounding); ``fast=False`` keeps to the plain path, which can be differentiated twice.
     On a CPU the pass is built in C on first use, where there is a compiler and logits are float32;
     ``fast="eager"`` never builds anything. ``fast="compiled"`` says so where there is no compiler, and on a

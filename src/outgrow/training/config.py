@@ -194,17 +194,17 @@ class TrainConfig(_Section):
     same augmentation. An epoch keeps its number of steps."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Precision of the training. ``auto`` is bfloat16 if the hardware supports it, else float32; see
-    :mod:`outgrow.machine.precision`."""
+    ``outgrow.machine.precision``."""
     channels_last: bool = False
     """Use the channels-last memory layout, which is faster for convolutions in bfloat16."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device; ``auto`` is CUDA, else MPS, else the CPU."""
     keep_memory: bool = True
     """On a CPU under Linux, keep freed memory for the next step instead of returning it to the system; see
-    :mod:`outgrow.machine.host_memory`. The results do not depend on it."""
+    ``outgrow.machine.host_memory``. The results do not depend on it."""
     fused_norms: bool = False
     """On a CPU with channels_last: fuse batch norm, residual sum and ReLU of the cifar/ networks into one pass in C.
-    It rounds once where separate operations round twice; see :mod:`outgrow.machine.norm_relu`."""
+    It rounds once where separate operations round twice; see ``outgrow.machine.norm_relu``."""
     compile: bool | Literal["graphs"] = False
     """Use torch.compile if there is a compiler. The first step then takes a minute or more, so it pays in runs of
     hours. ``graphs`` also uses CUDA graphs, for small networks that are limited by kernel launches."""
