@@ -169,6 +169,44 @@ def test_a_dry_run_trains_nothing(tmp_path, trained, said):
         assert line in out, line
 
 
+def test_json_has_the_events_of_every_run_and_the_table(tmp_path, said):
+    plan = plan_of(tmp_path, {"methods": ["none", "kd"], "seeds": 1})
+    run_compare(plan, style="json")
+    output = said.readouterr()
+    events = [json.loads(line) for line in output.out.splitlines()]
+    assert output.err == ""
+    ended = [event for event in events if event["event"] == "ended"]
+    titles = [one.title for one in (*plan.teachers, *plan.trainings)]
+    assert [event["run"] for event in ended] == titles
+    assert [(event["done"], event["total"]) for event in ended] == [(1, 3), (2, 3), (3, 3)]
+    assert [event["score"] for event in ended[1:]] == list(scores(tmp_path).values())[::-1]
+    assert [event["run"] for event in events if event["event"] == "epoch"] == titles
+    (table,) = [event for event in events if event["event"] == "table"]
+    assert [row["method"] for row in table["rows"]] == ["none", "kd"]
+
+
+def test_trackers_reach_every_run(tmp_path):
+    plan = plan_of(tmp_path, TWO, {"track": ["tensorboard"]})
+    assert {one.config.track for one in (*plan.trainings, *plan.teachers)} == {("tensorboard",)}
+
+
+def test_text_says_how_far_a_long_run_is(tmp_path):
+    import io
+
+    board = Board(plan_of(tmp_path), io.StringIO())
+    now = 0.0
+    board.lines.clock = lambda: now
+    board.lines.printed = 0.0
+    with board.reporter(board.plan.trainings[1]).bar("student", 100) as advance:
+        for done in (10, 20, 30):
+            now += 20
+            advance(done)
+    assert board.stream.getvalue().splitlines() == [
+        "kd, seed 0 ...",
+        "  kd, seed 0: student 20 %  0.5 images/s  3 min left",
+    ]
+
+
 def test_an_interrupted_comparison_continues(tmp_path, monkeypatch):
     plan = plan_of(tmp_path / "broken", {"methods": ["none"], "seeds": 2}, {"train": {"epochs": 2}})
     with interrupted_after(monkeypatch, 1):

@@ -259,6 +259,33 @@ def test_resume_under_other_threads_says_so(tmp_path, teacher_file, monkeypatch)
     assert any(f"checkpoint: threads was {threads} and is {threads + 1}" in text for text in notes.texts)
 
 
+ALONE = {"method": {"preset": "none"}, "train": {"epochs": 1}}
+
+
+def test_python_is_quiet_unless_it_is_asked(capsys):
+    run(ALONE)
+    assert capsys.readouterr().out == ""
+    run(ALONE, progress=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("  epoch   1/1")]
+    assert lines[-1].startswith("student cifar/resnet8: ")
+
+
+@pytest.mark.filterwarnings("default")  # of the kernel and its sockets
+def test_a_notebook_shows_a_bar():
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    code = f"import outgrow\n_ = outgrow.distill({merge(SMALL, ALONE)!r}, progress=True)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook).execute()
+    outputs = notebook.cells[0].outputs
+    (bar,) = [one.data for one in outputs if one.output_type == "display_data"]
+    assert '<progress value="96" max="96"></progress> 100 %' in bar["text/html"]
+    assert bar["text/plain"].startswith("student 100 %")
+    printed = "".join(one.text for one in outputs if one.output_type == "stream" and one.name == "stdout")
+    assert "  epoch   1/1  loss " in printed
+    assert printed.splitlines()[-1].startswith("student cifar/resnet8: ")
+
+
 class Notes(Reporter):
     """Keeps what is said."""
 

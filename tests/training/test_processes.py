@@ -342,7 +342,7 @@ def test_a_run_on_two_processes_is_the_run_on_one(folder, trained, name, sets):
     and an average of the weights."""
     for number, out in ((1, f"{name}-1"), (2, f"{name}-2")):
         call = options(folder, out, *sets)
-        call += ["--log", "json", *(["--track", "tensorboard"] if find_spec("tensorboard") else [])]
+        call += ["--log-format", "json", *(["--track", "tensorboard"] if find_spec("tensorboard") else [])]
         done = launch(folder, number, *call, "--teacher-weights", str(trained))
         assert done.returncode == 0, done.stderr[-3000:]
         if find_spec("tensorboard"):  # written by the main process alone

@@ -128,7 +128,7 @@ def test_a_training_that_continues_has_the_rate_of_its_own_images():
         advance(500)
         clock.now = 40.0
         advance(700)
-    assert reporter.stream.getvalue() == "  student 70 %  5 images/s  1 min left\n"
+    assert reporter.stream.getvalue() == "  student 70 %  5.0 images/s  1 min left\n"
 
 
 def test_no_line_of_text_is_endless():

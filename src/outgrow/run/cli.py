@@ -76,6 +76,7 @@ Log = Annotated[
     LogStyle,
     typer.Option(
         "--log",
+        "--log-format",  # torchrun's options begin with --log, and it refuses an abbreviation of several
         help="bars, text, or json (one object per line); auto is bars on a terminal, else text",
     ),
 ]

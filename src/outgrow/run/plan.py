@@ -373,6 +373,7 @@ def _teacher(config: Config, options: CompareConfig, out: Path) -> Preparation:
         teacher_train=config.teacher_train,
         seed=seed,
         out=str(folder),
+        track=config.track,
     )
     which = "all seeds" if options.same_teacher else f"seed {seed}"
     return Preparation(f"teacher {config.teacher.name}, {which}", settle(alone), folder)

@@ -182,9 +182,9 @@ class _Rate:
         if spent <= 0 or images <= 0:
             return share
         speed = images / spent
-        if self.done >= self.total:
-            return f"{share}  {speed:,.0f} images/s"
-        return f"{share}  {speed:,.0f} images/s  {_time_left((self.total - self.done) / speed)} left"
+        shown = f"{share}  {speed:,.{0 if speed >= 10 else 1}f} images/s"
+        left = (self.total - self.done) / speed
+        return f"{shown}  {_time_left(left)} left" if left > 0 else shown
 
 
 def _time_left(seconds: float) -> str:
