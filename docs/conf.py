@@ -35,6 +35,8 @@ NAVIGATION: dict[str, dict[str, dict[str, str]]] = {
             "Choosing a loss and a rule": "docs/guide/choosing",
             "The objective": "docs/guide/objective",
             "A teacher's bias": "docs/guide/correction",
+            "Weight and temperature": "docs/guide/tune",
+            "Training options": "docs/guide/training",
             "Comparing methods": "docs/guide/compare",
             "Deploying the student": "docs/guide/deploy",
             "Runs and resuming": "docs/guide/runs",
