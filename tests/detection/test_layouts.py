@@ -71,6 +71,7 @@ def test_every_layout_is_read_alike(layout, splits, tmp_path):
     images, annotations = write(tmp_path / "coco", *splits)
     expected = open_boxes(f"coco:{images}:{annotations}")
     source = LAYOUTS[layout](images, annotations, tmp_path / "other")
+    assert task_name(source) == "detection"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = open_boxes(source)
@@ -78,7 +79,6 @@ def test_every_layout_is_read_alike(layout, splits, tmp_path):
     compare(found, expected)
     assert (found.faults, found.notes, found.duplicates) == ((), (), 0)
     assert open_boxes(source).fingerprint == found.fingerprint
-    assert task_name(source) == "detection"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -119,14 +119,15 @@ def has_boxes(where: str) -> bool:
     import datasets
 
     try:
-        if _is_saved(Path(where).expanduser()):
+        features = None
+        if not _is_saved(Path(where).expanduser()):
+            features = datasets.load_dataset_builder(where).info.features
+        if features is None:  # known only once the files are read
             splits, _ = load_hub(where, Opening(None, "refuse", None))
             features = next(iter(splits.values())).features
-        else:
-            features = datasets.load_dataset_builder(where).info.features
     except Exception:  # whoever opens it says what is wrong
         return False
-    return OBJECTS in (features or {})
+    return OBJECTS in features
 
 
 def _is_saved(local: Path) -> bool:
