@@ -159,11 +159,12 @@ def test_the_fingerprint_follows_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["coco:x", "coco:a:b:c", "coco::b", "folder:a:b", "coco:", "coco:a:"], ids=lambda source: source
+    "source", ["coco:a:b:c", "coco::b", "folder:a:b", "coco:", "coco:a:"], ids=lambda source: source
 )
 def test_a_source_has_two_parts(source: str) -> None:
     with pytest.raises(
-        ValueError, match=f"needs coco:IMAGES:ANNOTATIONS .* got '{source}'; write for example"
+        ValueError,
+        match=rf"needs coco:IMAGES:ANNOTATIONS.* got '{source}'; (write for example|use open_boxes)",
     ):
         open_coco(source)
 
@@ -250,7 +251,7 @@ GOOD = annotation(41, 11, [1, 2, 3, 4])
         ({**GOOD, "bbox": [1, 2, -3, 4]}, r"without negative sides, got \[1, 2, -3, 4\] in"),
         (
             {**GOOD, "bbox": [100, 2, 3, 4]},
-            r"overlaps its image of 100x80, got \[100\.0, 2\.0, 3\.0, 4\.0\] in",
+            r"overlaps its image of 100x80, got \[100, 2, 3, 4\] in",
         ),
         ({**GOOD, "bbox": [1, -4, 3, 4]}, "overlaps its image of 100x80"),
         ({**GOOD, "area": "big"}, "needs a finite number of pixels as area, got 'big' in"),
@@ -265,7 +266,7 @@ def test_a_broken_annotation_is_named(tmp_path: Path, entry: dict[str, Any], mes
 
 def test_ids_are_whole_and_single(tmp_path: Path) -> None:
     for entry, got in ((without(GOOD, "id"), "None"), ({**GOOD, "id": 1.5}, "1.5"), ("no", "None")):
-        with pytest.raises(ValueError, match=rf"annotation number 1 of .*boxes\.json, which has {got}"):
+        with pytest.raises(ValueError, match=rf"got {got} in annotation number 1 of .*boxes\.json"):
             open_one(tmp_path, IMAGES, [annotation(40, 8, [1, 1, 5, 5]), entry])
     with pytest.raises(ValueError, match=r"got 'a second one' in annotation 41 of .*boxes\.json"):
         open_one(tmp_path, IMAGES, [GOOD, GOOD])

@@ -14,7 +14,7 @@ from PIL import Image
 from outgrow.data import DataWarning
 from outgrow.detection.annotations import read_annotations
 from outgrow.detection.data import DetectionData, open_coco
-from outgrow.detection.describe import describe_coco, write_scene_sheet
+from outgrow.detection.describe import describe_boxes, write_scene_sheet
 from outgrow.detection.loader import make_scene_loader
 from outgrow.detection.run_data import open_run_scenes
 from outgrow.training.config import build_config
@@ -256,7 +256,7 @@ def test_damaged_annotations(tmp_path: Path) -> None:
 
 def test_a_source_in_lines_and_on_a_sheet(tmp_path: Path) -> None:
     source = write(tmp_path)
-    text = "\n".join(describe_coco(source))
+    text = "\n".join(describe_boxes(source))
     for part in (
         "3 classes",
         "3 images  9 boxes: dog 9",

@@ -14,6 +14,9 @@ from outgrow.data.notes import printable
 from outgrow.data.reading import Opening, look_inside, split_of
 from outgrow.data.splits import Found, Part
 
+OBJECTS = "objects"
+"""The column of boxes in data sets for detection."""
+
 
 @dataclass(frozen=True)
 class HubImages:
@@ -78,14 +81,13 @@ class HubImages:
         return real
 
 
-def open_hub(where: str, opening: Opening) -> Found:
-    """Open a data set by its name on the hub, or from a local folder."""
+def load_hub(where: str, opening: Opening) -> tuple[dict[str, Any], str]:
+    """The splits of a data set by its name on the hub, or of a local folder, and the folder its files are below."""
     import datasets
 
     local = Path(where).expanduser()
     try:
-        saved = (local / "dataset_dict.json").is_file() or (local / "dataset_info.json").is_file()
-        opened = datasets.load_from_disk(str(local)) if saved else datasets.load_dataset(where)
+        opened = datasets.load_from_disk(str(local)) if _is_saved(local) else datasets.load_dataset(where)
     except Exception as error:  # not found, offline, gated, several configurations: see the library's message
         raise ValueError(
             f"data: needs a data set of the hub or a local folder of one, got {where!r}, which cannot be loaded "
@@ -109,17 +111,53 @@ def open_hub(where: str, opening: Opening) -> Found:
         raise ValueError(
             f"data: needs a split named train, test or validation in {where!r}, got {', '.join(map(str, opened))}; rename one."
         )
-    named = {split: named[split] for split in ("train", "val", "test") if split in named}
-    images, columns, facts = {}, {}, []
-    for split, data in named.items():
-        column = next(
-            (name for name, kind in data.features.items() if isinstance(kind, datasets.Image)), None
+    return {split: named[split] for split in ("train", "val", "test") if split in named}, home
+
+
+def has_boxes(where: str) -> bool:
+    """Whether a data set of the hub, or a local folder of one, has a column of objects. False if it cannot be read."""
+    import datasets
+
+    try:
+        features = None
+        if not _is_saved(Path(where).expanduser()):
+            features = datasets.load_dataset_builder(where).info.features
+        if features is None:  # known only once the files are read
+            splits, _ = load_hub(where, Opening(None, "refuse", None))
+            features = next(iter(splits.values())).features
+    except Exception:  # whoever opens it says what is wrong
+        return False
+    return OBJECTS in features
+
+
+def _is_saved(local: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk``."""
+    return (local / "dataset_dict.json").is_file() or (local / "dataset_info.json").is_file()
+
+
+def image_column(data: Any, where: str) -> str:
+    """The name of the column of images."""
+    import datasets
+
+    column = next((name for name, kind in data.features.items() if isinstance(kind, datasets.Image)), None)
+    if column is None:
+        raise ValueError(
+            f"data: needs a column of images in {where!r}, got {', '.join(data.column_names)}; cast one to "
+            "datasets.Image."
         )
-        if column is None:
-            raise ValueError(
-                f"data: needs a column of images in {where!r}, got {', '.join(data.column_names)}; cast one to "
-                "datasets.Image."
-            )
+    return str(column)
+
+
+def open_hub(where: str, opening: Opening) -> Found:
+    """Open a data set by its name on the hub, or from a local folder."""
+    import datasets
+
+    local = Path(where).expanduser()
+    named, home = load_hub(where, opening)
+    images, columns = {}, {}
+    facts: list[object] = []
+    for split, data in named.items():
+        column = image_column(data, where)
         chosen = choose_label(data.column_names, opening.label, where=where) if opening.labelled else ""
         name = f"column {chosen or column!r} of {where} ({split})"
         try:

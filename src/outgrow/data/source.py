@@ -95,7 +95,7 @@ def find_data(
 ) -> Found:
     """Read a source with its own splits; :func:`arrange` makes an :class:`ImageData` of the result."""
     kind, _, where = spec.partition(":")
-    if kind == "coco":
+    if kind in ("coco", "yolo", "voc"):
         raise ValueError(
             f"data: needs images with one label each, got boxes ({spec!r}); use it with a detector in distill or "
             "evaluate: --model or --student fasterrcnn:BACKBONE."

@@ -1,12 +1,14 @@
 """Object detection: a row is a proposal of the student, features are the levels of a feature pyramid.
 
-data = open_coco("coco:IMAGES:ANNOTATIONS")
+data = open_boxes("coco:IMAGES:ANNOTATIONS")
 student = create_detector("fasterrcnn:timm/mobilenetv2_100", data.classes)
 teacher = FrozenDetector(create_detector(..., weights=...), data.classes)
 lesson = Detect()(student, teacher, scenes)        # then rectify and objective, as for images
 
-    annotations.py  data.py  boxes.py  views.py  loader.py     images with boxes
+    annotations.py  coco.py  yolo.py  voc.py  hub.py           layouts of images with boxes
+    listed.py  data.py  boxes.py  views.py  loader.py          what is read from them
     pyramid.py  create.py  detector.py                         detectors, created by name
+    published.py  detectron2.py                                those of torchvision and Detectron2
     run_data.py  student.py  teacher.py  lesson.py             the parts of a run
     scores.py  errors.py  evaluation.py                        AP, errors by class, evaluation
     record.py  pictures.py  page.py                            a run's record, drawn images and page
@@ -15,7 +17,7 @@ lesson = Detect()(student, teacher, scenes)        # then rectify and objective,
 
 from outgrow.detection.boxes import Detections, Scenes, Truth
 from outgrow.detection.create import create_detector, save_detector
-from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
+from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes, open_coco
 from outgrow.detection.detector import Detector, FrozenDetector
 from outgrow.detection.errors import class_errors
 from outgrow.detection.lesson import Balanced, Detect
@@ -37,6 +39,7 @@ __all__ = [
     "coco_scores",
     "create_detector",
     "make_scene_loader",
+    "open_boxes",
     "open_coco",
     "save_detector",
 ]

@@ -1,18 +1,23 @@
-"""Read a COCO annotation file and check every entry, so that later code can rely on it."""
+"""Check the entries of an annotation file, in COCO's terms, so that later code can rely on them.
+
+read_annotations    a file in COCO's layout
+check_content       the same for content that was converted from another layout
+"""
 
 import json
 import math
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
-from outgrow.data.notes import some
+from outgrow.data.notes import printable, some
+from outgrow.data.reading import OnFault
 
 SMALLEST = 1.0
 """Boxes with a shorter side than this, in pixels, are not trained on. COCO has a few of width 0, which
@@ -20,6 +25,62 @@ torchvision's references drop, too. Widths near 0 are as bad, as box regression 
 _ENOUGH = 8
 """The least number of boxes from which their unit is guessed."""
 _LISTS = ("images", "annotations", "categories")
+SHOWN = 10
+"""The most faults of a file that a message has in full."""
+Content = Mapping[str, list[Any]]
+"""Lists of images, annotations and categories, in COCO's layout."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with an entry: ``place`` is its kind, id and file."""
+
+    kind: str
+    place: str
+    needed: str
+    got: object
+
+    def __str__(self) -> str:
+        return f"{self.place}: needs {self.needed}, got {self.got!r}"
+
+
+@dataclass
+class Faults:
+    """The faults of a file. ``refuse`` raises once all are known, ``skip`` leaves their entries out."""
+
+    path: str
+    on_fault: OnFault = "refuse"
+    origins: Mapping[int, str] = field(default_factory=dict)
+    """Where the annotations of a converted layout come from, by id."""
+    found: list[Fault] = field(default_factory=list)
+
+    def add(self, kind: str, number: object, needed: str, got: object, *, place: str | None = None) -> None:
+        if place is None and kind == "annotation" and isinstance(number, int):
+            place = self.origins.get(number)
+        self.found.append(Fault(kind, place or f"{kind} {number} of {printable(self.path)}", needed, got))
+
+    def settle(self) -> list[str]:
+        """``ValueError`` for faults that are not to be skipped; else a note about those that were."""
+        if not self.found:
+            return []
+        first, count = self.found[0], len(self.found)
+        category = next((fault for fault in self.found if fault.kind == "category"), None)
+        if category is not None or (self.on_fault == "refuse" and count == 1):
+            one = category or first
+            raise ValueError(
+                f"data: needs {one.needed}, got {one.got!r} in {one.place}; correct this {one.kind} or remove it."
+            )
+        listed = "; ".join(map(str, self.found[:SHOWN])) + (
+            f"; and {count - SHOWN} more" if count > SHOWN else ""
+        )
+        if self.on_fault == "refuse":
+            raise ValueError(
+                f"data: needs entries without faults, got {count} with faults in {printable(self.path)} ({listed}); correct "
+                "them, or leave them out with --set data.on_fault=skip."
+            )
+        return [
+            f"data: left out {count:,} images and annotations of {printable(self.path)} with faults ({listed})."
+        ]
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,6 +109,8 @@ class AnnotationFile:
     usable: Bool[Tensor, " rows"]
     notes: tuple[str, ...] = ()
     """Warnings about the file's contents."""
+    faults: tuple[str, ...] = ()
+    """The entries that were left out, and why."""
 
     @property
     def num_objects(self) -> int:
@@ -88,7 +151,7 @@ class AnnotationFile:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def read_annotations(path: Path) -> AnnotationFile:
+def read_annotations(path: Path, *, on_fault: OnFault = "refuse") -> AnnotationFile:
     """Read and check a file in COCO's layout: ``images``, ``annotations`` and ``categories``.
 
     Boxes that cross the image border are clipped. ``area``, which COCO's AP uses, is optional; the default is the
@@ -96,33 +159,50 @@ def read_annotations(path: Path) -> AnnotationFile:
 
     ``ValueError`` with the file and the id for unreadable JSON, no images, missing keys, duplicate or unknown ids,
     an image with two ids or outside the folder of images, sizes that are not positive, and boxes that are not four
-    finite numbers, have a negative side or are outside their image. Boxes that are most likely fractions of the
-    image, or corners, are refused, too.
+    finite numbers, have a negative side or are outside their image. All faults are reported at once; with
+    ``on_fault="skip"`` images and annotations with faults are left out. Boxes that are most likely fractions of
+    the image, or corners, are refused, too.
     """
-    content = _load(path)
-    categories = _Entries(path, "category", content["categories"]).checked("name")
+    return check_content(load_content(path), path, Faults(str(path), on_fault))
+
+
+def check_content(content: Content, path: Path, faults: Faults) -> AnnotationFile:
+    """The content of a file, checked as by :func:`read_annotations`. ``faults`` may have some already."""
+    categories = _Entries(faults, "category", content["categories"]).checked("name")
     order = sorted(categories)
     labels = {number: label for label, number in enumerate(order, start=1)}
     seen: set[str] = set()
     for number in order:
         name = categories[number]["name"]
         if name in seen:
-            _fail(path, "a unique name", name, "category", number)
+            faults.add("category", number, "a unique name", name)
         seen.add(name)
-    images = _Entries(path, "image", content["images"]).checked("file_name", "height", "width")
-    for number, image in images.items():
-        for side in ("height", "width"):
-            if not _is_integer(image[side]) or image[side] < 1:
-                _fail(path, f"a positive whole number of pixels as {side}", image[side], "image", number)
-    _check_names(path, images)
-    entries = _Entries(path, "annotation", content["annotations"])
+    listed = _Entries(faults, "image", content["images"]).checked("file_name", "height", "width")
+    images = _checked_images(listed, faults)
+    entries = _Entries(faults, "annotation", content["annotations"])
     annotations = entries.checked("image_id", "category_id", "bbox")
+    # annotations of an image that is left out are left out with it, and are no faults of their own
+    known = {
+        entry.get("id")
+        for entry in content["images"]
+        if isinstance(entry, dict) and _is_integer(entry.get("id"))
+    }
+    annotations = {
+        number: entry
+        for number, entry in annotations.items()
+        if not (_is_integer(entry["image_id"]) and entry["image_id"] in known - images.keys())
+    }
     places = {number: place for place, number in enumerate(images)}
-    for number, entry in annotations.items():
-        complaint = _complaint(entry, places=places, labels=labels)
+    for number, entry in list(annotations.items()):
+        complaint = _complaint(entry, images=images, labels=labels)
         if complaint:
-            _fail(path, *complaint, "annotation", number)
-    annotations, notes = _without_copies(path, annotations)
+            faults.add("annotation", number, *complaint)
+            del annotations[number]
+    if not images and faults.on_fault == "skip":
+        faults.on_fault = "refuse"
+    notes = faults.settle()
+    annotations, copies = _without_copies(path, annotations)
+    notes += copies
 
     place = torch.tensor([places[entry["image_id"]] for entry in annotations.values()], dtype=torch.int64)
     by_image = place.argsort(stable=True)
@@ -132,7 +212,7 @@ def read_annotations(path: Path) -> AnnotationFile:
     bbox = torch.tensor([e["bbox"] for e in annotations.values()], dtype=torch.float64)
     bbox = bbox.reshape(-1, 4)[by_image]
     area = [e.get("area", e["bbox"][2] * e["bbox"][3]) for e in annotations.values()]
-    boxes, usable = _corners(path, ids, bbox, sizes[place[by_image]])
+    boxes, usable = _corners(bbox, sizes[place[by_image]])
     notes += _check_scale(path, ids, bbox, sizes[place[by_image]], usable)
     return AnnotationFile(
         path=str(path),
@@ -152,25 +232,28 @@ def read_annotations(path: Path) -> AnnotationFile:
         boxes=boxes,
         usable=usable,
         notes=tuple(notes),
+        faults=tuple(map(str, faults.found)),
     )
 
 
-def _check_names(path: Path, images: Mapping[int, dict[str, Any]]) -> None:
-    """Each image has one id, and its path is below the folder of images."""
+def _checked_images(images: Mapping[int, dict[str, Any]], faults: Faults) -> dict[int, dict[str, Any]]:
+    """The images with a valid size. Each has one id, and its path is below the folder of images."""
     known: dict[str, int] = {}
+    kept: dict[int, dict[str, Any]] = {}
     for number, image in images.items():
         name = posixpath.normpath(image["file_name"].replace("\\", "/"))
-        if name.startswith(("/", "../")) or name in ("..", "."):
-            _fail(path, "a file_name below the folder of images", image["file_name"], "image", number)
-        if name in known:
-            _fail(
-                path,
-                f"one id for {image['file_name']}, which is also image {known[name]}",
-                "a second one",
-                "image",
-                number,
-            )
-        known[name] = number
+        side = next((s for s in ("height", "width") if not _is_integer(image[s]) or image[s] < 1), None)
+        if side is not None:
+            faults.add("image", number, f"a positive whole number of pixels as {side}", image[side])
+        elif name.startswith(("/", "../")) or name in ("..", "."):
+            faults.add("image", number, "a file_name below the folder of images", image["file_name"])
+        elif name in known:
+            needed = f"one id for {image['file_name']}, which is also image {known[name]}"
+            faults.add("image", number, needed, "a second one")
+        else:
+            known[name] = number
+            kept[number] = image
+    return kept
 
 
 def _without_copies(
@@ -240,7 +323,8 @@ def _check_scale(
     return notes
 
 
-def _load(path: Path) -> dict[str, list[Any]]:
+def load_content(path: Path) -> dict[str, list[Any]]:
+    """The three lists of a file in COCO's layout."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:  # unreadable, not JSON, not UTF-8, too deep
@@ -267,36 +351,42 @@ def _load(path: Path) -> dict[str, list[Any]]:
 class _Entries:
     """One list of a file; ``kind`` is the name of an entry in messages."""
 
-    path: Path
+    faults: Faults
     kind: str
     entries: list[Any]
 
     def checked(self, *keys: str) -> dict[int, dict[str, Any]]:
-        """The entries by id, in the file's order. Each has ``keys``, and names are non-empty strings."""
+        """The valid entries by id, in the file's order. Each has ``keys``, and names are non-empty strings."""
         found: dict[int, dict[str, Any]] = {}
         for place, entry in enumerate(self.entries):
             number = entry.get("id") if isinstance(entry, dict) else None
             if not _is_integer(number):
-                got = f"{self.kind} number {place} of {self.path}, which has {number!r}"
-                raise ValueError(
-                    f"data: needs a whole number as id of every {self.kind}, got {got}; add one."
-                )
+                needed = f"a whole number as id of every {self.kind}"
+                self.faults.add(self.kind, f"number {place}", needed, number)
+                continue
+            complaint = self._complaint(entry, keys)
             if number in found:
-                _fail(self.path, f"a unique id for every {self.kind}", "a second one", self.kind, number)
-            for key in keys:
-                if key not in entry:
-                    _fail(self.path, f"the key {key!r}", ", ".join(sorted(entry)), self.kind, number)
-                if key in ("name", "file_name") and not (isinstance(entry[key], str) and entry[key].strip()):
-                    _fail(self.path, f"text as {key}", entry[key], self.kind, number)
-            found[number] = entry
+                complaint = f"a unique id for every {self.kind}", "a second one"
+            if complaint is None:
+                found[number] = entry
+            else:
+                self.faults.add(self.kind, number, *complaint)
         return found
+
+    def _complaint(self, entry: dict[str, Any], keys: tuple[str, ...]) -> tuple[str, object] | None:
+        for key in keys:
+            if key not in entry:
+                return f"the key {key!r}", ", ".join(sorted(entry))
+            if key in ("name", "file_name") and not (isinstance(entry[key], str) and entry[key].strip()):
+                return f"text as {key}", entry[key]
+        return None
 
 
 def _complaint(
-    entry: dict[str, Any], *, places: dict[int, int], labels: dict[int, int]
+    entry: dict[str, Any], *, images: Mapping[int, dict[str, Any]], labels: dict[int, int]
 ) -> tuple[str, object] | None:
     """What an annotation needs and what it has instead; None if it is valid."""
-    for key, known, what in (("image_id", places, "images"), ("category_id", labels, "categories")):
+    for key, known, what in (("image_id", images, "images"), ("category_id", labels, "categories")):
         if not _is_integer(entry[key]) or entry[key] not in known:
             return f"{key} to be the id of one of the {len(known)} {what}", entry[key]
     bbox = entry["bbox"]
@@ -304,6 +394,11 @@ def _complaint(
         return "four finite numbers (left, top, width, height) as bbox", bbox
     if bbox[2] < 0 or bbox[3] < 0:
         return "a bbox (left, top, width, height) without negative sides", bbox
+    height, width = (images[entry["image_id"]][side] for side in ("height", "width"))
+    left, top, right, bottom = bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]
+    outside = left >= width or top >= height or right <= 0 or bottom <= 0
+    if outside and min(bbox[2:]) >= SMALLEST:
+        return f"a bbox (left, top, width, height) that overlaps its image of {width}x{height}", bbox
     if not _is_finite(entry.get("area", 0)):
         return "a finite number of pixels as area", entry["area"]
     if entry.get("iscrowd", 0) not in (0, 1):
@@ -312,27 +407,16 @@ def _complaint(
 
 
 def _corners(
-    path: Path, ids: Int64[Tensor, " rows"], bbox: Float64[Tensor, "rows 4"], sizes: Int64[Tensor, "rows 2"]
+    bbox: Float64[Tensor, "rows 4"], sizes: Int64[Tensor, "rows 2"]
 ) -> tuple[Float32[Tensor, "rows 4"], Bool[Tensor, " rows"]]:
     """Corners clipped to the image, and which boxes are at least :data:`SMALLEST` wide and high."""
     start, size = bbox[:, :2], bbox[:, 2:]
-    end, limit = start + size, sizes.flip(1).to(torch.float64)  # width, height: the order of x and y
+    limit = sizes.flip(1).to(torch.float64)  # width, height: the order of x and y
+    end = start + size
     usable = (size >= SMALLEST).all(1)
-    outside = (((start >= limit) | (end <= 0)).any(1) & usable).nonzero().squeeze(1)
-    if len(outside):
-        row = int(outside[0])
-        width, height = limit[row].long().tolist()
-        needed = f"a bbox (left, top, width, height) that overlaps its image of {width}x{height}"
-        _fail(path, needed, bbox[row].tolist(), "annotation", int(ids[row]))
     start, end = start.clamp(min=0).minimum(limit), end.clamp(min=0).minimum(limit)
     usable &= (end - start >= SMALLEST).all(1)
     return torch.cat([start, end], dim=1).to(torch.float32), usable
-
-
-def _fail(path: Path, needed: str, got: object, kind: str, number: int) -> NoReturn:
-    raise ValueError(
-        f"data: needs {needed}, got {got!r} in {kind} {number} of {path}; correct this {kind} or remove it."
-    )
 
 
 def _is_integer(value: object) -> TypeGuard[int]:

@@ -2,34 +2,34 @@
 
 A name is ``fasterrcnn:BACKBONE?KEY=VALUE&...``, for example ``fasterrcnn:torchvision/resnet50`` or
 ``fasterrcnn:timm/tf_efficientnet_lite0?size=320&levels=3-5``. Keys are fields of :class:`Shape`; other keys are
-arguments for timm.
+arguments for timm. In place of a backbone there may be one of torchvision's own detectors:
+``fasterrcnn:torchvision/fasterrcnn_resnet50_fpn_v2``.
 """
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 from torch import Tensor, nn
 
 from outgrow.data.classes import match_classes, stated_names
+from outgrow.detection import detectron2, published
 from outgrow.detection.detector import Detector
 from outgrow.detection.pyramid import build_pyramid
 from outgrow.models.network import InputSpec
 from outgrow.models.weights import read_weights, stated_input, states_normalisation, write_weights
 
 PREFIX = "fasterrcnn:"
-PUBLISHED = {
-    "torchvision/resnet50": "fasterrcnn_resnet50_fpn",
-    "torchvision/mobilenet_v3_large": "fasterrcnn_mobilenet_v3_large_fpn",
-}
-"""Detectors with COCO weights in torchvision, by backbone."""
+RESNET50 = "torchvision/resnet50"
+STYLES = ("torchvision", detectron2.STYLE)
 LAST_LAYER = "roi_heads.box_predictor."
-STRIDE_TO_ANCHOR = 8
+T = TypeVar("T")
+STRIDE_TO_ANCHOR = 8.0
 """Side of a level's anchors divided by its stride, in the paper and in torchvision."""
 
 
@@ -40,7 +40,7 @@ class Shape:
     size: int = 800
     """Pixels of the short side after resizing."""
     max_size: int | None = None
-    """The most pixels of the long side; None is ``size`` * 1333 / 800."""
+    """The most pixels of the long side; None is ``size`` * 1333 / 800, or as the published detector has it."""
     levels: tuple[int, int] = (2, 5)
     """The finest and the coarsest map taken from the backbone, as log2 of the stride. One more level is pooled."""
     channels: int = 256
@@ -53,6 +53,8 @@ class Shape:
     """Proposals kept per image in training, from which ``rois`` are sampled; half as many in evaluation."""
     anchors: float = STRIDE_TO_ANCHOR
     """Side of a level's anchors divided by its stride; smaller for smaller objects."""
+    style: str = "torchvision"
+    """Whose details of anchors, pooling and strides: torchvision's, or those of :mod:`outgrow.detection.detectron2`."""
 
 
 def is_detector(name: str) -> bool:
@@ -72,12 +74,12 @@ def create_detector(
 ) -> Detector:
     """A detector by name, for ``classes`` (without the background).
 
-    ``weights`` is a file of a whole detector (ours or torchvision's), or of a classifier, which is loaded into the
-    backbone. If a detector's file has the same classes in another order, its last layer is reordered. If it has
-    other classes, its last layer is not loaded, with a warning.
+    ``weights`` is a file of a whole detector (ours, torchvision's or Detectron2's), or of a classifier, which is
+    loaded into the backbone. If a detector's file has the same classes in another order, or among others, its last
+    layer is reordered. If it lacks one, its last layer is not loaded, with a warning.
 
-    ``pretrained`` downloads published weights: of the backbone if ``classes`` are given, else of the whole detector,
-    with COCO's classes. Without ``weights`` and ``pretrained``, all weights are random.
+    ``pretrained`` downloads published weights: of the backbone if its name and ``classes`` are given, else of the
+    whole detector, with COCO's classes. Without ``weights`` and ``pretrained``, all weights are random.
 
     Batch norms of a backbone with weights are frozen, as a training step of detection has few images.
     ``input_size`` replaces ``?size=``. ``mean`` and ``std`` (of RGB in [0, 1]) are for weights without a stored
@@ -86,22 +88,24 @@ def create_detector(
 
     ``ValueError`` for names, shapes or files that do not fit.
     """
-    state, metadata = ({}, {}) if weights is None else read_weights(weights)
+    state, metadata = ({}, {}) if weights is None else _read(weights)
     if name == PREFIX and is_detector(str(metadata.get("model"))):
         name = metadata["model"]
     backbone, shape, arguments = parse_name(name, input_size)
+    origin = None if weights is None else str(weights)
+    builder = published.builder_of(backbone)
+    if weights is None and pretrained and (classes is None or builder is not None):
+        builder = builder or _published_on(name, backbone)
+        if backbone != RESNET50:  # whose published layers are those that we build on it
+            backbone = f"{published.FAMILY}{builder}"
+        state, metadata = _downloaded(name, lambda: published.download(builder))
+        origin = builder
+    if metadata.get("style") == detectron2.STYLE:
+        shape = replace(shape, style=detectron2.STYLE)
     _check_anchors(name, shape, metadata)
     name = format_name(backbone, shape, arguments)
-    if weights is None and pretrained:
-        try:
-            if classes is None:
-                return _normalised(_published(name, backbone, shape, arguments), {}, mean, std)
-            net = _build(backbone, shape, arguments, len(classes) + 1, pretrained=True)
-        except OSError as error:  # no network connection, or a full disk
-            raise ValueError(
-                f"{name}: needs published weights, which could not be downloaded ({error}); pass a file of weights "
-                "instead."
-            ) from error
+    if origin is None and pretrained and classes is not None:
+        net = _downloaded(name, lambda: _build(backbone, shape, arguments, len(classes) + 1, pretrained=True))
         _freeze_norms(net)
         return _normalised(Detector(net, name=name, classes=tuple(classes)), {}, mean, std)
     whole = any(key.startswith("roi_heads.") for key in state)
@@ -109,16 +113,43 @@ def create_detector(
     net = _build(backbone, shape, arguments, len(own_classes) + 1, pretrained=False)
     if whole:
         _load_whole(
-            net, state if classes is None else _in_order(name, state, metadata, own_classes), weights, name
+            net, state if classes is None else _in_order(name, state, metadata, own_classes), origin, name
         )
-    elif weights is not None:
-        _load_backbone(net.backbone.body, state, Path(weights), name)
-    if weights is not None:
-        # torchvision trained its COCO detectors with an epsilon of zero
-        _freeze_norms(
-            net, eps=0.0 if whole and "classes" not in metadata and len(own_classes) == 90 else None
-        )
+    elif origin is not None:
+        _load_backbone(net.backbone.body, state, Path(origin), name)
+    if origin is not None:
+        _freeze_norms(net, eps=metadata.get("norm_eps"))
     return _normalised(Detector(net, name=name, classes=own_classes), metadata, mean, std)
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a file and its metadata; those of other programs in our names."""
+    state, metadata = read_weights(path)
+    if detectron2.is_detectron2(state):
+        return detectron2.from_detectron2(state)
+    state, facts = published.understood(state)
+    return state, metadata if "classes" in metadata else {**metadata, **facts}
+
+
+def _downloaded(name: str, get: Callable[[], T]) -> T:
+    try:
+        return get()
+    except OSError as error:  # no network connection, or a full disk
+        raise ValueError(
+            f"{name}: needs published weights, which could not be downloaded ({error}); pass a file of weights "
+            "instead."
+        ) from error
+
+
+def _published_on(name: str, backbone: str) -> str:
+    builder = published.ON_BACKBONE.get(backbone)
+    if builder is None:
+        raise ValueError(
+            f"{name}: needs weights of the whole detector, got pretrained=true, for which torchvision has only "
+            f"{', '.join((*published.ON_BACKBONE, *(published.FAMILY + name for name in published.BUILDERS)))}; pass a file, "
+            "or train the teacher first (--train-teacher)."
+        )
+    return builder
 
 
 def save_detector(detector: Detector, path: str | Path) -> None:
@@ -128,14 +159,20 @@ def save_detector(detector: Detector, path: str | Path) -> None:
 
 def metadata_of(detector: Detector) -> dict[str, str]:
     """Name, classes and normalisation, as a safetensors file holds them."""
+    from torchvision.ops import FrozenBatchNorm2d
+
     transform = detector.net.transform
-    return {
+    metadata = {
         "format": "pt",
         "model": detector.name,
         "classes": json.dumps(detector.classes),
         "mean": json.dumps(list(transform.image_mean)),
         "std": json.dumps(list(transform.image_std)),
     }
+    norms = [m for m in detector.net.backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
+    if norms and all(norm.eps == 0 for norm in norms):
+        metadata["norm_eps"] = "0.0"
+    return metadata
 
 
 def _normalised(
@@ -185,12 +222,19 @@ def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, di
     shape = {key: value for key, value in given.items() if key in known}
     if input_size is not None:
         shape["size"] = input_size
-    return backbone, Shape(**shape), {key: value for key, value in given.items() if key not in known}
+    arguments = {key: value for key, value in given.items() if key not in known}
+    return backbone, replace(_usual(backbone), **shape), arguments
+
+
+def _usual(backbone: str) -> Shape:
+    """The defaults of a backbone: a published detector has its own size."""
+    builder = published.builder_of(backbone)
+    return Shape() if builder is None else Shape(size=published.BUILDERS[builder].size)
 
 
 def format_name(backbone: str, shape: Shape, arguments: dict[str, Any]) -> str:
     """The inverse of :func:`parse_name`, without defaults."""
-    default = Shape()
+    default = _usual(backbone)
     parts = [
         f"{field.name}={_format(getattr(shape, field.name))}"
         for field in fields(Shape)
@@ -205,16 +249,20 @@ def _value(name: str, key: str, text: str) -> Any:
         if key == "levels":
             first, _, last = text.partition("-")
             return int(first), int(last)
+        if key == "style" and text in STYLES:
+            return text
         value = float(text) if key == "anchors" else int(text)
     except ValueError:
         value = 0
     if value <= 0:
-        like = {"levels": "3-5", "anchors": "4"}.get(key, "320")
+        like = {"levels": "3-5", "anchors": "4", "style": detectron2.STYLE}.get(key, "320")
         raise ValueError(f"{name}: needs a value such as {like} for {key}, got {text!r}; correct it.")
     return value
 
 
 def _format(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value[0]}-{value[1]}" if isinstance(value, tuple) else f"{value:g}"
 
 
@@ -224,12 +272,20 @@ def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int,
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
     from torchvision.ops import MultiScaleRoIAlign
 
+    builder = published.builder_of(backbone)
+    if builder is not None:
+        return _build_published(builder, shape, arguments, outputs)
+    if shape.style == detectron2.STYLE and (backbone not in detectron2.BACKBONES or shape.levels != (2, 5)):
+        raise ValueError(
+            f"{PREFIX}{backbone}: needs {', '.join(detectron2.BACKBONES)} and levels 2-5 for style={detectron2.STYLE}, got "
+            f"{backbone} and {_format(shape.levels)}; use one of them, or leave the style out."
+        )
     pyramid, spec = build_pyramid(
         backbone, levels=shape.levels, channels=shape.channels, pretrained=pretrained, arguments=arguments
     )
     sizes = tuple((round(stride * shape.anchors),) for stride in pyramid.strides)
     resolution = 7
-    return FasterRCNN(
+    net = FasterRCNN(
         pyramid,
         rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
         # the pooled level is only for large anchors: features are not taken from it
@@ -237,7 +293,7 @@ def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int,
         box_head=TwoMLPHead(shape.channels * resolution**2, shape.head),
         box_predictor=FastRCNNPredictor(shape.head, outputs),
         min_size=shape.size,
-        max_size=shape.max_size or round(shape.size * 1333 / 800),
+        max_size=shape.max_size or round(shape.size * published.LONGEST),
         image_mean=list(spec.mean),
         image_std=list(spec.std),
         rpn_pre_nms_top_n_train=shape.proposals,
@@ -246,6 +302,21 @@ def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int,
         rpn_post_nms_top_n_test=max(shape.proposals // 2, 1),
         box_batch_size_per_image=shape.rois,
     )
+    if shape.style == detectron2.STYLE:
+        detectron2.set_style(net, pyramid.strides, pyramid.levels[:-1])
+    return net
+
+
+def _build_published(builder: str, shape: Shape, arguments: dict[str, Any], outputs: int) -> Any:
+    """torchvision's own detector; its layers are as they are."""
+    usual = published.BUILDERS[builder]
+    if arguments or shape != Shape(size=shape.size, max_size=shape.max_size):
+        raise ValueError(
+            f"{PREFIX}{published.FAMILY}{builder}: needs the layers of the published detector, got other levels, widths or "
+            "arguments; set only size and max_size."
+        )
+    longest = shape.max_size or round(shape.size * usual.longest)
+    return published.build(builder, outputs, size=shape.size, longest=longest)
 
 
 def _check_anchors(name: str, shape: Shape, metadata: dict[str, Any]) -> None:
@@ -258,6 +329,11 @@ def _check_anchors(name: str, shape: Shape, metadata: dict[str, Any]) -> None:
         raise ValueError(
             f"{name}: needs the anchors that the file was trained with (anchors={theirs.anchors:g}), got "
             f"anchors={shape.anchors:g}; use the name in the file, {stated}, or fasterrcnn: alone."
+        )
+    if theirs.style != shape.style:
+        raise ValueError(
+            f"{name}: needs the style that the file was trained with (style={theirs.style}), got style={shape.style}; use the "
+            f"name in the file, {stated}, or fasterrcnn: alone."
         )
     if theirs.size != shape.size:
         warnings.warn(
@@ -283,32 +359,6 @@ def _in_order(
     return {**state, **moved}
 
 
-def _published(name: str, backbone: str, shape: Shape, arguments: dict[str, Any]) -> Detector:
-    """A whole detector with torchvision's COCO weights."""
-    from torchvision.models import detection, get_model_weights
-
-    builder = PUBLISHED.get(backbone)
-    if builder is None:
-        raise ValueError(
-            f"{name}: needs weights of the whole detector, got pretrained=true, for which torchvision has only "
-            f"{', '.join(PUBLISHED)}; pass a file, or train the teacher first (--train-teacher)."
-        )
-    if arguments or shape != Shape(size=shape.size, max_size=shape.max_size):
-        raise ValueError(
-            f"{name}: needs the shape of the published detector, got other levels or widths; set only ?size=."
-        )
-    weights = get_model_weights(builder).DEFAULT
-    longest = shape.max_size or round(shape.size * 1333 / 800)
-    net = getattr(detection, builder)(weights=weights, min_size=shape.size, max_size=longest)
-    categories = weights.meta["categories"]
-    return Detector(net, name=name, classes=_coco_names(categories))
-
-
-def _coco_names(categories: Sequence[str]) -> tuple[str, ...]:
-    """torchvision's COCO classes without the background. Its unused ids, all called N/A, get unique names."""
-    return tuple(c if c != "N/A" else f"(no category {i})" for i, c in enumerate(categories))[1:]
-
-
 def _classes_of(name: str, state: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[str, ...]:
     stated = metadata.get("classes")
     if isinstance(stated, list):
@@ -319,17 +369,13 @@ def _classes_of(name: str, state: dict[str, Tensor], metadata: dict[str, Any]) -
             f"{name}: needs a file of a whole detector, got {'a backbone' if state else 'no weights'}; pass the file of a "
             "detector, or train it first (--train-teacher)."
         )
-    if len(bias) == 91:  # a file of torchvision: one class per COCO id
-        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
-
-        return _coco_names(FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"])
     raise ValueError(
         f"{name}: needs the names of the {len(bias) - 1} classes in the file, got none; save it with "
         "outgrow.detection.save_detector, or add classes (a JSON list) to its safetensors metadata."
     )
 
 
-def _load_whole(net: nn.Module, state: dict[str, Tensor], path: str | Path | None, name: str) -> None:
+def _load_whole(net: nn.Module, state: dict[str, Tensor], path: str | None, name: str) -> None:
     own = net.state_dict()
     last = {key for key in own if key.startswith(LAST_LAYER)}
     differing = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
@@ -338,10 +384,11 @@ def _load_whole(net: nn.Module, state: dict[str, Tensor], path: str | Path | Non
     unexpected = {key for key in state.keys() - own.keys() if not key.endswith("num_batches_tracked")}
     if missing or unexpected or differing - last:
         wrong = sorted(missing | unexpected | (differing - last))
+        like = published.names_for(state)
         raise ValueError(
             f"{name}: needs the weights of this detector, got {path} with {len(wrong)} tensors that do not fit "
-            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); use the name in the file's "
-            "metadata."
+            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); use "
+            + ("the name in the file's metadata." if like is None else f"{like}, whose layers the file has.")
         )
     if differing:
         warnings.warn(f"{name}: the last layer is not loaded, as {path} has other classes.", stacklevel=4)
@@ -370,8 +417,8 @@ def _freeze_norms(net: Any, *, eps: float | None = None) -> None:
     from timm.layers import freeze_batch_norm_2d
     from torchvision.ops import FrozenBatchNorm2d
 
-    net.backbone.body = freeze_batch_norm_2d(net.backbone.body)
+    net.backbone = freeze_batch_norm_2d(net.backbone)
     if eps is not None:
-        for module in net.backbone.body.modules():
+        for module in net.backbone.modules():
             if isinstance(module, FrozenBatchNorm2d):
                 module.eps = eps

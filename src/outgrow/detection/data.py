@@ -1,14 +1,11 @@
-"""Detection data: ``coco:IMAGES:ANNOTATIONS`` opens any data set in COCO's layout.
+"""Detection data: images with boxes, opened by one string.
 
-IMAGES       a folder of images, or one with a folder for each split
-ANNOTATIONS  a folder with instances_train*.json and instances_val*.json, instances_test*.json or both; or one
-             such file to evaluate on
-
-The images of ``instances_train2017.json`` are in ``IMAGES/train2017``, else ``IMAGES/train``, else IMAGES.
-Upper and lower case are the same.
+coco:IMAGES:ANNOTATIONS, coco:FOLDER    :mod:`outgrow.detection.coco`
+yolo:DATA.yaml                          :mod:`outgrow.detection.yolo`
+voc:FOLDER                              :mod:`outgrow.detection.voc`
+hf:NAME                                 :mod:`outgrow.detection.hub`
 """
 
-import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -20,16 +17,21 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from outgrow.data.cache import default_cache_dir, usable
-from outgrow.data.files import PathList, read_bytes, read_picture
-from outgrow.data.identity import Digests, also_in, fingerprint, look_at
+from outgrow.data.files import PathList
+from outgrow.data.identity import Digests, Look, also_in, fingerprint, look_at, look_at_rows
 from outgrow.data.notes import printable, some, warn_notes
 from outgrow.data.pixels import VERSION, decode, to_tensor
 from outgrow.data.reading import OnFault, Opening, kept_rows, note_look
-from outgrow.detection.annotations import AnnotationFile, read_annotations
+from outgrow.data.splits import Rows
+from outgrow.detection.annotations import AnnotationFile
 from outgrow.detection.boxes import Truth
+from outgrow.detection.coco import read_coco
+from outgrow.detection.hub import read_hub
+from outgrow.detection.listed import Listed
+from outgrow.detection.voc import read_voc
+from outgrow.detection.yolo import read_yolo
 
-SPLITS = ("train", "val", "test")
-_PREFIX = "instances_"
+KINDS = ("coco", "yolo", "voc", "hf")
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,12 +39,13 @@ class DetectionSplit:
     """Images of any size with their boxes. Images are decoded on access.
 
     ``index`` is each image's row in its annotation file. ``subset`` keeps it, so that randomness and per-sample
-    memories can use it.
+    memories can use it. ``source`` reads the encoded images, which are below ``folder`` if each is a file.
     """
 
     file: AnnotationFile
     folder: str
     index: Int64[Tensor, " n"]
+    source: Rows
 
     def __len__(self) -> int:
         return len(self.index)
@@ -70,7 +73,7 @@ class DetectionSplit:
 
     def subset(self, positions: Int64[Tensor, " m"]) -> "DetectionSplit":
         """The images at ``positions`` of this split, in that order. No data are copied."""
-        return DetectionSplit(self.file, self.folder, self.index[positions])
+        return DetectionSplit(self.file, self.folder, self.index[positions], self.source)
 
     def name(self, position: int) -> str:
         """The image's file name, as in the annotations."""
@@ -80,6 +83,14 @@ class DetectionSplit:
         """Height and width in pixels, from the annotations."""
         height, width = self.file.sizes[int(self.index[position])].tolist()
         return height, width
+
+    def encoded(self, position: int) -> bytes:
+        """The bytes of an image's file."""
+        return self.source.read(int(self.index[position]))
+
+    def describe(self, position: int) -> str:
+        """Where an image is, for messages."""
+        return self.source.describe(int(self.index[position]))
 
     def truth(self, position: int) -> Truth:
         """The ground truth of an image, without boxes narrower or lower than one pixel."""
@@ -99,14 +110,13 @@ class DetectionSplit:
         ``ValueError`` with the file name if the image cannot be decoded, or if its size differs from its
         annotations, as its boxes would then be misplaced.
         """
-        path = os.path.join(self.folder, self.name(position))
         height, width = self.size(position)
         image = to_tensor(
-            decode(read_picture(path), where=lambda: printable(path), stored_size=(width, height))
+            decode(self.encoded(position), where=lambda: self.describe(position), stored_size=(width, height))
         )
         if image.shape[1:] != (height, width):
             raise ValueError(
-                f"data: needs an image of {width}x{height} in {path}, the size of image {self.image_ids[position]} in "
+                f"data: needs an image of {width}x{height} in {self.describe(position)}, the size of image {self.image_ids[position]} in "
                 f"{self.file.path}, got {image.shape[2]}x{image.shape[1]}; restore the image that was annotated "
                 "(not resized, not rotated), or correct width and height."
             )
@@ -142,69 +152,55 @@ class DetectionData:
 
 
 def open_coco(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | None = None) -> DetectionData:
-    """Open ``coco:IMAGES:ANNOTATIONS``; :mod:`outgrow.detection.data` has the layout.
+    """Open ``coco:IMAGES:ANNOTATIONS`` or ``coco:FOLDER``, as :func:`open_boxes` does. ``ValueError`` for other kinds."""
+    if source.partition(":")[0] != "coco":
+        raise ValueError(
+            f"data: needs coco:IMAGES:ANNOTATIONS or coco:FOLDER, got {source!r}; use open_boxes for other layouts."
+        )
+    return open_boxes(source, on_fault=on_fault, cache_dir=cache_dir)
+
+
+def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | None = None) -> DetectionData:
+    """Open images with boxes; :mod:`outgrow.detection.data` has the kinds of sources.
 
     A source with a single held-out set, be it test or val, has it as ``test``. A single file is all ``test``.
-    "~" is the home folder. ``on_fault="skip"`` leaves out images that cannot be decoded; to find them, all images
-    are decoded once. The results of checks are cached in ``cache_dir``, as by :func:`outgrow.data.open_data`.
-    Notes are issued as :class:`outgrow.data.DataWarning`.
+    "~" is the home folder. ``on_fault="skip"`` leaves out images and annotations with faults, and images that cannot
+    be decoded; to find these, all images are decoded once. The results of checks are cached in ``cache_dir``, as by
+    :func:`outgrow.data.open_data`. Notes are issued as :class:`outgrow.data.DataWarning`.
 
     ``ValueError`` for a missing path or image, two files for a split, files with different categories, a training
     or test set without objects, and everything that :func:`read_annotations` checks.
     """
-    kind, *parts = source.split(":")
-    if kind != "coco" or len(parts) != 2 or not all(parts):
-        raise ValueError(
-            "data: needs coco:IMAGES:ANNOTATIONS (a folder of images; a folder of instances_*.json, or one file), "
-            f"got {source!r}; write for example coco:data/coco:data/coco/annotations."
-        )
-    images, annotations = (Path(part).expanduser() for part in parts)
-    for path, needed, exists in (
-        (images, "folder of images", images.is_dir()),
-        (annotations, "file or folder of annotations", annotations.exists()),
-    ):
-        if not exists:
-            raise ValueError(
-                f"data: needs an existing {needed} in {source!r}, got {path.absolute()}; check the path."
-            )
-    paths = _split_files(annotations) if annotations.is_dir() else {"test": annotations}
-    files = {split: read_annotations(path) for split, path in paths.items()}
-    _check_categories(list(files.values()))
-    _check_objects(files)
     notes: list[str] = []
     opening = Opening(None, on_fault, usable((cache_dir or default_cache_dir()) / "data", notes), notes)
+    listed = _listed(source, opening)
+    files = {split: one.file for split, one in listed.items()}
+    _check_categories(list(files.values()))
+    _check_objects(files)
     splits: dict[str, DetectionSplit] = {}
     digests: dict[str, Digests] = {}
     facts: list[object] = [VERSION]
-    for split, file in files.items():
-        for note in file.notes:
+    for split, one in listed.items():
+        for note in one.file.notes:
             opening.note(note)
-        folder = _image_folder(images, paths[split], file.names[0])
-        image_paths = _image_paths(images, folder, file)
-        identity = fingerprint([os.path.realpath(folder), os.path.realpath(paths[split])])
-        look = look_at(image_paths, opening.store(f"{images.name}-{split}", identity))
-        note_look(PathList(image_paths), look, folder, opening)
-        kept = kept_rows(
-            PathList(image_paths), name=images.name, identity=identity, key=look.key, opening=opening
-        )
-        splits[split] = DetectionSplit(file, str(folder), kept)
+        opening.faults += one.file.faults
+        splits[split], look = _split(split, one, opening)
         digests[split] = look.digests
-        content = read_bytes(paths[split])
         facts += [
             split,
-            hashlib.sha256(content).digest(),
-            *file.names,
+            one.digest,
+            *one.file.names,
             look.digests.tobytes(),
-            *kept.tolist(),
+            *splits[split].index.tolist(),
         ]
-    one = splits["test"].file
+    test = splits["test"].file
     duplicates = None
     if "train" in splits:
         duplicates = _duplicates(splits["train"], splits["test"], digests, opening)
     data = DetectionData(
         source=source,
-        classes=one.classes,
-        category_ids=one.category_ids,
+        classes=test.classes,
+        category_ids=test.category_ids,
         train=splits.get("train"),
         val=splits.get("val"),
         test=splits["test"],
@@ -215,6 +211,36 @@ def open_coco(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | No
     )
     warn_notes(data.notes)
     return data
+
+
+def _listed(source: str, opening: Opening) -> dict[str, Listed]:
+    kind, _, where = source.partition(":")
+    if kind not in KINDS or not where:
+        raise ValueError(
+            "data: needs coco:IMAGES:ANNOTATIONS, coco:FOLDER, yolo:DATA.yaml, voc:FOLDER or hf:NAME, got "
+            f"{source!r}; write for example coco:data/coco:data/coco/annotations."
+        )
+    if kind == "hf":
+        return read_hub(where, opening)
+    readers = {"coco": read_coco, "yolo": read_yolo, "voc": read_voc}
+    return readers[kind](source, where, opening.on_fault)
+
+
+def _split(split: str, one: Listed, opening: Opening) -> tuple[DetectionSplit, Look]:
+    """The images of a split that can be used, and their digests."""
+    name = f"{one.home.name}-{split}"
+    identity = fingerprint([os.path.realpath(one.folder), os.path.realpath(one.file.path)])
+    if one.rows is None:
+        paths = _image_paths(one.home, one.folder, one.file)
+        rows: Rows = PathList(paths)
+        look = look_at(paths, opening.store(name, identity))
+    else:
+        rows = one.rows
+        look = look_at_rows(rows.stream(), len(rows))
+    note_look(rows, look, one.folder if one.rows is None else one.file.path, opening)
+    key = look.key
+    kept = kept_rows(rows, name=one.home.name, identity=identity, key=key, opening=opening)
+    return DetectionSplit(one.file, str(one.folder), kept, rows), look
 
 
 def _check_objects(files: Mapping[str, AnnotationFile]) -> None:
@@ -234,42 +260,15 @@ def _duplicates(
     rows = also_in(digests["test"][test.index.numpy()], digests["train"][train.index.numpy()])
     same = []  # the digest of a large file covers only a sample, so the bytes are compared, too
     for position in (rows >= 0).nonzero()[0].tolist():
-        paths = [
-            os.path.join(split.folder, split.name(at))
-            for split, at in ((test, position), (train, int(rows[position])))
-        ]
-        if read_picture(paths[0]) == read_picture(paths[1]):
-            same.append(" is ".join(map(printable, paths)))
+        other = int(rows[position])
+        if test.encoded(position) == train.encoded(other):
+            same.append(f"{test.describe(position)} is {train.describe(other)}")
     if same:
         opening.note(
             f"data: {len(same)} of {len(test):,} test images are among the training images, byte for byte ({some(same)}); "
             "AP on them is no measure of generalisation."
         )
     return len(same)
-
-
-def _split_files(folder: Path) -> dict[str, Path]:
-    """The file of each split. If only val is held out, it becomes test."""
-    found: dict[str, Path] = {}
-    jsons = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".json")
-    for split in SPLITS:
-        paths = [path for path in jsons if path.name.lower().startswith(f"{_PREFIX}{split}")]
-        if len(paths) > 1:
-            raise ValueError(
-                f"data: needs one file for {split}, got {', '.join(path.name for path in paths)} in {folder}; "
-                "move the others away, or pass the one to evaluate on."
-            )
-        if paths:
-            found[split] = paths[0]
-    if "test" not in found and "val" in found:
-        found["test"] = found.pop("val")
-    if "test" not in found:
-        got = ", ".join(path.name for path in jsons) or "no .json file"
-        raise ValueError(
-            f"data: needs {_PREFIX}val*.json or {_PREFIX}test*.json to report on, got {got} in {folder}; rename a "
-            "file, hold out some images in one, or pass a single file to evaluate on."
-        )
-    return found
 
 
 def _check_categories(files: list[AnnotationFile]) -> None:
@@ -282,16 +281,6 @@ def _check_categories(files: list[AnnotationFile]) -> None:
                 f"difference (only in the first: {sorted(here - there) or 'none'}; only in the second: "
                 f"{sorted(there - here) or 'none'}); correct one of the files."
             )
-
-
-def _image_folder(images: Path, annotations: Path, name: str) -> Path:
-    """The first candidate folder that has the image ``name``; else the first one that exists."""
-    tag = annotations.stem.lower().removeprefix(_PREFIX)
-    wanted = [tag, *(split for split in SPLITS if tag.startswith(split))]
-    there = sorted(path for path in images.iterdir() if path.name.lower() in wanted and path.is_dir())
-    folders = [*sorted(there, key=lambda path: wanted.index(path.name.lower())), images]
-    # file names may include the folder of the split (train2017/1.jpg), relative to IMAGES
-    return next((folder for folder in folders if (folder / name).is_file()), folders[0])
 
 
 def _image_paths(images: Path, folder: Path, file: AnnotationFile) -> list[str]:

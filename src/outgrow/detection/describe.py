@@ -10,10 +10,10 @@ from torch import Tensor
 from outgrow.data.describe import SHOWN, spread, write_sheet
 from outgrow.data.notes import DataWarning, printable, some
 from outgrow.data.reading import OnFault
-from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
+from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes
 
 
-def describe_coco(source: str, *, on_fault: OnFault = "refuse") -> list[str]:
+def describe_boxes(source: str, *, on_fault: OnFault = "refuse") -> list[str]:
     """Lines with each split's images, boxes by class and image sizes, and with duplicates, faults and notes."""
     data = _opened(source, on_fault)
     lines = [f"{printable(source)}: {data.num_classes} classes"]
@@ -26,7 +26,9 @@ def describe_coco(source: str, *, on_fault: OnFault = "refuse") -> list[str]:
     if data.duplicates is not None:
         lines.append(f"{data.duplicates} test images are among the training images, byte for byte")
     if data.faults:
-        lines.append(f"{len(data.faults)} images cannot be decoded and are left out ({some(data.faults)})")
+        lines.append(
+            f"{len(data.faults)} images and annotations have faults and are left out ({some(data.faults)})"
+        )
     lines.append(f"fingerprint {data.fingerprint[:16]}")
     return lines + [f"note: {note.removeprefix('data: ')}" for note in data.notes]
 
@@ -41,7 +43,7 @@ def write_scene_sheet(source: str, path: str | Path, *, on_fault: OnFault = "ref
 def _opened(source: str, on_fault: OnFault) -> DetectionData:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # notes are printed as lines
-        return open_coco(source, on_fault=on_fault)
+        return open_boxes(source, on_fault=on_fault)
 
 
 def _boxes(split: DetectionSplit, data: DetectionData) -> str:

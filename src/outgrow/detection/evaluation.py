@@ -8,7 +8,7 @@ import torch
 
 from outgrow.detection.boxes import Detections
 from outgrow.detection.create import create_detector
-from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
+from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes
 from outgrow.detection.detector import FrozenDetector
 from outgrow.detection.loader import make_scene_loader
 from outgrow.detection.record import numbers_of
@@ -73,7 +73,7 @@ def evaluate_detection(
     Without ``weights``, the published ones are downloaded. ``label`` and ``batch_size`` are for classifiers and
     ignored here. ``ValueError`` if the detector lacks a class of the data.
     """
-    data = open_coco(source)
+    data = open_boxes(source)
     detector = create_detector(name, weights=weights, pretrained=weights is None)
     device = make_accelerator(TrainConfig()).device
     frozen = FrozenDetector(detector, data.classes)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from outgrow.data import drops_last
-from outgrow.detection.data import DetectionData, DetectionSplit, open_coco
+from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes
 from outgrow.detection.loader import SceneLoader, make_scene_loader
 from outgrow.training.config import Config, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
@@ -46,11 +46,11 @@ class RunScenes:
 
 def open_run_scenes(config: Config) -> RunScenes:
     """The data of a run. ``ValueError`` if it has no training annotations."""
-    data = open_coco(config.data.source, on_fault=config.data.on_fault)
+    data = open_boxes(config.data.source, on_fault=config.data.on_fault)
     if data.train is None:
         raise ValueError(
             f"--data {config.data.source}: needs annotations to train on, got only some to evaluate on; pass the "
-            "folder that has instances_train*.json and instances_val*.json."
+            "source that has a training split."
         )
     limit = config.data.train_rows
     if limit is None or limit >= len(data.train):

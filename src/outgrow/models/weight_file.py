@@ -1,6 +1,6 @@
 """Read and write files of weights with their metadata, and check that they are intact.
 
-read_file       read a safetensors file, or one of torch.save without running code in it
+read_file       read a safetensors file, or one of torch.save or a pickle of arrays without running code in it
 candidates      the state dicts in a file, moving averages first
 check_tensors   raise unless tensors are finite, dense and floating-point
 write_weights   write a safetensors file atomically, with a checksum of itself
@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from outgrow.machine.files import CHECKSUM, tensors_checksum, write_atomically
+from outgrow.models.array_pickle import is_array_pickle, read_array_pickle
 
 WRAPPERS = (
     "state_dict",
@@ -226,6 +227,9 @@ def _read_torch(path: Path, start: bytes, caller: str) -> Any:
     try:
         if start.startswith(b"PK"):
             _check_archive(path)
+        if is_array_pickle(start):
+            with path.open("rb") as file:
+                return read_array_pickle(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old formats, which can be read too
             # an open file instead of the path: torch.load would choose the format by the path's suffix
@@ -235,7 +239,7 @@ def _read_torch(path: Path, start: bytes, caller: str) -> Any:
         raise ValueError(
             f"{caller}: needs a file with only tensors, got {path}, which is damaged or has pickled objects that "
             "could run code when read; if you trust it, open it yourself and save its state_dict() as safetensors "
-            f"(error of torch.load: {first_line(error)})."
+            f"(the error: {first_line(error)})."
         ) from error
 
 

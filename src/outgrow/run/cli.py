@@ -21,7 +21,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SRC",
-        help="digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, hf:NAME, or coco:IMAGES:ANNOTATIONS",
+        help="digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, hf:NAME; with boxes coco:IMAGES:ANNOTATIONS, coco:FOLDER, yolo:DATA.yaml, voc:FOLDER",
     ),
 ]
 Label = Annotated[str | None, typer.Option(help="label column, such as fine_label or coarse_label")]

@@ -14,7 +14,7 @@ from typing import Any
 
 from outgrow.machine.files import NotWritten, check_writable, write_atomically
 from outgrow.report.card import model_card
-from outgrow.run.tasks import task_name
+from outgrow.run.tasks import finished_task
 from outgrow.training.deployment import FORMATS, STUDENT, Exported, FinishedRun, Request, open_run
 from outgrow.training.progress import Reporter
 
@@ -93,7 +93,7 @@ def export_run(
 
 
 def _export(run: FinishedRun, request: Request, report: Reporter) -> Exported:
-    module = import_module(f"outgrow.{task_name(run.record.config.data.source)}.export")
+    module = import_module(f"outgrow.{finished_task(run.record)}.export")
     exported: Exported = module.export_student(run, request, report)
     return exported
 

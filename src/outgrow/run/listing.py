@@ -22,7 +22,7 @@ def listing(what: str, model: str | None = None) -> Iterator[str]:
         for names in list_models().values():
             yield from names
         yield "hf/NAME                (an image classifier of the Hugging Face hub, or a local directory)"
-        yield "fasterrcnn:BACKBONE    (a detector on torchvision/NAME or timm/NAME, for --data coco:...)"
+        yield "fasterrcnn:BACKBONE    (a detector on torchvision/NAME or timm/NAME, for images with boxes)"
         yield "py:FILE:CALLABLE       (your own file; CALLABLE(num_classes) returns a module)"
         return
     entries = list(_entries(what))
@@ -128,9 +128,9 @@ def _data(source: str | None) -> Iterator[str]:
             "list data: needs a source, got none; run for example `outgrow list data folder:photos`."
         )
     if task_name(source) == "detection":
-        from outgrow.detection.describe import describe_coco, write_scene_sheet
+        from outgrow.detection.describe import describe_boxes, write_scene_sheet
 
-        yield from describe_coco(source)
+        yield from describe_boxes(source)
         yield f"examples: {write_scene_sheet(source, 'outgrow-data.png')}"
         return
     yield from describe_data(source)

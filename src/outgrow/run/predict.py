@@ -24,7 +24,7 @@ from outgrow.data.pixels import decode
 from outgrow.machine.files import check_writable, write_atomically
 from outgrow.models.portable import OnnxModel, read_program
 from outgrow.models.weights import read_weights
-from outgrow.run.tasks import SOURCES, task_name
+from outgrow.run.tasks import SOURCES, finished_task
 from outgrow.training.deployment import STUDENT, open_run
 
 READERS = 4
@@ -100,7 +100,7 @@ def open_model(path: Path) -> tuple[ModuleType, Any]:
         present = [file for file in exported if file.is_file()]
         if not present or (path / "record.json").is_file():
             run = open_run(path, command="predict")
-            module = _module(task_name(run.record.config.data.source))
+            module = _module(finished_task(run.record))
             return module, module.of_run(run)
         path = _usable(present)
     if path.suffix == ".onnx" and path.is_file():

@@ -48,7 +48,8 @@ class DataConfig(_Section):
     """The source of images and labels, and how they are loaded."""
 
     source: str = "digits"
-    """digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, hf:NAME, coco:IMAGES:ANNOTATIONS."""
+    """digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, hf:NAME; with boxes coco:IMAGES:ANNOTATIONS,
+    coco:FOLDER, yolo:DATA.yaml, voc:FOLDER."""
     label: str | None = None
     """The label column, if a source has several (``fine_label`` or ``coarse_label``)."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
@@ -71,8 +72,9 @@ class DataConfig(_Section):
     """Side in pixels of the images that the student is trained and tested on; None for the larger input size of the
     two networks. For a student that is built for one size set ``student.input_size`` instead."""
     on_fault: Literal["refuse", "skip"] = "refuse"
-    """What happens if an image cannot be decoded. ``refuse`` raises an error that names it. ``skip`` leaves it out and
-    names it in the record; all images are then decoded once before the first epoch."""
+    """What happens if an image cannot be decoded, or a box or an image is annotated with a fault. ``refuse`` raises an
+    error that names it. ``skip`` leaves it out and names it in the record; all images are then decoded once before
+    the first epoch."""
     workers: int = Field(2, ge=0)
     """Processes that decode images; 0 decodes in the training process. The results do not depend on it."""
     augment: AugmentConfig = AugmentConfig()

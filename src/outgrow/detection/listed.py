@@ -1,0 +1,84 @@
+"""What a reader of a layout returns for each split: the checked annotations, and where the images are."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from outgrow.data.files import PICTURES, read_bytes, read_picture
+from outgrow.data.notes import printable
+from outgrow.data.splits import Rows
+from outgrow.detection.annotations import AnnotationFile
+
+SPLITS = ("train", "val", "test")
+NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Splits by the names of their folders."""
+_SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations whose width is the stored height."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The images of ``file`` are below ``folder`` by name, or in ``rows``; links must stay below ``home``.
+
+    ``digest`` identifies the content of the annotations.
+    """
+
+    file: AnnotationFile
+    folder: Path
+    home: Path
+    digest: bytes
+    rows: Rows | None = None
+
+
+def digest_of(files: Iterable[Path]) -> bytes:
+    """A hash of the contents of ``files``."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(hashlib.sha256(read_bytes(file)).digest())
+    return total.digest()
+
+
+def hold_out(found: dict[str, Listed], where: object) -> dict[str, Listed]:
+    """If only val is held out, it becomes test. ``ValueError`` without either."""
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
+    if "test" not in found:
+        raise ValueError(
+            f"data: needs images to report on (val or test), got {', '.join(found) or 'none'} in {printable(where)}; hold out "
+            "some."
+        )
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The image files in a folder and below it, sorted."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def seen_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of an encoded image as a viewer shows it; None if its header cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(274) in _SIDEWAYS else (width, height)
+    except Exception:  # decoders raise OSError, SyntaxError, struct.error, ...
+        return None
+
+
+def size_of_file(path: Path) -> tuple[int, int] | None:
+    """:func:`seen_size` of a file."""
+    return seen_size(read_picture(str(path)))
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that has all ``paths``."""
+    return Path(os.path.commonpath([str(path.parent) for path in paths]))

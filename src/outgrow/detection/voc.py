@@ -1,0 +1,134 @@
+"""Pascal VOC's layout: ``voc:FOLDER``.
+
+    Annotations/a.xml         the objects of an image
+    JPEGImages/a.jpg
+    ImageSets/Main/train.txt  a name in each line; val.txt, test.txt; trainval.txt where there is no train.txt
+
+Corners are pixels counted from 1, both inside the box, as VOC has them. Where a corner is 0 they are taken as they are.
+Objects that are marked as difficult are regions to ignore, like COCO's crowds, as VOC does not count them.
+"""
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from outgrow.data.files import PICTURES, read_bytes
+from outgrow.data.notes import printable
+from outgrow.data.reading import OnFault
+from outgrow.detection.annotations import Faults, check_content
+from outgrow.detection.listed import Listed, digest_of, hold_out, size_of_file
+
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_Object = tuple[str, str, bool, list[float] | None, object]
+"""The class, the place, whether it is difficult, the corners (None: a fault), and the text of the corners."""
+
+
+def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
+    """The splits of ``voc:WHERE``."""
+    root = Path(where).expanduser()
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        if not (root / name).is_dir():
+            raise ValueError(
+                f"data: needs Annotations, JPEGImages and ImageSets/Main in {source!r}, got no {name} in {root.absolute()}; "
+                "pass the folder above them, such as VOCdevkit/VOC2012."
+            )
+    names = {split: _listed(root, split) for split in ("train", "val", "test")}
+    if not names["train"] and not names["val"]:
+        names["train"] = _listed(root, "trainval")
+    pictures = {
+        path.stem: path for path in sorted((root / "JPEGImages").iterdir()) if path.suffix.lower() in PICTURES
+    }
+    parsed = {
+        split: {name: _objects(root / "Annotations" / f"{name}.xml") for name in listed}
+        for split, listed in names.items()
+        if listed
+    }
+    objects = [one for split in parsed.values() for found in split.values() for one in found]
+    classes = sorted({one[0] for one in objects if one[0]})
+    first = 0 if any(one[3] is not None and min(one[3][:2]) < 1 for one in objects) else 1
+    found: dict[str, Listed] = {}
+    for split, split_objects in parsed.items():
+        faults = Faults(f"{root / 'ImageSets/Main' / split}.txt", on_fault)
+        content = _content(root, split_objects, pictures, classes, first, faults)
+        files = [root / "Annotations" / f"{name}.xml" for name in split_objects]
+        folder = root / "JPEGImages"
+        file = check_content(content, root, faults)
+        found[split] = Listed(file, folder, folder, digest_of(path for path in files if path.is_file()))
+    return hold_out(found, root)
+
+
+def _listed(root: Path, split: str) -> list[str]:
+    """The names in a file of ImageSets/Main, without the marks that some have after the name."""
+    path = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        return []
+    lines = read_bytes(path).decode("utf-8", "replace").splitlines()
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def _content(
+    root: Path,
+    objects: dict[str, list[_Object]],
+    pictures: dict[str, Path],
+    classes: list[str],
+    first: int,
+    faults: Faults,
+) -> dict[str, list[Any]]:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    origins: dict[int, str] = {}
+    for number, (name, found) in enumerate(objects.items()):
+        picture = pictures.get(name)
+        if picture is None:
+            faults.add("image", name, "a picture in JPEGImages", "none")
+            continue
+        size = size_of_file(picture)
+        if size is None:
+            faults.add("image", name, "an image whose size can be read", "none")
+            continue
+        width, height = size
+        images.append({"id": number, "file_name": picture.name, "width": width, "height": height})
+        for kind, place, difficult, corners, text in found:
+            entry = len(annotations)
+            if corners is None or not kind:
+                needed = "four numbers as bndbox" if kind else "a name"
+                faults.add("annotation", entry, needed, text, place=place)
+                continue
+            left, top, right, bottom = corners[0] - first, corners[1] - first, corners[2], corners[3]
+            origins[entry] = place
+            annotations.append(
+                {
+                    "id": entry,
+                    "image_id": number,
+                    "category_id": classes.index(kind),
+                    "bbox": [left, top, right - left, bottom - top],
+                    "iscrowd": int(difficult),
+                }
+            )
+    faults.origins = origins
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _objects(path: Path) -> list[_Object]:
+    """The objects of a file; an unreadable file is one object with a fault."""
+    try:
+        text = read_bytes(path)
+        if b"<!ENTITY" in text:
+            raise ElementTree.ParseError("it defines entities")
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as error:
+        return [("object", printable(path), False, None, str(error).splitlines()[0])]
+    found: list[_Object] = []
+    for number, entry in enumerate(root.iter("object"), start=1):
+        place = f"object {number} of {printable(path)}"
+        box = entry.find("bndbox")
+        texts = [None if box is None else box.findtext(side) for side in _SIDES]
+        try:
+            corners = [float(text or "") for text in texts]
+        except ValueError:
+            corners = None
+        name = (entry.findtext("name") or "").strip()
+        difficult = (entry.findtext("difficult") or "0").strip() == "1"
+        found.append((name, place, difficult, corners, texts if name else entry.findtext("name")))
+    return found

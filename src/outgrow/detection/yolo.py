@@ -1,0 +1,169 @@
+"""YOLO's layout: ``yolo:DATA.yaml``.
+
+    path: cells                   optional: the folder that the others are relative to
+    train: train/images           a folder, a list of folders, or a text file with a path in each line
+    val: valid/images
+    names: [RBC, WBC]             or {0: RBC, 1: WBC}
+
+The labels of ``images/a.jpg`` are in ``labels/a.txt``: in each line a class and a box (centre x, centre y, width, height)
+as shares of the image, or a polygon, whose bounding box counts. An image without such a file has no objects.
+"""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from outgrow.data.files import read_bytes
+from outgrow.data.notes import printable
+from outgrow.data.reading import OnFault
+from outgrow.detection.annotations import Faults, check_content
+from outgrow.detection.listed import Listed, common_folder, digest_of, hold_out, pictures_in, size_of_file
+
+_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_ROUNDING = 1e-3
+"""How far a share may lie outside [0, 1]: labels are written with a few digits."""
+
+
+def read_yolo(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
+    """The splits of ``yolo:WHERE``."""
+    path = Path(where).expanduser()
+    if path.is_dir():
+        path = path / "data.yaml"
+    facts = _facts(source, path)
+    names = _names(path, facts.get("names"))
+    found: dict[str, Listed] = {}
+    for key, split in _KEYS.items():
+        if facts.get(key) and split not in found:
+            found[split] = _split(path, facts, key, names, on_fault)
+    return hold_out(found, path)
+
+
+def _facts(source: str, path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(
+            f"data: needs an existing data.yaml in {source!r}, got {path.absolute()}; check the path."
+        )
+    try:
+        facts = yaml.safe_load(read_bytes(path))
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"data: needs a YAML file, got {path}, which cannot be read ({str(error).splitlines()[0]}); restore it."
+        ) from error
+    if not isinstance(facts, dict):
+        raise ValueError(
+            f"data: needs train, val and names in {path}, got {type(facts).__name__}; pass the data.yaml of the set."
+        )
+    return facts
+
+
+def _names(path: Path, names: Any) -> tuple[str, ...]:
+    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
+        raise ValueError(
+            f"data: needs the names of the classes in {path}, as a list or numbered from 0, each once, got names: {names!r}; "
+            "add them."
+        )
+    return tuple(map(str, names))
+
+
+def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], on_fault: OnFault) -> Listed:
+    stated = facts[key] if isinstance(facts[key], list) else [facts[key]]
+    pictures = [picture for one in stated for picture in _pictures(_place(path, facts, str(one)), path, key)]
+    if not pictures:
+        raise ValueError(f"data: needs images in {key} of {path}, got none in {stated}; check the folder.")
+    labels = [_label_file(picture) for picture in pictures]
+    if not any(label.is_file() for label in labels):
+        raise ValueError(
+            f"data: needs a text file of labels for the images of {key} in {path}, got none such as {printable(labels[0])}; "
+            "put them into a folder labels beside images."
+        )
+    home = common_folder(pictures)
+    faults = Faults(f"{path} ({key})", on_fault)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    origins: dict[int, str] = {}
+    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        width, height = size_of_file(picture) or (0, 0)
+        name = os.path.relpath(picture, home)
+        if not width:
+            faults.add("image", name, "an image whose size can be read", "none")
+            continue
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        for line, text in enumerate(_lines(label), start=1):
+            if not text.strip():
+                continue
+            entry = len(annotations)
+            place = f"line {line} of {printable(label)}"
+            origins[entry] = place
+            found = _box(text, len(names), width, height)
+            if isinstance(found[0], str):
+                faults.add("annotation", line, found[0], text.strip()[:80], place=place)
+                continue
+            kind, box = found
+            annotations.append({"id": entry, "image_id": number, "category_id": kind, "bbox": box})
+    faults.origins = origins
+    categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    file = check_content(content, path, faults)
+    return Listed(file, home, home, digest_of([path, *(label for label in labels if label.is_file())]))
+
+
+def _place(path: Path, facts: dict[str, Any], stated: str) -> Path:
+    """A folder or file of the YAML, relative to its ``path``, to the YAML, or as Roboflow writes it (../train)."""
+    base = path.parent / Path(str(facts.get("path") or ".")).expanduser()
+    candidates = [base / stated, path.parent / stated, path.parent / stated.removeprefix("../")]
+    return next((one for one in candidates if one.exists()), candidates[0])
+
+
+def _pictures(place: Path, path: Path, key: str) -> list[Path]:
+    if place.is_dir():
+        return [Path(os.path.abspath(one)) for one in pictures_in(place)]
+    if place.suffix != ".txt" or not place.is_file():
+        raise ValueError(
+            f"data: needs a folder of images or a text file of paths as {key} in {path}, got {printable(place)}; correct the path."
+        )
+    lines = [line.strip() for line in _lines(place) if line.strip()]
+    return [Path(os.path.abspath(place.parent / line)) for line in lines]
+
+
+def _label_file(picture: Path) -> Path:
+    """The file of labels of an image: the last folder ``images`` of its path is ``labels`` there.
+
+    >>> _label_file(Path("set/images/train/a.jpg")).as_posix()
+    'set/labels/train/a.txt'
+    """
+    parts = list(picture.with_suffix(".txt").parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "images":
+            parts[place] = "labels"
+            break
+    return Path(*parts)
+
+
+def _lines(path: Path) -> list[str]:
+    return read_bytes(path).decode("utf-8", "replace").splitlines() if path.is_file() else []
+
+
+def _box(text: str, classes: int, width: int, height: int) -> tuple[str, None] | tuple[int, list[float]]:
+    """The class and the box in pixels; or what the line needs, and None."""
+    try:
+        kind, *shares = map(float, text.split())
+    except ValueError:
+        return "a class and four shares (centre x, centre y, width, height)", None
+    if kind != int(kind) or not 0 <= kind < classes:
+        return f"a class from 0 to {classes - 1}", None
+    if len(shares) < 4 or len(shares) == 5 or len(shares) % 2 or not all(map(math.isfinite, shares)):
+        return "four shares (centre x, centre y, width, height) or a polygon after the class", None
+    if not all(-_ROUNDING <= share <= 1 + _ROUNDING for share in shares):
+        return "shares of the image between 0 and 1, not pixels", None
+    if len(shares) == 4:
+        x, y, wide, high = shares
+        left, top = x - wide / 2, y - high / 2
+    else:
+        left, top = min(shares[::2]), min(shares[1::2])
+        wide, high = max(shares[::2]) - left, max(shares[1::2]) - top
+    return int(kind), [left * width, top * height, wide * width, high * height]

@@ -1,0 +1,266 @@
+"""One data set in every layout: the same images, the same boxes, the same classes."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from outgrow.data import DataWarning
+from outgrow.detection.annotations import read_annotations
+from outgrow.detection.data import open_boxes
+from outgrow.run.tasks import task_name
+
+from .coco_files import annotation, image, write_json, write_pictures
+from .layouts import LAYOUTS, roboflow, voc, yolo
+
+IMAGES = [image(k, height=40 + k, width=60 + k) for k in range(1, 5)]
+BOXES = [
+    annotation(10 + k, 1 + k % 3, [5 + k, 6, 20, 30 - k], category_id=(3, 7, 20)[k % 3]) for k in range(9)
+]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(root: Path, *splits: str) -> tuple[Path, Path]:
+    """Pictures of their own for each split, so that none is there twice."""
+    for place, split in enumerate(splits or ("train", "val")):
+        images = [
+            {**entry, "id": entry["id"] + 20 * place, "file_name": f"{split}{entry['id']}.png"}
+            for entry in IMAGES
+        ]
+        boxes = [{**box, "image_id": box["image_id"] + 20 * place} for box in BOXES]
+        write_pictures(root / split, images)
+        write_json(root / "annotations" / f"instances_{split}.json", images, boxes)
+    return root, root / "annotations"
+
+
+def by_picture(split, classes):
+    """The picture's bytes, its boxes and the names of their classes, in the order of the pictures."""
+    found = {}
+    for at in range(len(split)):
+        truth = split.truth(at)
+        names = [classes[label - 1] for label in truth.label.tolist()]
+        found[split.encoded(at)] = (split.size(at), names, truth.boxes, len(truth.crowd), split.image(at))
+    return found
+
+
+def compare(one, other, *, exactly=False):
+    for name in ("train", "val", "test"):
+        ours, theirs = getattr(one, name), getattr(other, name)
+        assert (ours is None) == (theirs is None)
+        if ours is None:
+            continue
+        here, there = by_picture(ours, one.classes), by_picture(theirs, other.classes)
+        assert here.keys() == there.keys()
+        for key, (size, names, boxes, crowds, pixels) in here.items():
+            assert (size, names, crowds) == (there[key][0], there[key][1], there[key][3])
+            torch.testing.assert_close(boxes, there[key][2], rtol=0, atol=1e-4)
+            assert torch.equal(pixels, there[key][4])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("splits", [("train", "val"), ("train", "val", "test")], ids="-".join)
+def test_every_layout_is_read_alike(layout, splits, tmp_path):
+    images, annotations = write(tmp_path / "coco", *splits)
+    expected = open_boxes(f"coco:{images}:{annotations}")
+    source = LAYOUTS[layout](images, annotations, tmp_path / "other")
+    assert task_name(source) == "detection"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = open_boxes(source)
+    assert set(found.classes) == set(expected.classes)
+    compare(found, expected)
+    assert (found.faults, found.notes, found.duplicates) == ((), (), 0)
+    assert open_boxes(source).fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blood_cells_in_every_layout(layout, tmp_path, shared_data):
+    root = shared_data / "bccd"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        expected = open_boxes(f"coco:{root}:{root / 'annotations'}")
+        found = open_boxes(LAYOUTS[layout](root, root / "annotations", tmp_path / "other"))
+    assert set(found.classes) == set(expected.classes)
+    compare(found, expected)
+
+
+def test_cocos_own_folder(tmp_path):
+    images, annotations = write(tmp_path)
+    compare(open_boxes(f"coco:{images}"), open_boxes(f"coco:{images}:{annotations}"))
+    with pytest.raises(ValueError, match=r"needs train/_annotations\.coco\.json .* got neither"):
+        open_boxes(f"coco:{images / 'train'}")
+
+
+# --- faults
+
+
+def test_all_faults_of_a_file_are_said_at_once(tmp_path):
+    bad = [annotation(100 + k, 1, [1, 2, -3, 4]) for k in range(11)]
+    bad += [annotation(200, 99, [1, 2, 3, 4])]
+    images = [*IMAGES, {**image(9), "width": 0}]
+    on_it = annotation(300, 9, [1, 2, 3, 4])  # goes with its image, and is no fault of its own
+    path = write_json(tmp_path / "b.json", images, [*BOXES, *bad, on_it])
+    with pytest.raises(ValueError, match=r"got 13 with faults in .*b\.json") as caught:
+        read_annotations(path)
+    text = str(caught.value)
+    assert "image 9 of" in text
+    assert "annotation 108 of" in text
+    assert "annotation 110 of" not in text
+    assert "and 3 more); correct them, or leave them out with --set data.on_fault=skip." in text
+    file = read_annotations(path, on_fault="skip")
+    assert len(file.ids) == len(BOXES)
+    assert len(file.names) == len(IMAGES)
+    assert len(file.faults) == 13
+    assert "left out 13 images and annotations of" in file.notes[0]
+    with pytest.raises(ValueError, match="positive whole number of pixels as width, got 0 in image 9"):
+        read_annotations(write_json(tmp_path / "c.json", [{**image(9), "width": 0}], []), on_fault="skip")
+
+
+def test_what_was_skipped_is_in_the_record(tmp_path):
+    images, annotations = write(tmp_path)
+    path = annotations / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"].append(annotation(99, 1, [1, 2, -3, 4]))
+    path.write_text(json.dumps(content))
+    source = f"coco:{images}:{annotations}"
+    with pytest.raises(ValueError, match=r"without negative sides, got .* in annotation 99 of"):
+        open_boxes(source)
+    with pytest.warns(DataWarning, match="left out 1 images and annotations"):
+        data = open_boxes(source, on_fault="skip")
+    assert len(data.faults) == 1
+    assert "annotation 99 of" in data.faults[0]
+    assert data.train is not None
+    assert sum(len(data.train.truth(k).boxes) for k in range(4)) == 9
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("0 0.5 0.5 0.1", "needs four shares .* got '0 0.5 0.5 0.1' in line 4 of .*train1.txt"),
+        ("7 0.5 0.5 0.1 0.1", "needs a class from 0 to 2, got .* in line 4"),
+        ("0 30 20 10 12", "shares of the image between 0 and 1, not pixels, got '0 30 20 10 12'"),
+        ("cat 0.5 0.5 0.1 0.1", "needs a class and four shares"),
+        ("0 0.5 nan 0.1 0.1", "needs four shares"),
+    ],
+)
+def test_faults_in_yolos_labels(line, message, tmp_path):
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    path = tmp_path / "other" / "train" / "labels" / "train1.txt"
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(ValueError, match=message):
+        open_boxes(source)
+    with pytest.warns(DataWarning, match="left out 1 images and annotations"):
+        data = open_boxes(source, on_fault="skip")
+    assert "line 4 of" in data.faults[0]
+
+
+def test_yolos_polygons_and_images_without_labels(tmp_path):
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    labels = tmp_path / "other" / "train" / "labels"
+    (labels / "train1.txt").write_text("1 0.1 0.2 0.5 0.3 0.4 0.9\n")
+    data = open_boxes(source)
+    assert data.train is not None
+    at = [data.train.name(k) for k in range(4)].index("train1.png")
+    height, width = data.train.size(at)
+    expected = torch.tensor([[0.1 * width, 0.2 * height, 0.5 * width, 0.9 * height]])
+    torch.testing.assert_close(data.train.truth(at).boxes, expected)
+    empty = [data.train.name(k) for k in range(4)].index("train4.png")
+    assert not len(data.train.truth(empty).boxes)
+    for path in labels.iterdir():
+        path.unlink()
+    with pytest.raises(
+        ValueError, match=r"needs a text file of labels .* got none such as .*labels/train1\.txt"
+    ):
+        open_boxes(source)
+
+
+def test_yolos_file_of_paths_and_named_numbers(tmp_path):
+    yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    other = tmp_path / "other"
+    names = [path.name for path in sorted((other / "valid" / "images").iterdir())]
+    (other / "val.txt").write_text("\n".join(f"valid/images/{name}" for name in names))
+    (other / "data.yaml").write_text("path: .\nval: val.txt\nnames: {0: dog, 1: cat, 2: bird}\n")
+    data = open_boxes(f"yolo:{other}")
+    assert (data.train, len(data.test), data.classes) == (None, 4, ("dog", "cat", "bird"))
+    (other / "val.txt").write_text("\n".join(f"valid/images/{name}" for name in [*names, names[0]]))
+    with pytest.raises(
+        ValueError, match=r"needs one id for val1\.png, which is also image 0, got 'a second one' in image 4"
+    ):
+        open_boxes(f"yolo:{other}")
+    for text, message in (
+        ("val: val.txt\n", "needs the names of the classes"),
+        ("val: val.txt\nnames: [a, a]\n", "needs the names of the classes"),
+        ("names: [a]\n", r"needs images to report on \(val or test\), got none"),
+        ("val: nowhere\nnames: [a]\n", "needs a folder of images or a text file of paths as val"),
+        ("- 1\n", "needs train, val and names in"),
+        ("a: [", "needs a YAML file"),
+    ):
+        (other / "data.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_boxes(f"yolo:{other}")
+
+
+def test_vocs_marks_and_faults(tmp_path):
+    source = voc(*write(tmp_path / "coco"), tmp_path / "other")
+    path = tmp_path / "other" / "Annotations" / "train1.xml"
+    whole = path.read_text()
+    path.write_text(whole.replace("<bndbox>", "<difficult>1</difficult><bndbox>", 1))
+    data = open_boxes(source)
+    assert data.train is not None
+    at = [data.train.name(k) for k in range(4)].index("train1.png")
+    assert (len(data.train.truth(at).boxes), len(data.train.truth(at).crowd)) == (2, 1)
+    for text, message in (
+        (whole[:-20], r"needs four numbers as bndbox, got .* in .*train1\.xml"),
+        (whole.replace("<xmin>6", "<xmin>x"), "needs four numbers as bndbox, got .* in object 1 of"),
+        (whole.replace("<name>dog", "<name>", 1), "needs a name, got .* object 1 of .*train1"),
+        (whole.replace("<xmax>25", "<xmax>2"), "without negative sides, got .* object 1 of .*train1"),
+        ("<!DOCTYPE x [<!ENTITY a 'b'>]><annotation/>", "it defines entities"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_boxes(source)
+        with pytest.warns(DataWarning, match="left out"):
+            assert len(open_boxes(source, on_fault="skip").faults) == 1
+    with pytest.raises(ValueError, match="got no Annotations in"):
+        open_boxes(f"voc:{tmp_path}")
+
+
+def test_vocs_corners_from_0(tmp_path):
+    source = voc(*write(tmp_path / "coco"), tmp_path / "other")
+    path = tmp_path / "other" / "Annotations" / "train1.xml"
+    path.write_text(path.read_text().replace("<xmin>6", "<xmin>0"))
+    data = open_boxes(source)
+    assert data.train is not None
+    at = [data.train.name(k) for k in range(4)].index("train1.png")
+    assert data.train.truth(at).boxes[0].tolist() == [0, 7, 25, 36]
+
+
+@pytest.mark.parametrize("corners, said", [(True, "as left, top, right and bottom"), (False, "fractions")])
+def test_boxes_of_another_format_are_refused_by_name(corners, said, tmp_path):
+    source = roboflow(*write(tmp_path / "coco"), tmp_path / "other")
+    path = tmp_path / "other" / "train" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    for box in content["annotations"]:
+        left, top, wide, high = box["bbox"]
+        box["bbox"] = (
+            [left + 20, top, left + wide + 20, top + high]
+            if corners
+            else [left / 100, top / 100, wide / 100, high / 100]
+        )
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=said):
+        open_boxes(source)
+
+
+def test_a_source_of_no_kind():
+    for source in ("boxes:x", "yolo:", "coco"):
+        with pytest.raises(ValueError, match=r"needs coco:IMAGES:ANNOTATIONS, coco:FOLDER, yolo:DATA\.yaml"):
+            open_boxes(source)
