@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from outgrow.classification.data import RunData, eval_loader, train_loader
+from outgrow.classification.names import in_data_classes, match_teacher
 from outgrow.classification.order import check_order
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import as_network, train_alone
 from outgrow.data import Loader
-from outgrow.data.classes import Match, match_classes
+from outgrow.data.classes import Match
 from outgrow.machine.files import readable
 from outgrow.models import Network, create_model, feature_paths, num_parameters, save_student
 from outgrow.models.taps import PENULTIMATE
@@ -30,7 +31,6 @@ from outgrow.teacher import (
     BiasCorrection,
     CorrectedTeacher,
     NoTeacher,
-    SelectedClasses,
     Teacher,
 )
 from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest
@@ -69,7 +69,7 @@ def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Ne
 
 def untrained_teacher(config: Config, data: RunData) -> Network:
     """The initial network of a teacher that is trained here."""
-    return _network(config.teacher, data.classes)
+    return _network(config.teacher, data)
 
 
 def _with_weights(options: TeacherConfig) -> Network:
@@ -85,8 +85,8 @@ def _with_weights(options: TeacherConfig) -> Network:
     return network
 
 
-def _network(options: TeacherConfig, classes: Sequence[str] | None = None) -> Network:
-    """The configured network, with a head for ``classes`` if given."""
+def _network(options: TeacherConfig, data: RunData | None = None) -> Network:
+    """The configured network, with a head for the classes of ``data`` if given."""
     return create_model(
         options.name,
         pretrained=options.pretrained and options.weights is None,
@@ -94,7 +94,8 @@ def _network(options: TeacherConfig, classes: Sequence[str] | None = None) -> Ne
         input_size=options.input_size,
         mean=options.mean,
         std=options.std,
-        classes=classes,
+        classes=None if data is None else data.classes,
+        aliases=None if data is None else data.aliases,
     )
 
 
@@ -126,8 +127,8 @@ def freeze_teacher(
         config.teacher.correct == "auto"
         and lookup(PRESETS, config.method.preset, kind="preset").correct_teacher
     )
-    match = match_classes(network.classes, network.num_classes, data.classes)
-    foreign = match.columns is None
+    match = match_teacher(network, data)
+    foreign = match.foreign
     if foreign and config.teacher.correct == "never":
         raise ValueError(_foreign(network, data, match))
     _note_of_classes(run, network, match)
@@ -138,9 +139,9 @@ def freeze_teacher(
     )
     facts = _facts(config, network)
     scores = None
-    if match.columns is not None:
+    if not foreign:
         if match.columns != tuple(range(network.num_classes)):
-            teacher = SelectedClasses(teacher, match.columns).to(run.device)
+            teacher = in_data_classes(teacher, match).to(run.device)
         scores = _score(run, teacher, test, data, network)
         if match.how == "position":
             check_order(scores.predicted, data.test.labels, data.classes, who=f"--teacher {network.name}")
@@ -212,15 +213,17 @@ def _inference(
 
 def _note_of_classes(run: RunContext, network: Network, match: Match) -> None:
     """Note how the teacher's classes were matched, unless names and order are the same."""
-    if match.columns is None:
+    if match.foreign:
         run.report.note(
             f"teacher: it has other classes; a map to the student's is fitted on the labels: {match.note}"
         )
     elif match.how == "position":
         run.report.note(f"warning: teacher {network.name}: its classes are matched {match.note}")
+    elif match.how == "map":
+        run.report.note(f"teacher: classes {match.note}")
     elif match.how == "spelling" or match.columns != tuple(range(network.num_classes)):
         run.report.note(
-            f"teacher: {len(match.columns)} of its {network.num_classes} classes are the student's, {match.note}"
+            f"teacher: {len(match.places)} of its {network.num_classes} classes are the student's, {match.note}"
         )
 
 
@@ -326,7 +329,8 @@ def _foreign(network: Network, data: RunData, match: Match) -> str:
     return (
         f"--teacher {network.name}: needs the data's {data.num_classes} classes, got a model with {network.num_classes} "
         f"classes: {match.note}. Either fit a map from the teacher's outputs (--correct-teacher auto; the teacher is not trained), or "
-        "train a teacher for the data's classes (--train-teacher, from these weights)."
+        "train a teacher for the data's classes (--train-teacher, from these weights), or say which of its classes are which of the "
+        "data's (--set data.class_map=FILE)."
     )
 
 
@@ -375,7 +379,8 @@ def _cache_facts(
     config, options = run.config, run.config.teacher
     specs = [network.input_spec for network in networks]
     correction = teacher.correction.source if isinstance(teacher, CorrectedTeacher) else "none"
-    return {
+    mapped = {} if data.class_map is None else {"class map": data.class_map.digest}
+    return mapped | {
         "teacher": f"{specs[0]} {digest(teacher)} {correction}",
         "data": data.fingerprint,
         "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in specs]} "

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from outgrow.data.classes import match_classes, stated_names
+from outgrow.data.classes import match_classes, renamed, stated_names
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.structure import bare_net, heads_of, place_heads, replace_heads, soften_heads
@@ -118,9 +118,14 @@ def load_weights(
 
 
 def load_file(
-    network: Network, file: WeightFile, *, role: Role, classes: Sequence[str] | None = None
+    network: Network,
+    file: WeightFile,
+    *,
+    role: Role,
+    classes: Sequence[str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> LoadReport:
-    """:func:`load_weights` for a file that was read already."""
+    """:func:`load_weights` for a file that was read already. ``aliases`` are other names of ``classes`` in it."""
     own = network_state(network)
     head_paths = [head for head, _ in heads_of(network)]
     head_keys = {key for head in head_paths for key in (f"{head}.weight", f"{head}.bias") if key in own}
@@ -136,7 +141,7 @@ def load_file(
     head: Head = fit.head
     places: tuple[int | None, ...] = ()
     if role == "student" and classes is not None and file_classes is not None:
-        match = match_classes(names, file_classes, classes)
+        match = match_classes(renamed(names, aliases), file_classes, classes)
         places, in_order = match.places, match.columns == tuple(range(file_classes))
         shared = any(place is not None for place in places)
         head = "loaded" if in_order else "new" if not shared else "reordered" if match.columns else "partial"
@@ -180,9 +185,9 @@ def load_file(
     )
 
 
-def order_heads(network: Network, classes: Sequence[str]) -> None:
+def order_heads(network: Network, classes: Sequence[str], aliases: Mapping[str, str] | None = None) -> None:
     """Reorder a trained head's rows to ``classes`` by name, like :func:`load_weights`; the numbers must agree."""
-    match = match_classes(network.classes, network.num_classes, classes)
+    match = match_classes(renamed(network.classes, aliases), network.num_classes, classes)
     if match.columns is None or match.columns != tuple(range(network.num_classes)):
         trained = {
             f"{path}.{name}": parameter.detach().clone()
