@@ -9,14 +9,15 @@ from outgrow.classification.data import RunData
 from outgrow.data.class_map import match_through
 from outgrow.data.classes import Match, match_classes
 from outgrow.models import Network
+from outgrow.models.structure import has_head
 from outgrow.teacher import BaseTeacher, GroupedClasses, SelectedClasses
 from outgrow.teacher.teacher import grouped
 
 
 def match_teacher(network: Network, data: RunData) -> Match:
     """The data's classes among those of a teacher. A teacher with exactly the data's classes, such as one that was
-    trained on them, needs no map."""
-    if data.class_map is None or network.classes == data.classes:
+    trained on them, needs no map, and a backbone without a classifier has no classes."""
+    if data.class_map is None or network.classes == data.classes or not has_head(network):
         return match_classes(network.classes, network.num_classes, data.classes)
     who = f"--teacher {network.name}"
     return match_through(data.class_map, network.classes, network.num_classes, data.classes, who=who)

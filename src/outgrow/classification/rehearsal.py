@@ -23,7 +23,7 @@ def first_rows(split: Split, rows: int) -> Split:
 
 
 class AsIfMapped(BaseTeacher):
-    """A teacher whose logits are repeated or cut to the number of classes of the data. It takes as long as the real one, but
+    """A teacher whose logits are repeated or cut to the number of classes of the data, or 0 if it has none. It takes as long as the real one, but
     its predictions have no meaning."""
 
     columns: Tensor
@@ -31,11 +31,12 @@ class AsIfMapped(BaseTeacher):
     def __init__(self, teacher: BaseTeacher, num_own: int, num_classes: int) -> None:
         super().__init__()
         self.teacher = teacher
-        self.register_buffer("columns", torch.arange(num_classes) % num_own)
+        self.register_buffer("columns", torch.arange(num_classes) % max(num_own, 1))
 
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
         outputs = self.teacher(images, index=index)
-        return with_logits(outputs, outputs.logits[:, self.columns])
+        own = outputs.logits if outputs.num_classes else outputs.logits.new_zeros(len(images), 1)
+        return with_logits(outputs, own[:, self.columns])
 
 
 class FromCache(BaseTeacher):

@@ -22,6 +22,7 @@ from outgrow.data import Loader
 from outgrow.data.classes import Match
 from outgrow.machine.files import readable
 from outgrow.models import Network, create_model, feature_paths, num_parameters, save_student
+from outgrow.models.structure import has_head
 from outgrow.models.taps import PENULTIMATE
 from outgrow.objective import PRESETS, Objective
 from outgrow.outputs import Outputs, Target
@@ -41,7 +42,8 @@ from outgrow.training.record import CorrectionRecord, TeacherRecord
 from outgrow.training.task import Parts, RunContext, Taught
 
 FEATURE_BYTES = 1 << 30
-"""Largest size in bytes of the penultimate features for a correction; beyond it only the logits are used."""
+"""Largest size in bytes of the penultimate features for a correction; beyond it only the logits are used. The probe of a
+backbone without a classifier is then fitted on fewer images."""
 FOLD_IMAGES = 16
 """Number of test images on which a folded teacher is checked. A wrong fold shows on any image."""
 
@@ -154,7 +156,8 @@ def freeze_teacher(
     if foreign or not correction.is_identity:
         after = evaluate(corrected, test)
         facts["top1_corrected"] = after.top1
-        run.report.note(f"teacher, corrected: top-1 {after.top1:.2f} % on the test images")
+        how = "corrected" if has_head(network) else "with the linear probe"
+        run.report.note(f"teacher, {how}: top-1 {after.top1:.2f} % on the test images")
         if foreign:
             scores = after
             facts |= _numbers(after)
@@ -213,7 +216,12 @@ def _inference(
 
 def _note_of_classes(run: RunContext, network: Network, match: Match) -> None:
     """Note how the teacher's classes were matched, unless names and order are the same."""
-    if match.foreign:
+    if not has_head(network):
+        run.report.note(
+            "teacher: it has no classifier; a linear probe of its features is fitted on the labels, and each training image is "
+            "judged by a probe that has not seen its label"
+        )
+    elif match.foreign:
         run.report.note(
             f"teacher: it has other classes; a map to the student's is fitted on the labels: {match.note}"
         )
@@ -243,8 +251,21 @@ def _fit_correction(
     *,
     foreign: bool,
 ) -> tuple[BiasCorrection, dict[str, float]]:
-    """Fit a correction on the training views, note its report and save it. Also returns facts about the views."""
+    """Fit a correction on the training views, note its report and save it. Also returns facts about the views.
+
+    A run that continues from a checkpoint takes the map of other classes, or the probe, that it has saved: the checkpoint
+    refuses other data and another teacher.
+    """
     config, report = run.config, run.report
+    if foreign and run.resume and run.out is not None and (run.out / "checkpoint.pt").is_file():
+        saved = run.out / "correction.safetensors"
+        try:
+            found = BiasCorrection.load(saved)
+        except ValueError as error:
+            report.note(f"warning: {error}")
+        else:
+            report.note(f"teacher: its map to the data's classes is the one in {saved}")
+            return found.to(run.device), {}
     outputs, target = _outputs_on_views(run, teacher, views)
     facts = {}
     if not foreign:
@@ -252,7 +273,11 @@ def _fit_correction(
     held_out, source = None, ""
     if not foreign and _may_have_trained_on(config):
         held_out, source = _held_out(run, data, teacher, network)
-    report.note("teacher: fitting a correction of its systematic errors, scored out of fold ...")
+    if has_head(network):
+        report.note("teacher: fitting a correction of its systematic errors, scored out of fold ...")
+    else:
+        width = outputs.features[PENULTIMATE].shape[1]
+        report.note(f"teacher: fitting a linear probe of its {width} features, scored out of fold ...")
     correction = BiasCorrection(data.num_classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says the same and names the source of the rows
@@ -279,13 +304,19 @@ def _outputs_on_views(run: RunContext, teacher: BaseTeacher, views: Loader) -> t
     logits, features, labels, partners, mixes, indices = [], [], [], [], [], []
     keep_features = True
     with run.report.bar("teacher on the training views", passes * views.num_samples) as advance:
-        done = 0
+        done, full = 0, False
         for epoch in range(passes):
+            if full:
+                break
             for batch in views.epoch(epoch):
                 outputs = teacher(batch.images)
-                logits.append(outputs.logits.float())
                 feature = outputs.features[PENULTIMATE].flatten(1)
-                keep_features &= feature.shape[1] * 4 * passes * views.num_samples <= FEATURE_BYTES
+                size = feature.shape[1] * 4
+                keep_features &= size * passes * views.num_samples <= FEATURE_BYTES or not outputs.num_classes
+                full = not outputs.num_classes and done > 0 and size * (done + len(feature)) > FEATURE_BYTES
+                if full:  # the views are shuffled: those of the first batches are a random part
+                    break
+                logits.append(outputs.logits.float())
                 if keep_features:
                     features.append(feature.float())
                 target = batch.target
@@ -296,6 +327,11 @@ def _outputs_on_views(run: RunContext, teacher: BaseTeacher, views: Loader) -> t
                     mixes.append(target.mix)
                 done += len(target.label)
                 advance(done)
+    if full:
+        run.report.note(
+            f"teacher: the probe is fitted on {done:,} of {passes * views.num_samples:,} training views, as the features of more "
+            f"take over {readable(FEATURE_BYTES)}"
+        )
     mixed = bool(partners)
     target = Target(
         torch.cat(labels),
@@ -326,6 +362,12 @@ def _held_out(
 
 
 def _foreign(network: Network, data: RunData, match: Match) -> str:
+    if not has_head(network):
+        return (
+            f"--teacher {network.name}: needs a classifier, got a backbone without one (num_classes 0) and --correct-teacher "
+            "never; leave that out, so that a linear probe of its features is fitted on the labels, or train a teacher from it "
+            "(--train-teacher)."
+        )
     return (
         f"--teacher {network.name}: needs the data's {data.num_classes} classes, got a model with {network.num_classes} "
         f"classes: {match.note}. Either fit a map from the teacher's outputs (--correct-teacher auto; the teacher is not trained), or "

@@ -36,7 +36,8 @@ def create_model(
     """A classifier by name, with its normalisation and input size.
 
     - ``cifar/NAME``: the nets of the CRD protocol for 32x32 images (100 classes by default).
-    - ``timm/NAME``, optionally with keyword arguments: ``timm/mobilenetv2_100?pad_type=same``.
+    - ``timm/NAME``, optionally with keyword arguments: ``timm/mobilenetv2_100?pad_type=same``. With ``num_classes=0``
+      among them, and for backbones that are published without a classifier, ``network.num_classes`` is 0.
     - ``torchvision/NAME``: its classifiers.
     - ``hf/NAME``: an id on the Hugging Face hub, with its published weights; or a local directory, with its
       weights, or with random ones if it has only ``config.json``. ``pretrained`` is not needed.
@@ -81,7 +82,14 @@ def create_model(
     published = pretrained or (family == "hf" and file is None and not Path(rest).is_dir())
     stated = None if file is None else stated_size(file)
     count = num_classes
-    if file is not None and count is None and family == "timm" and stated_count(file) != 1000:
+    own_count = "num_classes=" in rest.partition("?")[2]
+    if (
+        file is not None
+        and count is None
+        and family == "timm"
+        and not own_count
+        and stated_count(file) != 1000
+    ):
         count = stated_count(file)  # some of timm's nets have no head without num_classes
     network = FAMILIES[family](rest, count, published, input_size or stated)
     source = "published with the weights" if network.weights == "published" else f"the default of {family}"

@@ -34,6 +34,7 @@ from outgrow.data.exclusion import naming
 from outgrow.data.splits import stratified_cut
 from outgrow.models import Network, num_parameters
 from outgrow.models.network import describe_input, resized
+from outgrow.models.structure import has_head
 from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import warn_if_probabilities
 from outgrow.teacher import BaseTeacher, BiasCorrection, Teacher
@@ -133,6 +134,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         numbers=numbers,
         teacher=network.name,
         mapped=mapped,
+        probed=not has_head(network),
         train_rows=len(data.train),
         num_classes=data.num_classes,
         order=order,
@@ -149,7 +151,11 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
             parameters=num_parameters(network),
             weights=_weights(config, module),
             classes=network.num_classes,
-            matched="by a map from the labels" if mapped else match.note,
+            matched=match.note
+            if not mapped
+            else "by a map from the labels"
+            if has_head(network)
+            else "by a linear probe",
             sees=describe_input(network.input_spec),
         ),
         data=TASK.data_record(run, data, None),
@@ -283,7 +289,8 @@ class Looking:
     def _at(self, loader: Loader, total: int, name: str) -> Seen:
         with self.run.report.bar(name, total) as advance:
             seen = look(self.teacher, loader, advance, self.num_classes)
-        bad = ~seen.logits.amax(1).isfinite() | seen.logits.isnan().any(1)
+        told = seen.logits if seen.outputs.num_classes else seen.outputs.features[PENULTIMATE]
+        bad = ~told.amax(1).isfinite() | told.isnan().any(1)
         if bool(bad.any()):
             raise ValueError(
                 f"audit: needs finite logits, got NaN or infinity for {int(bad.sum())} of {len(seen)} images; check the "
