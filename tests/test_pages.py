@@ -134,6 +134,7 @@ NOT_CODE = {
     "docs/guide/teacher-cache.md: cache: logits (100) and features layer2 (32 x 16 x 16), penultimate (64) in "
     "teachers/3f...: 797.6 MiB per epoch, ...": "what a run says, in tests/run/test_cli.py",
     "docs/guide/your-own-data.md: photos/train/<class>/*.jpg        photos/val/<class>/*.jpg": "folders",
+    "docs/guide/your-own-data.md: teacher,data": "a list, whose like the desk below has",
     "docs/guide/your-own-data.md: outgrow: data: needs training images and no other validation set to cut "
     "val_fraction=0.1 from, got a validation set of the": "an error, in tests/data/test_source.py",
     "docs/guide/your-own-data.md: teacher: fitting a correction of its systematic errors, scored out of fold ...": (
@@ -440,6 +441,14 @@ def desk(tmp_path_factory):
     for file, name in weights.items():
         save_student(create_model(f"timm/{name}", 1000), folder / f"{file}.safetensors")
 
+    lines = [
+        "teacher,data",
+        "golden retriever,dog",
+        "n02085620,dog",
+        '"robin, American robin, Turdus migratorius",bird',
+        *("cheeseburger,food", "bee,insect", "howler monkey,monkey", "box turtle,reptile"),
+    ]
+    (folder / "kinds.csv").write_text("\n".join(lines))
     (folder / "net.py").write_text(
         "from torch import nn\n\n\ndef small(num_classes):\n"
         "    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"

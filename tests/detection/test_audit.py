@@ -87,12 +87,13 @@ def test_more_classes_than_the_data_has(source):
     assert record.detection.objects.rows > 0
 
 
-def test_pictures_with_boxes_are_not_excluded_by_a_list(source):
+@pytest.mark.parametrize("field", ["exclude", "class_map"])
+def test_lists_for_images_with_one_label_are_refused(source, field):
     from outgrow.run import distill
 
     where = source("train", "val", "test")
-    config = {"data": {"source": where, "exclude": "list.csv"}, "method": {"preset": "none"}}
-    with pytest.raises(ValueError, match=r"data\.exclude: needs images with one label each, got .*; remove"):
+    config = {"data": {"source": where, field: "list.csv"}, "method": {"preset": "none"}}
+    with pytest.raises(ValueError, match=rf"data\.{field}: needs images with one label each, got .*; re"):
         distill({**config, "student": {"name": "fasterrcnn:timm/mobilenetv1_025_128"}})
 
 

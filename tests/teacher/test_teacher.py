@@ -1,10 +1,15 @@
 """Teachers stay frozen, taps leave nothing behind."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from outgrow import PENULTIMATE, Taps, Teacher
+from outgrow.teacher import GroupedClasses
+from outgrow.teacher.cache import digest
+from outgrow.teacher.teacher import grouped
 
 
 def net():
@@ -89,3 +94,36 @@ def test_hugging_face_outputs_and_other_returns():
         Taps(Wrapped({"logits": 1}))(torch.zeros(1))
     with pytest.raises(ValueError, match="flatten maps of logits"):
         Taps(Wrapped(torch.zeros(1, 2, 3)))(torch.zeros(1))
+
+
+class TestGroupedClasses:
+    GROUPS = ((4,), (0, 2, 3), (1, 5))
+
+    def test_probabilities_add(self):
+        """Against the literal sum: softmax, add, divide by the sum of all groups."""
+        torch.manual_seed(0)
+        logits = 5 * torch.randn(50, 7)  # class 6 is in no group
+        found = GroupedClasses(Teacher(nn.Identity()), self.GROUPS)(logits).logits.softmax(1)
+        for row, own in zip(found, logits.double().softmax(1), strict=True):
+            sums = [sum(float(own[place]) for place in group) for group in self.GROUPS]
+            expected = torch.tensor([value / sum(sums) for value in sums])
+            assert torch.allclose(row, expected, atol=1e-6)
+
+    def test_a_group_of_one_keeps_its_logit_bit_for_bit(self):
+        logits = torch.randn(9, 6)
+        groups = [[place] for place in (3, 1, 5)]
+        assert torch.equal(grouped(logits, groups), logits[:, [3, 1, 5]])
+
+    def test_far_and_missing_logits(self):
+        low = -torch.inf
+        logits = torch.tensor([[1e4, 1e4, -1e4, 0.0], [low, low, low, 1.0]])
+        found = grouped(logits, [[0, 1], [2, 3]])
+        assert torch.allclose(found, torch.tensor([[1e4 + math.log(2), 0.0], [low, 1.0]]))
+
+    def test_half_precision_is_summed_in_single(self):
+        logits = torch.randn(9, 6).bfloat16()
+        assert torch.equal(grouped(logits, self.GROUPS), grouped(logits.float(), self.GROUPS))
+
+    def test_other_groups_have_another_digest(self):
+        made = [GroupedClasses(nn.Identity(), groups) for groups in (self.GROUPS, ((4, 0), (2, 3), (1, 5)))]
+        assert digest(made[0]) != digest(made[1])

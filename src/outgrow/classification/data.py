@@ -8,6 +8,7 @@ from torch import Tensor
 
 from outgrow.classification.view import PHOTO, eval_view, whole_size
 from outgrow.data import ArraySplit, Augment, FileSplit, ImageData, Loader, Split, drops_last, make_loader
+from outgrow.data.class_map import ClassMap, read_class_map
 from outgrow.data.exclusion import excluded_rows
 from outgrow.data.identity import fingerprint
 from outgrow.data.mixed import MixedLoader
@@ -45,6 +46,8 @@ class RunData:
     """Training images that ``data.exclude`` has left out of ``train``."""
     part: Part | None = None
     """The training images of the source as they were read: how they are named."""
+    class_map: ClassMap | None = None
+    """Which classes of other networks are which of the source's, where names differ."""
 
     @property
     def val(self) -> Split | None:
@@ -69,6 +72,11 @@ class RunData:
     def num_classes(self) -> int:
         return self.source.num_classes
 
+    @property
+    def aliases(self) -> dict[str, str] | None:
+        """Other names of the classes, in weights whose head is to be loaded."""
+        return None if self.class_map is None else self.class_map.aliases
+
 
 def open_run_data(config: Config) -> RunData:
     """The data of a run. ``ValueError`` if there are no training images."""
@@ -90,7 +98,12 @@ def open_run_data(config: Config) -> RunData:
         order = _shuffled(config, len(data.train))
         train, others = data.train.subset(order[:count]), data.train.subset(order[count:])
     run = RunData(
-        data, train, others, _open_unlabelled(config, found, data, train), part=found.parts["train"]
+        data,
+        train,
+        others,
+        _open_unlabelled(config, found, data, train),
+        part=found.parts["train"],
+        class_map=None if options.class_map is None else read_class_map(options.class_map, data.classes),
     )
     return run if options.exclude is None else _without_listed(run, found, options.exclude)
 

@@ -10,6 +10,7 @@ from outgrow.classification.scores import evaluate
 from outgrow.data import open_data
 from outgrow.data.classes import match_classes
 from outgrow.models import create_model, num_parameters
+from outgrow.models.structure import has_head
 from outgrow.teacher import SelectedClasses, Teacher
 from outgrow.training.acceleration import make_accelerator
 from outgrow.training.config import TrainConfig
@@ -40,6 +41,11 @@ def evaluate_classifier(
         raise ValueError(
             f"evaluate {name}: needs weights, got a model without weights; save them beside its config.json, or "
             "give --weights FILE."
+        )
+    if not has_head(network):
+        raise ValueError(
+            f"evaluate {name}: needs a classifier, got a backbone without one (num_classes 0), which has no classes; evaluate a "
+            "student, or audit it as a teacher (outgrow audit --teacher), which fits a linear probe on its features."
         )
     match = match_classes(network.classes, network.num_classes, data.classes)
     if match.columns is None:

@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from outgrow.classification.data import RunData
+from outgrow.classification.names import match_teacher
 from outgrow.classification.task import Classification, network_of
 from outgrow.classification.teacher import make_teacher, taps_read, untrained_teacher
 from outgrow.data import Split
-from outgrow.data.classes import match_classes
 from outgrow.models import Network
 from outgrow.objective import Objective
 from outgrow.outputs import Outputs, with_logits
@@ -23,7 +23,7 @@ def first_rows(split: Split, rows: int) -> Split:
 
 
 class AsIfMapped(BaseTeacher):
-    """A teacher whose logits are repeated or cut to the number of classes of the data. It takes as long as the real one, but
+    """A teacher whose logits are repeated or cut to the number of classes of the data, or 0 if it has none. It takes as long as the real one, but
     its predictions have no meaning."""
 
     columns: Tensor
@@ -31,11 +31,12 @@ class AsIfMapped(BaseTeacher):
     def __init__(self, teacher: BaseTeacher, num_own: int, num_classes: int) -> None:
         super().__init__()
         self.teacher = teacher
-        self.register_buffer("columns", torch.arange(num_classes) % num_own)
+        self.register_buffer("columns", torch.arange(num_classes) % max(num_own, 1))
 
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
         outputs = self.teacher(images, index=index)
-        return with_logits(outputs, outputs.logits[:, self.columns])
+        own = outputs.logits if outputs.num_classes else outputs.logits.new_zeros(len(images), 1)
+        return with_logits(outputs, own[:, self.columns])
 
 
 class FromCache(BaseTeacher):
@@ -63,7 +64,8 @@ class Rehearsal(Classification):
     def open_data(self, run: RunContext) -> RunData:
         source = self.data.source
         cut = replace(source, train=self.data.train, val=None, test=first_rows(source.test, self.rows))
-        return RunData(cut, first_rows(self.data.train, self.rows), None, self.data.unlabelled)
+        train = first_rows(self.data.train, self.rows)
+        return replace(self.data, source=cut, train=train, others=None)
 
     def make_teacher(self, run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
         if run.config.teacher.train and module is None and run.config.method.preset != "none":
@@ -81,9 +83,8 @@ class Rehearsal(Classification):
         if teacher is None:
             return Taught(NoTeacher(data.num_classes))
         network = network_of(teacher)
-        columns = match_classes(network.classes, network.num_classes, data.classes).columns
-        self.foreign = columns is None
-        if columns is None and run.config.teacher.correct == "never":
+        self.foreign = match_teacher(network, data).foreign
+        if self.foreign and run.config.teacher.correct == "never":
             # raises the same error as the run
             return super().freeze(run, data, teacher, student, objective)
         if self.cached:

@@ -59,6 +59,7 @@ def student_network(
             mean=options.mean,
             std=options.std,
             classes=data.classes,
+            aliases=data.aliases,
         )
         for note in network.notes:
             (report or Reporter()).note(f"student: {note}")
@@ -68,7 +69,7 @@ def student_network(
             "build it for the classes of the data."
         )
     if network.classes is not None and network.classes != data.classes:
-        order_heads(network, data.classes)
+        order_heads(network, data.classes, data.aliases)
     network.classes = data.classes
     set_input_size(network, data.train, config.data.size, options)
     return network

@@ -149,6 +149,7 @@ class Classification:
             unlabelled=None if data.unlabelled is None else len(data.unlabelled.split),
             unlabelled_fingerprint=None if data.unlabelled is None else data.unlabelled.fingerprint,
             excluded=data.excluded,
+            class_map=None if data.class_map is None else data.class_map.digest,
         )
 
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:

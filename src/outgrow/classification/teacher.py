@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from outgrow.classification.data import RunData, each_once, eval_loader, train_loader
+from outgrow.classification.names import in_data_classes, match_teacher
 from outgrow.classification.order import check_order
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import as_network, train_alone
 from outgrow.data import Loader
-from outgrow.data.classes import Match, match_classes
+from outgrow.data.classes import Match
 from outgrow.machine.files import readable
 from outgrow.models import Network, create_model, feature_paths, num_parameters, save_student
+from outgrow.models.structure import has_head
 from outgrow.models.taps import PENULTIMATE
 from outgrow.objective import PRESETS, Objective
 from outgrow.outputs import Outputs, Target
@@ -30,7 +32,6 @@ from outgrow.teacher import (
     BiasCorrection,
     CorrectedTeacher,
     NoTeacher,
-    SelectedClasses,
     Teacher,
 )
 from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest
@@ -41,7 +42,8 @@ from outgrow.training.record import CorrectionRecord, TeacherRecord
 from outgrow.training.task import Parts, RunContext, Taught
 
 FEATURE_BYTES = 1 << 30
-"""Largest size in bytes of the penultimate features for a correction; beyond it only the logits are used."""
+"""Largest size in bytes of the penultimate features for a correction; beyond it only the logits are used. The probe of a
+backbone without a classifier is then fitted on fewer images."""
 FOLD_IMAGES = 16
 """Number of test images on which a folded teacher is checked. A wrong fold shows on any image."""
 
@@ -69,7 +71,7 @@ def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Ne
 
 def untrained_teacher(config: Config, data: RunData) -> Network:
     """The initial network of a teacher that is trained here."""
-    return _network(config.teacher, data.classes)
+    return _network(config.teacher, data)
 
 
 def _with_weights(options: TeacherConfig) -> Network:
@@ -85,8 +87,8 @@ def _with_weights(options: TeacherConfig) -> Network:
     return network
 
 
-def _network(options: TeacherConfig, classes: Sequence[str] | None = None) -> Network:
-    """The configured network, with a head for ``classes`` if given."""
+def _network(options: TeacherConfig, data: RunData | None = None) -> Network:
+    """The configured network, with a head for the classes of ``data`` if given."""
     return create_model(
         options.name,
         pretrained=options.pretrained and options.weights is None,
@@ -94,7 +96,8 @@ def _network(options: TeacherConfig, classes: Sequence[str] | None = None) -> Ne
         input_size=options.input_size,
         mean=options.mean,
         std=options.std,
-        classes=classes,
+        classes=None if data is None else data.classes,
+        aliases=None if data is None else data.aliases,
     )
 
 
@@ -126,8 +129,8 @@ def freeze_teacher(
         config.teacher.correct == "auto"
         and lookup(PRESETS, config.method.preset, kind="preset").correct_teacher
     )
-    match = match_classes(network.classes, network.num_classes, data.classes)
-    foreign = match.columns is None
+    match = match_teacher(network, data)
+    foreign = match.foreign
     if foreign and config.teacher.correct == "never":
         raise ValueError(_foreign(network, data, match))
     _note_of_classes(run, network, match)
@@ -140,9 +143,9 @@ def freeze_teacher(
     )
     facts = _facts(config, network)
     scores = None
-    if match.columns is not None:
+    if not foreign:
         if match.columns != tuple(range(network.num_classes)):
-            teacher = SelectedClasses(teacher, match.columns).to(run.device)
+            teacher = in_data_classes(teacher, match).to(run.device)
         scores = _score(run, teacher, test, data, network)
         if match.how == "position":
             check_order(scores.predicted, data.test.labels, data.classes, who=f"--teacher {network.name}")
@@ -155,7 +158,8 @@ def freeze_teacher(
     if foreign or not correction.is_identity:
         after = evaluate(corrected, test)
         facts["top1_corrected"] = after.top1
-        run.report.note(f"teacher, corrected: top-1 {after.top1:.2f} % on the test images")
+        how = "corrected" if has_head(network) else "with the linear probe"
+        run.report.note(f"teacher, {how}: top-1 {after.top1:.2f} % on the test images")
         if foreign:
             scores = after
             facts |= _numbers(after)
@@ -214,15 +218,22 @@ def _inference(
 
 def _note_of_classes(run: RunContext, network: Network, match: Match) -> None:
     """Note how the teacher's classes were matched, unless names and order are the same."""
-    if match.columns is None:
+    if not has_head(network):
+        run.report.note(
+            "teacher: it has no classifier; a linear probe of its features is fitted on the labels, and each training image is "
+            "judged by a probe that has not seen its label"
+        )
+    elif match.foreign:
         run.report.note(
             f"teacher: it has other classes; a map to the student's is fitted on the labels: {match.note}"
         )
     elif match.how == "position":
         run.report.note(f"warning: teacher {network.name}: its classes are matched {match.note}")
+    elif match.how == "map":
+        run.report.note(f"teacher: classes {match.note}")
     elif match.how == "spelling" or match.columns != tuple(range(network.num_classes)):
         run.report.note(
-            f"teacher: {len(match.columns)} of its {network.num_classes} classes are the student's, {match.note}"
+            f"teacher: {len(match.places)} of its {network.num_classes} classes are the student's, {match.note}"
         )
 
 
@@ -242,8 +253,21 @@ def _fit_correction(
     *,
     foreign: bool,
 ) -> tuple[BiasCorrection, dict[str, float]]:
-    """Fit a correction on the training views, note its report and save it. Also returns facts about the views."""
+    """Fit a correction on the training views, note its report and save it. Also returns facts about the views.
+
+    A run that continues from a checkpoint takes the map of other classes, or the probe, that it has saved: the checkpoint
+    refuses other data and another teacher.
+    """
     config, report = run.config, run.report
+    if foreign and run.resume and run.out is not None and (run.out / "checkpoint.pt").is_file():
+        saved = run.out / "correction.safetensors"
+        try:
+            found = BiasCorrection.load(saved)
+        except ValueError as error:
+            report.note(f"warning: {error}")
+        else:
+            report.note(f"teacher: its map to the data's classes is the one in {saved}")
+            return found.to(run.device), {}
     outputs, target = _outputs_on_views(run, teacher, views)
     facts = {}
     if not foreign:
@@ -251,7 +275,11 @@ def _fit_correction(
     held_out, source = None, ""
     if not foreign and _may_have_trained_on(config):
         held_out, source = _held_out(run, data, teacher, network)
-    report.note("teacher: fitting a correction of its systematic errors, scored out of fold ...")
+    if has_head(network):
+        report.note("teacher: fitting a correction of its systematic errors, scored out of fold ...")
+    else:
+        width = outputs.features[PENULTIMATE].shape[1]
+        report.note(f"teacher: fitting a linear probe of its {width} features, scored out of fold ...")
     correction = BiasCorrection(data.num_classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says the same and names the source of the rows
@@ -278,13 +306,19 @@ def _outputs_on_views(run: RunContext, teacher: BaseTeacher, views: Loader) -> t
     logits, features, labels, partners, mixes, indices = [], [], [], [], [], []
     keep_features = True
     with run.report.bar("teacher on the training views", passes * views.num_samples) as advance:
-        done = 0
+        done, full = 0, False
         for epoch in range(passes):
+            if full:
+                break
             for batch in views.epoch(epoch):
                 outputs = teacher(batch.images)
-                logits.append(outputs.logits.float())
                 feature = outputs.features[PENULTIMATE].flatten(1)
-                keep_features &= feature.shape[1] * 4 * passes * views.num_samples <= FEATURE_BYTES
+                size = feature.shape[1] * 4
+                keep_features &= size * passes * views.num_samples <= FEATURE_BYTES or not outputs.num_classes
+                full = not outputs.num_classes and done > 0 and size * (done + len(feature)) > FEATURE_BYTES
+                if full:  # the views are shuffled: those of the first batches are a random part
+                    break
+                logits.append(outputs.logits.float())
                 if keep_features:
                     features.append(feature.float())
                 target = batch.target
@@ -295,6 +329,11 @@ def _outputs_on_views(run: RunContext, teacher: BaseTeacher, views: Loader) -> t
                     mixes.append(target.mix)
                 done += len(target.label)
                 advance(done)
+    if full:
+        run.report.note(
+            f"teacher: the probe is fitted on {done:,} of {passes * views.num_samples:,} training views, as the features of more "
+            f"take over {readable(FEATURE_BYTES)}"
+        )
     mixed = bool(partners)
     target = Target(
         torch.cat(labels),
@@ -325,10 +364,17 @@ def _held_out(
 
 
 def _foreign(network: Network, data: RunData, match: Match) -> str:
+    if not has_head(network):
+        return (
+            f"--teacher {network.name}: needs a classifier, got a backbone without one (num_classes 0) and --correct-teacher "
+            "never; leave that out, so that a linear probe of its features is fitted on the labels, or train a teacher from it "
+            "(--train-teacher)."
+        )
     return (
         f"--teacher {network.name}: needs the data's {data.num_classes} classes, got a model with {network.num_classes} "
         f"classes: {match.note}. Either fit a map from the teacher's outputs (--correct-teacher auto; the teacher is not trained), or "
-        "train a teacher for the data's classes (--train-teacher, from these weights)."
+        "train a teacher for the data's classes (--train-teacher, from these weights), or say which of its classes are which of the "
+        "data's (--set data.class_map=FILE)."
     )
 
 
@@ -377,7 +423,8 @@ def _cache_facts(
     config, options = run.config, run.config.teacher
     specs = [network.input_spec for network in networks]
     correction = teacher.correction.source if isinstance(teacher, CorrectedTeacher) else "none"
-    return {
+    mapped = {} if data.class_map is None else {"class map": data.class_map.digest}
+    return mapped | {
         "teacher": f"{specs[0]} {digest(teacher)} {correction}",
         "data": data.fingerprint,
         "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in specs]} "

@@ -7,6 +7,7 @@ Names match exactly, or after normalising common differences in spelling. Classe
 if one side has no names; ``match.note`` reports this. The module imports only the standard library.
 """
 
+import difflib
 import re
 import unicodedata
 from collections import Counter
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-How = Literal["names", "spelling", "position", "none", "partial"]
+How = Literal["names", "spelling", "position", "none", "partial", "map"]
 
 APOSTROPHES = "'`\u00b4\u2018\u2019\u02bc\uff07"
 SEPARATORS = re.compile(r"[\s_\-\u00ad\u2010-\u2015\u2212]+")
@@ -43,6 +44,13 @@ class Match:
     """Like ``columns``, with None for each class that is missing."""
     note: str
     """A summary for messages."""
+    groups: tuple[tuple[int, ...], ...] | None = None
+    """The indices of each requested class, if a class map gives some of them several; ``columns`` is then None."""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the requested classes cannot be read from the own ones."""
+        return self.columns is None and self.groups is None
 
 
 def match_classes(own: Sequence[str] | None, num_own: int, requested: Sequence[str]) -> Match:
@@ -57,6 +65,8 @@ def match_classes(own: Sequence[str] | None, num_own: int, requested: Sequence[s
     - ``none``: no name was found; or one side has no names and the numbers of classes differ;
     - ``position``: one side has no names, or only numbers or ``LABEL_0``, ``LABEL_1``, ..., and both sides have
       the same number of classes.
+
+    (``map`` is of :func:`outgrow.data.class_map.match_through`.)
 
     >>> match_classes(["dog", "Polar_Bear", "cat"], 3, ["cat", "polar bear"]).columns
     (2, 1)
@@ -91,6 +101,42 @@ def match_classes(own: Sequence[str] | None, num_own: int, requested: Sequence[s
         return Match(None, "none", requested, names or (), nothing, note)
     columns = tuple(range(num_own))
     return Match(columns, "position", (), (), columns, _by_position(names, requested))
+
+
+def find_names(names: Sequence[str], requested: Sequence[str]) -> tuple[int | None, ...]:
+    """The index of each of the ``requested`` names among ``names``, in the same or another spelling; None if it is not
+    among them, or not alone.
+
+    >>> find_names(["dog", "Polar_Bear"], ["polar bear", "cat"])
+    (1, None)
+    """
+    return _places(tuple(map(str, names)), tuple(map(str, requested)))[0]
+
+
+def renamed(names: Sequence[str] | None, aliases: Mapping[str, str] | None) -> tuple[str, ...] | None:
+    """``names`` with those that ``aliases`` has, in the same or another spelling, replaced by what it has for them.
+
+    A name that is there already is not given twice.
+
+    >>> renamed(["Golden_Retriever", "teapot"], {"golden retriever": "dog"})
+    ('dog', 'teapot')
+    """
+    if names is None or not aliases:
+        return None if names is None else tuple(names)
+    result = list(map(str, names))
+    own = find_names(names, list(aliases.values()))
+    for place, name, there in zip(find_names(names, list(aliases)), aliases.values(), own, strict=True):
+        if place is not None and there is None:
+            result[place] = name
+    return tuple(result)
+
+
+def near_names(name: str, names: Sequence[str], most: int = 3) -> list[str]:
+    """Those of ``names`` that are spelled much like ``name``. For WordNet ids the words of ImageNet are searched."""
+    known = {spelling(one): one for one in names}
+    if any(WORDNET.fullmatch(one) for one in names):
+        known |= {word: word for words in _imagenet().words for word in words if not WORDNET.fullmatch(word)}
+    return [known[one] for one in difflib.get_close_matches(spelling(name), known, n=most)]
 
 
 def spelling(name: str) -> str:

@@ -6,8 +6,6 @@ the labels in a column ``label`` must be those of the rows. Other columns are no
 from training: a test or validation image that it names stays.
 """
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,13 +14,13 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from outgrow.data.files import PathList, read_bytes
+from outgrow.data.files import PathList
 from outgrow.data.notes import printable, some
 from outgrow.data.splits import Encoded, Kept, Part
+from outgrow.data.table import read_table
 
 COLUMNS = ("file", "row")
 """What the first column may be called."""
-MAX_LIST_BYTES = 256 << 20
 
 
 def naming(source: str, part: Part) -> tuple[str, "Names"]:
@@ -58,26 +56,7 @@ class Names:
 
 def read_list(path: str | Path) -> tuple[str, list[str], list[str] | None]:
     """The column, the names and, if there is such a column, the labels of a list. ``ValueError`` if it is no list."""
-    if not Path(path).is_file():
-        raise ValueError(
-            f"data.exclude: needs a CSV file, got {printable(path)}, which is not there; `outgrow audit` writes one "
-            "(label_errors.csv)."
-        )
-    if os.path.getsize(path) > MAX_LIST_BYTES:
-        raise ValueError(
-            f"data.exclude: needs a CSV file of at most {MAX_LIST_BYTES >> 20} MiB, got "
-            f"{os.path.getsize(path) >> 20} MiB in {printable(path)}; give a list as `outgrow audit` writes it."
-        )
-    # names that are not UTF-8 keep their bytes; a spreadsheet may have put a mark before the first
-    text = read_bytes(path).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    first = text.partition("\n")[0].strip()
-    delimiter = next((mark for mark in ";\t" if mark in first and "," not in first), ",")
-    try:
-        lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if line]
-    except csv.Error as error:
-        raise ValueError(
-            f"data.exclude: needs a CSV file, got {printable(path)}, which cannot be read ({error}); write the list again."
-        ) from None
+    lines = read_table(path, option="data.exclude", made_by="`outgrow audit` writes one (label_errors.csv)")
     column = lines[0][0].strip() if lines else ""
     if column not in COLUMNS:
         raise ValueError(

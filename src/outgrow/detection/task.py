@@ -218,6 +218,11 @@ def _refuse(config: Config, objective: Objective) -> None:
             "data.exclude: needs images with one label each, got pictures with boxes; remove the pictures from the "
             "annotations instead."
         )
+    if config.data.class_map is not None:
+        raise ValueError(
+            "data.class_map: needs images with one label each, got pictures with boxes; rename the categories in the "
+            "annotations as the teacher's classes are called."
+        )
     if config.data.unlabelled is not None:
         raise ValueError(
             f"--unlabelled {config.data.unlabelled}: needs a classifier, got a detector; leave it out: pictures without "

@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from outgrow.models.cifar import CIFAR_MODELS
@@ -31,11 +31,13 @@ def create_model(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     classes: Sequence[str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Network:
     """A classifier by name, with its normalisation and input size.
 
     - ``cifar/NAME``: the nets of the CRD protocol for 32x32 images (100 classes by default).
-    - ``timm/NAME``, optionally with keyword arguments: ``timm/mobilenetv2_100?pad_type=same``.
+    - ``timm/NAME``, optionally with keyword arguments: ``timm/mobilenetv2_100?pad_type=same``. With ``num_classes=0``
+      among them, and for backbones that are published without a classifier, ``network.num_classes`` is 0.
     - ``torchvision/NAME``: its classifiers.
     - ``hf/NAME``: an id on the Hugging Face hub, with its published weights; or a local directory, with its
       weights, or with random ones if it has only ``config.json``. ``pretrained`` is not needed.
@@ -45,7 +47,8 @@ def create_model(
     ``num_classes=None`` keeps the net's default. ``pretrained=True`` downloads the published weights of the
     family. ``weights`` is a file to load instead (:func:`load_weights`). With ``num_classes=None`` the net takes
     over the file's classes; otherwise a head of another size is replaced by a new one. ``classes`` are the
-    class names for the net: the rows of a trained head with class names are reordered to match.
+    class names for the net: the rows of a trained head with class names are reordered to match. ``aliases`` are other
+    names that the trained head may have for them: ``{"golden retriever": "dog"}``.
 
     ``input_size`` is the side in pixels to which images are resized. The default is the size in the file's
     metadata, else the net's default. ``mean`` and ``std`` (for RGB in [0, 1]) are for weights whose
@@ -79,21 +82,34 @@ def create_model(
     published = pretrained or (family == "hf" and file is None and not Path(rest).is_dir())
     stated = None if file is None else stated_size(file)
     count = num_classes
-    if file is not None and count is None and family == "timm" and stated_count(file) != 1000:
+    own_count = "num_classes=" in rest.partition("?")[2]
+    if (
+        file is not None
+        and count is None
+        and family == "timm"
+        and not own_count
+        and stated_count(file) != 1000
+    ):
         count = stated_count(file)  # some of timm's nets have no head without num_classes
     network = FAMILIES[family](rest, count, published, input_size or stated)
     source = "published with the weights" if network.weights == "published" else f"the default of {family}"
     if family == "py":
         source = "from its file"
     if file is not None:
-        load_file(network, file, role="teacher" if num_classes is None else "student", classes=classes)
+        load_file(
+            network,
+            file,
+            role="teacher" if num_classes is None else "student",
+            classes=classes,
+            aliases=aliases,
+        )
         source = (
             "from the file's metadata"
             if states_normalisation(file.metadata)
             else f"{source}; the file has none"
         )
     elif classes is not None and network.weights is not None:
-        order_heads(network, classes)
+        order_heads(network, classes, aliases)
     if input_size is not None:
         if stated not in (None, input_size):
             _overridden(network, f"an input size of {stated}", str(input_size))

@@ -58,7 +58,8 @@ class Network(nn.Module):
     """Any classifier ``net`` with its own normalisation and size.
 
     ``name`` is the argument of :func:`outgrow.create_model`. ``classes`` are the names of the
-    ``num_classes`` classes in the order of the logits, None if unknown. Feature taps name modules of
+    ``num_classes`` classes in the order of the logits, None if unknown. With 0 classes ``net`` is a backbone without a
+    classifier: it returns features (rows x features), and the network no logits. Feature taps name modules of
     ``network.net``. ``weights`` is the source of the weights: a file, ``published``, ``own`` (the caller's
     net), or None for random weights. ``guessed`` is whether nothing states its mean and std. ``notes`` are messages for the user about how they were loaded.
     The state dict contains only ``net``: mean and std belong to the specification.
@@ -119,6 +120,8 @@ class Network(nn.Module):
         logits = getattr(
             output, "logits", output
         )  # Hugging Face, and torchvision's nets with auxiliary heads
+        if self.num_classes == 0:
+            return _no_logits(logits, self.name)
         expected = (images.shape[0], self.num_classes)
         if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
@@ -131,6 +134,16 @@ class Network(nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, num_classes={self.num_classes}, input_spec={self.input_spec}"
+
+
+def _no_logits(features: object, name: str) -> Float[Tensor, "batch 0"]:
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(
+            f"Network {name}: needs pooled features of shape rows x features from a net without a classifier, got {got}; keep "
+            "its global pool, or wrap it."
+        )
+    return features[:, :0]
 
 
 def fit_size(images: Float[Tensor, "batch 3 height width"], spec: InputSpec) -> Float[Tensor, "batch 3 _ _"]:

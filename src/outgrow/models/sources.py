@@ -78,7 +78,7 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
                 f"timm/{name}: needs keyword arguments that its constructor knows, got {arguments} ({error}); "
                 "correct the arguments after the question mark."
             ) from error
-    heads_of(net)  # raises for a net without a head (num_classes=0)
+    heads_of(net)  # raises for a net whose classifier is not found
     if pretrained and num_classes not in (None, getattr(configuration, "num_classes", None)):
         soften_heads(net)
     data = timm.data.resolve_model_data_config(net)
@@ -94,7 +94,7 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
     count = int(net.num_classes)
     labels = net.pretrained_cfg.get("label_names") or ()
     known = num_classes is None or pretrained
-    classes = tuple(str(label) for label in labels) if known and len(labels) == count else None
+    classes = tuple(str(label) for label in labels) if known and 0 < len(labels) == count else None
     if classes is None and known and count == 1000 and net.default_cfg.get("num_classes") == 1000:
         classes = imagenet_classes()
     network = Network(

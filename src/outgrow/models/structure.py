@@ -15,16 +15,34 @@ def head_of(net: nn.Module) -> tuple[str, nn.Module]:
     Uses timm's ``get_classifier`` if there is one. Otherwise it is the last linear layer of ``net``, or its last
     convolution if no layer is linear. A layer with ``net.num_classes`` outputs is preferred, because auxiliary
     layers may come after the head. ``net`` may be a :class:`outgrow.models.Network`; the path is then inside its
-    ``net``. Raises ``ValueError`` if there is neither kind of layer.
+    ``net``. Raises ``ValueError`` if there is neither kind of layer, or if ``net`` has no classifier.
 
     >>> head_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 5)))
     ('2', Linear(in_features=8, out_features=5, bias=True))
     """
+    if not has_head(net):
+        raise ValueError(
+            f"head_of: needs a net with a classifier, got {type(bare_net(net)).__name__} with num_classes 0, which returns "
+            "features; build it with a number of classes."
+        )
     return heads_of(net)[0]
 
 
+def has_head(net: nn.Module) -> bool:
+    """Whether ``net`` ends in a classifier. One with ``num_classes`` 0 returns features (timm's convention, as of DINOv2).
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(8, 5))
+    >>> net.num_classes = 0
+    >>> has_head(net)
+    False
+    """
+    return getattr(net, "num_classes", getattr(bare_net(net), "num_classes", None)) != 0
+
+
 def heads_of(net: nn.Module) -> list[tuple[str, Head]]:
-    """Like :func:`head_of`, for nets with several heads (timm's distilled transformers have two)."""
+    """Like :func:`head_of`, for nets with several heads (timm's distilled transformers have two) or with none."""
+    if not has_head(net):
+        return []
     num_classes = getattr(net, "num_classes", None)
     net = bare_net(net)
     named = {id(module): path for path, module in net.named_modules()}
@@ -180,7 +198,7 @@ def _stages(net: nn.Module) -> tuple[str, ...]:
     Descends while one child has nearly all parameters outside the head (``features``, ``encoder``,
     ``encoder.layers``), and returns the children with parameters at that level.
     """
-    _, head = head_of(net)
+    head = heads_of(net)[0][1] if has_head(net) else None
     # torchvision's convention. Without it VGG's two large linear layers would count as the trunk.
     prefix = "features." if isinstance(getattr(net, "features", None), nn.Sequential) else ""
     while True:
@@ -202,7 +220,7 @@ def _stages(net: nn.Module) -> tuple[str, ...]:
         prefix = f"{main}."
 
 
-def _size(module: nn.Module, head: nn.Module) -> int:
+def _size(module: nn.Module, head: nn.Module | None) -> int:
     """Parameters of ``module`` that are not the head's."""
-    excluded = {id(parameter) for parameter in head.parameters()}
+    excluded = set() if head is None else {id(parameter) for parameter in head.parameters()}
     return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in excluded)

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from outgrow.models.structure import bare_net, head_of
-from outgrow.outputs import Outputs, as_outputs
+from outgrow.models.structure import bare_net, has_head, head_of
+from outgrow.outputs import Outputs, as_outputs, with_logits
 
 PENULTIMATE = "penultimate"
-"""The name of the input of the final classifier."""
+"""The name of the input of the final classifier, or of the output of a net without one."""
 BOX = "box"
 """The name of a detector's box regression output for each row (rows x 4)."""
 BOX_IOU = "box_iou"
@@ -35,7 +35,8 @@ class Taps(nn.Module):
     """``model`` with selected activations in its outputs.
 
     ``paths`` are module paths as in ``model.named_modules()`` (of ``model.net`` for a Network), or
-    :data:`PENULTIMATE` for the input of the final classifier. Maps are returned as (images, channels, height,
+    :data:`PENULTIMATE` for the input of the final classifier. A net without one (``num_classes`` 0) has rows of no
+    logits, and its output is there. Maps are returned as (images, channels, height,
     width), also for nets with channels last (Swin). ``ValueError`` for a path that does not exist, does not
     return one tensor, is not run, or whose output a following in-place module overwrites.
 
@@ -50,6 +51,7 @@ class Taps(nn.Module):
         super().__init__()
         self.model = model
         self.paths = tuple(paths)
+        self._has_head = has_head(model)
         self._modules_at = {path: _module_at(model, path) for path in self.paths}
 
     def forward(self, images: Float[Tensor, "..."]) -> Outputs:
@@ -78,7 +80,8 @@ class Taps(nn.Module):
 
     def bare(self, images: Float[Tensor, "..."]) -> Outputs:
         """The model's outputs without the taps."""
-        return as_outputs(self.model(images), whose=type(self.model).__name__)
+        outputs = as_outputs(self.model(images), whose=type(self.model).__name__)
+        return outputs if self._has_head else with_logits(outputs, outputs.logits[:, :0])
 
     def hook(self, seen: dict[str, Seen], *, traced: bool = False) -> list[RemovableHandle]:
         """Register hooks that store activations in ``seen``; with ``traced`` only while torch.compile traces."""
@@ -100,7 +103,7 @@ class Taps(nn.Module):
 
         module = self._modules_at[path]
         channels_last = _channels_last(bare_net(self.model)) and not isinstance(module, nn.Conv2d)
-        if path == PENULTIMATE:
+        if path == PENULTIMATE and self._has_head:
             return module.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
         return module.register_forward_hook(lambda _, __, output: keep(output))
 
@@ -113,7 +116,7 @@ def _channels_last(net: nn.Module) -> bool:
 def _module_at(model: nn.Module, path: str) -> nn.Module:
     net = bare_net(model)
     if path == PENULTIMATE:
-        return head_of(net)[1]
+        return head_of(model)[1] if has_head(model) else net
     try:
         return net.get_submodule(path)
     except AttributeError:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from outgrow.data.classes import match_classes, stated_names
+from outgrow.data.classes import match_classes, renamed, stated_names
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.structure import bare_net, heads_of, place_heads, replace_heads, soften_heads
@@ -36,12 +36,14 @@ from outgrow.models.weight_file import (
 __all__ = ["LoadReport", "Role", "load_file", "load_weights", "read_weights", "save_student", "write_weights"]
 
 Role = Literal["teacher", "student", "exact"]
-Head = Literal["loaded", "rebuilt", "new", "reordered", "partial"]
+Head = Literal["loaded", "rebuilt", "new", "reordered", "partial", "none"]
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 SHORTCUTS = ("shortcut", "downsample", "convShortcut")
 HEADS = ("fc", "linear", "classifier", "head", "last_linear")
 FAMILIES = ("cifar/", "timm/", "torchvision/", "hf/", "py:")
+UNUSED = ("mask_token",)
+"""Parameters of self-supervised training that a backbone has no use for."""
 POSITIONS = re.compile(r"pos_embed|position_embedding|pos_embedding|relative_position|rel_pos|attn_mask")
 
 
@@ -59,7 +61,8 @@ class LoadReport:
     """Names that the network has and the file has not, or with another shape."""
     head: Head
     """``loaded``; ``rebuilt`` for the file's number of classes (teacher); or, for a student, ``new``, ``reordered``
-    to the order of its classes, or ``partial`` (only the rows of shared classes are loaded)."""
+    to the order of its classes, or ``partial`` (only the rows of shared classes are loaded); ``none`` for a network
+    without one."""
     num_classes: int | None
     """The number of classes of the file's head; None if it has no head."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -118,25 +121,30 @@ def load_weights(
 
 
 def load_file(
-    network: Network, file: WeightFile, *, role: Role, classes: Sequence[str] | None = None
+    network: Network,
+    file: WeightFile,
+    *,
+    role: Role,
+    classes: Sequence[str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> LoadReport:
-    """:func:`load_weights` for a file that was read already."""
+    """:func:`load_weights` for a file that was read already. ``aliases`` are other names of ``classes`` in it."""
     own = network_state(network)
     head_paths = [head for head, _ in heads_of(network)]
     head_keys = {key for head in head_paths for key in (f"{head}.weight", f"{head}.bias") if key in own}
     fit, passed_over = _choose(file, own, head_keys, role, network)
     state = fit.state
     check_tensors(state, own, file.path)
-    first = state.get(f"{head_paths[0]}.weight")
+    first = state.get(f"{head_paths[0]}.weight") if head_paths else None
     file_classes = None if first is None else int(first.shape[0])
     input_spec = stated_input(network.input_spec, file.metadata, file.path)
-    names = _stated_classes(file, file_classes)
+    names = _stated_classes(file, file_classes) if head_paths else None
 
     assert fit.head is not None
     head: Head = fit.head
     places: tuple[int | None, ...] = ()
     if role == "student" and classes is not None and file_classes is not None:
-        match = match_classes(names, file_classes, classes)
+        match = match_classes(renamed(names, aliases), file_classes, classes)
         places, in_order = match.places, match.columns == tuple(range(file_classes))
         shared = any(place is not None for place in places)
         head = "loaded" if in_order else "new" if not shared else "reordered" if match.columns else "partial"
@@ -147,7 +155,11 @@ def load_file(
         assert file_classes is not None
         replace_heads(network, file_classes)
         network.classes = None
-    left = set() if head in ("loaded", "rebuilt") else head_keys
+    left = set() if head in ("loaded", "rebuilt", "none") else head_keys
+    if head == "none" and fit.unexpected:
+        network.notes.append(
+            f"{file.path.name}: not used, as the network has no classifier: {few(sorted(fit.unexpected))}"
+        )
     loaded = {key: value for key, value in state.items() if key in own and key not in left}
     bare_net(network).load_state_dict(loaded, strict=False)
     if left:
@@ -180,9 +192,9 @@ def load_file(
     )
 
 
-def order_heads(network: Network, classes: Sequence[str]) -> None:
+def order_heads(network: Network, classes: Sequence[str], aliases: Mapping[str, str] | None = None) -> None:
     """Reorder a trained head's rows to ``classes`` by name, like :func:`load_weights`; the numbers must agree."""
-    match = match_classes(network.classes, network.num_classes, classes)
+    match = match_classes(renamed(network.classes, aliases), network.num_classes, classes)
     if match.columns is None or match.columns != tuple(range(network.num_classes)):
         trained = {
             f"{path}.{name}": parameter.detach().clone()
@@ -253,7 +265,7 @@ class _Fit:
     differing: set[str]
     missing: set[str]
     unexpected: set[str]
-    head: Literal["loaded", "rebuilt", "new"] | None
+    head: Literal["loaded", "rebuilt", "new", "none"] | None
     """What happens to the head in the given role; None if the state dict does not fit."""
 
     @property
@@ -324,8 +336,11 @@ def _fit(
     resized = bool(differing) and differing <= head_keys and not missing
     resized = resized and all(own[key].shape[1:] == state[key].shape[1:] for key in differing)
     headless = bool(missing) and missing == head_keys and not differing
-    head: Literal["loaded", "rebuilt", "new"] | None = None
-    if not (differing or missing or unexpected):
+    unused = {key for key in unexpected if _canonical(key).startswith("head.") or key in UNUSED}
+    head: Literal["loaded", "rebuilt", "new", "none"] | None = None
+    if not head_keys and not (differing or missing) and unexpected == unused:
+        head = "none"
+    elif not (differing or missing or unexpected):
         head = "loaded"
     elif resized and not unexpected and role != "exact":
         head = "rebuilt" if role == "teacher" else "new"
@@ -397,7 +412,7 @@ def same_net(stated: str, name: str) -> bool:
 
 
 def _plain_name(name: str) -> tuple[str, ...]:
-    """A net's name without parts that do not change the net: the weights' tag, a file's folder, the input size."""
+    """A net's name without parts that do not change the net: the weights' tag, a file's folder, input size, classes."""
     if name.startswith("py:"):
         return ("py", Path(name[3:]).name)
     family, _, rest = name.partition("/")
@@ -405,7 +420,11 @@ def _plain_name(name: str) -> tuple[str, ...]:
         return (family, Path(rest).name)
     base, _, query = rest.partition("?")
     base = base.partition(".")[0] if family == "timm" else base
-    return (family, base, *sorted(i for i in query.split("&") if i and not i.startswith("img_size=")))
+    return (
+        family,
+        base,
+        *sorted(i for i in query.split("&") if i and not i.startswith(("img_size=", "num_classes="))),
+    )
 
 
 def _is_name(family: str, rest: str) -> bool:

@@ -234,7 +234,8 @@ def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
     taught = parts.taught.module
     teacher = "none" if parts.teacher is None else digest(getattr(taught, "uncached", taught))
     facts = {**machine_facts(data.fingerprint), "classes": ", ".join(data.classes), "teacher": teacher}
-    return facts | ({"unlabelled": data.unlabelled_fingerprint} if data.unlabelled_fingerprint else {})
+    more = {"unlabelled": data.unlabelled_fingerprint, "data.class_map": data.class_map}
+    return facts | {name: value for name, value in more.items() if value}
 
 
 def write_folder(out: Path, task: Task, record: RunRecord, parts: Parts) -> None:

@@ -7,12 +7,13 @@ cache.py            a cache of outputs on disk, by epoch and sample
 """
 
 from outgrow.teacher.correction import BiasCorrection, CorrectedTeacher
-from outgrow.teacher.teacher import BaseTeacher, NoTeacher, SelectedClasses, Teacher
+from outgrow.teacher.teacher import BaseTeacher, GroupedClasses, NoTeacher, SelectedClasses, Teacher
 
 __all__ = [
     "BaseTeacher",
     "BiasCorrection",
     "CorrectedTeacher",
+    "GroupedClasses",
     "NoTeacher",
     "SelectedClasses",
     "Teacher",

@@ -62,7 +62,8 @@ class BiasCorrection(nn.Module):
 
     Tried are: the teacher as it is; a temperature alone; ``W z + b`` on centred logits, by logistic
     regression with a ridge towards the (scaled) identity; and, where the outputs hold penultimate
-    features, a linear head on those with a ridge towards zero. If the teacher has other classes than the student,
+    features, a linear head on those with a ridge towards zero. A teacher without logits (a backbone without a
+    classifier) gets such a head: a linear probe, with folds that have the same share of every class. If the teacher has other classes than the student,
     only maps with a ridge towards zero are tried, from logits, probabilities and features. The candidate with the best
     out-of-fold likelihood is chosen. It must beat the unchanged teacher by two standard errors over images.
 

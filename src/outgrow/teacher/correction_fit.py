@@ -104,6 +104,8 @@ class Data(NamedTuple):
                 "give it more labelled images, or fewer folds."
             )
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(image.device)
+        if not outputs.num_classes:  # a probe knows nothing of a class that is in no other fold
+            order = _by_class(order, label, image)
         fold_of_image = order % folds
         table = torch.full((int(images.max()) + 1,), -1, dtype=torch.int16, device=image.device)
         table[images] = fold_of_image.to(torch.int16)
@@ -144,6 +146,16 @@ class Data(NamedTuple):
         return float(self.per_image(right).mean())
 
 
+def _by_class(
+    order: Int[Tensor, " images"], label: Int[Tensor, " rows"], image: Int[Tensor, " rows"]
+) -> Int[Tensor, " images"]:
+    """The places of images that are sorted by class, and by ``order`` within a class."""
+    label_of = torch.zeros_like(order).index_copy_(0, image, label)
+    place = torch.empty_like(order)
+    place[torch.argsort(label_of * len(order) + order)] = torch.arange(len(order), device=order.device)
+    return place
+
+
 class Tried(NamedTuple):
     candidate: Candidate
     nll: Float[Tensor, " images"]
@@ -172,8 +184,13 @@ def try_all(data: Data, outputs: Outputs, same_classes: bool, *, only_raw: bool)
         if only_raw:
             return tried
         tried.append(_out_of_fold(data, "temperature alone", "scale", nothing, base, None, []))
-    sources: list[tuple[str, Source]] = [("map of the logits", "logits")]
-    if not same_classes:
+    sources: list[tuple[str, Source]] = [("map of the logits", "logits")] if outputs.num_classes else []
+    if not outputs.num_classes and PENULTIMATE not in kept.features:
+        raise ValueError(
+            f"BiasCorrection.fit: needs logits or features[{PENULTIMATE!r}], got neither; build the teacher with "
+            f"Teacher(model, taps=[{PENULTIMATE!r}])."
+        )
+    if sources and not same_classes:
         # where several teacher classes form one student class, their probabilities add
         sources.append(("map of the probabilities", "probabilities"))
     if PENULTIMATE in kept.features:

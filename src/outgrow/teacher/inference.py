@@ -201,6 +201,7 @@ def _distance(ours: Outputs, theirs: Outputs) -> float:
     """The largest difference of any output, as a fraction of its largest value."""
     pairs = [(ours.logits, theirs.logits)]
     pairs += [(ours.features[name], value) for name, value in theirs.features.items()]
+    pairs = [(a, b) for a, b in pairs if b.numel()]  # a net without a classifier has no logits
     scale = [b.float().abs().max().clamp(min=1e-12) for _, b in pairs]
     return float(
         torch.stack(

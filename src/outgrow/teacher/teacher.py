@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from outgrow.models.taps import Taps
-from outgrow.outputs import Outputs, with_logits
+from outgrow.outputs import Outputs, lift, with_logits
 
 
 class BaseTeacher(nn.Module):
@@ -79,3 +79,42 @@ class SelectedClasses(BaseTeacher):
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
         outputs = self.teacher(images, index=index)
         return with_logits(outputs, outputs.logits[:, self.columns])
+
+
+class GroupedClasses(BaseTeacher):
+    """``teacher`` with one class for each of ``groups``, the numbers of the classes that form it.
+
+    The probability of a group is the sum of the probabilities of its classes, out of all groups. So its logit is the
+    logarithm of the sum of the exponentials of their logits; a group of one keeps its logit. A loss softens these logits
+    by its temperature: classes are summed first.
+    """
+
+    members: Tensor
+    sizes: Tensor
+
+    def __init__(self, teacher: nn.Module, groups: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.groups = tuple(map(tuple, groups))
+        # in the state, so that teachers with other groups have another digest
+        self.register_buffer("members", torch.tensor([place for group in groups for place in group]))
+        self.register_buffer("sizes", torch.tensor([len(group) for group in groups]))
+
+    def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
+        outputs = self.teacher(images, index=index)
+        return with_logits(outputs, grouped(outputs.logits, self.groups))
+
+
+def grouped(
+    logits: Float[Tensor, "rows classes"], groups: Sequence[Sequence[int]]
+) -> Float[Tensor, "rows groups"]:
+    """One logit for each group of classes: the logarithm of the sum of the exponentials of theirs.
+
+    >>> grouped(torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log(), [[3], [0, 2]]).exp()
+    tensor([[0.4000, 0.4000]])
+    """
+    result = lift(logits)[:, [group[0] for group in groups]]
+    for number, group in enumerate(groups):
+        if len(group) > 1:
+            result[:, number] = lift(logits[:, list(group)]).logsumexp(dim=1)
+    return result

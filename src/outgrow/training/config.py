@@ -60,6 +60,9 @@ class DataConfig(_Section):
     exclude: str | None = None
     """A CSV file of training images to leave out, such as the ``label_errors.csv`` of ``outgrow audit``. Test and
     validation images always stay."""
+    class_map: str | None = None
+    """A CSV file with the columns ``teacher`` and ``data``: which classes of a teacher, or of a student's weights, are which
+    of the data's, where names differ. Several of a teacher's may form one of the data's."""
     unlabelled: str | None = None
     """Images without labels that are distilled too: a source as ``data.source``, whose labels are not used. A folder
     may have images at any depth. Images that are also training, validation or test images are left out."""

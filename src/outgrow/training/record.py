@@ -228,6 +228,8 @@ class DataRecord(_Part):
     """Images that were left out because they cannot be decoded."""
     excluded: int = 0
     """Training images that ``data.exclude`` has left out."""
+    class_map: str | None = None
+    """A hash of the content of ``data.class_map``; None without one."""
     unlabelled: int | None = None
     """Images without labels that were distilled too; None without any."""
     unlabelled_fingerprint: str | None = None

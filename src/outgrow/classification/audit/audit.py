@@ -20,22 +20,24 @@ from outgrow.classification.audit.measure import (
     fit_correction,
     look,
 )
-from outgrow.classification.audit.normalisation import USUAL, Matched, try_normalisations
+from outgrow.classification.audit.normalisation import USUAL, try_normalisations
 from outgrow.classification.audit.page import Shown, page_section
 from outgrow.classification.audit.verdicts import Case, verdicts
 from outgrow.classification.data import RunData, each_once, eval_loader, open_run_data, train_loader
+from outgrow.classification.names import in_data_classes, logits_in_data_classes, match_teacher
 from outgrow.classification.order import check_order
 from outgrow.classification.task import TASK
 from outgrow.classification.teacher import make_teacher
 from outgrow.data import Loader, Split
-from outgrow.data.classes import Match, match_classes
+from outgrow.data.classes import Match
 from outgrow.data.exclusion import naming
 from outgrow.data.splits import stratified_cut
 from outgrow.models import Network, num_parameters
 from outgrow.models.network import describe_input, resized
+from outgrow.models.structure import has_head
 from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import warn_if_probabilities
-from outgrow.teacher import BaseTeacher, BiasCorrection, SelectedClasses, Teacher
+from outgrow.teacher import BaseTeacher, BiasCorrection, Teacher
 from outgrow.teacher.inference import fold_norms
 from outgrow.training.audit import (
     Audited,
@@ -81,7 +83,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
     data = open_run_data(config)
     chosen = choose_rows(data, rows, config)
     network = _network(run, data, module)
-    match = match_classes(network.classes, network.num_classes, data.classes)
+    match = match_teacher(network, data)
     notes = [chosen.note, _few(chosen)]
 
     normalisations = _normalisations(run, chosen, network, match, data)
@@ -94,7 +96,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
     run.report.note("teacher: looking for what is systematic in its errors, out of fold ...")
     correction = _correction(training, data)
 
-    mapped = match.columns is None
+    mapped = match.foreign
     after = None if correction is None or (correction.is_identity and not mapped) else correction
     if mapped and after is None:
         raise ValueError(
@@ -132,6 +134,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         numbers=numbers,
         teacher=network.name,
         mapped=mapped,
+        probed=not has_head(network),
         train_rows=len(data.train),
         num_classes=data.num_classes,
         order=order,
@@ -148,7 +151,11 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
             parameters=num_parameters(network),
             weights=_weights(config, module),
             classes=network.num_classes,
-            matched="by a map from the labels" if mapped else match.note,
+            matched=match.note
+            if not mapped
+            else "by a map from the labels"
+            if has_head(network)
+            else "by a linear probe",
             sees=describe_input(network.input_spec),
         ),
         data=TASK.data_record(run, data, None),
@@ -225,11 +232,6 @@ def _few(chosen: Rows) -> str:
     )
 
 
-def _matched(match: Match) -> Matched | None:
-    columns = match.columns
-    return None if columns is None else (lambda logits: logits[:, list(columns)])
-
-
 def _normalisations(run: RunContext, chosen: Rows, network: Network, match: Match, data: RunData) -> tuple:
     """On held-out images first, then training images, seen as in an evaluation."""
     # a random sample: folders are sorted by class, and a net that always names the first class would win
@@ -248,7 +250,9 @@ def _normalisations(run: RunContext, chosen: Rows, network: Network, match: Matc
 
     total = sum(map(len, wanted)) * (len(USUAL) + 1)
     with run.report.bar("teacher under other normalisations", total) as advance:
-        return try_normalisations(network, batches(), _matched(match), data.num_classes, advance)
+        return try_normalisations(
+            network, batches(), logits_in_data_classes(match), data.num_classes, advance
+        )
 
 
 def _teacher(run: RunContext, chosen: Rows, network: Network, match: Match) -> BaseTeacher:
@@ -260,9 +264,7 @@ def _teacher(run: RunContext, chosen: Rows, network: Network, match: Match) -> B
         net, note = fold_norms(network, images, taps=(PENULTIMATE,))
         run.report.note(f"teacher: {note}")
     teacher: BaseTeacher = Teacher(net, taps=(PENULTIMATE,))
-    if match.columns is not None:
-        teacher = SelectedClasses(teacher, match.columns).to(run.device)
-    return teacher
+    return in_data_classes(teacher, match).to(run.device)
 
 
 @dataclass(frozen=True)
@@ -289,7 +291,8 @@ class Looking:
     def _at(self, loader: Loader, total: int, name: str) -> Seen:
         with self.run.report.bar(name, total) as advance:
             seen = look(self.teacher, loader, advance, self.num_classes)
-        bad = ~seen.logits.amax(1).isfinite() | seen.logits.isnan().any(1)
+        told = seen.logits if seen.outputs.num_classes else seen.outputs.features[PENULTIMATE]
+        bad = ~told.amax(1).isfinite() | told.isnan().any(1)
         if bool(bad.any()):
             raise ValueError(
                 f"audit: needs finite logits, got NaN or infinity for {int(bad.sum())} of {len(seen)} images; check the "

@@ -59,7 +59,8 @@ def look(teacher: BaseTeacher, loader: Loader, advance: Callable[[int], None], c
         outputs = teacher(batch.images)
         logits.append(lift(outputs.logits).cpu())
         feature = outputs.features[PENULTIMATE].flatten(1)
-        if loader.num_samples * feature.shape[1] * classes <= FIT_SIZE:
+        # a net without a classifier has nothing else
+        if loader.num_samples * feature.shape[1] * classes <= FIT_SIZE or not outputs.num_classes:
             features.append(lift(feature).cpu())
         assert batch.target.index is not None
         labels.append(batch.target.label.cpu())

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from outgrow.models import Network
+from outgrow.models.structure import has_head
 from outgrow.outputs import lift
 from outgrow.report.statistics import holm
 from outgrow.training.audit import Counted, NormalisationRecord
@@ -79,7 +80,9 @@ def try_normalisations(
             network.set_input_spec(replace(spec, mean=mean, std=std))
             logits = []
             for pixels, _ in batches:
-                logits.append(lift(network(pixels)).cpu())
+                # what a map is fitted on: of a net without a classifier its features
+                answer = network(pixels) if has_head(network) else network.net(network.prepare(pixels))
+                logits.append(lift(answer).cpu())
                 done += len(pixels)
                 advance(done)
             right.append(_right(torch.cat(logits), label, matched, num_classes))

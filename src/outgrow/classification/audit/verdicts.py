@@ -34,6 +34,8 @@ class Case:
     numbers: ClassifierAudit
     teacher: str
     mapped: bool
+    probed: bool
+    """Whether the teacher has no classifier but a linear probe of its features."""
     train_rows: int
     num_classes: int
     order: str | None
@@ -207,9 +209,10 @@ def _main(case: Case) -> Verdict:
 
 def _mapped(case: Case, training: BeforeAfter) -> Verdict:
     after = training.best
+    found = "no classifier; with a linear probe" if case.probed else "other classes; mapped to yours"
     return Verdict(
         kind="mapped",
-        text=f"The teacher has other classes; mapped to yours it is right on {after.top1.accuracy:.1f} % of the training views, "
+        text=f"The teacher has {found} it is right on {after.top1.accuracy:.1f} % of the training views, "
         "out of fold.",
         reason=f"Always naming the most frequent class would be right on {after.majority:.1f} %. The map is fitted on your "
         "labels and needs no training of the teacher. Compare with the student alone.",
