@@ -31,7 +31,6 @@ from outgrow.training.meter import EpochRecord, Meter
 from outgrow.training.optimizer import lr_factor, make_optimizer
 from outgrow.training.processes import process_group, rank_and_size, seed_step
 
-
 ENOUGH_STEPS = 1000
 """Below this number of steps a student is far from converged."""
 
