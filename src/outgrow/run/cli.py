@@ -670,7 +670,7 @@ def _reason(error: BaseException) -> tuple[str, int]:
         case OSError() if error.errno in MACHINE_ERRORS:
             path = error.filename or "a file"
             return (
-                f"needs to read or write {path}, got: {error.strerror}; free some room or change its rights. Files "
+                f"needs to read or write {path}, got {error.strerror}; free some room or change its rights. Files "
                 f"written before are complete{_goes_on()}.",
                 MACHINE,
             )
