@@ -19,7 +19,11 @@ from outgrow.machine.precision import resolve_precision
 
 class _Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 
@@ -231,16 +235,23 @@ class TrainConfig(_Section):
             )
         return self
 
-    @field_validator("class_weights")
+    @field_validator("class_weights", mode="before")
     @classmethod
-    def _positive(cls, value: Any) -> Any:
-        if isinstance(value, dict) and not (
-            all(0 <= weight < math.inf for weight in value.values()) and any(value.values())
-        ):
+    def _weights_of_classes(cls, value: Any) -> Any:
+        if value is None or value == "balanced":
+            return value
+        weights = {str(name): weight for name, weight in value.items()} if isinstance(value, Mapping) else {}
+        numbers = [
+            weight
+            for weight in weights.values()
+            if isinstance(weight, int | float) and 0 <= weight < math.inf
+        ]
+        if not any(numbers) or len(numbers) < len(weights):
             raise ValueError(
-                f"needs weights of zero or more, and one above zero, got {value}; write such as {{cat: 2.0, dog: 0.5}}"
+                f"needs balanced, or weights of zero or more by class name, not all zero, got {value}; write such as "
+                "{cat: 2.0, dog: 0.5}"
             )
-        return value
+        return weights
 
     @field_validator("milestones")
     @classmethod

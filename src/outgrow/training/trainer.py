@@ -98,7 +98,7 @@ class Trainer:
         if config.accumulate > max(most, 1):
             raise ValueError(
                 f"train.accumulate: needs at most {max(most, 1)} parts of a batch of {config.batch_size} images on {processes} "
-                f"processes ({self.make_lesson.least} or more images each), got {config.accumulate}; lower it."
+                f"process{'' if processes == 1 else 'es'} ({self.make_lesson.least} or more images each), got {config.accumulate}; lower it."
             )
         student, objective = place(
             config, accelerator, self.student, self.teacher, self.objective, compiles=self.compiles
@@ -294,8 +294,9 @@ def few_steps(config: TrainConfig, steps_per_epoch: int) -> str:
     each = min(steps_per_epoch, config.max_steps or steps_per_epoch)
     if config.epochs * each >= ENOUGH_STEPS or not each:
         return ""
+    steps = config.epochs * each
     return (
-        f"the training has {config.epochs * each:,} steps, too few to compare methods: --epochs {-(-ENOUGH_STEPS // each)} gives "
+        f"the training has {steps:,} step{'' if steps == 1 else 's'}, too few to compare methods: --epochs {-(-ENOUGH_STEPS // each)} gives "
         f"{ENOUGH_STEPS:,}"
     )
 
