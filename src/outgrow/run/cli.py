@@ -552,8 +552,8 @@ def cache(
     reporter = make_reporter(log)
     resolved = resolve(None, config, None, merge(assignments(sets or []), {"teacher": {"cache": str(out)}}))
     filled = fill_cache(resolved, epochs=epochs or resolved.train.epochs, reporter=reporter)
-    reporter.event("result", **filled)
     reporter.show(f"{filled['folder']}: {filled['epochs']} epochs, {readable(filled['bytes'])}")
+    reporter.event("result", **filled)
 
 
 @app.command()

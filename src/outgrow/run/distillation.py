@@ -95,6 +95,8 @@ def _distill(
     )
     if run.out is not None and is_main():
         write_folder(run.out, task, record, parts)
+    for line in summary(record):
+        run.report.show(line)
     run.report.event(
         "result",
         teacher=record.teacher_score,
@@ -102,8 +104,6 @@ def _distill(
         metric=record.metric,
         out=run.config.out,
     )
-    for line in summary(record):
-        run.report.show(line)
     return record
 
 
