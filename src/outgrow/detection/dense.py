@@ -17,6 +17,7 @@ negative, too, of another class. SSDLite has a softmax over all classes, so its 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ class DenseDetector(Detector):
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
             rows = self._choose(heads["cls_logits"].detach(), torch.stack(matched), anchors, back, truth)
             outputs = self._outputs(maps, heads, anchors, back, images, rows)
-            return TrainingOutputs(outputs, rows, torch.stack(list(losses.values())).sum())
+            return TrainingOutputs(outputs, rows, reduce(torch.add, losses.values()))
 
     def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
         assert isinstance(proposals, Anchors)  # a FrozenDetector compares the layouts
