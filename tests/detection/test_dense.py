@@ -28,7 +28,7 @@ from tests.detection.scenes import CLASSES, TINY
 ON = "timm/mobilenetv1_025_128?size=64"
 NAMES = {
     "retinanet": f"retinanet:{ON}&channels=8&anchors=2&negatives=40",
-    "fcos": f"fcos:{ON}&channels=32&negatives=40",
+    "fcos": f"fcos:{ON}&channels=64&negatives=40",
     "ssdlite": f"ssdlite:{ON}&channels=32&negatives=40",
 }
 each = pytest.mark.parametrize("family", NAMES)
@@ -37,7 +37,7 @@ each = pytest.mark.parametrize("family", NAMES)
 def scenes():
     """The shared scenes, with a crowd whose edge cuts no anchor exactly in half."""
     batch = shared.scenes()
-    batch.truth[2].crowd[0, 3] = 45.0
+    batch.truth[2].crowd[0] = torch.tensor([1.0, 1.0, 95.0, 45.0])
     return batch
 
 
@@ -95,8 +95,10 @@ def test_each_row_against_a_literal_computation(family):
     """Positives as torchvision's matcher has them, then the hardest negatives; their logits, boxes and overlaps."""
     made, batch = detector(family), scenes()
     answer, all_of = seen(made, batch)
-    rows, outputs = answer.proposals, answer.outputs
-    features = outputs.features
+    assert answer.outputs.logits.requires_grad
+    assert answer.outputs.features[BOX].requires_grad
+    rows, logits = answer.proposals, answer.outputs.logits.detach()
+    features = {key: value.detach() for key, value in answer.outputs.features.items()}
     start = 0
     for at, (image, t) in enumerate(zip(batch.images, batch.truth, strict=True)):
         own, z = all_of["anchors"][at], all_of["cls_logits"][at].detach()
@@ -137,18 +139,18 @@ def test_each_row_against_a_literal_computation(family):
         for row, a in zip(range(part.start, part.stop), anchors, strict=True):
             positive = row - part.start < split
             if family == "ssdlite":
-                assert torch.equal(outputs.logits[row], z[a])
+                assert torch.equal(logits[row], z[a])
                 assert int(rows.label[row]) == (int(t.label[object_of[a]]) if positive else 0)
             else:
                 asked = dict(expected)[a] if positive else dict(negatives)[a]
                 assert int(rows.asked[row]) == asked
                 assert int(rows.label[row]) == int(positive)
-                assert outputs.logits[row].tolist() == [0.0, float(z[a, asked])]
-                assert float(outputs.logits[row].softmax(0)[1]) == pytest.approx(float(z[a, asked].sigmoid()))
-            assert torch.equal(features[BOX][row], all_of["bbox_regression"][at, a])
+                assert logits[row].tolist() == [0.0, float(z[a, asked])]
+                assert float(logits[row].softmax(0)[1]) == pytest.approx(float(z[a, asked].sigmoid()))
+            assert torch.equal(features[BOX][row], all_of["bbox_regression"][at, a].detach())
             if positive:
                 assert torch.equal(rows.truth[row], t.boxes[object_of[a]])
-                box = made.decode(features[BOX][row][None].detach(), own[a][None]) * scale
+                box = made.decode(features[BOX][row][None], own[a][None]) * scale
                 limit = torch.tensor([image.shape[2], image.shape[1]] * 2)
                 overlap = box_iou(torch.minimum(box.clamp_min(0), limit), rows.truth[row][None])
                 assert float(features[BOX_IOU][row]) == pytest.approx(float(overlap), abs=1e-4)

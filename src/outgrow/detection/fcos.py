@@ -33,7 +33,7 @@ class Shape:
     levels: tuple[int, int] = (3, 5)
     """The finest and the coarsest map taken from the backbone, as log2 of the stride. Two more are convolutions."""
     channels: int = 256
-    """Channels of each level of the pyramid and of the heads: a multiple of 32."""
+    """Channels of each level of the pyramid and of the heads: a multiple of 32, at least 64."""
     negatives: int = NEGATIVES
     """Negatives of an image that are rows for distillation."""
 
@@ -68,10 +68,12 @@ def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int,
     from torchvision.models.detection import FCOS
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-    if shape.channels % GROUPS:
+    if (
+        shape.channels % GROUPS or shape.channels == GROUPS
+    ):  # a group of one value has no variance on a map of one place
         raise ValueError(
-            f"fcos:{backbone}: needs a multiple of {GROUPS} for channels, as its heads have group norms, got "
-            f"{shape.channels}; set ?channels={GROUPS}."
+            f"fcos:{backbone}: needs a multiple of {GROUPS} for channels, at least {2 * GROUPS}, as its heads have {GROUPS} "
+            f"groups in their norms, got {shape.channels}; set ?channels={2 * GROUPS}."
         )
     pyramid, spec = build_pyramid(
         "fcos",
