@@ -126,7 +126,7 @@ NOT_CODE = {
     "docs/guide/correction.md: correction                ridge  accuracy      nll   (out of fold, 600 images)": "a report",
     "docs/guide/correction.md: as it is                           52.17%   1.2389 <- chosen": "a report's end",
     "docs/guide/detection.md: fasterrcnn:torchvision/resnet50": "names of detectors, made by a test below",
-    "docs/guide/detection.md: student(images, truth)        proposals, outputs for them, and the detector's own losses: the task": (
+    "docs/guide/detection.md: student(images, truth)        its rows, outputs for them, and the detector's own losses: the task": (
         "a summary of outgrow.detection.lesson"
     ),
     "docs/guide/objective.md: total = w_task * task_weight * task": "a formula, replayed by tests/objective",

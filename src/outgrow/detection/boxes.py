@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 BACKGROUND = 0
+IN_CROWD = 0.5
+"""A background row with at least this share of its box in a crowd region has no known label."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,15 @@ class Scenes:
     def split(self, parts: int) -> list["Scenes"]:
         """``parts`` batches: every ``parts``-th image."""
         return [Scenes(self.images[first::parts], self.truth[first::parts]) for first in range(parts)]
+
+
+def in_crowd(boxes: Float[Tensor, "n 4"], truth: Truth) -> Bool[Tensor, " n"]:
+    """Which boxes have at least the share :data:`IN_CROWD` of their area inside one of the crowd regions."""
+    if not len(truth.crowd):
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    corner = torch.maximum(boxes[:, None, :2], truth.crowd[None, :, :2])
+    other = torch.minimum(boxes[:, None, 2:], truth.crowd[None, :, 2:])
+    both = (other - corner).clamp_min(0).prod(dim=2)
+    area = (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(dim=1)
+    share = both.amax(dim=1) / torch.where(area > 0, area, torch.ones_like(area))
+    return share >= IN_CROWD

@@ -33,13 +33,15 @@ def make_scene_loader(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    least: int = 1,
 ) -> "SceneLoader":
     """The loader of ``split``.
 
     ``batch_size`` counts the images of a step over all ``world_size`` processes; process ``rank`` gets its
     share of each batch. ``flip`` mirrors half of the views. ``resized_crop`` (smallest and largest share of
     the area) crops at random, without resizing. ``num_workers`` processes decode; with 0, this process
-    decodes, and keeps the decoded images if all of them fit in :data:`MEMORY`.
+    decodes, and keeps the decoded images if all of them fit in :data:`MEMORY`. In training a process's share of a batch
+    has at least ``least`` images, or none.
 
     ``ValueError`` for options that contradict each other or the split.
     """
@@ -51,6 +53,7 @@ def make_scene_loader(
         drop_last=drop_last,
         rank=rank,
         world_size=world_size,
+        least=least,
     )
     return SceneLoader(split, plan, SceneViews(seed, flip, resized_crop), torch.device(device), num_workers)
 

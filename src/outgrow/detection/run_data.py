@@ -60,9 +60,9 @@ def open_run_scenes(config: Config) -> RunScenes:
 
 
 def train_scenes(
-    config: Config, train: TrainConfig, split: DetectionSplit, device: torch.device
+    config: Config, train: TrainConfig, split: DetectionSplit, device: torch.device, *, least: int = 1
 ) -> SceneLoader:
-    """The loader of training views: this process's share of them."""
+    """The loader of training views: this process's share of them. No batch has fewer than ``least`` images."""
     augment = config.data.augment
     unsupported = [name for name in UNSUPPORTED if getattr(augment, name)]
     if unsupported:
@@ -78,10 +78,11 @@ def train_scenes(
         device=device,
         seed=config.seed,
         shuffle=True,
-        drop_last=drops_last(len(split), batch_size, least=1),
+        drop_last=drops_last(len(split), batch_size, least=least),
         flip=augment.flip,
         resized_crop=augment.resized_crop,
         num_workers=config.data.workers,
         rank=rank,
         world_size=world_size,
+        least=least,
     )

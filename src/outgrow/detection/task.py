@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from outgrow.detection.create import save_detector
+from outgrow.detection.create import least_images, save_detector
 from outgrow.detection.detector import Detector
 from outgrow.detection.evaluation import Found, evaluate_detection, evaluate_detector
 from outgrow.detection.lesson import Balanced, Detect
@@ -43,12 +43,12 @@ FOR_CLASSIFIERS = ("label_smoothing", "class_weights", "sampling", "head_lr", "l
 
 
 class Detection:
-    """Implements :class:`outgrow.training.task.Task`. A row is a proposal."""
+    """Implements :class:`outgrow.training.task.Task`. A row is a proposal, an anchor or a point."""
 
     metric = "ap"
 
     def lesson_maker(self, config: Config) -> Detect:
-        return Detect()
+        return Detect(least_images(config.student.name))
 
     def rectifier(self, rectify: Rectifier) -> Callable[[Outputs, Target], Knowledge]:
         return Balanced(rectify)
@@ -77,12 +77,13 @@ class Detection:
         student: nn.Module,
         objective: Objective,
     ) -> Taught:
-        return freeze_teacher(run, data, cast(Detector | None, teacher))
+        return freeze_teacher(run, data, cast(Detector | None, teacher), cast(Detector, student), objective)
 
     def train_loader(
         self, run: RunContext, data: RunScenes, networks: Sequence[nn.Module | None], *, whole: bool = False
     ) -> SceneLoader:
-        return train_scenes(run.config, run.config.train, data.train, run.device)
+        least = max((one.least for one in networks if isinstance(one, Detector)), default=1)
+        return train_scenes(run.config, run.config.train, data.train, run.device, least=least)
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
         """Create connectors from one forward pass on a batch. The student's state is restored afterwards.

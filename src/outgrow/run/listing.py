@@ -18,11 +18,13 @@ def listing(what: str, model: str | None = None) -> Iterator[str]:
         return
     if what == "models":
         from outgrow.models import list_models
+        from outgrow.models.create import DETECTORS
 
         for names in list_models().values():
             yield from names
         yield "hf/NAME                (an image classifier of the Hugging Face hub, or a local directory)"
-        yield "fasterrcnn:BACKBONE    (a detector on torchvision/NAME or timm/NAME, for images with boxes)"
+        for family in DETECTORS:
+            yield f"{family + ':BACKBONE':<22} (a detector on torchvision/NAME or timm/NAME, for images with boxes)"
         yield "py:FILE:CALLABLE       (your own file; CALLABLE(num_classes) returns a module)"
         return
     entries = list(_entries(what))
@@ -106,7 +108,10 @@ def _levels(model: str) -> Iterator[str]:
     yield f"{detector.name}, for an image of 256x256 pixels:"
     for key, value in maps.items():
         yield f"  {detector.levels[key]:<24}{' x '.join(str(n) for n in value.shape[1:])}"
-    yield "  penultimate, box        one of each per proposal"
+    if detector.layout is None:
+        yield "  penultimate, box        one of each per proposal"
+    else:
+        yield "  box                     one per row: an anchor or a point"
 
 
 def _fields() -> Iterator[str]:

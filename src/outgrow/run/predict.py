@@ -22,6 +22,7 @@ from outgrow.data.files import look_into, read_picture
 from outgrow.data.notes import printable
 from outgrow.data.pixels import decode
 from outgrow.machine.files import check_writable, write_atomically
+from outgrow.models.create import DETECTORS
 from outgrow.models.portable import OnnxModel, read_program
 from outgrow.models.weights import read_weights
 from outgrow.run.tasks import SOURCES, finished_task
@@ -115,7 +116,7 @@ def open_model(path: Path) -> tuple[ModuleType, Any]:
         return open_model(path.parent)
     if path.suffix == ".safetensors" and path.is_file():
         name = str(read_weights(path)[1].get("model"))
-        module = _module("detection" if name.startswith("fasterrcnn:") else "classification")
+        module = _module("detection" if name.partition(":")[0] in DETECTORS else "classification")
         return module, module.of_weights(path)
     raise ValueError(
         f"predict {path}: needs the folder of a run or of an export, or a .safetensors, .onnx or .pt2 file of one, got "
