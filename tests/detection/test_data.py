@@ -391,7 +391,9 @@ def test_reading_takes_time_and_memory_by_the_number_of_boxes(tmp_path):
     def peak(path: Path) -> int:
         tracemalloc.start()
         read_annotations(path)
-        found = tracemalloc.get_traced_memory()[1] - 2 * path.stat().st_size  # the text as bytes and as a string
+        found = (
+            tracemalloc.get_traced_memory()[1] - 2 * path.stat().st_size
+        )  # the text as bytes and as a string
         tracemalloc.stop()
         return found
 

@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 from outgrow.detection.create import Shape, create_detector, format_name, parse_name, save_detector
 from outgrow.detection.detector import Detector, FrozenDetector
 from outgrow.models import create_model, save_student
-from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
+from outgrow.models.taps import BOX, BOX_IOU, OBJECTS, PENULTIMATE
 from tests.detection.scenes import CLASSES, TINY, detector, scenes
 
 
@@ -70,7 +70,7 @@ def test_backbones_of_both_libraries(backbone):
 def test_features_are_named_by_stride():
     made, batch = detector(), scenes()
     features = made.train()(batch.images, batch.truth).outputs.features
-    assert list(features) == ["p3", "p4", "p5", "p6", PENULTIMATE, BOX, BOX_IOU]
+    assert list(features) == ["p3", "p4", "p5", "p6", PENULTIMATE, BOX, BOX_IOU, OBJECTS]
     side = features["p3"].shape[3] * 8
     for level in ("p4", "p5", "p6"):
         assert features[level].shape[3] == -(-side // 2 ** int(level[1]))

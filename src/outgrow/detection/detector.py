@@ -10,7 +10,7 @@ detectors in pixels of the original images, so each detector may resize its inpu
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,8 +20,8 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import clip_boxes_to_image
 
 from outgrow.data.classes import match_classes
-from outgrow.detection.boxes import Detections, Truth
-from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
+from outgrow.detection.boxes import Detections, Truth, as_shares
+from outgrow.models.taps import BOX, BOX_IOU, OBJECTS, PENULTIMATE
 from outgrow.outputs import Outputs
 from outgrow.teacher import BaseTeacher
 
@@ -63,6 +63,7 @@ class Detector(nn.Module):
     PENULTIMATE     the input of the classification layer, per row
     box             the box regression for the row's class, per row
     box_iou         the IoU of the regressed box with the ground truth, 0 on background
+    objects         the annotated boxes of each image as shares of a map, in a training step
     """
 
     def __init__(self, net: FasterRCNN, *, name: str, classes: tuple[str, ...]) -> None:
@@ -106,6 +107,8 @@ class Detector(nn.Module):
                 truth=torch.cat([_matched(t.boxes, which) for t, which in zip(truth, matched, strict=True)]),
             )
             outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
+            objects = as_shares([one["boxes"] for one in targets], *batch.tensors.shape[-2:])
+            outputs = replace(outputs, features={**outputs.features, OBJECTS: objects})
             task = torch.stack([*region_losses.values(), class_loss, box_loss]).sum()
         return TrainingOutputs(outputs, proposals, task)
 

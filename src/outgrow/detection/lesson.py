@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from outgrow.detection.boxes import BACKGROUND, Scenes, Truth
 from outgrow.detection.detector import Proposals, TrainingOutputs
+from outgrow.detection.scale import resized
+from outgrow.models.taps import OBJECTS
 from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
 from outgrow.training.lesson import Lesson, without_rows
 
@@ -44,8 +46,9 @@ class Detect:
         if not len(batch.images):
             device = next(student.parameters()).device
             return without_rows(self(student, teacher, _blank(device)))
-        step: TrainingOutputs = student(batch.images, batch.truth)
-        teacher_outputs: Outputs = teacher(batch.images, step.proposals)
+        with resized(student, teacher, batch.short_side):
+            step: TrainingOutputs = student(batch.images, batch.truth)
+            teacher_outputs: Outputs = teacher(batch.images, step.proposals)
         own, other = _shared_levels(step.outputs, teacher_outputs)
         return Lesson(own, other, target_of(step.proposals, batch.truth), step.task)
 
@@ -79,8 +82,9 @@ def _inside(boxes: Float[Tensor, "n 4"], crowd: Float[Tensor, "m 4"]) -> Float[T
 
 def _shared_levels(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:
     shared = [name for name in student.features if name in teacher.features]
+    own = [name for name in student.features if name in teacher.features or name == OBJECTS]
     return (
-        replace(student, features={name: student.features[name] for name in shared}),
+        replace(student, features={name: student.features[name] for name in own}),
         replace(teacher, features={name: teacher.features[name] for name in shared}),
     )
 

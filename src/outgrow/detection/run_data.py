@@ -60,9 +60,14 @@ def open_run_scenes(config: Config) -> RunScenes:
 
 
 def train_scenes(
-    config: Config, train: TrainConfig, split: DetectionSplit, device: torch.device
+    config: Config,
+    train: TrainConfig,
+    split: DetectionSplit,
+    device: torch.device,
+    *,
+    short_sides: tuple[int, ...] = (),
 ) -> SceneLoader:
-    """The loader of training views: this process's share of them."""
+    """The loader of training views: this process's share of them, of sizes ``short_sides``."""
     augment = config.data.augment
     unsupported = [name for name in UNSUPPORTED if getattr(augment, name)]
     if unsupported:
@@ -81,6 +86,8 @@ def train_scenes(
         drop_last=drops_last(len(split), batch_size, least=1),
         flip=augment.flip,
         resized_crop=augment.resized_crop,
+        group_orientation=config.data.group_orientation,
+        short_sides=short_sides,
         num_workers=config.data.workers,
         rank=rank,
         world_size=world_size,

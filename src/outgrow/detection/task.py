@@ -82,7 +82,8 @@ class Detection:
     def train_loader(
         self, run: RunContext, data: RunScenes, networks: Sequence[nn.Module | None], *, whole: bool = False
     ) -> SceneLoader:
-        return train_scenes(run.config, run.config.train, data.train, run.device)
+        config = run.config
+        return train_scenes(config, config.train, data.train, run.device, short_sides=config.data.short_sides)
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
         """Create connectors from one forward pass on a batch. The student's state is restored afterwards.
