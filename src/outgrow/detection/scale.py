@@ -36,6 +36,12 @@ def resized(student: nn.Module, teacher: nn.Module, short_side: int | None) -> I
             one.min_size, one.max_size = sides, longest
 
 
+def short_side_of(detector: nn.Module) -> int | None:
+    """The short side to which ``detector`` resizes images; None if it does not."""
+    found = _transforms(detector)
+    return found[0].min_size[-1] if found else None
+
+
 def _transforms(detector: nn.Module) -> list[GeneralizedRCNNTransform]:
     """The resizing layers of a detector, also if it is wrapped. SSD's have one fixed size and are left out."""
     return [
