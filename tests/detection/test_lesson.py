@@ -8,6 +8,7 @@ from outgrow import IGNORE, Objective, Outputs, Rectifier, Target, corrected_log
 from outgrow.detection.boxes import Scenes
 from outgrow.detection.detector import FrozenDetector
 from outgrow.detection.lesson import MAX_FACTOR, Balanced, Detect, balance, target_of
+from outgrow.models.taps import OBJECTS
 from tests.detection.scenes import CLASSES, TINY, detector, scenes
 from tests.reference import losses as reference
 from tests.reference import rules
@@ -135,7 +136,7 @@ def test_levels_of_one_network_alone_are_left_out():
         "p5",
         "p6",
     ]
-    assert set(told.student.features) == set(told.teacher.features)
+    assert set(told.student.features) == {*told.teacher.features, OBJECTS}
     _, objective = outgrow.preset("kd", loss="fitnet(student='p4', teacher='p4')")
     objective.setup(told.student, told.teacher, num_samples=8)
 

@@ -108,7 +108,8 @@ def _curves(curves: Both[dict[str, tuple[float, ...]]]) -> Plot | None:
     lines = []
     for network, found, colour in (("student", curves.student, "s0"), ("teacher", curves.teacher, "teacher")):
         for key, label, style in (("ap50", "IoU 0.50", "-"), ("ap", "IoU 0.50 to 0.95", "--")):
-            points = list(enumerate((found or {}).get(key, ())))  # COCO's 101 recalls are whole percents
+            precision = () if found is None else found.get(key, ())
+            points = [(float(recall), value) for recall, value in enumerate(precision)]  # 101 whole percents
             lines.append((f"{network}, {label}", points, colour, style))
     return recall_plot(lines, name="recall", title="Precision by recall")
 
