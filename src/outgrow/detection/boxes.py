@@ -37,6 +37,15 @@ class Truth:
         return Truth(self.boxes.to(device), self.label.to(device), self.crowd.to(device), self.index)
 
 
+def as_shares(
+    boxes: Sequence[Float32[Tensor, "_ 4"]], height: int, width: int
+) -> Float32[Tensor, "images objects 4"]:
+    """The boxes of each image, in pixels of a batch of this size, as shares of it. Empty ones fill up; there is one at least."""
+    most = max((len(one) for one in boxes), default=0)
+    filled = [torch.nn.functional.pad(one, (0, 0, 0, max(most, 1) - len(one))) for one in boxes]
+    return torch.stack(filled) / filled[0].new_tensor([width, height, width, height])
+
+
 @dataclass(frozen=True)
 class Detections:
     """What a detector found in one image, highest score first, in pixels of that image."""
@@ -51,10 +60,14 @@ class Detections:
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of images in [0, 1], each 3 x height x width in its own size, and their ground truth."""
+    """A batch of images in [0, 1], each 3 x height x width in its own size, and their ground truth.
+
+    ``short_side`` is the size in pixels to which the student resizes them in this step; None for its own.
+    """
 
     images: Sequence[Float32[Tensor, "3 _ _"]]
     truth: Sequence[Truth]
+    short_side: int | None = None
 
     @property
     def index(self) -> Int64[Tensor, " batch"]:
@@ -63,7 +76,10 @@ class Scenes:
 
     def split(self, parts: int) -> list["Scenes"]:
         """``parts`` batches: every ``parts``-th image."""
-        return [Scenes(self.images[first::parts], self.truth[first::parts]) for first in range(parts)]
+        return [
+            Scenes(self.images[first::parts], self.truth[first::parts], self.short_side)
+            for first in range(parts)
+        ]
 
 
 def in_crowd(boxes: Float[Tensor, "n 4"], truth: Truth) -> Bool[Tensor, " n"]:

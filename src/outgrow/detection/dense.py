@@ -33,6 +33,7 @@ from outgrow.detection.detector import (
     full_precision,
     overlap_with_truth,
     scale_to,
+    with_objects,
 )
 from outgrow.models.taps import BOX, BOX_IOU
 from outgrow.outputs import IGNORE, Outputs
@@ -126,6 +127,7 @@ class DenseDetector(Detector):
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
             rows = self._choose(heads["cls_logits"].detach(), torch.stack(matched), anchors, back, truth)
             outputs = self._outputs(maps, heads, anchors, back, images, rows)
+            outputs = with_objects(outputs, targets, batch.tensors)
             return TrainingOutputs(outputs, rows, reduce(torch.add, losses.values()))
 
     def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:

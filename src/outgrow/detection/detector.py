@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from outgrow.data.classes import match_classes
-from outgrow.detection.boxes import Detections, Truth
+from outgrow.detection.boxes import Detections, Truth, as_shares
+from outgrow.models.taps import OBJECTS
 from outgrow.outputs import Outputs
 from outgrow.teacher import BaseTeacher
 
@@ -91,6 +92,7 @@ class Detector(nn.Module):
     p2, p3, ...     the levels by stride (``p3`` is 2**3 pixels)
     box             the box regression for the row's class, per row
     box_iou         the IoU of the regressed box with the ground truth, 0 on background
+    objects         the annotated boxes of each image as shares of a map, in a training step
     """
 
     family = ""
@@ -146,6 +148,12 @@ class Detector(nn.Module):
             raise ValueError(
                 f"Detector {self.name}: needs training mode for a training step, got eval mode; call train() first."
             )
+
+
+def with_objects(outputs: Outputs, targets: Sequence[dict[str, Tensor]], batch: Tensor) -> Outputs:
+    """``outputs`` of a training step with the annotated boxes of each image, for losses that weight the foreground."""
+    objects = as_shares([one["boxes"] for one in targets], *batch.shape[-2:])
+    return replace(outputs, features={**outputs.features, OBJECTS: objects})
 
 
 def full_precision(batch: Tensor) -> torch.autocast:

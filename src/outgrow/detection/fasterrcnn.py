@@ -23,6 +23,7 @@ from outgrow.detection.detector import (
     matched_boxes,
     overlap_with_truth,
     scale_to,
+    with_objects,
 )
 from outgrow.detection.family import Family
 from outgrow.detection.pyramid import build_pyramid
@@ -98,6 +99,7 @@ class FasterRCNNDetector(Detector):
                 ),
             )
             outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
+            outputs = with_objects(outputs, targets, batch.tensors)
             task = torch.stack([*region_losses.values(), class_loss, box_loss]).sum()
         return TrainingOutputs(outputs, proposals, task)
 

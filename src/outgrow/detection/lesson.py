@@ -15,6 +15,8 @@ from torch import nn
 
 from outgrow.detection.boxes import BACKGROUND, Scenes, Truth, in_crowd
 from outgrow.detection.detector import Proposals, TrainingOutputs
+from outgrow.detection.scale import resized
+from outgrow.models.taps import OBJECTS
 from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
 from outgrow.training.lesson import Lesson, without_rows
 
@@ -43,8 +45,9 @@ class Detect:
         if not len(batch.images):
             device = next(student.parameters()).device
             return without_rows(self(student, teacher, _blank(device, self.least)))
-        step: TrainingOutputs = student(batch.images, batch.truth)
-        teacher_outputs: Outputs = teacher(batch.images, step.proposals)
+        with resized(student, teacher, batch.short_side):
+            step: TrainingOutputs = student(batch.images, batch.truth)
+            teacher_outputs: Outputs = teacher(batch.images, step.proposals)
         own, other = _shared_levels(step.outputs, teacher_outputs)
         return Lesson(own, other, target_of(step.proposals, batch.truth), step.task)
 
@@ -66,8 +69,9 @@ def target_of(proposals: Proposals, truth: Sequence[Truth]) -> Target:
 
 def _shared_levels(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:
     shared = [name for name in student.features if name in teacher.features]
+    own = [name for name in student.features if name in teacher.features or name == OBJECTS]
     return (
-        replace(student, features={name: student.features[name] for name in shared}),
+        replace(student, features={name: student.features[name] for name in own}),
         replace(teacher, features={name: teacher.features[name] for name in shared}),
     )
 
