@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.ops import box_iou
 
 from outgrow.detection.create import Shape, create_detector, format_name, parse_name, save_detector
-from outgrow.detection.detector import Detector, FrozenDetector
+from outgrow.detection.detector import FasterRCNNDetector, FrozenDetector
 from outgrow.models import create_model, save_student
 from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
 from tests.detection.scenes import CLASSES, TINY, detector, scenes
@@ -384,7 +384,7 @@ def test_names_of_classes_must_be_known(tmp_path):
     ):
         create_detector("fasterrcnn:torchvision/resnet18", pretrained=True)
     with pytest.raises(ValueError, match="needs one output for each of 2 classes"):
-        Detector(made.net, name="x", classes=("a", "b"))
+        FasterRCNNDetector(made.net, name="x", classes=("a", "b"))
     with safetensors_metadata(tmp_path / "bare.safetensors", classes=["a", "b", "c"]) as path:
         assert create_detector(TINY, weights=path).classes == ("a", "b", "c")
 

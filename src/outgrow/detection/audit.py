@@ -148,7 +148,7 @@ def _rows(run: RunContext, teacher: FrozenDetector, split: DetectionSplit) -> tu
         for scenes in loader.epoch(0):
             own = [Truth(t.boxes, teacher.columns[t.label], t.crowd, t.index) for t in scenes.truth]
             proposals = proposer(scenes.images, own).proposals
-            proposals = replace(proposals, label=back[proposals.label])
+            proposals = proposals.renumbered(back, len(teacher.columns))
             logits.append(teacher(scenes.images, proposals).logits.float().cpu())
             label.append(target_of(proposals, scenes.truth).label.cpu())
             done += 1

@@ -3,7 +3,8 @@
 A name is ``fasterrcnn:BACKBONE?KEY=VALUE&...``, for example ``fasterrcnn:torchvision/resnet50`` or
 ``fasterrcnn:timm/tf_efficientnet_lite0?size=320&levels=3-5``. Keys are fields of :class:`Shape`; other keys are
 arguments for timm. In place of a backbone there may be one of torchvision's own detectors:
-``fasterrcnn:torchvision/fasterrcnn_resnet50_fpn_v2``.
+``fasterrcnn:torchvision/fasterrcnn_resnet50_fpn_v2``. Names of detection transformers are in
+:mod:`outgrow.detection.transformer_create`.
 """
 
 import json
@@ -18,9 +19,10 @@ import yaml
 from torch import Tensor, nn
 
 from outgrow.data.classes import match_classes, stated_names
-from outgrow.detection import detectron2, published
-from outgrow.detection.detector import Detector
+from outgrow.detection import detectron2, published, transformer_create
+from outgrow.detection.detector import Detector, FasterRCNNDetector
 from outgrow.detection.pyramid import build_pyramid
+from outgrow.detection.transformer import TransformerDetector
 from outgrow.models.network import InputSpec
 from outgrow.models.weights import read_weights, stated_input, states_normalisation, write_weights
 
@@ -59,7 +61,12 @@ class Shape:
 
 def is_detector(name: str) -> bool:
     """Whether ``name`` is the name of a detector."""
-    return name.startswith(PREFIX)
+    return name.startswith((PREFIX, *transformer_create.PREFIXES))
+
+
+def load_detector(path: str | Path, classes: Sequence[str] | None = None) -> Detector:
+    """The detector in a file, by the name in its metadata."""
+    return create_detector(PREFIX, classes, weights=path)
 
 
 def create_detector(
@@ -82,6 +89,7 @@ def create_detector(
     whole detector, with COCO's classes. Without ``weights`` and ``pretrained``, all weights are random.
 
     Batch norms of a backbone with weights are frozen, as a training step of detection has few images.
+    Detection transformers (``hf/...``, ``rtdetr:``, ``dfine:``) take files of whole detectors only, or their checkpoint.
     ``input_size`` replaces ``?size=``. ``mean`` and ``std`` (of RGB in [0, 1]) are for weights without a stored
     normalisation. By default it is that of the file's metadata, or else of the backbone's library. The name
     ``fasterrcnn:`` alone means the name in the file's metadata.
@@ -89,6 +97,18 @@ def create_detector(
     ``ValueError`` for names, shapes or files that do not fit.
     """
     state, metadata = ({}, {}) if weights is None else _read(weights)
+    if transformer_create.is_transformer(name, metadata):
+        return transformer_create.create(
+            name,
+            classes,
+            state=state,
+            metadata=metadata,
+            origin=None if weights is None else str(weights),
+            pretrained=pretrained,
+            input_size=input_size,
+            mean=mean,
+            std=std,
+        )
     if name == PREFIX and is_detector(str(metadata.get("model"))):
         name = metadata["model"]
     backbone, shape, arguments = parse_name(name, input_size)
@@ -107,7 +127,7 @@ def create_detector(
     if origin is None and pretrained and classes is not None:
         net = _downloaded(name, lambda: _build(backbone, shape, arguments, len(classes) + 1, pretrained=True))
         _freeze_norms(net)
-        return _normalised(Detector(net, name=name, classes=tuple(classes)), {}, mean, std)
+        return _normalised(FasterRCNNDetector(net, name=name, classes=tuple(classes)), {}, mean, std)
     whole = any(key.startswith("roi_heads.") for key in state)
     own_classes = tuple(classes) if classes is not None else _classes_of(name, state, metadata)
     net = _build(backbone, shape, arguments, len(own_classes) + 1, pretrained=False)
@@ -119,7 +139,7 @@ def create_detector(
         _load_backbone(net.backbone.body, state, Path(origin), name)
     if origin is not None:
         _freeze_norms(net, eps=metadata.get("norm_eps"))
-    return _normalised(Detector(net, name=name, classes=own_classes), metadata, mean, std)
+    return _normalised(FasterRCNNDetector(net, name=name, classes=own_classes), metadata, mean, std)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -154,7 +174,10 @@ def _published_on(name: str, backbone: str) -> str:
 
 def save_detector(detector: Detector, path: str | Path) -> None:
     """Write the weights as safetensors, with :func:`metadata_of` the detector, from which it is rebuilt."""
-    write_weights(detector.net.state_dict(), Path(path), metadata_of(detector))
+    if isinstance(detector, TransformerDetector):
+        transformer_create.save(detector, path)
+    else:
+        write_weights(detector.net.state_dict(), Path(path), metadata_of(detector))
 
 
 def metadata_of(detector: Detector) -> dict[str, str]:
@@ -204,7 +227,7 @@ def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, di
     >>> backbone, shape.size, shape.levels, more
     ('timm/mobilenetv2_100', 320, (3, 5), {'pad_type': 'same'})
     """
-    if not is_detector(name):
+    if not name.startswith(PREFIX):
         raise ValueError(
             f"detector: needs a name such as fasterrcnn:torchvision/resnet18 or fasterrcnn:timm/mobilenetv2_100, got "
             f"{name!r}; put fasterrcnn: before a backbone."

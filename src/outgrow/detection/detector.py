@@ -1,26 +1,28 @@
-"""Faster R-CNN as a student and as a teacher. Inputs are images of any size in [0, 1].
+"""A detector as a student and as a teacher, and Faster R-CNN. Inputs are images of any size in [0, 1].
 
     detector(images, truth)               a training step: its proposals, its outputs for them, its losses
     detector.classify(images, proposals)  its outputs for the proposals of another detector
     detector.detect(images)               boxes, classes, scores
 
-The network is torchvision's Faster R-CNN with a feature pyramid, on any backbone. Proposals are passed between
-detectors in pixels of the original images, so each detector may resize its input differently.
+The network of a :class:`FasterRCNNDetector` is torchvision's Faster R-CNN with a feature pyramid, on any backbone.
+Proposals are passed between detectors in pixels of the original images, so each detector may resize its input
+differently. :mod:`outgrow.detection.transformer` has the detection transformers.
 """
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import clip_boxes_to_image
 
 from outgrow.data.classes import match_classes
-from outgrow.detection.boxes import Detections, Truth
+from outgrow.detection.boxes import BACKGROUND, Detections, Truth
 from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
 from outgrow.outputs import Outputs
 from outgrow.teacher import BaseTeacher
@@ -44,6 +46,19 @@ class Proposals:
         counts = torch.tensor([len(boxes) for boxes in self.boxes], device=self.label.device)
         return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
+    @property
+    def unmatched(self) -> Bool[Tensor, " rows"]:
+        """The rows of boxes that the matcher gave no object."""
+        return self.label == BACKGROUND
+
+    def renumbered(self, number: Int64[Tensor, " classes"], num_classes: int) -> "Proposals":
+        """The same boxes with ``number[label]`` as labels, for a detector with ``num_classes`` (background included)."""
+        return Proposals(self.boxes, number[self.label], self.truth)
+
+    def width(self, num_classes: int) -> int:
+        """The number of logits in a row of a detector with ``num_classes``, background included."""
+        return num_classes
+
 
 @dataclass(frozen=True)
 class TrainingOutputs:
@@ -55,6 +70,40 @@ class TrainingOutputs:
 
 
 class Detector(nn.Module):
+    """A detector of any family: ``net`` for ``classes``, without the background. Class 0 is the background."""
+
+    net: Any
+    name: str
+    classes: tuple[str, ...]
+    row = "proposal"
+    """What a row is. Teacher and student must agree on it."""
+
+    @property
+    def num_classes(self) -> int:
+        """Including the background."""
+        return len(self.classes) + 1
+
+    def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
+        """The forward pass of a training step, in training mode."""
+        raise NotImplementedError
+
+    def classify_as(
+        self,
+        images: Sequence[Tensor],
+        proposals: Proposals,
+        columns: Int64[Tensor, " classes"],
+        foreign: Int64[Tensor, " others"],
+    ) -> Outputs:
+        """The outputs for another detector's proposals, in its classes: ``columns`` are their numbers in this detector,
+        ``foreign`` those of classes that only this one has. In eval mode."""
+        raise NotImplementedError
+
+    def detect(self, images: Sequence[Tensor]) -> list[Detections]:
+        """Detections in pixels of the images, highest score first. Runs in eval mode and restores the mode."""
+        raise NotImplementedError
+
+
+class FasterRCNNDetector(Detector):
     """``net`` (torchvision's FasterRCNN) for ``classes``, without the background.
 
     Logits have one class more than ``classes``: class 0 is the background. The features are
@@ -77,11 +126,6 @@ class Detector(nn.Module):
         self.name = name
         self.classes = classes
         self.levels = _level_names(net)
-
-    @property
-    def num_classes(self) -> int:
-        """Including the background."""
-        return len(self.classes) + 1
 
     def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
         """The forward pass of a training step. torchvision draws the proposals at random."""
@@ -118,6 +162,20 @@ class Detector(nn.Module):
             boxes = [b / s for b, s in zip(proposals.boxes, back, strict=True)]
             vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
             return self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
+
+    def classify_as(
+        self,
+        images: Sequence[Tensor],
+        proposals: Proposals,
+        columns: Int64[Tensor, " classes"],
+        foreign: Int64[Tensor, " others"],
+    ) -> Outputs:
+        outputs = self.classify(images, proposals.renumbered(columns, self.num_classes))
+        logits = outputs.logits[:, columns]
+        if len(foreign):  # count as background
+            rest = torch.cat([logits[:, :1], outputs.logits[:, foreign]], dim=1)
+            logits = torch.cat([rest.logsumexp(dim=1, keepdim=True), logits[:, 1:]], dim=1)
+        return Outputs(logits, outputs.features)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
@@ -168,7 +226,7 @@ class Detector(nn.Module):
             clip_boxes_to_image(part * scale, tuple(image.shape[-2:]))
             for part, scale, image in zip(moved.split(counts), back, images, strict=True)
         ]
-        overlap = _iou(torch.cat(clipped), proposals.truth) * (proposals.label > 0)
+        overlap = iou(torch.cat(clipped), proposals.truth) * (proposals.label > 0)
         levels = {self.levels[key]: value for key, value in maps.items()}
         return Outputs(logits, {**levels, PENULTIMATE: vectors, BOX: own, BOX_IOU: overlap})
 
@@ -188,7 +246,7 @@ def _matched(boxes: Float[Tensor, "n 4"], which: Int64[Tensor, " rows"]) -> Floa
     return boxes[which] if len(boxes) else boxes.new_zeros(len(which), 4)
 
 
-def _iou(a: Float[Tensor, "rows 4"], b: Float[Tensor, "rows 4"]) -> Float[Tensor, " rows"]:
+def iou(a: Float[Tensor, "rows 4"], b: Float[Tensor, "rows 4"]) -> Float[Tensor, " rows"]:
     """IoU of each row of ``a`` with the same row of ``b``."""
     both = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp_min(0).prod(dim=1)
     area = [(box[:, 2:] - box[:, :2]).clamp_min(0).prod(dim=1) for box in (a, b)]
@@ -212,6 +270,15 @@ def _level_names(net: FasterRCNN) -> dict[str, str]:
     return names
 
 
+def check_rows(student: nn.Module, teacher: nn.Module | None) -> None:
+    """``ValueError`` if the rows of the two detectors are not the same thing."""
+    if isinstance(student, Detector) and isinstance(teacher, Detector) and student.row != teacher.row:
+        raise ValueError(
+            f"teacher {teacher.name}: needs the student's kind of detector, whose rows are one {student.row} each, got one "
+            f"with one {teacher.row} each; teach {student.name} by a detector of its own kind."
+        )
+
+
 class NoDetector(BaseTeacher):
     """The absence of a teacher: zero logits for every proposal."""
 
@@ -220,7 +287,8 @@ class NoDetector(BaseTeacher):
         self.num_classes = num_classes
 
     def forward(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
-        return Outputs(torch.zeros(len(proposals.label), self.num_classes, device=proposals.label.device))
+        width = proposals.width(self.num_classes)
+        return Outputs(torch.zeros(len(proposals.label), width, device=proposals.label.device))
 
 
 class FrozenDetector(BaseTeacher):
@@ -228,7 +296,7 @@ class FrozenDetector(BaseTeacher):
 
     ``classes`` are the student's. They are matched with the teacher's by name, or by position, with a warning, if
     one side's names are only numbers. ``ValueError`` if the teacher lacks one. The probability of classes that only
-    the teacher has counts as background.
+    the teacher has counts as background, where a row has one.
     """
 
     columns: Tensor
@@ -261,13 +329,7 @@ class FrozenDetector(BaseTeacher):
         """The outputs for the student's proposals, in the student's classes."""
         if any(module.training for module in self.detector.modules()):
             self.eval()
-        mapped = Proposals(proposals.boxes, self.columns[proposals.label], proposals.truth)
-        outputs = self.detector.classify(images, mapped)
-        logits = outputs.logits[:, self.columns]
-        if len(self.foreign):
-            rest = torch.cat([logits[:, :1], outputs.logits[:, self.foreign]], dim=1)
-            logits = torch.cat([rest.logsumexp(dim=1, keepdim=True), logits[:, 1:]], dim=1)
-        return Outputs(logits, outputs.features)
+        return self.detector.classify_as(images, proposals, self.columns, self.foreign)
 
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
         """Detections in the student's classes; those of other classes are left out."""

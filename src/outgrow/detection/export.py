@@ -25,7 +25,7 @@ from outgrow.data.notes import DataWarning
 from outgrow.data.pixels import decode, to_tensor
 from outgrow.data.transforms import to_float
 from outgrow.detection.boxes import Detections
-from outgrow.detection.create import PREFIX, create_detector, metadata_of, parse_name
+from outgrow.detection.create import load_detector, metadata_of, parse_name
 from outgrow.detection.detector import Detector
 from outgrow.detection.pyramid import build_pyramid
 from outgrow.detection.run_data import open_run_scenes
@@ -94,7 +94,7 @@ def export_student(run: FinishedRun, request: Request, report: Reporter) -> Expo
 
 def load_student(run: FinishedRun) -> Detector:
     """The student of a run, in eval mode."""
-    detector = create_detector(PREFIX, run.record.data.classes or None, weights=run.student)
+    detector = load_detector(run.student, run.record.data.classes or None)
     return detector.eval().requires_grad_(False)
 
 

@@ -28,7 +28,7 @@ IN_CROWD = 0.5
 
 @dataclass(frozen=True)
 class Detect:
-    """One row per proposal of the student.
+    """The rows of the student's detector: its proposals, or its queries and classes (:mod:`outgrow.detection.queries`).
 
     The student proposes and classifies as in normal training. Its matcher labels each proposal with the object that
     it overlaps, or as background. The teacher classifies the same proposals on its own features. Background
@@ -64,7 +64,7 @@ def target_of(proposals: Proposals, truth: Sequence[Truth]) -> Target:
         _inside(boxes, t.crowd) >= IN_CROWD if len(t.crowd) else boxes.new_zeros(len(boxes), dtype=torch.bool)
         for boxes, t in zip(proposals.boxes, truth, strict=True)
     ]
-    unknown = torch.cat(in_crowd) & (proposals.label == BACKGROUND)
+    unknown = torch.cat(in_crowd) & proposals.unmatched
     return Target(torch.where(unknown, IGNORE, proposals.label), image=proposals.image, may_ignore=True)
 
 

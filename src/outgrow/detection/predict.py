@@ -11,7 +11,7 @@ from PIL.Image import Image
 from outgrow.data.pixels import to_tensor
 from outgrow.data.transforms import to_float
 from outgrow.detection.boxes import Detections
-from outgrow.detection.create import PREFIX, create_detector
+from outgrow.detection.create import load_detector
 from outgrow.detection.detector import Detector
 from outgrow.detection.export import Finder, load_student, onnx_finder
 from outgrow.models.portable import OnnxModel
@@ -88,7 +88,7 @@ def of_run(run: FinishedRun) -> Boxes:
 
 def of_weights(path: Path) -> Boxes:
     """A safetensors file of a run or of ``outgrow export``."""
-    return _boxes(create_detector(PREFIX, weights=path).eval().requires_grad_(False))
+    return _boxes(load_detector(path).eval().requires_grad_(False))
 
 
 def of_program(path: Path, facts: dict[str, Any]) -> Boxes:

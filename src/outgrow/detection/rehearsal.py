@@ -7,7 +7,7 @@ from torch import nn
 
 from outgrow.detection.create import create_detector
 from outgrow.detection.data import DetectionSplit
-from outgrow.detection.detector import Detector, FrozenDetector, NoDetector
+from outgrow.detection.detector import Detector, FrozenDetector, NoDetector, check_rows
 from outgrow.detection.run_data import RunScenes
 from outgrow.detection.student import check_name
 from outgrow.detection.task import Detection
@@ -57,4 +57,5 @@ class Rehearsal(Detection):
     ) -> Taught:
         if not isinstance(teacher, Detector):
             return Taught(NoDetector(data.num_classes + 1))
+        check_rows(student, teacher)
         return Taught(FrozenDetector(teacher, data.classes).to(run.device))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from outgrow.detection.create import save_detector
-from outgrow.detection.detector import Detector
+from outgrow.detection.detector import Detector, check_rows
 from outgrow.detection.evaluation import Found, evaluate_detection, evaluate_detector
 from outgrow.detection.lesson import Balanced, Detect
 from outgrow.detection.loader import SceneLoader
@@ -77,6 +77,7 @@ class Detection:
         student: nn.Module,
         objective: Objective,
     ) -> Taught:
+        check_rows(student, teacher)
         return freeze_teacher(run, data, cast(Detector | None, teacher))
 
     def train_loader(

@@ -153,7 +153,7 @@ def list_models() -> dict[str, list[str]]:
 
 def _split(name: str) -> tuple[str, str]:
     """Split a known name into family and rest; ``ValueError`` with suggestions for an unknown one."""
-    if name.startswith("fasterrcnn:"):
+    if name.startswith(("fasterrcnn:", "rtdetr:", "dfine:")):
         raise ValueError(
             f"create_model: needs a classifier, got the detector {name!r}; use detectors with --data "
             "coco:IMAGES:ANNOTATIONS, or outgrow.detection.create.create_detector in Python."

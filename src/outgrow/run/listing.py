@@ -23,6 +23,7 @@ def listing(what: str, model: str | None = None) -> Iterator[str]:
             yield from names
         yield "hf/NAME                (an image classifier of the Hugging Face hub, or a local directory)"
         yield "fasterrcnn:BACKBONE    (a detector on torchvision/NAME or timm/NAME, for images with boxes)"
+        yield "rtdetr:?size=320       (RT-DETR v2, or dfine: D-FINE, with random weights; hf/NAME has published ones)"
         yield "py:FILE:CALLABLE       (your own file; CALLABLE(num_classes) returns a module)"
         return
     entries = list(_entries(what))

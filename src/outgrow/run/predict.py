@@ -114,8 +114,9 @@ def open_model(path: Path) -> tuple[ModuleType, Any]:
     if path.name == STUDENT and (path.parent / "record.json").is_file():
         return open_model(path.parent)
     if path.suffix == ".safetensors" and path.is_file():
-        name = str(read_weights(path)[1].get("model"))
-        module = _module("detection" if name.startswith("fasterrcnn:") else "classification")
+        metadata = read_weights(path)[1]
+        detects = metadata.get("task") == "detection" or str(metadata.get("model")).startswith("fasterrcnn:")
+        module = _module("detection" if detects else "classification")
         return module, module.of_weights(path)
     raise ValueError(
         f"predict {path}: needs the folder of a run or of an export, or a .safetensors, .onnx or .pt2 file of one, got "
