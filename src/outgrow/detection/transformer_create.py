@@ -181,7 +181,7 @@ def parse_shape(name: str) -> tuple[Architecture, Shape]:
         "d_model": (shape.d_model % HEADS == 0 and shape.d_model > 0, "a multiple of 8"),
         "backbone": (shape.backbone in DEPTHS, f"one of {', '.join(map(str, DEPTHS))}"),
         "width": (shape.width >= 2 and shape.width % 2 == 0, "an even number"),
-        "layers": (shape.layers > 0, "one or more"),
+        "layers": (shape.layers > 1, "two or more"),  # transformers cannot tie the heads of one
         "queries": (shape.queries > 0, "one or more"),
     }
     for key, (fine, text) in needed.items():
@@ -228,6 +228,7 @@ def _shaped(architecture: Architecture, shape: Shape, num_classes: int) -> Any:
         decoder_layers=shape.layers,
         num_queries=shape.queries,
         num_denoising=shape.denoising,
+        hidden_expansion=1.0 if bottleneck else 0.5,  # as in the published detectors
         # frozen batch norms of random weights would normalise nothing
         freeze_backbone_batch_norms=False,
         num_labels=num_classes,
