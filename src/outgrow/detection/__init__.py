@@ -1,4 +1,4 @@
-"""Object detection: a row is a proposal of the student, features are the levels of a feature pyramid.
+"""Object detection: a row is a proposal of the student (or a query and a class of a detection transformer), features are the levels of a feature pyramid.
 
 data = open_boxes("coco:IMAGES:ANNOTATIONS")
 student = create_detector("fasterrcnn:timm/mobilenetv2_100", data.classes)
@@ -9,6 +9,7 @@ lesson = Detect()(student, teacher, scenes)        # then rectify and objective,
     listed.py  data.py  boxes.py  views.py  loader.py          what is read from them
     pyramid.py  create.py  detector.py                         detectors, created by name
     published.py  detectron2.py                                those of torchvision and Detectron2
+    transformer.py  queries.py  transformer_create.py          RT-DETR v2 and D-FINE, and their rows
     run_data.py  student.py  teacher.py  lesson.py             the parts of a run
     scores.py  errors.py  evaluation.py                        AP, errors by class, evaluation
     record.py  pictures.py  page.py                            a run's record, drawn images and page
