@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from outgrow import IGNORE, PENULTIMATE, Objective, Outputs, Rectifier, Target
 from outgrow.data.plan import Plan
 from outgrow.losses import DETECTOR_LOSSES, LOSSES
-from outgrow.models.taps import BOX, BOX_IOU
+from outgrow.models.taps import BOX, BOX_IOU, OBJECTS
 
 NUM, BATCH, CLASSES, STEPS, ROWS = 20, 9, 5, 3, 4
 """Images, those of a batch, classes, steps, and rows an image where rows are not images."""
@@ -87,6 +87,8 @@ class Net(nn.Module):
         if self.box is not None:
             box = self.box(vector)
             features |= {BOX: box, BOX_IOU: box.detach().mean(dim=1).sigmoid()}
+            corner = images[:, None, :2, 0, 0].sigmoid() / 2
+            features[OBJECTS] = torch.cat([corner, corner + 0.4], dim=2)
         return Outputs(self.last(vector), features)
 
 

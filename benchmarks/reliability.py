@@ -416,6 +416,13 @@ def random_configuration(chance: random.Random) -> dict[str, Any]:
             "max_steps": 2,
             **some(
                 batch_size=[1, 2, 5, 64, 1000],
+                accumulate=[1, 2, 3],
+                ema=[0.001, 0.9, 0.99999],
+                label_smoothing=[0.0, 0.1, 0.999],
+                class_weights=["balanced", {"0": 0.0}, {"3": 1e6}, {"cat": 1.0}],
+                sampling=["uniform", "balanced"],
+                head_lr=[1e-12, 0.5, 1e8],
+                layer_decay=[1e-9, 0.7, 1.0],
                 optimizer=["sgd", "adamw"],
                 lr=[1e-12, 0.05, 1e8],
                 momentum=[0.0, 0.999],

@@ -102,7 +102,7 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
     assert records["few-biased", "kd, unlabelled"]["data"]["unlabelled"] == 40
     assert records["few-biased", "kd"]["data"]["unlabelled"] is None
     assert records["alone", "none"]["data"]["train"] == 64
-    assert '"run"' in run("train", *words)  # read again
+    assert "kd, seed 0: top-1" in run("train", *words)  # read again
     assert {"biased", "few-biased", "kd, unlabelled"} <= set(run("table").replace("  ", "\n").split("\n"))
 
 

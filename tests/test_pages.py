@@ -106,6 +106,7 @@ NOT_CODE = {
     "docs/guide/your-own-data.md: outgrow: data: needs one label column in train-00000-of-00005.parquet, got fine_label, "
     "coarse_label; choose one of them with": "an error, in tests/data/test_labels.py",
     "README.md: src/outgrow/": "the map, which tests/test_architecture.py compares with the folders",
+    "docs/guide/tune.md: best      weight 2.47, temperature 4.36: 61.20 %": "what a search prints",
     "docs/start.md: photos/train/<class>/*.jpg        photos/val/<class>/*.jpg": "folders",
     **{
         f"docs/paper.md: {first}": "a formula of the paper, with its code and tests by name, which a test below finds"
@@ -125,7 +126,7 @@ NOT_CODE = {
     "docs/guide/correction.md: correction                ridge  accuracy      nll   (out of fold, 600 images)": "a report",
     "docs/guide/correction.md: as it is                           52.17%   1.2389 <- chosen": "a report's end",
     "docs/guide/detection.md: fasterrcnn:torchvision/resnet50": "names of detectors, made by a test below",
-    "docs/guide/detection.md: student(images, truth)        proposals, outputs for them, and the detector's own losses: the task": (
+    "docs/guide/detection.md: student(images, truth)        its rows, outputs for them, and the detector's own losses: the task": (
         "a summary of outgrow.detection.lesson"
     ),
     "docs/guide/objective.md: total = w_task * task_weight * task": "a formula, replayed by tests/objective",

@@ -373,3 +373,46 @@ def test_two_categories_of_one_name_are_refused(tmp_path):
     file.write_text(json.dumps({"images": [image], "annotations": [], "categories": categories}))
     with pytest.raises(ValueError, match=r"needs a unique name, got 'cat' in category 7 of .*boxes\.json"):
         read_annotations(file)
+
+
+def test_reading_takes_time_and_memory_by_the_number_of_boxes(tmp_path):
+    """Polygons are freed as they are read, and no step compares every box with every image."""
+    import time
+    import tracemalloc
+
+    def write_boxes(num: int, points: int) -> Path:
+        images = [image(k) for k in range(num)]
+        boxes = [
+            annotation(k, k, [1, 1, 9, 9], segmentation=[[0.5] * points], keypoints=[1] * points)
+            for k in range(num)
+        ]
+        return write_json(tmp_path / f"{num}-{points}.json", images, boxes)
+
+    def peak(path: Path) -> int:
+        tracemalloc.start()
+        read_annotations(path)
+        found = (
+            tracemalloc.get_traced_memory()[1] - 2 * path.stat().st_size
+        )  # the text as bytes and as a string
+        tracemalloc.stop()
+        return found
+
+    assert peak(write_boxes(1000, 400)) < 1.5 * peak(write_boxes(1000, 2)) + 1e6
+
+    def seconds(num: int) -> float:
+        path, start = write_boxes(num, 2), time.process_time()
+        read_annotations(path)
+        return time.process_time() - start
+
+    assert seconds(8000) < 24 * seconds(1000)  # 64 times if quadratic
+
+
+def test_the_collector_is_left_as_it_was(tmp_path):
+    import gc
+
+    path = write_json(tmp_path / "boxes.json", IMAGES, ANNOTATIONS)
+    for set_to in (gc.disable, gc.enable):
+        set_to()
+        was = gc.isenabled()
+        read_annotations(path)
+        assert gc.isenabled() == was

@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from torchvision.ops import box_iou
 
 from outgrow.detection.create import Shape, create_detector, format_name, parse_name, save_detector
-from outgrow.detection.detector import FasterRCNNDetector, FrozenDetector
+from outgrow.detection.detector import FrozenDetector
+from outgrow.detection.fasterrcnn import FasterRCNNDetector
 from outgrow.models import create_model, save_student
-from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
+from outgrow.models.taps import BOX, BOX_IOU, OBJECTS, PENULTIMATE
 from tests.detection.scenes import CLASSES, TINY, detector, scenes
 
 
@@ -70,7 +71,7 @@ def test_backbones_of_both_libraries(backbone):
 def test_features_are_named_by_stride():
     made, batch = detector(), scenes()
     features = made.train()(batch.images, batch.truth).outputs.features
-    assert list(features) == ["p3", "p4", "p5", "p6", PENULTIMATE, BOX, BOX_IOU]
+    assert list(features) == ["p3", "p4", "p5", "p6", PENULTIMATE, BOX, BOX_IOU, OBJECTS]
     side = features["p3"].shape[3] * 8
     for level in ("p4", "p5", "p6"):
         assert features[level].shape[3] == -(-side // 2 ** int(level[1]))
@@ -86,8 +87,9 @@ def test_its_outputs_for_its_own_proposals_are_the_same():
     answer = made(batch.images, batch.truth)
     again = made.eval().classify(batch.images, answer.proposals)
     torch.testing.assert_close(again.logits, answer.outputs.logits, rtol=1e-4, atol=1e-4)
-    for name, value in answer.outputs.features.items():
-        torch.testing.assert_close(again.features[name], value, rtol=1e-3, atol=1e-3)
+    assert set(answer.outputs.features) == {*again.features, OBJECTS}
+    for name, value in again.features.items():
+        torch.testing.assert_close(value, answer.outputs.features[name], rtol=1e-3, atol=1e-3)
 
 
 def test_a_detector_of_another_size_crops_the_same_regions():
@@ -450,3 +452,17 @@ def test_a_file_in_another_spelling_and_order_gives_its_last_layer(tmp_path):
     assert torch.equal(predictor.cls_score.weight, own.cls_score.weight[[0, 3, 1, 2]])
     boxes = own.bbox_pred.bias.view(4, 4)[[0, 3, 1, 2]].flatten()
     assert torch.equal(predictor.bbox_pred.bias, boxes)
+
+
+def test_objects_are_shares_of_the_padded_maps():
+    """Two annotated pictures of other sizes: a box of the first, resized and divided by the size of the padded batch."""
+    made, batch = detector(), scenes()
+    outputs = made.train()(batch.images, batch.truth).outputs
+    height, width = (8 * side for side in outputs.features["p3"].shape[2:])
+    found = outputs.features[OBJECTS]
+    assert found.shape == (3, 2, 4)
+    scale = 64 / 96  # the short side of the first picture
+    expected = batch.truth[0].boxes * scale / torch.tensor([width, height, width, height])
+    torch.testing.assert_close(found[0], expected, rtol=0.02, atol=0.01)
+    assert not found[1].any()
+    assert not found[2, 1].any()

@@ -8,6 +8,7 @@ from outgrow import IGNORE, Objective, Outputs, Rectifier, Target, corrected_log
 from outgrow.detection.boxes import Scenes
 from outgrow.detection.detector import FrozenDetector
 from outgrow.detection.lesson import MAX_FACTOR, Balanced, Detect, balance, target_of
+from outgrow.models.taps import OBJECTS
 from tests.detection.scenes import CLASSES, TINY, detector, scenes
 from tests.reference import losses as reference
 from tests.reference import rules
@@ -71,12 +72,12 @@ def test_the_gradient_reaches_the_student_and_nothing_else():
     student, inner = detector(0).train(), detector(1)
     told = Detect()(student, FrozenDetector(inner, CLASSES), scenes())
     rectifier, objective = outgrow.preset(
-        "kd", loss="kd + box + 0.1*fitnet + mgd + cwd + pkd + reviewkd(mid_channels=8)"
+        "kd", loss="kd + box + fgd + 0.1*fitnet + mgd + cwd + pkd + reviewkd(mid_channels=8)"
     )
     objective.setup(told.student, told.teacher, num_samples=8)
     knowledge = Balanced(rectifier)(told.teacher, told.target)
     result = objective(told.student, knowledge, told.target, 0.0, told.task)
-    assert set(result.terms) == {"task", "kd", "box", "fitnet", "mgd", "cwd", "pkd", "reviewkd"}
+    assert set(result.terms) == {"task", "kd", "box", "fgd", "fitnet", "mgd", "cwd", "pkd", "reviewkd"}
     assert all(value > 0 for value in result.terms.values())
     result.total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
@@ -135,7 +136,7 @@ def test_levels_of_one_network_alone_are_left_out():
         "p5",
         "p6",
     ]
-    assert set(told.student.features) == set(told.teacher.features)
+    assert set(told.student.features) == {*told.teacher.features, OBJECTS}
     _, objective = outgrow.preset("kd", loss="fitnet(student='p4', teacher='p4')")
     objective.setup(told.student, told.teacher, num_samples=8)
 

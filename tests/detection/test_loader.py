@@ -92,6 +92,52 @@ def test_the_order_is_that_of_classification(split: DetectionSplit) -> None:
         assert torch.equal(shown, split.index[epoch_order(NUM, 3, number)[:18]])
 
 
+def orientations(batches: Sequence[Scenes]) -> list[set[bool]]:
+    return [{one.shape[1] > one.shape[2] for one in batch.images} for batch in batches]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 6, 7, 20])
+def test_a_batch_has_one_orientation(split: DetectionSplit, batch_size: int) -> None:
+    options: dict[str, Any] = {"batch_size": batch_size, "shuffle": True, "seed": 3}
+    loader = make_scene_loader(split, group_orientation=True, **options)
+    plain = make_scene_loader(split, **options)
+    assert_same(epoch(loader), epoch(plain))
+    assert [len(b.images) for b in epoch(loader)] == [len(b.images) for b in epoch(plain)]
+    for number in range(4):
+        assert sum(len(kinds) > 1 for kinds in orientations(epoch(loader, number))) <= 1
+    assert [b.index.tolist() for b in epoch(loader, 0)] != [b.index.tolist() for b in epoch(loader, 1)]
+    again = list(loader.epoch(2, start=1))
+    assert [b.index.tolist() for b in again] == [b.index.tolist() for b in epoch(loader)[1:]]
+
+
+def test_processes_and_workers_share_the_same_batches_of_one_orientation(split: DetectionSplit) -> None:
+    options: dict[str, Any] = {
+        "batch_size": 6,
+        "shuffle": True,
+        "group_orientation": True,
+        "short_sides": (32, 64, 96),
+    }
+    whole = epoch(make_scene_loader(split, **options))
+    ranks = [epoch(make_scene_loader(split, rank=k, world_size=2, **options)) for k in range(2)]
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        assert sorted(batch.index.tolist()) == sorted(i for share in shares for i in share.index.tolist())
+        assert {share.short_side for share in shares} == {batch.short_side}
+    workers = epoch(make_scene_loader(split, num_workers=1, **options))
+    assert [b.index.tolist() for b in workers] == [b.index.tolist() for b in whole]
+
+
+def test_each_step_has_a_size_of_its_own(split: DetectionSplit) -> None:
+    loader = make_scene_loader(split, batch_size=1, shuffle=True, short_sides=(32, 64, 96))
+    first = [batch.short_side for batch in loader.epoch(0)]
+    assert set(first) == {32, 64, 96}
+    assert first == [batch.short_side for batch in loader.epoch(0)]
+    assert first != [batch.short_side for batch in loader.epoch(1)]
+    assert first[5:] == [batch.short_side for batch in loader.epoch(0, start=5)]
+    batch = next(iter(loader.epoch(0)))
+    assert [part.short_side for part in batch.split(2)] == [batch.short_side] * 2
+    assert next(iter(make_scene_loader(split, batch_size=4, shuffle=False).epoch(0))).short_side is None
+
+
 def test_pictures_are_mirrored_as_in_classification(split: DetectionSplit) -> None:
     mirrored = 0
     for index, (picture, truth) in by_index(

@@ -28,6 +28,9 @@ def test_every_number_is_there(tmp_path):
         "AP of small objects, below 32\u00b2 pixels \u2013 \u2013",
         "AR of large objects 54.00 51.00",
         "class objects found missed confused duplicated badly placed background AP (%)",
+        "size of the weights 1.00 MiB 3.00 MiB",
+        "time for one image 12.3 ms (95 % within 24.7; short side 320 pixels) 45.7 ms (95 % within 91.3; short side 320 pixels)",
+        "Images of the validation split.",
         "RBC student 2,000 1,700 300 31 32 33 34 43.00 teacher 2,000 1,500 500 31 32 33 34 43.00",
         "<b>platelets</b> student 2,002 1,702",
     ):
@@ -35,6 +38,11 @@ def test_every_number_is_there(tmp_path):
     (shown,) = page.all("img")
     assert (shown["width"], shown["height"]) == ("1000", "500")
     assert shown["src"].startswith("data:image/jpeg;base64,")
+    assert "pictures/0001.png" in [attrs.get("href") for attrs in page.all("a")]
+    assert (
+        "student, IoU 0.50: mean 43.0; student, IoU 0.50 to 0.95: mean 21.5; teacher, IoU 0.50: mean 40.0"
+        in html
+    )
 
 
 def test_without_a_teacher(tmp_path):
@@ -45,7 +53,7 @@ def test_without_a_teacher(tmp_path):
     assert not page.all("img")
 
 
-@pytest.mark.parametrize("missing", ["numbers", "errors", "pictures"])
+@pytest.mark.parametrize("missing", ["numbers", "errors", "pictures", "curves", "cost"])
 def test_parts_may_be_missing(tmp_path, missing):
     run = detector("kd", 0, 43.0)
     del run["detection"][missing]

@@ -110,7 +110,7 @@ def test_a_published_file_detects_what_torchvision_detects(
 
 
 def test_the_sizes_of_published_detectors():
-    for builder in published.BUILDERS:
+    for builder in (key for key, one in published.BUILDERS.items() if one.family == "fasterrcnn"):
         kind = getattr(detection, builder)(weights=None, weights_backbone=None, num_classes=3)
         ours = create_detector(f"fasterrcnn:torchvision/{builder}", ("a", "b"))
         for field in ("min_size", "max_size"):

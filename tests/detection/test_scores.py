@@ -232,6 +232,19 @@ def test_nothing_to_find_is_not_zero():
     scores = coco_scores(empty, [7, 3], [20, 10], PERFECT)
     assert {getattr(scores, name) for name in NUMBERS} == {None}
     assert scores.per_class == {"cat": None, "dog": None}
+    assert scores.curves == {}
+
+
+def test_the_means_of_the_curves_are_ap(split):
+    annotations, image_ids, category_ids = split
+    scores = coco_scores(
+        annotations, image_ids, category_ids, imitate(annotations, image_ids, category_ids, 0)
+    )
+    for name in ("ap", "ap50"):
+        curve = scores.curves[name]
+        assert len(curve) == 101
+        assert sum(curve) / 101 == pytest.approx(getattr(scores, name))
+        assert list(curve) == sorted(curve, reverse=True)
 
 
 def test_prints_nothing(capfd):
@@ -240,7 +253,7 @@ def test_prints_nothing(capfd):
 
 
 def test_the_numbers_are_all_there():
-    assert (*NUMBERS, "per_class") == tuple(field.name for field in fields(CocoScores))
+    assert (*NUMBERS, "per_class", "curves") == tuple(field.name for field in fields(CocoScores))
     assert len(NUMBERS) == 12
 
 

@@ -13,18 +13,19 @@ import outgrow
 from outgrow import IGNORE
 from outgrow.detection import Balanced, Detect, FrozenDetector, create_detector, save_detector
 from outgrow.detection.boxes import Scenes
+from outgrow.detection.create import load_detector
 from outgrow.detection.queries import AT_LEAST, OFFSET_SCALE, PER_OBJECT, choose
 from outgrow.detection.transformer import Preparation, TransformerDetector
 from outgrow.detection.transformer_create import format_shape, parse_shape
 from outgrow.detection.transformer_export import AnySize, write_settings
-from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
+from outgrow.models.taps import BOX, BOX_IOU, OBJECTS, PENULTIMATE
 from outgrow.run import distill
 from outgrow.run.evaluation import evaluate_model
 from outgrow.run.export import export_run
 from outgrow.run.predict import predict_files
 from outgrow.training.checkpoint import read_state
 from outgrow.training.config import build_config
-from tests.detection.scenes import CLASSES, scenes, truth
+from tests.detection.scenes import CLASSES, detector, scenes, truth
 
 transformers = pytest.importorskip("transformers")
 
@@ -357,15 +358,42 @@ def test_half_precision_gives_finite_rows(family):
 
 
 def test_one_family_teaches_the_other_but_not_a_detector_of_proposals():
-    from outgrow.detection.detector import check_rows
-    from tests.detection.scenes import detector
-
     told = Detect()(make("rtdetr:").train(), FrozenDetector(make("dfine:", 1), CLASSES), scenes())
     assert told.student.logits.shape == told.teacher.logits.shape
-    with pytest.raises(
-        ValueError, match="needs the student's kind of detector, whose rows are one query and class each"
+    for student, teacher, match in (
+        (make(), detector(), "got proposals for a student of transformer queries"),
+        (detector(), make(), "got transformer queries for a student of proposals"),
     ):
-        check_rows(make(), detector())
+        with pytest.raises(ValueError, match=match):
+            Detect()(student.train(), FrozenDetector(teacher, CLASSES), scenes())
+
+
+@pytest.mark.parametrize("transformer_teaches", [True, False])
+def test_maps_are_distilled_between_any_two_detectors(transformer_teaches):
+    student, teacher = (detector(), make()) if transformer_teaches else (make(), detector())
+    told = Detect()(student.train(), FrozenDetector(teacher, CLASSES, features_only=True), scenes())
+    assert told.student.logits.shape == told.teacher.logits.shape
+    assert not told.teacher.logits.any()
+    assert {"p3", "p4", "p5"} <= set(told.teacher.features)
+
+
+def test_objects_are_shares_of_the_maps(family):
+    batch = scenes()
+    found = make(family).train()(batch.images, batch.truth).outputs.features[OBJECTS]
+    assert found.shape == (3, 2, 4)
+    height, width = batch.images[0].shape[1:]
+    torch.testing.assert_close(found[0], batch.truth[0].boxes / torch.tensor([width, height, width, height]))
+    assert not found[1].any()
+
+
+def test_classes_that_the_other_side_lacks_are_in_no_row(lesson):
+    """As in an audit: rows of the teacher's four classes, for a student of three."""
+    *_, queries = lesson
+    told = queries.in_classes(torch.tensor([0, 2, 0, 1]))
+    label, before = told.label.view(-1, 3), queries.label.view(-1, 3)
+    assert (label[:, 1] == IGNORE).all()
+    assert torch.equal(label[:, [0, 2]], before[:, [0, 2]])
+    assert told.asked.tolist() == [2, 0, 1]
 
 
 # -- detections ----------------------------------------------------------------------------------------------------
@@ -487,13 +515,19 @@ def test_defaults_are_the_published_small_detector():
 def test_a_file_states_what_it_is(family, tmp_path):
     made = make(family)
     save_detector(made, tmp_path / "d.safetensors")
-    for name in (family, made.name, "fasterrcnn:"):
-        again = create_detector(name, weights=tmp_path / "d.safetensors")
+    path = tmp_path / "d.safetensors"
+    for again in (
+        create_detector(family, weights=path),
+        create_detector(made.name, weights=path),
+        load_detector(path),
+    ):
         assert (again.name, again.classes, again.preparation) == (made.name, CLASSES, made.preparation)
         assert isinstance(again, TransformerDetector)
         state = again.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in made.state_dict().items())
         assert again.net.model.decoder.class_embed[0].weight is again.net.class_embed[0].weight
+    with pytest.raises(ValueError, match="needs the file of a detector of the family fcos"):
+        create_detector("fcos:torchvision/resnet18", CLASSES, weights=path)
     with pytest.raises(ValueError, match=r"with [0-9]+ tensors that do not fit"):
         create_detector(family + SHAPE.replace("layers=2", "layers=3"), weights=tmp_path / "d.safetensors")
     with pytest.warns(UserWarning, match="its file states 64 x 64 pixels"):
@@ -609,7 +643,7 @@ def small(shared_data, tmp_path_factory):
 
 
 def layer(source, family, out):
-    short = {"epochs": 2, "batch_size": 3, "lr": 1e-3, "eval_every": 1, "optimizer": "adamw"}
+    short = {"epochs": 2, "batch_size": 3, "lr": 1e-3, "eval_every": 1, "optimizer": "adamw", "device": "cpu"}
     return build_config(
         {
             "data": {"source": source},
@@ -618,7 +652,6 @@ def layer(source, family, out):
             "method": {"preset": "kd", "loss": "kd + box + fitnet", "rule": "pair"},
             "train": short,
             "teacher_train": short,
-            "device": "cpu",
             "out": str(out),
         }
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from outgrow.models import InputSpec, Network, create_model, head_of, load_weights, save_student
@@ -681,3 +681,18 @@ def test_what_a_file_says_of_its_input_must_make_sense(tmp_path: Path) -> None:
             ValueError, match=r"needs a valid input specification, got .*; correct the file's metadata"
         ):
             load_weights(net(), tmp_path / "s.safetensors", role="exact")
+
+
+def test_equal_weights_are_equal_bytes(tmp_path):
+    """The order of safetensors' own metadata is random: of 20 files half would differ."""
+    state = {"b": torch.ones(2, 3), "a": torch.zeros(5, dtype=torch.float16), "c": torch.arange(3)}
+    written = set()
+    for number in range(20):
+        metadata = {"zeta": "1", "outgrow": '{"name": "x"}', "classes": '["ae", "\u00fc"]'}
+        write_weights(state, tmp_path / f"{number}.safetensors", metadata)
+        written.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(written) == 1
+    loaded = load_file(tmp_path / "0.safetensors")
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["classes"]) == ["ae", "\u00fc"]

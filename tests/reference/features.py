@@ -258,6 +258,56 @@ def mgd(student, teacher, state, training, seen, mask=1.0):
     return torch.stack([((s - t) ** 2).sum() for s, t in zip(own, teacher[0], strict=True)])
 
 
+def fgd(student, teacher, state, training, seen, alpha, beta, gamma, relation, temperature):
+    """FGD's equations 1 to 12, position by position; ``seen`` has the boxes of each image as shares of the map."""
+
+    def masks(feature):
+        channels, height, width = feature.shape
+        spatial = sum(feature[c].abs() for c in range(channels)) / channels
+        channel = torch.stack([feature[c].abs().sum() / (height * width) for c in range(channels)])
+        spatial, channel = (spatial / temperature).exp(), (channel / temperature).exp()
+        return height * width * spatial / spatial.sum(), channels * channel / channel.sum()
+
+    def with_context(feature, name):
+        weight = lambda key: state[f"{name}.0.{key}"]  # noqa: E731
+        scores = (weight("attend.weight")[0] * feature).sum(dim=0) + weight("attend.bias")
+        scores = scores.exp() / scores.exp().sum()
+        context = (feature * scores).sum(dim=(1, 2))
+        hidden = weight("transform.0.weight")[:, :, 0, 0] @ context + weight("transform.0.bias")
+        hidden = (hidden - hidden.mean()) / (((hidden - hidden.mean()) ** 2).mean() + 1e-5).sqrt()
+        hidden = hidden * weight("transform.1.weight")[:, 0, 0] + weight("transform.1.bias")[:, 0, 0]
+        hidden = hidden * (hidden > 0)
+        added = weight("transform.3.weight")[:, :, 0, 0] @ hidden + weight("transform.3.bias")
+        return feature + added[:, None, None]
+
+    own = student[0]
+    if "connectors.0.weight" in state:
+        own = conv1x1(own, state["connectors.0.weight"], state["connectors.0.bias"])
+    values = []
+    for s, t, boxes in zip(own, teacher[0], seen.tolist(), strict=True):
+        channels, height, width = t.shape
+        inside = [[0.0] * width for _ in range(height)]
+        for left, top, right, bottom in boxes:
+            if right <= left or bottom <= top:
+                continue
+            rows = range(math.floor(top * height), math.ceil(bottom * height))
+            columns = range(math.floor(left * width), math.ceil(right * width))
+            for i in rows:
+                for j in columns:
+                    inside[i][j] = max(inside[i][j], 1 / (len(rows) * len(columns)))
+        background = sum(share == 0 for line in inside for share in line)
+        (at_s, ac_s), (at_t, ac_t) = masks(s), masks(t)
+        total = gamma * ((at_s - at_t).abs().sum() + (ac_s - ac_t).abs().sum())
+        for i in range(height):
+            for j in range(width):
+                weight = alpha * inside[i][j] if inside[i][j] else beta / background
+                for c in range(channels):
+                    total = total + weight * at_t[i, j] * ac_t[c] * (t[c, i, j] - s[c, i, j]) ** 2
+        apart = (with_context(t, "other") - with_context(s, "own")) ** 2
+        values.append(total + relation * apart.sum())
+    return torch.stack(values)
+
+
 def cwd(student, teacher, state, training, seen):
     return cwd_pair(student[0], teacher[0])
 

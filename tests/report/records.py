@@ -147,10 +147,23 @@ def detector(
             for i, name in enumerate(("RBC", "WBC", "<b>platelets</b>"))
         ]
 
+    def cost(size: int, median: float) -> dict[str, Any]:
+        times = {"batch": 1, "size": 320, "median": median, "p95": 2 * median, "repeats": 50}
+        return {"bytes": size, "flops": None, "latency": [times]}
+
     run["detection"] = {
         "numbers": {"student": numbers(ap), "teacher": None if teacher is None else numbers(teacher)},
         "errors": {"student": errors(1700), "teacher": None if teacher is None else errors(1500)},
+        "curves": {
+            "student": {"ap50": [ap] * 101, "ap": [ap / 2] * 101},
+            "teacher": None if teacher is None else {"ap50": [teacher] * 101, "ap": [teacher / 2] * 101},
+        },
+        "cost": {
+            "student": cost(2**20, 12.34),
+            "teacher": None if teacher is None else cost(3 * 2**20, 45.67),
+        },
         "pictures": list(pictures),
+        "pictures_of": "validation",
     }
     return {**run, "metric": "ap", "compared": None}
 

@@ -345,19 +345,23 @@ def test_a_pipe_gets_lines_that_a_person_reads(tmp_path):
     lines = done.stdout.splitlines()
     epochs = [line for line in lines if line.startswith("  epoch ")]
     assert [line.split()[1] for line in epochs] == ["1/1", "1/2", "2/2"]
-    assert lines[-3].startswith("teacher cifar/resnet8: ")
-    assert lines[-2].startswith("student cifar/resnet8: ")
-    assert lines[-1].startswith(f"{tmp_path}: student.safetensors, index.html")
+    assert lines[-4].startswith("teacher cifar/resnet8: ")
+    assert lines[-3].startswith("student cifar/resnet8: ")
+    assert lines[-2].startswith(f"{tmp_path}: student.safetensors, index.html")
+    result = json.loads(lines[-1])
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert (result["event"], result["student"]) == ("result", record["student"]["top1"])
     assert max(map(len, lines)) < 500
     evaluate = ["evaluate", "--data", "digits", "--workers", "0", "--model", "cifar/resnet8"]
     evaluate += ["--weights", str(tmp_path / "student.safetensors")]
     scored = runner.invoke(cli.app, evaluate, catch_exceptions=False).stdout
-    assert scored.splitlines()[-1].startswith("cifar/resnet8: top-1 ")
+    assert scored.splitlines()[-2].startswith("cifar/resnet8: top-1 ")
+    assert json.loads(scored.splitlines()[-1])["top1"] == record["student"]["top1"]
     cache = ["cache", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "cache")]
     cache += ["--set", f"teacher.weights={tmp_path / 'teacher.safetensors'}", "--set", "teacher.train=false"]
     filled = runner.invoke(cli.app, cache, catch_exceptions=False).stdout
-    assert filled.splitlines()[-1].startswith(f"{tmp_path / 'cache'}")
-    assert ": 2 epochs, " in filled.splitlines()[-1]
+    assert filled.splitlines()[-2].startswith(f"{tmp_path / 'cache'}")
+    assert ": 2 epochs, " in filled.splitlines()[-2]
 
 
 def test_trackers_are_a_flag_or_a_field(monkeypatch):

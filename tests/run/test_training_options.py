@@ -102,8 +102,19 @@ def test_class_weights_by_name():
         ValueError, match=r"train\.class_weights: needs names of classes, got dig; did you mean dog"
     ):
         class_weights({"dig": 2.0}, labels, ("cat", "dog"))
-    with pytest.raises(ValueError, match=r"class_weights: needs weights of zero or more"):
-        build_config({"train": {"class_weights": {"a": -1.0}}})
+    assert build_config({"train": {"class_weights": {3: 2}}}).train.class_weights == {"3": 2.0}
+    for wrong in ("foo", {"a": -1.0}, {"a": float("nan")}, {"a": "x"}, {"a": 0}, {}, [1.0]):
+        with pytest.raises(
+            ValueError, match=r"train\.class_weights: needs balanced, or weights of zero or more"
+        ):
+            build_config({"train": {"class_weights": wrong}})
+
+
+@pytest.mark.parametrize("field", ["lr", "ema", "weight_decay", "head_lr"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_are_finite(field, value):
+    with pytest.raises(ValueError, match=rf"train\.{field}: .*got (inf|nan); correct it"):
+        build_config({"train": {field: value}})
 
 
 def test_class_weights_reach_student_and_teacher(tmp_path):

@@ -134,6 +134,7 @@ def test_another_search_in_the_folder_is_refused(teacher_file, tmp_path):  # noq
     "layer, over, message",
     [
         ({"method": {"preset": "none"}}, ["weight"], "tune: needs a method with a teacher, got none"),
+        ({}, [], "--over: needs one or more of weight, temperature, lr, got none"),
         ({}, ["momentum"], "--over: needs weight, temperature, lr, got 'momentum'"),
         ({"method": {"loss": "rkd"}}, ["temperature"], "needs a loss with a temperature, got rkd"),
     ],

@@ -115,6 +115,30 @@ def test_a_memorised_teacher_is_left_alone_with_a_warning():
     BiasCorrection(6).fit(seen, label, held_out=(honest, other))  # no warning: warnings are errors here
 
 
+def test_a_handful_of_held_out_rows_is_no_memory():
+    """Right on 12 % of many rows and on none of 15: chance does that in one case of seven."""
+    label = labels(600, 10)
+    logits = teacher_like(label, 10, strength=0.15)
+    assert 0.10 < accuracy(logits, label) < 0.18
+    few = labels(15, 10, seed=3)
+    wrong = -10.0 * torch.nn.functional.one_hot(few, 10).float()
+    correction = BiasCorrection(10).fit(logits, label, held_out=(wrong, few))  # a warning would be an error
+    assert "memorised" not in correction.report.reason
+
+
+def test_a_weaker_ridge_than_0_3_is_tried_and_found():
+    """Noise-free logits of other classes: the less penalty the better."""
+    label = labels(4000, 4)
+    logits = (
+        6.0
+        * torch.nn.functional.one_hot(label, 4).float()
+        @ torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
+    )
+    logits += 0.01 * torch.randn(4000, 7, generator=torch.Generator().manual_seed(2))
+    report = BiasCorrection(4).fit(logits, label).report
+    assert report.chosen.ridge < 0.3
+
+
 def test_views_of_an_image_share_its_fold_and_its_weight():
     label = labels(100).repeat(3)
     index = torch.arange(100).repeat(3)

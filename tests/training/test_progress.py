@@ -62,14 +62,20 @@ def test_what_a_person_reads(reporter, stream):
     reporter.note("student made")
     reporter.resumed("student", BEFORE, "top1")
     reporter.event("run", method="kd", seed=1, score=71.234, metric="top1")
-    reporter.event("result", teacher=90.0, student=71.2, metric="top1", out=None)
     reporter.show("student: 71.20 %")
-    assert stream.getvalue().splitlines() == [
+    reporter.event("result", teacher=90.0, student=71.2, metric="top1", out=None, per_class={"cat": 1.0})
+    lines = stream.getvalue().splitlines()
+    assert lines[:4] == [
         "student made",
         "student: continues after epoch 2",
         "kd, seed 1: top-1 71.23 %",
         "student: 71.20 %",
     ]
+    if isinstance(reporter, TextReporter):  # one more line, for a script
+        result = json.loads(lines.pop())
+        assert result.pop("time") >= 0
+        assert result == {"event": "result", "teacher": 90.0, "student": 71.2, "metric": "top1", "out": None}
+    assert len(lines) == 4
 
 
 def test_json_is_one_object_per_line(capsys):

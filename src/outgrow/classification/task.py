@@ -51,7 +51,11 @@ class Classification:
         return open_run_data(run.config)
 
     def check(self, run: RunContext, objective: Objective) -> None:
-        return None
+        if run.config.data.short_sides:
+            raise ValueError(
+                f"data.short_sides: needs a detector, got {list(run.config.data.short_sides)} for a classifier, whose images have "
+                "one size; leave it out, and see data.size."
+            )
 
     def make_student(
         self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from outgrow.data.randaugment import randaugment
-from outgrow.data.randomness import balanced_order, epoch_order
+from outgrow.data.randomness import balanced_order, epoch_order, grouped_batches
 from outgrow.data.splits import Split
 from outgrow.data.transforms import Augment, crop_flip, cutout, mix_views, partners
 from outgrow.outputs import Target
@@ -98,6 +98,8 @@ class Plan:
     least: int = 1
     balance: Int64[Tensor, " num"] | None = None
     """The labels, if an epoch draws all classes equally often; None for every sample once."""
+    group: Int64[Tensor, " num"] | None = None
+    """A group for each sample, if the samples of a batch are to be of one group as far as possible; in training only."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
@@ -128,7 +130,8 @@ class Plan:
             return torch.arange(self.num)
         if self.balance is not None:
             return balanced_order(self.balance, self.seed, epoch)
-        return epoch_order(self.num, self.seed, epoch)
+        order = epoch_order(self.num, self.seed, epoch)
+        return order if self.group is None else grouped_batches(order, self.group, self.batch_size)
 
     def share(self, batch: Int64[Tensor, " batch"]) -> Int64[Tensor, " share"]:
         """This process's part of a batch."""

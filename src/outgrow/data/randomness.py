@@ -40,6 +40,7 @@ class Stream(IntEnum):
     BOX_X = 10
     SPLIT = 11
     BALANCE = 12
+    SHORT_SIDE = 13
     RANDAUGMENT = 100  # two streams per operation
     RESIZED_CROP = 200  # two streams per attempt, then two for the position
 
@@ -119,6 +120,28 @@ def balanced_order(labels: Int64[Tensor, " num"], seed: int, epoch: int) -> Int6
     share = -(-len(labels) // len(members))
     drawn = torch.cat([_drawn(samples, seed, epoch * share, share) for samples in members])
     return drawn[epoch_order(len(drawn), seed, epoch)][: len(labels)]
+
+
+def grouped_batches(
+    order: Int64[Tensor, " num"], group: Int64[Tensor, " num"], batch_size: int
+) -> Int64[Tensor, " num"]:
+    """``order`` rearranged so that each batch of ``batch_size`` has samples of one group; ``group`` is by position.
+
+    A sample waits until its group has a batch. The samples that are left at the end, fewer than ``batch_size`` of each
+    group, come last, group by group: with two groups at most one batch is mixed.
+
+    >>> grouped_batches(torch.tensor([4, 2, 0, 3, 1, 5]), torch.tensor([0, 0, 1, 1, 0, 1]), 2).tolist()
+    [4, 1, 2, 3, 0, 5]
+    """
+    of = group[order]
+    key = torch.empty_like(of)
+    for number, name in enumerate(of.unique().tolist()):
+        places = (of == name).nonzero()[:, 0]
+        whole = len(places) // batch_size * batch_size
+        full = places[:whole].view(-1, batch_size)
+        key[full] = full[:, -1:].expand_as(full)  # a batch is complete with its last sample
+        key[places[whole:]] = len(order) + number
+    return order[key.argsort(stable=True)]
 
 
 def _drawn(samples: Int64[Tensor, " all"], seed: int, start: int, num: int) -> Int64[Tensor, " num"]:

@@ -1,4 +1,4 @@
-"""Object detection: a row is a proposal of the student (or a query and a class of a detection transformer), features are the levels of a feature pyramid.
+"""Object detection: a row is a proposal, an anchor, a point or a query of the student, features are maps by their stride.
 
 data = open_boxes("coco:IMAGES:ANNOTATIONS")
 student = create_detector("fasterrcnn:timm/mobilenetv2_100", data.classes)
@@ -7,7 +7,8 @@ lesson = Detect()(student, teacher, scenes)        # then rectify and objective,
 
     annotations.py  coco.py  yolo.py  voc.py  hub.py           layouts of images with boxes
     listed.py  data.py  boxes.py  views.py  loader.py          what is read from them
-    pyramid.py  create.py  detector.py                         detectors, created by name
+    detector.py  family.py  pyramid.py  create.py              detectors, created by name
+    fasterrcnn.py  dense.py  retinanet.py  fcos.py  ssdlite.py the families
     published.py  detectron2.py                                those of torchvision and Detectron2
     transformer.py  queries.py  transformer_create.py          RT-DETR v2 and D-FINE, and their rows
     run_data.py  student.py  teacher.py  lesson.py             the parts of a run

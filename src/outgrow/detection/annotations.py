@@ -4,10 +4,11 @@ read_annotations    a file in COCO's layout
 check_content       the same for content that was converted from another layout
 """
 
+import gc
 import json
-import math
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -25,6 +26,8 @@ torchvision's references drop, too. Widths near 0 are as bad, as box regression 
 _ENOUGH = 8
 """The least number of boxes from which their unit is guessed."""
 _LISTS = ("images", "annotations", "categories")
+_SHAPES = ("segmentation", "keypoints")
+"""Keys of an annotation that can hold thousands of numbers and that no box needs."""
 SHOWN = 10
 """The most faults of a file that a message has in full."""
 Content = Mapping[str, list[Any]]
@@ -166,6 +169,19 @@ def read_annotations(path: Path, *, on_fault: OnFault = "refuse") -> AnnotationF
     return check_content(load_content(path), path, Faults(str(path), on_fault))
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's garbage collector off: it would walk the growing entries again and again, a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_without_collector()
 def check_content(content: Content, path: Path, faults: Faults) -> AnnotationFile:
     """The content of a file, checked as by :func:`read_annotations`. ``faults`` may have some already."""
     categories = _Entries(faults, "category", content["categories"]).checked("name")
@@ -182,16 +198,17 @@ def check_content(content: Content, path: Path, faults: Faults) -> AnnotationFil
     entries = _Entries(faults, "annotation", content["annotations"])
     annotations = entries.checked("image_id", "category_id", "bbox")
     # annotations of an image that is left out are left out with it, and are no faults of their own
-    known = {
+    left_out = {
         entry.get("id")
         for entry in content["images"]
         if isinstance(entry, dict) and _is_integer(entry.get("id"))
-    }
-    annotations = {
-        number: entry
-        for number, entry in annotations.items()
-        if not (_is_integer(entry["image_id"]) and entry["image_id"] in known - images.keys())
-    }
+    } - images.keys()
+    if left_out:
+        annotations = {
+            number: entry
+            for number, entry in annotations.items()
+            if not (_is_integer(entry["image_id"]) and entry["image_id"] in left_out)
+        }
     places = {number: place for place, number in enumerate(images)}
     for number, entry in list(annotations.items()):
         complaint = _complaint(entry, images=images, labels=labels)
@@ -323,10 +340,14 @@ def _check_scale(
     return notes
 
 
+@_without_collector()
 def load_content(path: Path) -> dict[str, list[Any]]:
-    """The three lists of a file in COCO's layout."""
+    """The three lists of a file in COCO's layout, without the polygons and keypoints of its entries."""
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        text = data.decode(json.detect_encoding(data), errors="surrogatepass")  # as json.loads
+        del data  # before the entries are there, too
+        content = json.loads(text, object_hook=_without_shapes)
     except (OSError, ValueError, RecursionError) as error:  # unreadable, not JSON, not UTF-8, too deep
         raise ValueError(
             f"data: needs COCO annotations in JSON, got {path}, which cannot be read ({error}); restore the "
@@ -345,6 +366,13 @@ def load_content(path: Path) -> dict[str, list[Any]]:
                 f"data: needs one or more {key}, got an empty list in {path}; add some, or leave the file out."
             )
     return {key: content[key] for key in _LISTS}
+
+
+def _without_shapes(entry: dict[str, Any]) -> dict[str, Any]:
+    """``entry`` as a box needs it. The polygons are two thirds of COCO's memory, so each is freed at once."""
+    for key in _SHAPES:
+        entry.pop(key, None)
+    return entry
 
 
 @dataclass(frozen=True)
@@ -387,17 +415,18 @@ def _complaint(
 ) -> tuple[str, object] | None:
     """What an annotation needs and what it has instead; None if it is valid."""
     for key, known, what in (("image_id", images, "images"), ("category_id", labels, "categories")):
-        if not _is_integer(entry[key]) or entry[key] not in known:
+        number = entry[key]
+        if not _is_integer(number) or number not in known:
             return f"{key} to be the id of one of the {len(known)} {what}", entry[key]
     bbox = entry["bbox"]
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_finite(side) for side in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)):
         return "four finite numbers (left, top, width, height) as bbox", bbox
     if bbox[2] < 0 or bbox[3] < 0:
         return "a bbox (left, top, width, height) without negative sides", bbox
-    height, width = (images[entry["image_id"]][side] for side in ("height", "width"))
-    left, top, right, bottom = bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]
+    image, (left, top, wide, high) = images[entry["image_id"]], bbox
+    width, height, right, bottom = image["width"], image["height"], left + wide, top + high
     outside = left >= width or top >= height or right <= 0 or bottom <= 0
-    if outside and min(bbox[2:]) >= SMALLEST:
+    if outside and min(wide, high) >= SMALLEST:
         return f"a bbox (left, top, width, height) that overlaps its image of {width}x{height}", bbox
     if not _is_finite(entry.get("area", 0)):
         return "a finite number of pixels as area", entry["area"]
@@ -425,7 +454,5 @@ def _is_integer(value: object) -> TypeGuard[int]:
 
 
 def _is_finite(value: object) -> bool:
-    # integers may be too large for a float, so the size is checked first
-    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e15:
-        return False
-    return math.isfinite(value)
+    """Whether ``value`` is a number of at most 1e15, which no NaN is."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 <= value <= 1e15

@@ -129,7 +129,7 @@ def _few(held_out: DetectionSplit) -> str:
 
 @torch.no_grad()
 def _rows(run: RunContext, teacher: FrozenDetector, split: DetectionSplit) -> tuple[Tensor, Tensor]:
-    """Logits and labels of the teacher's own proposals, sampled as in training."""
+    """Logits and labels of the teacher's own rows, chosen as in training."""
     proposer = copy.deepcopy(teacher.detector).train()
     for part in proposer.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -148,7 +148,7 @@ def _rows(run: RunContext, teacher: FrozenDetector, split: DetectionSplit) -> tu
         for scenes in loader.epoch(0):
             own = [Truth(t.boxes, teacher.columns[t.label], t.crowd, t.index) for t in scenes.truth]
             proposals = proposer(scenes.images, own).proposals
-            proposals = proposals.renumbered(back, len(teacher.columns))
+            proposals = proposals.in_classes(back)
             logits.append(teacher(scenes.images, proposals).logits.float().cpu())
             label.append(target_of(proposals, scenes.truth).label.cpu())
             done += 1

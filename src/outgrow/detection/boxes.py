@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 BACKGROUND = 0
+IN_CROWD = 0.5
+"""A background row with at least this share of its box in a crowd region has no known label."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,15 @@ class Truth:
         return Truth(self.boxes.to(device), self.label.to(device), self.crowd.to(device), self.index)
 
 
+def as_shares(
+    boxes: Sequence[Float32[Tensor, "_ 4"]], height: int, width: int
+) -> Float32[Tensor, "images objects 4"]:
+    """The boxes of each image, in pixels of a batch of this size, as shares of it. Empty ones fill up; there is one at least."""
+    most = max((len(one) for one in boxes), default=0)
+    filled = [torch.nn.functional.pad(one, (0, 0, 0, max(most, 1) - len(one))) for one in boxes]
+    return torch.stack(filled) / filled[0].new_tensor([width, height, width, height])
+
+
 @dataclass(frozen=True)
 class Detections:
     """What a detector found in one image, highest score first, in pixels of that image."""
@@ -49,10 +60,14 @@ class Detections:
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of images in [0, 1], each 3 x height x width in its own size, and their ground truth."""
+    """A batch of images in [0, 1], each 3 x height x width in its own size, and their ground truth.
+
+    ``short_side`` is the size in pixels to which the student resizes them in this step; None for its own.
+    """
 
     images: Sequence[Float32[Tensor, "3 _ _"]]
     truth: Sequence[Truth]
+    short_side: int | None = None
 
     @property
     def index(self) -> Int64[Tensor, " batch"]:
@@ -61,4 +76,19 @@ class Scenes:
 
     def split(self, parts: int) -> list["Scenes"]:
         """``parts`` batches: every ``parts``-th image."""
-        return [Scenes(self.images[first::parts], self.truth[first::parts]) for first in range(parts)]
+        return [
+            Scenes(self.images[first::parts], self.truth[first::parts], self.short_side)
+            for first in range(parts)
+        ]
+
+
+def in_crowd(boxes: Float[Tensor, "n 4"], truth: Truth) -> Bool[Tensor, " n"]:
+    """Which boxes have at least the share :data:`IN_CROWD` of their area inside one of the crowd regions."""
+    if not len(truth.crowd):
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    corner = torch.maximum(boxes[:, None, :2], truth.crowd[None, :, :2])
+    other = torch.minimum(boxes[:, None, 2:], truth.crowd[None, :, 2:])
+    both = (other - corner).clamp_min(0).prod(dim=2)
+    area = (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(dim=1)
+    share = both.amax(dim=1) / torch.where(area > 0, area, torch.ones_like(area))
+    return share >= IN_CROWD

@@ -1,16 +1,17 @@
 """Create detectors by name, and save them.
 
-A name is ``fasterrcnn:BACKBONE?KEY=VALUE&...``, for example ``fasterrcnn:torchvision/resnet50`` or
-``fasterrcnn:timm/tf_efficientnet_lite0?size=320&levels=3-5``. Keys are fields of :class:`Shape`; other keys are
+A name is ``FAMILY:BACKBONE?KEY=VALUE&...``, for example ``fasterrcnn:torchvision/resnet50`` or
+``fcos:timm/tf_efficientnet_lite0?size=320&levels=3-5``. Keys are fields of the family's shape; other keys are
 arguments for timm. In place of a backbone there may be one of torchvision's own detectors:
 ``fasterrcnn:torchvision/fasterrcnn_resnet50_fpn_v2``. Names of detection transformers are in
 :mod:`outgrow.detection.transformer_create`.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,54 +20,65 @@ import yaml
 from torch import Tensor, nn
 
 from outgrow.data.classes import match_classes, stated_names
-from outgrow.detection import detectron2, published, transformer_create
-from outgrow.detection.detector import Detector, FasterRCNNDetector
-from outgrow.detection.pyramid import build_pyramid
+from outgrow.detection import detectron2, fasterrcnn, fcos, published, retinanet, ssdlite, transformer_create
+from outgrow.detection.detector import Detector
+from outgrow.detection.family import Family
+from outgrow.detection.fasterrcnn import Shape
 from outgrow.detection.transformer import TransformerDetector
+from outgrow.models.create import DETECTORS
 from outgrow.models.network import InputSpec
 from outgrow.models.weights import read_weights, stated_input, states_normalisation, write_weights
 
-PREFIX = "fasterrcnn:"
+__all__ = [
+    "FAMILIES",
+    "Shape",
+    "create_detector",
+    "format_name",
+    "is_detector",
+    "load_detector",
+    "parse_name",
+]
+
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (fasterrcnn.FAMILY, retinanet.FAMILY, fcos.FAMILY, ssdlite.FAMILY)
+}
+assert tuple(FAMILIES) == DETECTORS
 RESNET50 = "torchvision/resnet50"
 STYLES = ("torchvision", detectron2.STYLE)
-LAST_LAYER = "roi_heads.box_predictor."
 T = TypeVar("T")
-STRIDE_TO_ANCHOR = 8.0
-"""Side of a level's anchors divided by its stride, in the paper and in torchvision."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The size of a detector. The defaults are the paper's and torchvision's, for images like COCO's."""
-
-    size: int = 800
-    """Pixels of the short side after resizing."""
-    max_size: int | None = None
-    """The most pixels of the long side; None is ``size`` * 1333 / 800, or as the published detector has it."""
-    levels: tuple[int, int] = (2, 5)
-    """The finest and the coarsest map taken from the backbone, as log2 of the stride. One more level is pooled."""
-    channels: int = 256
-    """Channels of each level of the pyramid."""
-    head: int = 1024
-    """Width of the two layers that classify a proposal."""
-    rois: int = 512
-    """Proposals sampled per image in a training step."""
-    proposals: int = 2000
-    """Proposals kept per image in training, from which ``rois`` are sampled; half as many in evaluation."""
-    anchors: float = STRIDE_TO_ANCHOR
-    """Side of a level's anchors divided by its stride; smaller for smaller objects."""
-    style: str = "torchvision"
-    """Whose details of anchors, pooling and strides: torchvision's, or those of :mod:`outgrow.detection.detectron2`."""
 
 
 def is_detector(name: str) -> bool:
     """Whether ``name`` is the name of a detector."""
-    return name.startswith((PREFIX, *transformer_create.PREFIXES))
+    return _has_family(name) or transformer_create.is_transformer(name)
+
+
+def _has_family(name: str) -> bool:
+    return name.partition(":")[0] in FAMILIES and ":" in name
+
+
+def family_of(name: str) -> Family:
+    """The family in a detector's name."""
+    return FAMILIES[name.partition(":")[0]]
+
+
+def least_images(name: str) -> int:
+    """The smallest number of images that a detector takes in training mode; 1 for other names."""
+    return family_of(name).least if _has_family(name) else 1
 
 
 def load_detector(path: str | Path, classes: Sequence[str] | None = None) -> Detector:
-    """The detector in a file, by the name in its metadata."""
-    return create_detector(PREFIX, classes, weights=path)
+    """The detector in a file of ours, under the name in its metadata."""
+    metadata = read_weights(path)[1]
+    name = str(metadata.get("model"))
+    if not is_detector(name):
+        raise ValueError(
+            f"{path}: needs the file of a detector with its name in the metadata, got {name!r}; pass a file that Outgrow "
+            "wrote, or use create_detector with a name."
+        )
+    if transformer_create.is_transformer(name):
+        name = transformer_create.IN_FILE
+    return create_detector(name, classes, weights=path)
 
 
 def create_detector(
@@ -91,13 +103,13 @@ def create_detector(
     Batch norms of a backbone with weights are frozen, as a training step of detection has few images.
     Detection transformers (``hf/...``, ``rtdetr:``, ``dfine:``) take files of whole detectors only, or their checkpoint.
     ``input_size`` replaces ``?size=``. ``mean`` and ``std`` (of RGB in [0, 1]) are for weights without a stored
-    normalisation. By default it is that of the file's metadata, or else of the backbone's library. The name
-    ``fasterrcnn:`` alone means the name in the file's metadata.
+    normalisation. By default it is that of the file's metadata, or else of the backbone's library. A
+    family's name alone, such as ``fasterrcnn:``, means the name in the file's metadata.
 
     ``ValueError`` for names, shapes or files that do not fit.
     """
     state, metadata = ({}, {}) if weights is None else _read(weights)
-    if transformer_create.is_transformer(name, metadata):
+    if transformer_create.is_transformer(name):
         return transformer_create.create(
             name,
             classes,
@@ -109,37 +121,39 @@ def create_detector(
             mean=mean,
             std=std,
         )
-    if name == PREFIX and is_detector(str(metadata.get("model"))):
+    if name.endswith(":") and str(metadata.get("model")).startswith(name):
         name = metadata["model"]
     backbone, shape, arguments = parse_name(name, input_size)
+    family = family_of(name)
     origin = None if weights is None else str(weights)
-    builder = published.builder_of(backbone)
+    builder = published.builder_of(family.name, backbone)
     if weights is None and pretrained and (classes is None or builder is not None):
-        builder = builder or _published_on(name, backbone)
+        builder = builder or _published_on(name, family, backbone)
         if backbone != RESNET50:  # whose published layers are those that we build on it
             backbone = f"{published.FAMILY}{builder}"
         state, metadata = _downloaded(name, lambda: published.download(builder))
         origin = builder
     if metadata.get("style") == detectron2.STYLE:
         shape = replace(shape, style=detectron2.STYLE)
-    _check_anchors(name, shape, metadata)
+    _check_shape(name, shape, metadata)
     name = format_name(backbone, shape, arguments)
     if origin is None and pretrained and classes is not None:
-        net = _downloaded(name, lambda: _build(backbone, shape, arguments, len(classes) + 1, pretrained=True))
-        _freeze_norms(net)
-        return _normalised(FasterRCNNDetector(net, name=name, classes=tuple(classes)), {}, mean, std)
-    whole = any(key.startswith("roi_heads.") for key in state)
-    own_classes = tuple(classes) if classes is not None else _classes_of(name, state, metadata)
-    net = _build(backbone, shape, arguments, len(own_classes) + 1, pretrained=False)
-    if whole:
-        _load_whole(
-            net, state if classes is None else _in_order(name, state, metadata, own_classes), origin, name
+        net = _downloaded(
+            name, lambda: _build(family, backbone, shape, arguments, len(classes) + 1, pretrained=True)
         )
+        _freeze_norms(net, family)
+        return _normalised(family.wrap(net, shape, name, tuple(classes)), {}, mean, std)
+    whole = any(key.startswith(family.heads) for key in state)
+    own_classes = tuple(classes) if classes is not None else _classes_of(name, family, state, metadata)
+    net = _build(family, backbone, shape, arguments, len(own_classes) + 1, pretrained=False)
+    if whole:
+        ordered = state if classes is None else _in_order(name, family, state, metadata, own_classes)
+        _load_whole(net, family, ordered, origin, name)
     elif origin is not None:
-        _load_backbone(net.backbone.body, state, Path(origin), name)
+        _load_backbone(net.backbone, state, Path(origin), name)
     if origin is not None:
-        _freeze_norms(net, eps=metadata.get("norm_eps"))
-    return _normalised(FasterRCNNDetector(net, name=name, classes=own_classes), metadata, mean, std)
+        _freeze_norms(net, family, eps=metadata.get("norm_eps"))
+    return _normalised(family.wrap(net, shape, name, own_classes), metadata, mean, std)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -161,13 +175,16 @@ def _downloaded(name: str, get: Callable[[], T]) -> T:
         ) from error
 
 
-def _published_on(name: str, backbone: str) -> str:
-    builder = published.ON_BACKBONE.get(backbone)
+def _published_on(name: str, family: Family, backbone: str) -> str:
+    builder = published.ON_BACKBONE.get((family.name, backbone))
     if builder is None:
+        known = [place for own, place in published.ON_BACKBONE if own == family.name]
+        known += [
+            f"{published.FAMILY}{key}" for key, one in published.BUILDERS.items() if one.family == family.name
+        ]
         raise ValueError(
             f"{name}: needs weights of the whole detector, got pretrained=true, for which torchvision has only "
-            f"{', '.join((*published.ON_BACKBONE, *(published.FAMILY + name for name in published.BUILDERS)))}; pass a file, "
-            "or train the teacher first (--train-teacher)."
+            f"{', '.join(known)}; pass a file, or train the teacher first (--train-teacher)."
         )
     return builder
 
@@ -220,21 +237,22 @@ def _normalised(
     return detector
 
 
-def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, dict[str, Any]]:
+def parse_name(name: str, input_size: int | None = None) -> tuple[str, Any, dict[str, Any]]:
     """The backbone, the shape, and the arguments for timm in a name.
 
     >>> backbone, shape, more = parse_name("fasterrcnn:timm/mobilenetv2_100?size=320&levels=3-5&pad_type=same")
     >>> backbone, shape.size, shape.levels, more
     ('timm/mobilenetv2_100', 320, (3, 5), {'pad_type': 'same'})
     """
-    if not name.startswith(PREFIX):
+    if not _has_family(name):
         raise ValueError(
-            f"detector: needs a name such as fasterrcnn:torchvision/resnet18 or fasterrcnn:timm/mobilenetv2_100, got "
-            f"{name!r}; put fasterrcnn: before a backbone."
+            f"detector: needs a name such as fasterrcnn:torchvision/resnet18 or fcos:timm/mobilenetv2_100, got "
+            f"{name!r}; put fasterrcnn: before a backbone (or {', '.join(f'{other}:' for other in DETECTORS[1:])})."
         )
-    backbone, _, query = name.removeprefix(PREFIX).partition("?")
+    family = family_of(name)
+    backbone, _, query = name.removeprefix(family.prefix).partition("?")
     given: dict[str, Any] = {}
-    known = {field.name for field in fields(Shape)}
+    known = {field.name for field in fields(family.shape)}
     for item in filter(None, query.split("&")):
         key, equals, text = item.partition("=")
         if not equals:
@@ -246,25 +264,26 @@ def parse_name(name: str, input_size: int | None = None) -> tuple[str, Shape, di
     if input_size is not None:
         shape["size"] = input_size
     arguments = {key: value for key, value in given.items() if key not in known}
-    return backbone, replace(_usual(backbone), **shape), arguments
+    return backbone, replace(_usual(family, backbone), **shape), arguments
 
 
-def _usual(backbone: str) -> Shape:
+def _usual(family: Family, backbone: str) -> Any:
     """The defaults of a backbone: a published detector has its own size."""
-    builder = published.builder_of(backbone)
-    return Shape() if builder is None else Shape(size=published.BUILDERS[builder].size)
+    builder = published.builder_of(family.name, backbone)
+    return family.shape() if builder is None else family.shape(size=published.BUILDERS[builder].size)
 
 
-def format_name(backbone: str, shape: Shape, arguments: dict[str, Any]) -> str:
+def format_name(backbone: str, shape: Any, arguments: dict[str, Any]) -> str:
     """The inverse of :func:`parse_name`, without defaults."""
-    default = _usual(backbone)
+    family = FAMILIES[shape.family]
+    default = _usual(family, backbone)
     parts = [
         f"{field.name}={_format(getattr(shape, field.name))}"
-        for field in fields(Shape)
+        for field in fields(shape)
         if getattr(shape, field.name) != getattr(default, field.name)
     ]
     parts += [f"{key}={value}" for key, value in arguments.items()]
-    return f"{PREFIX}{backbone}" + (f"?{'&'.join(parts)}" if parts else "")
+    return f"{family.prefix}{backbone}" + (f"?{'&'.join(parts)}" if parts else "")
 
 
 def _value(name: str, key: str, text: str) -> Any:
@@ -289,75 +308,43 @@ def _format(value: Any) -> str:
     return f"{value[0]}-{value[1]}" if isinstance(value, tuple) else f"{value:g}"
 
 
-def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int, *, pretrained: bool) -> Any:
-    from torchvision.models.detection import FasterRCNN
-    from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-    from torchvision.ops import MultiScaleRoIAlign
-
-    builder = published.builder_of(backbone)
-    if builder is not None:
-        return _build_published(builder, shape, arguments, outputs)
-    if shape.style == detectron2.STYLE and (backbone not in detectron2.BACKBONES or shape.levels != (2, 5)):
+def _build(
+    family: Family, backbone: str, shape: Any, arguments: dict[str, Any], outputs: int, *, pretrained: bool
+) -> Any:
+    builder = published.builder_of(family.name, backbone)
+    if builder is None:
+        return family.build(backbone, shape, arguments, outputs, pretrained)
+    layers = {field.name for field in fields(shape)} - {"size", "max_size", "negatives"}
+    default = _usual(family, backbone)
+    if arguments or any(getattr(shape, key) != getattr(default, key) for key in layers):
         raise ValueError(
-            f"{PREFIX}{backbone}: needs {', '.join(detectron2.BACKBONES)} and levels 2-5 for style={detectron2.STYLE}, got "
-            f"{backbone} and {_format(shape.levels)}; use one of them, or leave the style out."
+            f"{family.prefix}{backbone}: needs the layers of the published detector, got other levels, widths or arguments; "
+            "set only size and max_size."
         )
-    pyramid, spec = build_pyramid(
-        backbone, levels=shape.levels, channels=shape.channels, pretrained=pretrained, arguments=arguments
-    )
-    sizes = tuple((round(stride * shape.anchors),) for stride in pyramid.strides)
-    resolution = 7
-    net = FasterRCNN(
-        pyramid,
-        rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
-        # the pooled level is only for large anchors: features are not taken from it
-        box_roi_pool=MultiScaleRoIAlign(list(pyramid.levels[:-1]), resolution, sampling_ratio=2),
-        box_head=TwoMLPHead(shape.channels * resolution**2, shape.head),
-        box_predictor=FastRCNNPredictor(shape.head, outputs),
-        min_size=shape.size,
-        max_size=shape.max_size or round(shape.size * published.LONGEST),
-        image_mean=list(spec.mean),
-        image_std=list(spec.std),
-        rpn_pre_nms_top_n_train=shape.proposals,
-        rpn_post_nms_top_n_train=shape.proposals,
-        rpn_pre_nms_top_n_test=max(shape.proposals // 2, 1),
-        rpn_post_nms_top_n_test=max(shape.proposals // 2, 1),
-        box_batch_size_per_image=shape.rois,
-    )
-    if shape.style == detectron2.STYLE:
-        detectron2.set_style(net, pyramid.strides, pyramid.levels[:-1])
-    return net
-
-
-def _build_published(builder: str, shape: Shape, arguments: dict[str, Any], outputs: int) -> Any:
-    """torchvision's own detector; its layers are as they are."""
-    usual = published.BUILDERS[builder]
-    if arguments or shape != Shape(size=shape.size, max_size=shape.max_size):
-        raise ValueError(
-            f"{PREFIX}{published.FAMILY}{builder}: needs the layers of the published detector, got other levels, widths or "
-            "arguments; set only size and max_size."
-        )
-    longest = shape.max_size or round(shape.size * usual.longest)
+    longest = getattr(shape, "max_size", None) or round(shape.size * published.BUILDERS[builder].longest)
     return published.build(builder, outputs, size=shape.size, longest=longest)
 
 
-def _check_anchors(name: str, shape: Shape, metadata: dict[str, Any]) -> None:
+def _check_shape(name: str, shape: Any, metadata: dict[str, Any]) -> None:
     """Compare what the weights' shapes do not show: ``ValueError`` for other anchors, a warning for another size."""
     stated = str(metadata.get("model"))
     if not is_detector(stated):
         return
+    family = family_of(name)
+    if not stated.startswith(family.prefix):
+        own = transformer_create.IN_FILE if not _has_family(stated) else family_of(stated).prefix
+        raise ValueError(
+            f"{name}: needs the file of a detector of the family {family.name}, got one of {stated}; use the name in the "
+            f"file, or {own} alone."
+        )
     theirs = parse_name(stated)[1]
-    if theirs.anchors != shape.anchors:
-        raise ValueError(
-            f"{name}: needs the anchors that the file was trained with (anchors={theirs.anchors:g}), got "
-            f"anchors={shape.anchors:g}; use the name in the file, {stated}, or fasterrcnn: alone."
-        )
-    if theirs.style != shape.style:
-        raise ValueError(
-            f"{name}: needs the style that the file was trained with (style={theirs.style}), got style={shape.style}; use the "
-            f"name in the file, {stated}, or fasterrcnn: alone."
-        )
+    for key in family.unseen:
+        own, other = _format(getattr(shape, key)), _format(getattr(theirs, key))
+        if own != other:
+            raise ValueError(
+                f"{name}: needs the {key} that the file was trained with ({key}={other}), got {key}={own}; use the name in "
+                f"the file, {stated}, or {family.prefix} alone."
+            )
     if theirs.size != shape.size:
         warnings.warn(
             f"{name}: resizes images to {shape.size}, the file was trained at {theirs.size}.",
@@ -366,11 +353,11 @@ def _check_anchors(name: str, shape: Shape, metadata: dict[str, Any]) -> None:
 
 
 def _in_order(
-    name: str, state: dict[str, Tensor], metadata: dict[str, Any], classes: tuple[str, ...]
+    name: str, family: Family, state: dict[str, Tensor], metadata: dict[str, Any], classes: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """``state`` with the last layer in the order of ``classes``; without that layer if the file has others."""
-    last = [key for key in state if key.startswith(LAST_LAYER)]
-    outputs = len(state[f"{LAST_LAYER}cls_score.bias"]) if f"{LAST_LAYER}cls_score.bias" in state else 1
+    last = [key for key in state if re.match(family.class_layers, key)]
+    outputs = family.outputs(state) or 1
     names = stated_names(metadata)
     match = match_classes(names if names and len(names) == outputs - 1 else None, outputs - 1, classes)
     if match.columns is None:
@@ -378,29 +365,32 @@ def _in_order(
     if match.how == "position":
         warnings.warn(f"{name}: the classes of its file are taken {match.note}.", stacklevel=3)
     rows = torch.tensor([0, *(1 + place for place in match.columns)])  # class 0 is the background
-    moved = {key: state[key].unflatten(0, (outputs, -1))[rows].flatten(0, 1) for key in last}
-    return {**state, **moved}
+    return {**state, **{key: family.in_order(state[key], outputs, rows) for key in last}}
 
 
-def _classes_of(name: str, state: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[str, ...]:
+def _classes_of(
+    name: str, family: Family, state: dict[str, Tensor], metadata: dict[str, Any]
+) -> tuple[str, ...]:
     stated = metadata.get("classes")
     if isinstance(stated, list):
         return tuple(map(str, stated))
-    bias = state.get("roi_heads.box_predictor.cls_score.bias")
-    if bias is None:
+    outputs = family.outputs(state)
+    if not outputs:
         raise ValueError(
             f"{name}: needs a file of a whole detector, got {'a backbone' if state else 'no weights'}; pass the file of a "
             "detector, or train it first (--train-teacher)."
         )
     raise ValueError(
-        f"{name}: needs the names of the {len(bias) - 1} classes in the file, got none; save it with "
+        f"{name}: needs the names of the {outputs - 1} classes in the file, got none; save it with "
         "outgrow.detection.save_detector, or add classes (a JSON list) to its safetensors metadata."
     )
 
 
-def _load_whole(net: nn.Module, state: dict[str, Tensor], path: str | None, name: str) -> None:
+def _load_whole(
+    net: nn.Module, family: Family, state: dict[str, Tensor], path: str | None, name: str
+) -> None:
     own = net.state_dict()
-    last = {key for key in own if key.startswith(LAST_LAYER)}
+    last = {key for key in own if re.match(family.class_layers, key)}
     differing = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
     differing |= last - state.keys()
     missing = {key for key in own.keys() - state.keys() - last if not key.endswith("num_batches_tracked")}
@@ -418,8 +408,9 @@ def _load_whole(net: nn.Module, state: dict[str, Tensor], path: str | None, name
     net.load_state_dict({k: v for k, v in state.items() if k in own and k not in differing}, strict=False)
 
 
-def _load_backbone(body: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+def _load_backbone(backbone: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
     """Load the weights of a classifier into its layers that form the backbone."""
+    body = backbone.get_submodule("body")
     found, missing = {}, []
     for key, value in body.state_dict().items():
         candidates = (key, key.replace("_", ".", 1), f"features.{key}")
@@ -436,12 +427,17 @@ def _load_backbone(body: nn.Module, state: dict[str, Tensor], path: Path, name: 
     body.load_state_dict(found, strict=False)
 
 
-def _freeze_norms(net: Any, *, eps: float | None = None) -> None:
+def _freeze_norms(net: nn.Module, family: Family, *, eps: float | None = None) -> None:
     from timm.layers import freeze_batch_norm_2d
     from torchvision.ops import FrozenBatchNorm2d
 
-    net.backbone = freeze_batch_norm_2d(net.backbone)
-    if eps is not None:
-        for module in net.backbone.modules():
-            if isinstance(module, FrozenBatchNorm2d):
-                module.eps = eps
+    present = dict(net.named_modules())
+    for path in family.frozen:
+        if path not in present:
+            continue
+        part = freeze_batch_norm_2d(present[path])
+        net.set_submodule(path, part)
+        if eps is not None:
+            for module in part.modules():
+                if isinstance(module, FrozenBatchNorm2d):
+                    module.eps = eps

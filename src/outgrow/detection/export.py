@@ -1,9 +1,9 @@
 """Export the detector of a run to files that can be loaded without Outgrow.
 
-    safetensors   the state dict of torchvision's Faster R-CNN; the model card has the code that builds the network
+    safetensors   the state dict of torchvision's detector; the model card has the code that builds the network
     onnx          one image of any size to boxes, labels and scores, with onnxruntime alone
 
-``.pt2`` is not possible: torch.export cannot trace Faster R-CNN, whose number of boxes depends on the image. Detection
+``.pt2`` is not possible: torch.export cannot trace a detector, whose number of boxes depends on the image. Detection
 transformers are in :mod:`outgrow.detection.transformer_export`.
 """
 
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
@@ -26,9 +27,9 @@ from outgrow.data.notes import DataWarning
 from outgrow.data.pixels import decode, to_tensor
 from outgrow.data.transforms import to_float
 from outgrow.detection.boxes import Detections
-from outgrow.detection.create import load_detector, metadata_of, parse_name
+from outgrow.detection.create import load_detector, metadata_of
 from outgrow.detection.detector import Detector
-from outgrow.detection.pyramid import build_pyramid
+from outgrow.detection.export_code import loading_code
 from outgrow.detection.run_data import open_run_scenes
 from outgrow.detection.transformer import TransformerDetector
 from outgrow.models.portable import OnnxModel, write_traced_onnx
@@ -107,7 +108,7 @@ def load_student(run: FinishedRun) -> Detector:
 def write_detector_onnx(detector: Detector, path: Path, example: Float[Tensor, "3 _ _"]) -> None:
     """Export to ONNX: one image of any size (3 x height x width, RGB in [0, 1]) to ``boxes``, ``labels``, ``scores``."""
     write_traced_onnx(
-        _Single(detector.net).eval(),
+        _SINGLE[detector.family](detector.net).eval(),
         example,
         path,
         facts_of(detector),
@@ -146,7 +147,7 @@ def onnx_finder(model: OnnxModel) -> Finder:
 
 
 class _Single(nn.Module):
-    """torchvision's detector for one image, with a tensor for each output.
+    """torchvision's detector for one image, with a tensor for each output. Subclasses find the boxes.
 
     When traced, torchvision computes the resize factor in float32. For some image sizes the result is then one pixel
     smaller than in eager mode. Here the factor is a double, as in eager mode.
@@ -158,14 +159,71 @@ class _Single(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         net, transform = self.net, self.net.transform
-        small = _resize(transform.normalize(image), transform.min_size[-1], transform.max_size)
+        small = self.resize(transform.normalize(image))
         sizes = [small.shape[-2:]]
-        batch = ImageList(transform.batch_images([small]), sizes)
-        maps = net.backbone(batch.tensors)
-        boxes, _ = net.rpn(batch, maps)
-        found, _ = net.roi_heads(maps, boxes, sizes)
-        [found] = transform.postprocess(found, sizes, [image.shape[-2:]])
+        batch = ImageList(transform.batch_images([small], transform.size_divisible), sizes)
+        [found] = transform.postprocess(
+            self.find(batch, net.backbone(batch.tensors)), sizes, [image.shape[-2:]]
+        )
         return found["boxes"], found["labels"], found["scores"]
+
+    def resize(self, image: Tensor) -> Tensor:
+        transform = self.net.transform
+        return _resize(image, transform.min_size[-1], transform.max_size)
+
+    def find(self, batch: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The detections of a batch of one image, in pixels of the resized image."""
+        raise NotImplementedError
+
+
+class _OfProposals(_Single):
+    def find(self, batch: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        boxes, _ = self.net.rpn(batch, maps)
+        return self.net.roi_heads(maps, boxes, batch.image_sizes)[0]
+
+
+class _OfLevels(_Single):
+    """RetinaNet and FCOS. torchvision splits the outputs of all levels by numbers that a trace holds fast, so here each
+    level has outputs of its own."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__(net)
+        own = net.anchor_generator
+        self.generators = [
+            AnchorGenerator((sizes,), (ratios,))
+            for sizes, ratios in zip(own.sizes, own.aspect_ratios, strict=True)
+        ]
+
+    def find(self, batch: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        levels = list(maps.values())
+        heads = [self.net.head([level]) for level in levels]
+        anchors = [
+            generator(batch, [level])[0] for generator, level in zip(self.generators, levels, strict=True)
+        ]
+        outputs = {key: [head[key] for head in heads] for key in heads[0]}
+        found = self.net.postprocess_detections(outputs, [anchors], batch.image_sizes)
+        return [_without_background(one) for one in found]
+
+
+class _OfSquare(_Single):
+    """SSDLite, whose input has one size."""
+
+    def resize(self, image: Tensor) -> Tensor:
+        width, height = self.net.transform.fixed_size
+        return F.interpolate(image[None], size=[height, width], mode="bilinear", align_corners=False)[0]
+
+    def find(self, batch: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        levels = list(maps.values())
+        anchors = self.net.anchor_generator(batch, levels)
+        return self.net.postprocess_detections(self.net.head(levels), anchors, batch.image_sizes)
+
+
+_SINGLE = {"fasterrcnn": _OfProposals, "retinanet": _OfLevels, "fcos": _OfLevels, "ssdlite": _OfSquare}
+
+
+def _without_background(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    kept = found["labels"] > 0
+    return {key: value[kept] for key, value in found.items()}
 
 
 def _resize(image: Tensor, short: int, long: int) -> Tensor:
@@ -233,11 +291,8 @@ def _unmatched(found: Detections, paired: list[int], detector: Detector) -> int:
     Boxes with a score near the lowest one that is reported do not count, as rounding can drop them. This is the
     detector's threshold, or the score of the last box if the number of boxes is at its limit.
     """
-    heads: Any = getattr(
-        detector.net, "roi_heads", None
-    )  # a transformer has none, and always as many boxes as queries
-    edge = 0.0 if heads is None else heads.score_thresh
-    if heads is None or len(found.score) >= heads.detections_per_img:
+    edge, most = detector.reported
+    if len(found.score) >= most:
         edge = max(edge, float(found.score.min()))
     kept = torch.ones(len(found.score), dtype=torch.bool)
     kept[paired] = False
@@ -286,94 +341,6 @@ def _reloaded(path: Path, detector: Detector) -> Finder:
         return Detections(found["boxes"], found["labels"], found["scores"])
 
     return find
-
-
-def loading_code(detector: Detector) -> str:
-    """Markdown with code that builds the detector with torchvision and loads its weights."""
-    backbone, shape, arguments = parse_name(detector.name)
-    family, _, rest = backbone.partition("/")
-    pyramid, _ = build_pyramid(
-        backbone, levels=shape.levels, channels=shape.channels, pretrained=False, arguments=arguments
-    )
-    levels, strides = pyramid.levels, pyramid.strides
-    frozen = any(type(module).__name__.startswith("FrozenBatchNorm") for module in detector.net.modules())
-    body = (
-        _timm_body(rest, arguments, shape.levels, detector)
-        if family == "timm"
-        else _torchvision_body(rest, pyramid)
-    )
-    eps = next((m.eps for m in detector.net.modules() if type(m).__name__ == "FrozenBatchNorm2d"), None)
-    freeze = "body = freeze_batch_norm_2d(body)\n" if frozen else ""
-    if frozen and eps == 0.0:
-        freeze += "for m in body.modules(): m.eps = 0.0\n"
-    sizes = tuple((round(stride * shape.anchors),) for stride in strides)
-    widths = [int(block[0].in_channels) for block in detector.net.backbone.fpn.inner_blocks]
-    longest = shape.max_size or round(shape.size * 1333 / 800)
-    normalise = detector.net.transform
-    return f"""`model.safetensors` is the state dict of torchvision's Faster R-CNN, built like this:
-
-```python
-from collections import OrderedDict
-import torch
-from safetensors.torch import load_file
-from timm.layers import freeze_batch_norm_2d
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
-{body}{freeze}
-class Pyramid(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body, self.out_channels = body, {shape.channels}
-        self.fpn = FeaturePyramidNetwork({widths}, {shape.channels}, extra_blocks=LastLevelMaxPool())
-
-    def forward(self, images):
-        maps = self.body(images)
-        maps = list(maps.values()) if isinstance(maps, dict) else maps
-        return OrderedDict(zip({list(levels)}, self.fpn(OrderedDict(zip({list(levels[:-1])}, maps))).values()))
-
-model = FasterRCNN(
-    Pyramid(), min_size={shape.size}, max_size={longest}, image_mean={normalise.image_mean},
-    image_std={normalise.image_std},
-    rpn_anchor_generator=AnchorGenerator({sizes}, ((0.5, 1.0, 2.0),) * {len(sizes)}),
-    box_roi_pool=MultiScaleRoIAlign({list(levels[:-1])}, 7, sampling_ratio=2),
-    box_head=TwoMLPHead({shape.channels * 49}, {shape.head}),
-    box_predictor=FastRCNNPredictor({shape.head}, {detector.num_classes}),
-    rpn_pre_nms_top_n_test={max(shape.proposals // 2, 1)}, rpn_post_nms_top_n_test={max(shape.proposals // 2, 1)},
-)
-model.load_state_dict(load_file("model.safetensors"))
-model.eval().requires_grad_(False)
-found = model([image])[0]  # RGB in [0, 1], 3 x height x width; boxes, labels (from 1), scores
-```"""
-
-
-def _timm_body(rest: str, arguments: dict[str, Any], levels: tuple[int, int], detector: Detector) -> str:
-    from outgrow.models.timm_extra import TIMM_EXTRA
-
-    body: Any = detector.net.backbone.body
-    indices = tuple(body.feature_info.out_indices)
-    extra = "".join(f", {key}={value!r}" for key, value in arguments.items())
-    features = f"features_only=True, out_indices={indices}{extra}"
-    if rest == "mobilenetv2_100_tf2_224":
-        return f'import timm\n\nbody = timm.create_model("mobilenetv2_100", pad_type="same", {features})\n'
-    if rest in TIMM_EXTRA:
-        build: Any = TIMM_EXTRA[rest][0]
-        return (
-            "from timm.models.efficientnet import _gen_mobilenet_v1\n\n"
-            f'body = _gen_mobilenet_v1("mobilenetv1_100", {build.args[0]}, pad_type="same", {features})\n'
-        )
-    return f'import timm\n\nbody = timm.create_model("{rest}", {features})\n'
-
-
-def _torchvision_body(rest: str, pyramid: Any) -> str:
-    layers = dict(pyramid.body.return_layers)
-    return (
-        "import torchvision\nfrom torchvision.models._utils import IntermediateLayerGetter\n\n"
-        f'net = torchvision.models.get_model("{rest}")\n'
-        f'body = IntermediateLayerGetter(getattr(net, "features", net), {layers})\n'
-    )
 
 
 ONNX_LOADING = """`model.onnx` needs only onnxruntime. It takes one float32 RGB image in [0, 1], 3 x height x width, of any

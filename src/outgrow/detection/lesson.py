@@ -1,6 +1,6 @@
-"""Turn a batch into rows for distillation: one row per proposal of the student.
+"""Turn a batch into rows for distillation: the student's proposals, or some of its anchors or points.
 
-    Detect      the outputs of student and teacher for the student's proposals, and their labels
+    Detect      the outputs of student and teacher for the student's rows, and their labels
     Balanced    a rectifier that also weights rows, so that background rows do not dominate
 
 :class:`outgrow.Rectifier` and :class:`outgrow.Objective` then work as for classifiers. The task loss is the sum of
@@ -11,76 +11,68 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from outgrow.detection.boxes import BACKGROUND, Scenes, Truth
+from outgrow.detection.boxes import BACKGROUND, Scenes, Truth, in_crowd
 from outgrow.detection.detector import Proposals, TrainingOutputs
+from outgrow.detection.scale import resized
+from outgrow.models.taps import OBJECTS
 from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
 from outgrow.training.lesson import Lesson, without_rows
 
 MAX_FACTOR = 8.0
 """The largest factor on the weight of an object row. Without a limit, one object in a large batch would weigh as
 much as hundreds of background rows."""
-IN_CROWD = 0.5
-"""A background proposal with at least this share of its area in a crowd region has no known label."""
 
 
 @dataclass(frozen=True)
 class Detect:
-    """The rows of the student's detector: its proposals, or its queries and classes (:mod:`outgrow.detection.queries`).
+    """One row per proposal of the student, per anchor or point that :mod:`outgrow.detection.dense` chooses, or per query
+    and class that :mod:`outgrow.detection.queries` does.
 
-    The student proposes and classifies as in normal training. Its matcher labels each proposal with the object that
-    it overlaps, or as background. The teacher classifies the same proposals on its own features. Background
-    proposals inside a crowd region may be objects, so their label is :data:`outgrow.IGNORE`. Pyramid levels that
+    The student proposes and classifies as in normal training. Its matcher labels each row with the object that it
+    overlaps, or as background. The teacher classifies the same rows on its own features. Background
+    rows inside a crowd region may be objects, so their label is :data:`outgrow.IGNORE`. Pyramid levels that
     only one of the two networks has are left out.
     """
 
+    least: int = 1
+    """The smallest number of images that the student takes in training mode."""
+
     fixed_shape = False
-    least = 1
     apart = "each process samples its own proposals, averages its detector's losses and balances its own rows"
 
     def __call__(self, student: nn.Module, teacher: nn.Module, batch: Scenes) -> Lesson:
         if not len(batch.images):
             device = next(student.parameters()).device
-            return without_rows(self(student, teacher, _blank(device)))
-        step: TrainingOutputs = student(batch.images, batch.truth)
-        teacher_outputs: Outputs = teacher(batch.images, step.proposals)
+            return without_rows(self(student, teacher, _blank(device, self.least)))
+        with resized(student, teacher, batch.short_side):
+            step: TrainingOutputs = student(batch.images, batch.truth)
+            teacher_outputs: Outputs = teacher(batch.images, step.proposals)
         own, other = _shared_levels(step.outputs, teacher_outputs)
         return Lesson(own, other, target_of(step.proposals, batch.truth), step.task)
 
 
-def _blank(device: torch.device) -> Scenes:
-    """A batch of one empty image, for a process whose share of the batch is empty."""
+def _blank(device: torch.device, count: int) -> Scenes:
+    """A batch of ``count`` empty images, for a process whose share of the batch is empty."""
     nothing = torch.zeros(0, 4, device=device)
     label = torch.zeros(0, dtype=torch.int64, device=device)
     truth = Truth(boxes=nothing, label=label, crowd=nothing, index=0)
-    return Scenes([torch.zeros(3, 64, 64, device=device)], [truth])
+    return Scenes([torch.zeros(3, 64, 64, device=device)] * count, [truth] * count)
 
 
 def target_of(proposals: Proposals, truth: Sequence[Truth]) -> Target:
     """The label of each proposal, with :data:`outgrow.IGNORE` in crowd regions."""
-    in_crowd = [
-        _inside(boxes, t.crowd) >= IN_CROWD if len(t.crowd) else boxes.new_zeros(len(boxes), dtype=torch.bool)
-        for boxes, t in zip(proposals.boxes, truth, strict=True)
-    ]
-    unknown = torch.cat(in_crowd) & proposals.unmatched
+    crowded = torch.cat([in_crowd(boxes, t) for boxes, t in zip(proposals.boxes, truth, strict=True)])
+    unknown = crowded & proposals.unmatched
     return Target(torch.where(unknown, IGNORE, proposals.label), image=proposals.image, may_ignore=True)
-
-
-def _inside(boxes: Float[Tensor, "n 4"], crowd: Float[Tensor, "m 4"]) -> Float[Tensor, " n"]:
-    """The largest share of each box's area inside one of the regions."""
-    corner = torch.maximum(boxes[:, None, :2], crowd[None, :, :2])
-    other = torch.minimum(boxes[:, None, 2:], crowd[None, :, 2:])
-    both = (other - corner).clamp_min(0).prod(dim=2)
-    area = (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(dim=1)
-    return both.amax(dim=1) / torch.where(area > 0, area, torch.ones_like(area))
 
 
 def _shared_levels(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:
     shared = [name for name in student.features if name in teacher.features]
+    own = [name for name in student.features if name in teacher.features or name == OBJECTS]
     return (
-        replace(student, features={name: student.features[name] for name in shared}),
+        replace(student, features={name: student.features[name] for name in own}),
         replace(teacher, features={name: teacher.features[name] for name in shared}),
     )
 

@@ -4,10 +4,10 @@ The order, the share of each process and the randomness are those of classificat
 view depends only on the seed, the epoch and the image's index.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -30,16 +30,23 @@ def make_scene_loader(
     drop_last: bool = False,
     flip: bool = False,
     resized_crop: tuple[float, float] | None = None,
+    group_orientation: bool = False,
+    short_sides: Sequence[int] = (),
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    least: int = 1,
 ) -> "SceneLoader":
     """The loader of ``split``.
 
     ``batch_size`` counts the images of a step over all ``world_size`` processes; process ``rank`` gets its
     share of each batch. ``flip`` mirrors half of the views. ``resized_crop`` (smallest and largest share of
-    the area) crops at random, without resizing. ``num_workers`` processes decode; with 0, this process
-    decodes, and keeps the decoded images if all of them fit in :data:`MEMORY`.
+    the area) crops at random, without resizing. ``group_orientation`` fills the batches of an epoch with images of
+    one orientation, as a mixed batch is padded to squares; at most one batch is mixed. It has no effect with
+    ``resized_crop``, whose views have any orientation. ``short_sides`` are sizes in pixels, of which each batch has
+    one, drawn at random, as :attr:`Scenes.short_side`. ``num_workers`` processes decode; with 0, this process
+    decodes, and keeps the decoded images if all of them fit in :data:`MEMORY`. In training a process's share of a batch
+    has at least ``least`` images, or none.
 
     ``ValueError`` for options that contradict each other or the split.
     """
@@ -51,8 +58,11 @@ def make_scene_loader(
         drop_last=drop_last,
         rank=rank,
         world_size=world_size,
+        least=least,
+        group=_is_upright(split) if group_orientation and resized_crop is None else None,
     )
-    return SceneLoader(split, plan, SceneViews(seed, flip, resized_crop), torch.device(device), num_workers)
+    views = SceneViews(seed, flip, resized_crop, tuple(short_sides))
+    return SceneLoader(split, plan, views, torch.device(device), num_workers)
 
 
 class SceneLoader:
@@ -86,7 +96,8 @@ class SceneLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Scenes]:
         """The batches of ``epoch`` from step ``start`` on. Epochs may be read in any order, more than once."""
         batches = self._plan.batches(epoch, start)
-        for positions, pixels in zip(batches, self._decoding.epoch(epoch, start), strict=True):
+        decoded = self._decoding.epoch(epoch, start)
+        for step, (positions, pixels) in enumerate(zip(batches, decoded, strict=True), start):
             # the ground truth needs no decoding, so it is made here and not sent from a worker
             shown = [(at, view_at(self._split, self._views, epoch, at)) for at in positions.tolist()]
             pixels = pixels.to(self._device, non_blocking=True).to(torch.float32).div_(255)
@@ -97,7 +108,14 @@ class SceneLoader:
                     for part, (_, view) in zip(parts, shown, strict=True)
                 ],
                 truth=[view.truth(self._split.truth(at)).to(self._device) for at, view in shown],
+                short_side=self._views.short_side(epoch=epoch, step=step),
             )
+
+
+def _is_upright(split: DetectionSplit) -> Int64[Tensor, " n"]:
+    """1 for each image that is higher than wide, else 0."""
+    height, width = split.file.sizes[split.index].unbind(1)
+    return (height > width).long()
 
 
 def view_at(split: DetectionSplit, views: SceneViews, epoch: int, position: int) -> View:

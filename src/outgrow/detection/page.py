@@ -1,11 +1,13 @@
 """The sections of a run's page that only detectors have: COCO's numbers, errors by class, images with boxes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from outgrow.report.parts import Section
 from outgrow.report.pictures import Picture, drawn_picture
-from outgrow.training.record import Both, ErrorsRecord, Run, parse_record
+from outgrow.report.plots import Plot, recall_plot
+from outgrow.training.record import Both, CostRecord, ErrorsRecord, Run, RunRecord, parse_record
 
 NUMBERS = {
     "ap": "AP, mean over IoU 0.50 to 0.95",
@@ -62,7 +64,10 @@ class ClassLines:
 
 @dataclass(frozen=True)
 class Shown:
+    """A drawn image; ``file`` is relative to the page."""
+
     name: str
+    file: str
     picture: Picture
 
 
@@ -76,7 +81,11 @@ def page_sections(record: Run, folder: str | Path) -> list[Section]:
         "with_teacher": found.numbers is not None and found.numbers.teacher is not None,
         "classes": () if found.errors is None else _classes(found.errors),
         "counts": tuple(COUNTS.values()),
-        "pictures": [Shown(Path(name).stem, drawn_picture(folder, name)) for name in found.pictures],
+        "curves": None if found.curves is None else _curves(found.curves),
+        "costs": () if found.cost is None else _costs(parse_record(record), found.cost),
+        "machine": parse_record(record).hardware,
+        "pictures": [Shown(Path(name).stem, name, drawn_picture(folder, name)) for name in found.pictures],
+        "pictures_of": found.pictures_of,
     }
     return [Section("outgrow.detection/detection.html", context)]
 
@@ -93,6 +102,39 @@ def _numbers(numbers: Both[dict[str, float | None]]) -> list[NumberLine]:
         )
         for key in keys
     ]
+
+
+def _curves(curves: Both[dict[str, tuple[float, ...]]]) -> Plot | None:
+    lines = []
+    for network, found, colour in (("student", curves.student, "s0"), ("teacher", curves.teacher, "teacher")):
+        for key, label, style in (("ap50", "IoU 0.50", "-"), ("ap", "IoU 0.50 to 0.95", "--")):
+            precision = () if found is None else found.get(key, ())
+            points = [(float(recall), value) for recall, value in enumerate(precision)]  # 101 whole percents
+            lines.append((f"{network}, {label}", points, colour, style))
+    return recall_plot(lines, name="recall", title="Precision by recall")
+
+
+def _costs(record: RunRecord, cost: Both[CostRecord]) -> list[NumberLine]:
+    student, teacher = cost.student, cost.teacher
+
+    def line(name: str, text: Callable[[CostRecord], str]) -> NumberLine:
+        return NumberLine(name, text(student), None if teacher is None else text(teacher))
+
+    return [
+        NumberLine(
+            "parameters",
+            f"{record.student.parameters:,}",
+            None if record.teacher is None else f"{record.teacher.parameters:,}",
+        ),
+        line("size of the weights", lambda one: f"{one.bytes / 2**20:.2f} MiB"),
+        line("time for one image", _latency),
+    ]
+
+
+def _latency(cost: CostRecord) -> str:
+    (one,) = cost.latency
+    size = f"; short side {one.size} pixels" if one.size else ""
+    return f"{one.median:.1f} ms (95 % within {one.p95:.1f}{size})"
 
 
 def _classes(errors: Both[tuple[ErrorsRecord, ...]]) -> list[ClassLines]:

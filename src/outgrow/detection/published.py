@@ -1,9 +1,10 @@
-"""torchvision's published Faster R-CNNs, by the name of the function that builds them.
+"""torchvision's published detectors, by the name of the function that builds them.
 
     fasterrcnn:torchvision/fasterrcnn_resnet50_fpn_v2
+    ssdlite:torchvision/ssdlite320_mobilenet_v3_large
 
 Their layers differ from those of a detector on any backbone: two maps of one stride, several anchors at a place,
-heads of convolutions. So torchvision builds them.
+heads of other layers. So torchvision builds them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +15,22 @@ from torch import Tensor
 
 FAMILY = "torchvision/"
 SCORES = "roi_heads.box_predictor.cls_score.bias"
+DENSE_SCORES = "head.classification_head.cls_logits.bias"
+POINTS = "head.regression_head.bbox_ctrness.bias"
+"""Layers that only FCOS has."""
+SSDLITE_SCORES = "head.classification_head.module_list.0.1.bias"
 LONGEST = 1333 / 800
 """The most pixels of the long side, as a multiple of those of the short side, for images like COCO's."""
+COCO = 91
+"""Outputs of a published file: one for each of COCO's ids, and the background."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """Pixels of the short side that a detector was trained with, and the most of the long side as a multiple."""
+    """The family of a detector, the pixels of the short side that it was trained with, and the most of the long side
+    as a multiple."""
 
+    family: str = "fasterrcnn"
     size: int = 800
     longest: float = LONGEST
 
@@ -30,28 +39,36 @@ BUILDERS = {
     "fasterrcnn_resnet50_fpn": Published(),
     "fasterrcnn_resnet50_fpn_v2": Published(),
     "fasterrcnn_mobilenet_v3_large_fpn": Published(),
-    "fasterrcnn_mobilenet_v3_large_320_fpn": Published(320, 2.0),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": Published(size=320, longest=2.0),
+    "retinanet_resnet50_fpn": Published("retinanet"),
+    "retinanet_resnet50_fpn_v2": Published("retinanet"),
+    "fcos_resnet50_fpn": Published("fcos"),
+    "ssdlite320_mobilenet_v3_large": Published("ssdlite", size=320, longest=1.0),
 }
 ON_BACKBONE = {
-    "torchvision/resnet50": "fasterrcnn_resnet50_fpn",
-    "torchvision/mobilenet_v3_large": "fasterrcnn_mobilenet_v3_large_fpn",
+    ("fasterrcnn", "torchvision/resnet50"): "fasterrcnn_resnet50_fpn",
+    ("fasterrcnn", "torchvision/mobilenet_v3_large"): "fasterrcnn_mobilenet_v3_large_fpn",
+    ("retinanet", "torchvision/resnet50"): "retinanet_resnet50_fpn",
+    ("fcos", "torchvision/resnet50"): "fcos_resnet50_fpn",
+    ("ssdlite", "torchvision/mobilenet_v3_large"): "ssdlite320_mobilenet_v3_large",
 }
-"""The published detector for the name of a backbone. The first has the layers that we build on it, too."""
+"""The published detector for a family and the name of a backbone. On ResNet-50 it has the layers that we build, too."""
+WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
+"""Trained with batch norms whose epsilon is zero, as torchvision's own function sets it."""
 
 
-def builder_of(backbone: str) -> str | None:
+def builder_of(family: str, backbone: str) -> str | None:
     """The function of torchvision for a name such as ``torchvision/fasterrcnn_resnet50_fpn``, else None."""
     rest = backbone.removeprefix(FAMILY)
-    return rest if rest != backbone and rest in BUILDERS else None
+    return rest if rest != backbone and rest in BUILDERS and BUILDERS[rest].family == family else None
 
 
 def build(builder: str, outputs: int, *, size: int, longest: int) -> Any:
     """torchvision's detector with random weights."""
     from torchvision.models import detection
 
-    return getattr(detection, builder)(
-        weights=None, weights_backbone=None, num_classes=outputs, min_size=size, max_size=longest
-    )
+    sizes = {} if BUILDERS[builder].family == "ssdlite" else {"min_size": size, "max_size": longest}
+    return getattr(detection, builder)(weights=None, weights_backbone=None, num_classes=outputs, **sizes)
 
 
 def download(builder: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -67,27 +84,45 @@ def understood(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
     torchvision renames the layers of older files while it loads them; the published ones have the old names. A file
     with 91 outputs has a class for each of COCO's ids.
     """
-    state = {_present_name(key): value for key, value in state.items()}
-    if SCORES not in state or len(state[SCORES]) != 91:
+    points = POINTS in state
+    state = {_present_name(key, points=points): value for key, value in state.items()}
+    if _outputs(state) != COCO:
         return state, {}
     facts: dict[str, Any] = {"classes": list(coco_names())}
     builder = _builder_for(state)
-    if builder == "fasterrcnn_resnet50_fpn":
-        # trained with batch norms whose epsilon is zero, as torchvision's own function sets it
-        facts |= {"model": "fasterrcnn:torchvision/resnet50", "norm_eps": 0.0}
-    elif builder is not None:
-        facts["model"] = f"fasterrcnn:{FAMILY}{builder}"
+    if builder is not None:
+        facts["model"] = _name_of(builder)
+    if builder in WITHOUT_EPSILON:
+        facts["norm_eps"] = 0.0
     return state, facts
 
 
 def names_for(state: Mapping[str, Tensor]) -> str | None:
     """The names of torchvision's detectors whose layers a file has, for a message."""
-    if SCORES not in state:
-        return None
-    if _is_mobilenet(state):
-        return " or ".join(f"fasterrcnn:{FAMILY}{name}" for name in BUILDERS if "mobilenet" in name)
+    if SCORES in state and _is_mobilenet(state):
+        return " or ".join(
+            f"fasterrcnn:{FAMILY}{name}" for name in BUILDERS if name.startswith("fasterrcnn_mobilenet")
+        )
     builder = _builder_for(state)
-    return None if builder is None else f"fasterrcnn:{FAMILY}{builder}"
+    return None if builder is None else f"{BUILDERS[builder].family}:{FAMILY}{builder}"
+
+
+def _name_of(builder: str) -> str:
+    """The name of a published detector: by its backbone, where ours has the same layers."""
+    family = BUILDERS[builder].family
+    backbone = "torchvision/resnet50"
+    if ON_BACKBONE.get((family, backbone)) != builder:
+        backbone = f"{FAMILY}{builder}"
+    return f"{family}:{backbone}"
+
+
+def _outputs(state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes with the background, for the anchors of the published detectors."""
+    if DENSE_SCORES in state:
+        return len(state[DENSE_SCORES]) // (1 if POINTS in state else 9)
+    if SSDLITE_SCORES in state:
+        return len(state[SSDLITE_SCORES]) // 6
+    return len(state[SCORES]) if SCORES in state else None
 
 
 def coco_names() -> tuple[str, ...]:
@@ -98,8 +133,8 @@ def coco_names() -> tuple[str, ...]:
     return tuple(c if c != "N/A" else f"(no category {i})" for i, c in enumerate(categories))[1:]
 
 
-def _present_name(key: str) -> str:
-    """The name of a layer in torchvision since 0.13.
+def _present_name(key: str, *, points: bool = False) -> str:
+    """The name of a layer in torchvision since 0.13. ``points``: of FCOS, which was not renamed.
 
     >>> _present_name("backbone.fpn.inner_blocks.0.weight"), _present_name("rpn.head.conv.bias")
     ('backbone.fpn.inner_blocks.0.0.weight', 'rpn.head.conv.0.0.bias')
@@ -109,13 +144,25 @@ def _present_name(key: str) -> str:
         return f"rpn.head.conv.0.0.{kind}"
     if layer[:2] == ["backbone", "fpn"] and len(layer) == 4 and layer[2] in ("inner_blocks", "layer_blocks"):
         return f"{'.'.join(layer)}.0.{kind}"
+    if (
+        not points and layer[:1] == ["head"] and layer[2:3] == ["conv"] and len(layer) == 4
+    ):  # RetinaNet's convolutions and ReLUs
+        return f"{'.'.join(layer[:3])}.{int(layer[3]) // 2}.0.{kind}"
     return key
 
 
 def _builder_for(state: Mapping[str, Tensor]) -> str | None:
-    """None for MobileNets, too: the two have the same tensors and other sizes of images."""
+    """None for Faster R-CNN on a MobileNet, too: two have the same tensors and other sizes of images."""
+    if SSDLITE_SCORES in state:
+        known = "backbone.features.0.0.0.weight" in state and "backbone.extra.3.2.0.weight" in state
+        return "ssdlite320_mobilenet_v3_large" if known else None
     if "backbone.body.layer3.5.conv3.weight" not in state or "backbone.body.layer3.6.conv1.weight" in state:
         return None
+    if DENSE_SCORES in state:
+        if POINTS in state:
+            return "fcos_resnet50_fpn"
+        second = "head.classification_head.conv.0.1.weight" in state
+        return "retinanet_resnet50_fpn_v2" if second else "retinanet_resnet50_fpn"
     if "roi_heads.box_head.5.weight" in state:
         return "fasterrcnn_resnet50_fpn_v2"
     return "fasterrcnn_resnet50_fpn" if "roi_heads.box_head.fc6.weight" in state else None

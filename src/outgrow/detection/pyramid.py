@@ -1,14 +1,15 @@
 """Build a feature pyramid on a backbone of torchvision or timm.
 
-    pyramid = build_pyramid("timm/tf_efficientnet_lite0", levels=(3, 5), channels=64)
+    pyramid, spec = build_pyramid("fcos", "timm/tf_efficientnet_lite0", levels=(3, 5), channels=64, ...)
     pyramid(images)      # {"p3": ..., "p4": ..., "p5": ..., "p6": ...}, strides 8, 16, 32, 64
 
-A level is named by its stride: ``p3`` is 2**3 pixels. The last level is max-pooled from the one before.
+A level is named by its stride: ``p3`` is 2**3 pixels. The last level is max-pooled from the one before; for dense
+detectors two levels are convolutions of the one before.
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,13 +23,20 @@ IMAGENET = InputSpec(None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Pyramid(nn.Module):
     """``body`` returns feature maps from fine to coarse; ``fpn`` maps each to ``out_channels`` channels."""
 
-    def __init__(self, body: nn.Module, widths: list[int], strides: list[int], channels: int) -> None:
-        from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+    def __init__(
+        self, body: nn.Module, widths: list[int], strides: list[int], channels: int, *, convolved: bool
+    ) -> None:
+        from torchvision.ops.feature_pyramid_network import (
+            FeaturePyramidNetwork,
+            LastLevelMaxPool,
+            LastLevelP6P7,
+        )
 
         super().__init__()
         self.body = body
-        self.fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool())
-        self.strides = (*strides, 2 * strides[-1])
+        more = LastLevelP6P7(channels, channels) if convolved else LastLevelMaxPool()
+        self.fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=more)
+        self.strides = (*strides, *(strides[-1] * 2 ** (k + 1) for k in range(2 if convolved else 1)))
         self.levels = tuple(f"p{stride.bit_length() - 1}" for stride in self.strides)
         self.out_channels = channels
 
@@ -40,51 +48,71 @@ class Pyramid(nn.Module):
 
 
 def build_pyramid(
+    family: str,
     name: str,
     *,
     levels: tuple[int, int],
     channels: int,
     pretrained: bool,
     arguments: Mapping[str, Any],
+    convolved: bool = False,
 ) -> tuple[Pyramid, InputSpec]:
     """The pyramid on the classifier ``torchvision/NAME`` or ``timm/NAME``, and its input normalisation.
 
     ``levels`` are the finest and the coarsest map taken from the backbone: the base-2 logarithms of their strides.
-    ``arguments`` go to timm. ``pretrained`` downloads the library's ImageNet weights. ``ValueError`` for an unknown
-    name, or for levels that the backbone does not have.
+    ``convolved`` adds two levels by convolution, in place of one by pooling. ``arguments`` go to timm. ``pretrained``
+    downloads the library's ImageNet weights. ``ValueError`` for an unknown name, or for levels that the backbone does
+    not have. ``family`` is for messages.
     """
-    family, _, rest = name.partition("/")
+    body = build_body(family, name, levels=levels, pretrained=pretrained, arguments=arguments)
+    return Pyramid(body.net, body.widths, body.strides, channels, convolved=convolved), body.spec
+
+
+class Body(NamedTuple):
+    """A backbone that returns maps, their widths and strides, and its input normalisation."""
+
+    net: nn.Module
+    widths: list[int]
+    strides: list[int]
+    spec: InputSpec
+
+
+def build_body(
+    family: str, name: str, *, levels: tuple[int, int], pretrained: bool, arguments: Mapping[str, Any]
+) -> Body:
+    """The backbone alone, with the options of :func:`build_pyramid`."""
+    library, _, rest = name.partition("/")
     builders = {"torchvision": _torchvision, "timm": _timm}
-    if family not in builders or not rest:
+    if library not in builders or not rest:
         raise ValueError(
-            f"fasterrcnn:{name}: needs a backbone torchvision/NAME or timm/NAME, got {name!r}; "
-            "for example fasterrcnn:torchvision/resnet18 or fasterrcnn:timm/tf_efficientnet_lite0."
+            f"{family}:{name}: needs a backbone torchvision/NAME or timm/NAME, got {name!r}; "
+            f"for example {family}:torchvision/resnet18 or {family}:timm/tf_efficientnet_lite0."
         )
-    body, available, spec = builders[family](rest, pretrained, dict(arguments))
+    body, available, spec = builders[library](family, rest, pretrained, dict(arguments))
     strides = [2**level for level in range(levels[0], levels[1] + 1)]
     if not strides or any(stride not in available for stride in strides):
         levels_text = ", ".join(str(stride.bit_length() - 1) for stride in available)
         raise ValueError(
-            f"fasterrcnn:{name}: needs levels that the backbone has ({levels_text}), got {levels[0]}-{levels[1]}; "
+            f"{family}:{name}: needs levels that the backbone has ({levels_text}), got {levels[0]}-{levels[1]}; "
             "set ?levels=FIRST-LAST."
         )
     widths = [available[stride][1] for stride in strides]
-    return Pyramid(body([available[stride][0] for stride in strides]), widths, strides, channels), spec
+    return Body(body([available[stride][0] for stride in strides]), widths, strides, spec)
 
 
-def _torchvision(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+def _torchvision(family: str, rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
     """For any torchvision classifier whose children, run in order, reduce the resolution step by step."""
     from torchvision import models
     from torchvision.models._utils import IntermediateLayerGetter
 
     if arguments:
         raise ValueError(
-            f"fasterrcnn:torchvision/{rest}: needs no arguments for timm, got {', '.join(arguments)}; "
+            f"{family}:torchvision/{rest}: needs no arguments for timm, got {', '.join(arguments)}; "
             "remove them after the question mark."
         )
     if rest not in models.list_models(module=models):
         raise ValueError(
-            f"fasterrcnn:torchvision/{rest}: needs a classifier of torchvision, got {rest!r}; "
+            f"{family}:torchvision/{rest}: needs a classifier of torchvision, got {rest!r}; "
             "use for example resnet18, resnet34, resnet50, resnet101, mobilenet_v2 or mobilenet_v3_large."
         )
     net = models.get_model(rest, weights="DEFAULT" if pretrained else None)
@@ -116,7 +144,7 @@ def _strides(net: nn.Module, side: int = 128) -> dict[int, tuple[str, int]]:
     return found
 
 
-def _timm(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+def _timm(family: str, rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
     """For any timm model with ``features_only``."""
     import timm
 
@@ -124,7 +152,7 @@ def _timm(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
 
     if rest not in TIMM_EXTRA and not timm.is_model(rest.partition(".")[0]):
         raise ValueError(
-            f"fasterrcnn:timm/{rest}: needs a model of timm, got {rest!r}; `outgrow list models` prints the names."
+            f"{family}:timm/{rest}: needs a model of timm, got {rest!r}; `outgrow list models` prints the names."
         )
 
     def create(**more: Any) -> nn.Module:
@@ -132,14 +160,14 @@ def _timm(rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
             if rest in TIMM_EXTRA:
                 if pretrained or arguments:
                     raise ValueError(
-                        f"fasterrcnn:timm/{rest}: needs neither pretrained nor arguments, as Outgrow and not timm builds this "
+                        f"{family}:timm/{rest}: needs neither pretrained nor arguments, as Outgrow and not timm builds this "
                         f"model, got {'pretrained' if pretrained else ', '.join(arguments)}; pass its weights as a file."
                     )
                 return TIMM_EXTRA[rest][0](1000, **more)
             return timm.create_model(rest, pretrained=pretrained, **arguments, **more)
         except (TypeError, RuntimeError, AssertionError) as error:
             raise ValueError(
-                f"fasterrcnn:timm/{rest}: needs a model that returns maps of several strides (features_only), got an "
+                f"{family}:timm/{rest}: needs a model that returns maps of several strides (features_only), got an "
                 f"error from timm: {str(error).splitlines()[0] if str(error) else type(error).__name__}; "
                 "choose another backbone, or correct the arguments after the question mark."
             ) from error

@@ -9,7 +9,7 @@ depend on the size that a detector resizes its input to.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,9 +19,9 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from outgrow.detection.boxes import BACKGROUND
-from outgrow.detection.detector import Proposals, iou
+from outgrow.detection.detector import Layout, Proposals, iou
 from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
-from outgrow.outputs import Outputs
+from outgrow.outputs import IGNORE, Outputs
 
 PER_OBJECT = 3
 """Unmatched queries per object that make rows: Faster R-CNN samples three background proposals for an object."""
@@ -32,6 +32,9 @@ BOX_COST, GIOU_COST = 5.0, 2.0
 OFFSET_SCALE = (10.0, 10.0, 5.0, 5.0)
 """Weights of the offsets of a box: Faster R-CNN's, so that ``box`` has the same scale for all detectors."""
 
+LAYOUT = Layout("transformer", rows="queries")
+"""Of all these detectors: one of them answers for the queries of any other."""
+
 Pairs = Sequence[tuple[Tensor, Tensor]]
 """Per image: the indices of queries, and of the objects that they are matched to."""
 
@@ -40,16 +43,17 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 class Queries(Proposals):
     """Queries of the student, each with one row per class: those of an image's first query come first.
 
-    The label of a row is 1 if its query is matched to an object of its class, else 0. ``counts`` are the queries per
-    image. Of each query ``object`` is the number of its object's class, from 1 on, or 0 if it is unmatched; ``query`` is
-    its box and ``goal`` its object's (zeros without one).
+    The label of a row is 1 if its query is matched to an object of its class, else 0. ``asked`` are the classes of a
+    query's rows, by the detector's number of them. ``counts`` are the queries per image. Of each query ``object`` is the
+    number of its object's class, from 1 on, or 0 if it is unmatched; ``query`` is its box and ``goal`` its object's (zeros
+    without one).
     """
 
     counts: tuple[int, ...]
     object: Int64[Tensor, " queries"]
     query: Float[Tensor, "queries 4"]
     goal: Float[Tensor, "queries 4"]
-    num_classes: int
+    asked: Int64[Tensor, " classes"]
 
     @staticmethod
     def of(
@@ -76,24 +80,26 @@ class Queries(Proposals):
             object=object,
             query=query,
             goal=goal,
-            num_classes=num_classes,
+            asked=classes,
         )
 
     @property
+    def layout(self) -> Layout:
+        return LAYOUT
+
+    @property
+    def all_classes(self) -> bool:
+        return False
+
+    @property
     def unmatched(self) -> Tensor:
-        return (self.object == BACKGROUND).repeat_interleave(self.num_classes)
+        return (self.object == BACKGROUND).repeat_interleave(len(self.asked))
 
-    def renumbered(self, number: Int64[Tensor, " classes"], num_classes: int) -> "Queries":
-        classes = num_classes - 1
-        object = number[self.object]
-        each = [len(boxes) // self.num_classes for boxes in self.boxes]
-        boxes = tuple(b[:: self.num_classes].repeat_interleave(classes, dim=0) for b in self.boxes)
-        label = (object[:, None] == torch.arange(1, num_classes, device=object.device)).long().flatten()
-        truth = self.truth[:: self.num_classes].repeat_interleave(classes, dim=0)
-        return Queries(boxes, label, truth, tuple(each), object, self.query, self.goal, classes)
-
-    def width(self, num_classes: int) -> int:
-        return 2
+    def in_classes(self, columns: Int64[Tensor, " classes"]) -> "Queries":
+        asked = columns[self.asked]
+        # a class that the other side lacks has no number there but the background's
+        label = torch.where(asked.repeat(len(self.object)) > 0, self.label, IGNORE)
+        return replace(self, object=columns[self.object], asked=asked, label=label)
 
     @cached_property
     def targets(self) -> list[dict[str, Tensor]]:
@@ -161,25 +167,28 @@ def _distance(a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor,
 
 def rows_of(
     queries: Queries,
-    logits: Float[Tensor, "queries classes"],
+    logits: Float[Tensor, "queries all"],
     boxes: Float[Tensor, "queries 4"],
     vectors: Float[Tensor, "queries width"],
     maps: Mapping[str, Tensor],
 ) -> Outputs:
     """The outputs of one network for the rows of ``queries``: two logits ``[0, z]`` each, whose softmax is ``z``'s sigmoid.
 
+    ``logits`` have the network's classes.
+
     The features are the maps, and per row ``PENULTIMATE`` (the decoder's vector), ``box`` (offsets from the object's box
     in shares of its size, weighted as Faster R-CNN's) and ``box_iou``; the last two are 0 on rows of label 0.
     """
+    logits = logits[:, queries.asked - 1]
     z = logits.flatten()
-    on_object = queries.label.view(logits.shape).to(boxes.dtype)
+    on_object = (queries.label == 1).view(logits.shape).to(boxes.dtype)
     matched = queries.object[:, None] != BACKGROUND
     # without an object the query's own box stands in, so that nothing is divided by zero
     offsets = _offsets(boxes, torch.where(matched, queries.goal, boxes.detach()))
     overlap = iou(*(box_convert(part, "cxcywh", "xyxy") for part in (boxes, queries.goal)))
     features: dict[str, Any] = {
         **maps,
-        PENULTIMATE: vectors.repeat_interleave(queries.num_classes, dim=0),
+        PENULTIMATE: vectors.repeat_interleave(len(queries.asked), dim=0),
         BOX: (offsets[:, None] * on_object[:, :, None]).flatten(0, 1),
         BOX_IOU: (overlap[:, None] * on_object).flatten(),
     }

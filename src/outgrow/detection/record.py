@@ -5,15 +5,14 @@ draw                images with the ground truth and the detections of each netw
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from outgrow.detection.boxes import Detections
 from outgrow.detection.errors import best_threshold, class_errors, confident
 from outgrow.detection.run_data import RunScenes
-from outgrow.detection.scores import CocoScores
-from outgrow.training.record import Both, DetectionRecord
+from outgrow.detection.scores import NUMBERS, CocoScores
+from outgrow.training.record import Both, CostRecord, DetectionRecord
 
 NUM_PICTURES = 8
 
@@ -30,7 +29,11 @@ class Finding(Protocol):
 
 
 def detection_record(
-    data: RunScenes, student: Finding, teacher: Finding | None, pictures: Sequence[str]
+    data: RunScenes,
+    student: Finding,
+    teacher: Finding | None,
+    pictures: Sequence[str],
+    cost: Both[CostRecord] | None,
 ) -> DetectionRecord:
     """Student and teacher on the test images. The teacher's fields are None without a teacher."""
     return DetectionRecord(
@@ -42,13 +45,18 @@ def detection_record(
             student=errors_by_class(data, student),
             teacher=None if teacher is None else errors_by_class(data, teacher),
         ),
+        curves=Both(
+            student=student.scores.curves, teacher=None if teacher is None else teacher.scores.curves
+        ),
+        cost=cost,
         pictures=tuple(pictures),
+        pictures_of="test" if data.shown is data.test else "validation",
     )
 
 
 def numbers_of(scores: CocoScores) -> dict[str, float | None]:
     """COCO's twelve numbers, in percent."""
-    return {name: value for name, value in asdict(scores).items() if name != "per_class"}
+    return {name: getattr(scores, name) for name in NUMBERS}
 
 
 def errors_by_class(data: RunScenes, found: Finding) -> list[dict[str, Any]]:

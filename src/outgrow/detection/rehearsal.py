@@ -1,17 +1,18 @@
 """Detection on a few images, for a quick check of a run: whether its parts fit, and how long a step takes."""
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import nn
 
 from outgrow.detection.create import create_detector
 from outgrow.detection.data import DetectionSplit
-from outgrow.detection.detector import Detector, FrozenDetector, NoDetector, check_rows
+from outgrow.detection.detector import Detector, NoDetector
 from outgrow.detection.run_data import RunScenes
 from outgrow.detection.student import check_name
 from outgrow.detection.task import Detection
-from outgrow.detection.teacher import make_teacher
+from outgrow.detection.teacher import freeze, make_teacher
 from outgrow.objective import Objective
 from outgrow.training.task import RunContext, Taught
 
@@ -57,5 +58,4 @@ class Rehearsal(Detection):
     ) -> Taught:
         if not isinstance(teacher, Detector):
             return Taught(NoDetector(data.num_classes + 1))
-        check_rows(student, teacher)
-        return Taught(FrozenDetector(teacher, data.classes).to(run.device))
+        return Taught(freeze(run, data, teacher, cast(Detector, student), objective))

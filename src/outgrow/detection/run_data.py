@@ -60,9 +60,16 @@ def open_run_scenes(config: Config) -> RunScenes:
 
 
 def train_scenes(
-    config: Config, train: TrainConfig, split: DetectionSplit, device: torch.device
+    config: Config,
+    train: TrainConfig,
+    split: DetectionSplit,
+    device: torch.device,
+    *,
+    least: int = 1,
+    short_sides: tuple[int, ...] = (),
 ) -> SceneLoader:
-    """The loader of training views: this process's share of them."""
+    """The loader of training views: this process's share of them, of sizes ``short_sides``. No batch has fewer than
+    ``least`` images."""
     augment = config.data.augment
     unsupported = [name for name in UNSUPPORTED if getattr(augment, name)]
     if unsupported:
@@ -78,10 +85,13 @@ def train_scenes(
         device=device,
         seed=config.seed,
         shuffle=True,
-        drop_last=drops_last(len(split), batch_size, least=1),
+        drop_last=drops_last(len(split), batch_size, least=least),
         flip=augment.flip,
         resized_crop=augment.resized_crop,
+        group_orientation=config.data.group_orientation,
+        short_sides=short_sides,
         num_workers=config.data.workers,
         rank=rank,
         world_size=world_size,
+        least=least,
     )

@@ -35,7 +35,8 @@ class CocoScores:
 
     ``ap`` is the mean over IoU 0.50, 0.55, ..., 0.95 and over classes. Small is below 32 x 32 pixels of
     area, large from 96 x 96. ``ar1``, ``ar10``, ``ar100`` allow 1, 10 and 100 detections per image and
-    class; all other numbers allow 100. ``per_class`` is AP by class name.
+    class; all other numbers allow 100. ``per_class`` is AP by class name. ``curves`` are the precisions at COCO's 101
+    recalls (0, 0.01, ..., 1), the mean over classes: ``ap50`` and ``ap`` are their means. Empty if no object applies.
     """
 
     ap: float | None
@@ -51,6 +52,7 @@ class CocoScores:
     ar_medium: float | None
     ar_large: float | None
     per_class: dict[str, float | None]
+    curves: dict[str, tuple[float, ...]]
 
 
 def check_installed() -> None:
@@ -104,12 +106,18 @@ def coco_scores(
     for place, category in enumerate(sorted(category_ids)):
         known = precision[:, :, place][precision[:, :, place] > -1]
         per_class[names[category]] = 100 * float(known.mean()) if known.size else None
+    known_classes = precision[:, :, (precision > -1).all(axis=(0, 1))]
+    curves = {}
+    if known_classes.size:
+        by_recall = 100 * known_classes.mean(axis=2)  # IoU x recall
+        curves = {"ap": tuple(by_recall.mean(axis=0).tolist()), "ap50": tuple(by_recall[0].tolist())}
     numbers = [None if value == -1 else 100 * float(value) for value in evaluation.stats]
     by_name = dict(zip(NUMBERS, numbers, strict=True))
     return CocoScores(
         **by_name,
         # in the order of the labels
         per_class={names[category]: per_class[names[category]] for category in category_ids},
+        curves=curves,
     )
 
 

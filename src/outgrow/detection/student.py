@@ -84,9 +84,9 @@ def train_alone(
         teacher=NoDetector(detector.num_classes),
         rectify=Rectifier("identity"),
         objective=Objective({}),
-        loader=train_scenes(config, config.teacher_train, data.train, device),
+        loader=train_scenes(config, config.teacher_train, data.train, device, least=detector.least),
         config=config.teacher_train,
-        make_lesson=Detect(),
+        make_lesson=Detect(detector.least),
         evaluate=lambda model: (
             evaluate_detector(model, data.source, data.shown, device, workers=workers).score
         ),

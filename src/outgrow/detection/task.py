@@ -7,8 +7,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from outgrow.detection.create import save_detector
-from outgrow.detection.detector import Detector, check_rows
+from outgrow.detection.cost import measure_cost
+from outgrow.detection.create import least_images, save_detector
+from outgrow.detection.detector import Detector
 from outgrow.detection.evaluation import Found, evaluate_detection, evaluate_detector
 from outgrow.detection.lesson import Balanced, Detect
 from outgrow.detection.loader import SceneLoader
@@ -28,7 +29,7 @@ from outgrow.teacher import BaseTeacher
 from outgrow.training.config import Config, TrainConfig
 from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.processes import is_main
-from outgrow.training.record import DataRecord, RunRecord, StudentRecord
+from outgrow.training.record import Both, CostRecord, DataRecord, RunRecord, StudentRecord
 from outgrow.training.task import Parts, RunContext, Task, Taught
 
 IGNORED = {
@@ -43,12 +44,12 @@ FOR_CLASSIFIERS = ("label_smoothing", "class_weights", "sampling", "head_lr", "l
 
 
 class Detection:
-    """Implements :class:`outgrow.training.task.Task`. A row is a proposal."""
+    """Implements :class:`outgrow.training.task.Task`. A row is a proposal, an anchor or a point."""
 
     metric = "ap"
 
     def lesson_maker(self, config: Config) -> Detect:
-        return Detect()
+        return Detect(least_images(config.student.name))
 
     def rectifier(self, rectify: Rectifier) -> Callable[[Outputs, Target], Knowledge]:
         return Balanced(rectify)
@@ -77,13 +78,21 @@ class Detection:
         student: nn.Module,
         objective: Objective,
     ) -> Taught:
-        check_rows(student, teacher)
-        return freeze_teacher(run, data, cast(Detector | None, teacher))
+        return freeze_teacher(run, data, cast(Detector | None, teacher), cast(Detector, student), objective)
 
     def train_loader(
         self, run: RunContext, data: RunScenes, networks: Sequence[nn.Module | None], *, whole: bool = False
     ) -> SceneLoader:
-        return train_scenes(run.config, run.config.train, data.train, run.device)
+        least = max((one.least for one in networks if isinstance(one, Detector)), default=1)
+        config = run.config
+        return train_scenes(
+            config,
+            config.train,
+            data.train,
+            run.device,
+            least=least,
+            short_sides=config.data.short_sides,
+        )
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
         """Create connectors from one forward pass on a batch. The student's state is restored afterwards.
@@ -147,9 +156,18 @@ class Detection:
         pictures: list[str] = []
         if run.out is not None and before is not None and is_main():
             pictures = draw(run.out, parts.data, self._columns(run, parts, scores, before))
+        cost: Both[CostRecord] | None = None
+        if run.out is not None and is_main():
+            taught = parts.taught.module if parts.taught.scores is not None else None
+            student, teacher = (
+                None if network is None else measure_cost(network, parts.data.test, run.device)
+                for network in (parts.student, taught)
+            )
+            assert student is not None
+            cost = Both(student=student, teacher=teacher)
         return {
             "compared": None,
-            "detection": detection_record(parts.data, scores, parts.taught.scores, pictures),
+            "detection": detection_record(parts.data, scores, parts.taught.scores, pictures, cost),
         }
 
     def _columns(self, run: RunContext, parts: Parts, after: Found, before: Found) -> dict[str, Found]:

@@ -1,18 +1,21 @@
 """The teacher of a detection run.
 
 make_teacher        a detector in its own classes; trained first with ``teacher.train``
-freeze_teacher      frozen, in the student's classes, scored
+freeze              frozen, in the student's classes, for the student's rows or for features only
+freeze_teacher      the same, scored
 """
 
 from torch import nn
 
 from outgrow.detection.create import create_detector, save_detector
-from outgrow.detection.detector import Detector, FrozenDetector, NoDetector
+from outgrow.detection.detector import Detector, FrozenDetector, NoDetector, mismatch
 from outgrow.detection.evaluation import evaluate_detector
 from outgrow.detection.record import numbers_of
 from outgrow.detection.run_data import RunScenes
 from outgrow.detection.student import check_module, check_name, train_alone
+from outgrow.losses.box import Box
 from outgrow.models import num_parameters
+from outgrow.objective import Objective
 from outgrow.training.config import Config
 from outgrow.training.processes import is_main
 from outgrow.training.record import TeacherRecord
@@ -57,11 +60,34 @@ def _train(run: RunContext, data: RunScenes, detector: Detector) -> None:
         save_detector(detector, run.out / "teacher.safetensors")
 
 
-def freeze_teacher(run: RunContext, data: RunScenes, detector: Detector | None) -> Taught:
+def freeze(
+    run: RunContext, data: RunScenes, detector: Detector, student: Detector, objective: Objective
+) -> FrozenDetector:
+    """The frozen teacher. One that cannot answer for the student's rows teaches by its features alone: ``ValueError``
+    for a loss on rows then."""
+    wrong = mismatch(detector.layout, student.layout)
+    if wrong is not None:
+        got, remedy = wrong
+        on_rows = [
+            name
+            for name, term in objective.terms.items()
+            if isinstance(term.loss, Box) or "logits" in getattr(term.loss, "reads", ("logits",))
+        ]
+        if on_rows:
+            raise ValueError(
+                f"{', '.join(on_rows)}: needs a teacher that answers for the student's rows, got {got}; {remedy}."
+            )
+        run.report.note(f"teacher {detector.name}: only its features are distilled, as it has {got}")
+    return FrozenDetector(detector, data.classes, features_only=wrong is not None).to(run.device)
+
+
+def freeze_teacher(
+    run: RunContext, data: RunScenes, detector: Detector | None, student: Detector, objective: Objective
+) -> Taught:
     """The teacher for distillation: frozen, in the student's classes, scored on the test images."""
     if detector is None:
         return Taught(NoDetector(data.num_classes + 1))
-    frozen = FrozenDetector(detector, data.classes).to(run.device)
+    frozen = freeze(run, data, detector, student, objective)
     with run.report.bar("teacher on the test images", len(data.test)) as advance:
         found = evaluate_detector(
             frozen, data.source, data.test, run.device, workers=run.config.data.workers, advance=advance

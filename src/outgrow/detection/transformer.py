@@ -1,8 +1,8 @@
 """RT-DETR v2 and D-FINE of the library transformers as a student and as a teacher.
 
-    detector(images, truth)                              a training step: its queries, its outputs for them, its losses
-    detector.classify_as(images, queries, columns, ...)  its outputs for the queries of another detector
-    detector.detect(images)                              boxes, classes, scores
+    detector(images, truth)               a training step: its queries, its outputs for them, its losses
+    detector.classify(images, queries)    its outputs for the queries of another detector
+    detector.detect(images)               boxes, classes, scores
 
 A row is a query and a class (:mod:`outgrow.detection.queries`). The task loss is the one that the library computes from
 labels, with its denoising queries. Images are resized to one size, without keeping the aspect ratio, as the library does.
@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import box_convert
 
 from outgrow.detection.boxes import Detections, Truth
-from outgrow.detection.detector import Detector, Proposals, TrainingOutputs
-from outgrow.detection.queries import Pairs, Queries, choose, partners, rows_of
+from outgrow.detection.detector import Detector, Layout, Proposals, TrainingOutputs, with_objects
+from outgrow.detection.queries import LAYOUT, Pairs, Queries, choose, partners, rows_of
 from outgrow.outputs import Outputs
 
 Triple = tuple[float, float, float]
@@ -60,22 +60,34 @@ class TransformerDetector(Detector):
 
     mean: Tensor
     std: Tensor
-    row = "query and class"
+    family = "transformer"
 
     def __init__(self, net: Any, *, name: str, classes: tuple[str, ...], preparation: Preparation) -> None:
-        super().__init__()
         if net.config.num_labels != len(classes):
             raise ValueError(
                 f"Detector {name}: needs one output for each of {len(classes)} classes, got {net.config.num_labels}; pass "
                 "every class once, without the background."
             )
-        self.net = net
-        self.name = name
-        self.classes = classes
+        levels = [f"p{stride.bit_length() - 1}" for stride in net.config.feat_strides]
+        super().__init__(
+            net,
+            name=name,
+            classes=classes,
+            outputs=len(classes) + 1,  # without an object no class has a high score
+            levels=dict(zip(levels, levels, strict=True)),
+        )
         self.preparation = preparation
         for key in ("mean", "std"):
             value = torch.tensor(getattr(preparation, key)).view(1, 3, 1, 1)
             self.register_buffer(key, value, persistent=False)
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUT
+
+    @property
+    def reported(self) -> tuple[float, int]:
+        return 0.0, self.net.config.num_queries
 
     @cached_property
     def _matcher(self) -> Any:
@@ -86,10 +98,7 @@ class TransformerDetector(Detector):
 
     def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
         """The forward pass of a training step. The library draws the noise of the denoising queries at random."""
-        if not self.training:
-            raise ValueError(
-                f"Detector {self.name}: needs training mode for a training step, got eval mode; call train() first."
-            )
+        self.check_training()
         labels = self.labels(images, truth)
         seen = self._see(images, labels)
         assert seen.loss is not None
@@ -105,22 +114,22 @@ class TransformerDetector(Detector):
             goal=goal,
             num_classes=len(self.classes),
         )
-        columns = torch.arange(len(self.classes), device=object.device)
-        return TrainingOutputs(_outputs(seen, chosen, queries, columns), queries, seen.loss)
+        # the input is all of an image, so shares of it are shares of a map
+        shares = [{"boxes": box_convert(one["boxes"], "cxcywh", "xyxy")} for one in labels]
+        outputs = with_objects(
+            _outputs(seen, chosen, queries), shares, torch.empty(1, 1, device=object.device)
+        )
+        return TrainingOutputs(outputs, queries, seen.loss)
 
-    def classify_as(
-        self,
-        images: Sequence[Tensor],
-        proposals: Proposals,
-        columns: Int64[Tensor, " classes"],
-        foreign: Int64[Tensor, " others"],
-    ) -> Outputs:
-        """As :meth:`Detector.classify_as`. A class that only this detector has is in no row: each has a sigmoid of its own."""
-        assert isinstance(proposals, Queries)  # check_rows has refused other students
+    def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
+        """The outputs for another detector's queries. A class that only this one has is in no row: each has its own sigmoid."""
+        assert isinstance(proposals, Queries)  # a FrozenDetector compares the layouts
         seen = self._see(images, None)
-        own = proposals.renumbered(columns, self.num_classes)
-        chosen = partners(own, seen.boxes, self._match(seen, own.targets))
-        return _outputs(seen, chosen, proposals, columns[1:] - 1)
+        chosen = partners(proposals, seen.boxes, self._match(seen, proposals.targets))
+        return _outputs(seen, chosen, proposals)
+
+    def levels_of(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        return self._see(images, None).maps
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
@@ -165,14 +174,13 @@ class TransformerDetector(Detector):
         if loss is not None and self.net.config.num_denoising > 0 and found.denoising_meta_values is None:
             # a batch without objects has no denoising queries: their weights get a zero gradient, which DDP waits for
             loss = loss + 0.0 * self.net.model.denoising_class_embed.weight.sum()
-        side = pixels.shape[2]
         return _Seen(
             logits=found.logits[:, -last:].float(),
             boxes=found.pred_boxes[:, -last:].float().clamp(0, 1),  # as the losses clamp them
             vectors=found.last_hidden_state[:, -last:].float(),
             maps={
-                f"p{(side // value.shape[2]).bit_length() - 1}": value.float()
-                for value in found.encoder_last_hidden_state
+                name: value.float()
+                for name, value in zip(self.levels, found.encoder_last_hidden_state, strict=True)
             },
             loss=loss,
         )
@@ -209,6 +217,6 @@ def _picked(values: Float[Tensor, "images queries width"], chosen: Sequence[Tens
     return values.flatten(0, 1)[torch.cat([number * each + at for number, at in enumerate(chosen)])]
 
 
-def _outputs(seen: _Seen, chosen: Sequence[Tensor], queries: Queries, columns: Tensor) -> Outputs:
+def _outputs(seen: _Seen, chosen: Sequence[Tensor], queries: Queries) -> Outputs:
     logits, boxes, vectors = (_picked(part, chosen) for part in (seen.logits, seen.boxes, seen.vectors))
-    return rows_of(queries, logits[:, columns], boxes, vectors, seen.maps)
+    return rows_of(queries, logits, boxes, vectors, seen.maps)

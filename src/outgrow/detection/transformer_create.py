@@ -47,6 +47,8 @@ ARCHITECTURES = (
     Architecture("rtdetr:", "rt_detr_v2", "RTDetrV2Config", "RTDetrV2ForObjectDetection", "4.49"),
     Architecture("dfine:", "d_fine", "DFineConfig", "DFineForObjectDetection", "4.53"),
 )
+IN_FILE = ARCHITECTURES[0].prefix
+"""The name that means the detector in a file, of either architecture."""
 PREFIXES = (HUB, *(one.prefix for one in ARCHITECTURES))
 DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 """Blocks in each stage of the backbone by its number of layers; from 50 on they are bottlenecks."""
@@ -71,9 +73,9 @@ class Shape:
     """Denoising queries in a training step; 0 for none."""
 
 
-def is_transformer(name: str, metadata: Mapping[str, Any]) -> bool:
-    """Whether a detector is one of these, by its name, or for a family's name alone by the metadata of its file."""
-    return name.startswith(PREFIXES) or (name.endswith(":") and "config" in metadata)
+def is_transformer(name: str) -> bool:
+    """Whether a detector is one of these, by its name."""
+    return name.startswith(PREFIXES)
 
 
 def create(

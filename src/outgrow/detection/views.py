@@ -1,4 +1,4 @@
-"""Augmented views of an image for training: a crop, mirrored or not, with the boxes moved along.
+"""Augmented views of an image for training: a crop, mirrored or not, with the boxes moved along; and the size of a step.
 
 As in classification, a view is a pure function of the seed, the epoch and the image's index, and draws from
 the same random streams.
@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from outgrow.data.geometry import resized_crop_box
-from outgrow.data.randomness import Stream, uniform_at
+from outgrow.data.randomness import Stream, integer_at, uniform_at
 from outgrow.detection.boxes import Truth
 
 
@@ -58,11 +58,16 @@ class View:
 
 @dataclass(frozen=True)
 class SceneViews:
-    """The options of views. ``resized_crop`` is the smallest and the largest share of the area in a crop."""
+    """The options of views.
+
+    ``resized_crop`` is the smallest and the largest share of the area in a crop. ``short_sides`` are the sizes of which
+    each step has one; empty for the detector's own.
+    """
 
     seed: int
     flip: bool
     resized_crop: tuple[float, float] | None
+    short_sides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         crop = self.resized_crop
@@ -71,6 +76,13 @@ class SceneViews:
                 f"make_scene_loader: needs resized_crop as shares of the area, 0 < smallest <= largest <= 1, got "
                 f"{crop}; try (0.3, 1.0), or None."
             )
+
+    def short_side(self, *, epoch: int, step: int) -> int | None:
+        """The size of a step, the same on all processes."""
+        if not self.short_sides:
+            return None
+        drawn = integer_at(self.seed, epoch, step, Stream.SHORT_SIDE, high=len(self.short_sides))
+        return self.short_sides[drawn]
 
     def view(self, height: int, width: int, *, epoch: int, index: int) -> View:
         """The view of an image of this size with this index."""

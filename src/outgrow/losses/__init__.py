@@ -16,6 +16,7 @@ from outgrow.losses.ctkd import CTKD
 from outgrow.losses.cwd import CWD
 from outgrow.losses.dist import DIST
 from outgrow.losses.dkd import DKD
+from outgrow.losses.fgd import FGD
 from outgrow.losses.fitnet import FitNet
 from outgrow.losses.jsd import JSD
 from outgrow.losses.kd import KD
@@ -85,8 +86,8 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "crd": CRD,
 }
 
-DETECTOR_LOSSES: dict[str, Callable[..., Loss]] = {"box": Box}
-"""Losses on outputs that only detectors have."""
+DETECTOR_LOSSES: dict[str, Callable[..., Loss]] = {"box": Box, "fgd": FGD}
+"""Losses on outputs, or features, that only detectors have."""
 
 
 def make_loss(text: str | spec.Call, *, temperature: float | None = None) -> Loss:

@@ -356,13 +356,17 @@ class MapLoss(ImageLoss):
     def build(self, stages: list[tuple[Tensor, Tensor]]) -> None:
         """Build adapters for ``stages``, the pairs of maps of the dry run. Most losses have none."""
 
-    def images(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " images"]:
+    def stages(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        """The pairs of maps. ``ValueError`` before :meth:`setup`."""
         if not self.pairs:
             raise ValueError(
                 f"{self.what}: needs {self.parts}, got none; call objective.setup(student, teacher, num_samples=...) "
                 "with the outputs of one dry run before the first step."
             )
-        stages = [pair.maps(student, teacher) for pair in self.pairs]
+        return [pair.maps(student, teacher) for pair in self.pairs]
+
+    def images(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " images"]:
+        stages = self.stages(student, teacher)
         if not len(stages[0][0]) and self.process_group is None:  # else other processes may wait for this one
             return torch.stack([own.flatten(1).sum(dim=1) for own, _ in stages]).sum(dim=0)
         return self.compare(stages, target)

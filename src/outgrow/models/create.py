@@ -19,6 +19,9 @@ FAMILIES: dict[str, Callable[[str, int | None, bool, int | None], Network]] = {
     "hf": build_hf,
     "py": build_file,
 }
+DETECTORS = ("fasterrcnn", "retinanet", "fcos", "ssdlite")
+DETECTION_TRANSFORMERS = ("rtdetr", "dfine")
+"""The families of detectors, whose names are ``FAMILY:BACKBONE``. They are not created here."""
 
 
 def create_model(
@@ -153,7 +156,7 @@ def list_models() -> dict[str, list[str]]:
 
 def _split(name: str) -> tuple[str, str]:
     """Split a known name into family and rest; ``ValueError`` with suggestions for an unknown one."""
-    if name.startswith(("fasterrcnn:", "rtdetr:", "dfine:")):
+    if name.partition(":")[0] in (*DETECTORS, *DETECTION_TRANSFORMERS) and ":" in name:
         raise ValueError(
             f"create_model: needs a classifier, got the detector {name!r}; use detectors with --data "
             "coco:IMAGES:ANNOTATIONS, or outgrow.detection.create.create_detector in Python."

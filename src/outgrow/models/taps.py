@@ -23,7 +23,10 @@ BOX = "box"
 """The name of a detector's box regression output for each row (rows x 4)."""
 BOX_IOU = "box_iou"
 """The IoU of each row's refined box with the object that the row was matched to (rows)."""
-NOT_TAPS = frozenset({PENULTIMATE, BOX, BOX_IOU})
+OBJECTS = "objects"
+"""The annotated boxes of each image of a detector (images x objects x 4: left, top, right, bottom), as shares of its maps.
+Images with fewer objects have empty boxes."""
+NOT_TAPS = frozenset({PENULTIMATE, BOX, BOX_IOU, OBJECTS})
 """Features that losses on maps do not use unless named."""
 
 

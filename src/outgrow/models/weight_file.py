@@ -104,12 +104,16 @@ def write_weights(state: Mapping[str, Tensor], path: str | Path, metadata: Mappi
     own = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
     whole = memoryview(save(own, {**metadata, CHECKSUM: tensors_checksum(own, metadata)}))
     end = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(bytes(whole[8:end]))
+    # safetensors writes the metadata in random order: equal runs shall write equal bytes
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8 + SEAL)  # the tensors are aligned
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
-            file.write((end - 8 + SEAL).to_bytes(8, "little"))
-            file.write(whole[8:end])
-            file.write(b" " * SEAL)
+            file.write(len(text).to_bytes(8, "little"))
+            file.write(text)
             file.write(whole[end:])
 
     write_atomically(path, write)

@@ -253,6 +253,37 @@ def calibration_plot(
     )
 
 
+def recall_plot(
+    lines: Sequence[tuple[str, Sequence[tuple[float, float]], str, str]], *, name: str, title: str
+) -> Plot | None:
+    """Precision by recall, both in percent. A line is a label, points, a colour and a line style.
+
+    None if no line has points.
+    """
+    lines = [line for line in lines if line[1]]
+    if not lines:
+        return None
+    ends = (f"{label}: mean {sum(y for _, y in points) / len(points):.1f}" for label, points, *_ in lines)
+    description = f"Line plot of precision by recall. {'; '.join(ends)}"
+
+    def drawn(kind: str, width: float, height: float) -> Markup:
+        with new_figure(width, height) as figure:
+            axis = add_axis(figure, 46.0, min(width - 10.0, height + 120.0), 14.0, height - 42)
+            for _, points, colour, style in lines:
+                axis.plot(*zip(*points, strict=True), color=LIGHT[colour], ls=style, lw=2.0, clip_on=False)
+            axis.grid(clip_on=False)
+            axis.set_xlim(0, 100)
+            axis.set_ylim(0, 100)
+            axis.set_xlabel("recall (%)", labelpad=4)
+            return inline_svg(figure, kind, f"{name}-{kind}", title, description)
+
+    return Plot(
+        drawn("wide", WIDE, 380.0),
+        drawn("narrow", NARROW, 340.0),
+        [(label, colour) for label, _, colour, _ in lines],
+    )
+
+
 def dot_plot(effects: Sequence[Effect], *, name: str, title: str, x_label: str) -> Plot | None:
     """Differences by seed, with means and intervals; the axis always includes zero. None without effects."""
     if not effects:

@@ -552,8 +552,8 @@ def cache(
     reporter = make_reporter(log)
     resolved = resolve(None, config, None, merge(assignments(sets or []), {"teacher": {"cache": str(out)}}))
     filled = fill_cache(resolved, epochs=epochs or resolved.train.epochs, reporter=reporter)
-    reporter.event("result", **filled)
     reporter.show(f"{filled['folder']}: {filled['epochs']} epochs, {readable(filled['bytes'])}")
+    reporter.event("result", **filled)
 
 
 @app.command()
@@ -670,7 +670,7 @@ def _reason(error: BaseException) -> tuple[str, int]:
         case OSError() if error.errno in MACHINE_ERRORS:
             path = error.filename or "a file"
             return (
-                f"needs to read or write {path}, got: {error.strerror}; free some room or change its rights. Files "
+                f"needs to read or write {path}, got {error.strerror}; free some room or change its rights. Files "
                 f"written before are complete{_goes_on()}.",
                 MACHINE,
             )

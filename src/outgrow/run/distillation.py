@@ -30,7 +30,7 @@ from outgrow.training.provenance import provenance
 from outgrow.training.record import VERSION, RunRecord, TrialRecord
 from outgrow.training.task import Parts, RunContext, Task
 from outgrow.training.tracking import check_trackers, tracked
-from outgrow.training.trainer import Trainer
+from outgrow.training.trainer import Trainer, few_steps
 
 
 def distill(
@@ -95,6 +95,8 @@ def _distill(
     )
     if run.out is not None and is_main():
         write_folder(run.out, task, record, parts)
+    for line in summary(record):
+        run.report.show(line)
     run.report.event(
         "result",
         teacher=record.teacher_score,
@@ -102,8 +104,6 @@ def _distill(
         metric=record.metric,
         out=run.config.out,
     )
-    for line in summary(record):
-        run.report.show(line)
     return record
 
 
@@ -222,6 +222,8 @@ def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord],
         else student_checkpoint(run.out, run.config, _facts(task, run, parts), run.report),
     )
     run.report.note(f"student {task.describe(parts)}, {run.config.train.epochs} epochs")
+    if note := few_steps(run.config.train, len(parts.loader)):
+        run.report.note(f"warning: {note}")
     history = fit(trainer, run.report, "student", metric=task.metric, resume=run.resume)
     if not last:  # resumed after the last epoch
         score(parts.student)

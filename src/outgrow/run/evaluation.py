@@ -33,8 +33,8 @@ def evaluate_model(
         workers=workers,
         report=report,
     )
-    report.event("result", **result)
     report.show(summary(result))
+    report.event("result", **result)
     return result
 
 

@@ -22,6 +22,7 @@ from outgrow.data.files import look_into, read_picture
 from outgrow.data.notes import printable
 from outgrow.data.pixels import decode
 from outgrow.machine.files import check_writable, write_atomically
+from outgrow.models.create import DETECTORS
 from outgrow.models.portable import OnnxModel, read_program
 from outgrow.models.weights import read_weights
 from outgrow.run.tasks import SOURCES, finished_task
@@ -115,7 +116,8 @@ def open_model(path: Path) -> tuple[ModuleType, Any]:
         return open_model(path.parent)
     if path.suffix == ".safetensors" and path.is_file():
         metadata = read_weights(path)[1]
-        detects = metadata.get("task") == "detection" or str(metadata.get("model")).startswith("fasterrcnn:")
+        family = str(metadata.get("model")).partition(":")[0]
+        detects = metadata.get("task") == "detection" or family in DETECTORS
         module = _module("detection" if detects else "classification")
         return module, module.of_weights(path)
     raise ValueError(

@@ -32,7 +32,7 @@ from outgrow.training.config import (
 from outgrow.training.progress import Reporter
 from outgrow.training.record import DataRecord
 from outgrow.training.task import Task
-from outgrow.training.trainer import Trainer
+from outgrow.training.trainer import Trainer, few_steps
 
 STEPS = 4
 """Timed steps, after one for warm-up."""
@@ -355,6 +355,8 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
                 f"  {method:<{width}}  {1000 * cost.step:,.0f} ms per step, {cost.steps} steps, {cost.epochs} epochs: "
                 f"{duration(cost.seconds)} per run{note}"
             )
+        if few := few_steps(config.train, most.steps):
+            lines.append(f"warning   {few}")
     for title in dict.fromkeys(one.config.teacher.name for one in plan.teachers):
         cost = next(found.teachers[one.title] for one in plan.teachers if one.config.teacher.name == title)
         lines.append(f"  training {_short(title)}: {duration(cost.seconds)}, {_count(plan, title)}")

@@ -143,6 +143,10 @@ def choices_of(config: Config, over: Sequence[str]) -> list[Choice]:
             "tune: needs a method with a teacher, got none; set --teacher MODEL, and a preset other than none."
         )
     objective = method_of(config)[1]
+    if not over:
+        raise ValueError(
+            f"--over: needs one or more of {', '.join(RANGES)}, got none; leave it out for the default."
+        )
     found = []
     for name in dict.fromkeys(over):
         if name not in RANGES:

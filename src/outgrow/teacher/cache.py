@@ -140,12 +140,11 @@ class TeacherCache:
     def start(self, epoch: int, name: str = LOGITS) -> Float16[np.memmap, "indices *shape"]:
         """An empty array for an epoch, to write into; :meth:`finish` completes it."""
         shape, part = self.shapes[name], self._part(epoch, name)
-        held = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
-        try:  # a file with holes would end the process with SIGBUS once the disk is full
-            with part.open("r+b") as file:
+        try:
+            held = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+            with part.open("r+b") as file, contextlib.suppress(AttributeError):  # not on every system
+                # a file with holes would end the process with SIGBUS once the disk is full
                 os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
-        except AttributeError:  # not on this system
-            pass
         except OSError as error:
             part.unlink(missing_ok=True)
             raise NotWritten(

@@ -33,6 +33,7 @@ from outgrow.teacher.correction_fit import (
     inputs_of,
     try_all,
 )
+from outgrow.teacher.counts import MEMORY_LEVEL, apart
 from outgrow.teacher.teacher import BaseTeacher
 
 
@@ -246,12 +247,9 @@ def _memorised(
     if held_out is None:
         return None
     other, other_target = as_outputs(held_out[0], whose="teacher"), as_target(held_out[1])
-    fitted = _right(outputs, target)
-    held = _right(other, other_target)
-    gap = float(fitted.mean() - held.mean())
-    error = float((fitted.var() / len(fitted) + held.var() / len(held)).sqrt())
-    # 2 points: below that a correction is worth more than the optimism costs; 3 errors: not by chance
-    if gap <= max(0.02, 3 * error):
+    fitted, held = _right(outputs, target), _right(other, other_target)
+    # below 2 points a correction is worth more than the optimism costs
+    if float(fitted.mean() - held.mean()) <= 0.02 or not _apart(fitted, held):
         return None
     return (
         f"the teacher is right on {float(fitted.mean()):.1%} of the rows to fit but on {float(held.mean()):.1%} of held-out "
@@ -266,3 +264,8 @@ def _right(outputs: Outputs, target: Target) -> Float[Tensor, " rows"]:
     if target.partner is not None:
         right = right | (top == target.partner)
     return right[target.valid].float()
+
+
+def _apart(fitted: Float[Tensor, " rows"], held: Float[Tensor, " others"]) -> bool:
+    """Whether the share of right rows differs by more than chance does, also for a handful of held-out rows."""
+    return apart(int(fitted.sum()), len(fitted), int(held.sum()), len(held)) < MEMORY_LEVEL

@@ -17,8 +17,9 @@ from torch import Tensor
 from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import UNLABELLED, Outputs, Target, lift
 
-RIDGES = (3e4, 3e3, 300.0, 30.0, 3.0, 0.3)
-"""Ridge strengths to try, strongest first, in pseudo-counts of images on standardised inputs. Our choice."""
+RIDGES = (3e5, 3e4, 3e3, 300.0, 30.0, 3.0, 0.3, 0.03, 0.003)
+"""Ridge strengths to try, strongest first, in pseudo-counts of images on standardised inputs. Our choice. The search ends
+after two that are worse than the best, so the weakest are rarely fitted."""
 
 
 Source = Literal["none", "scale", "logits", "probabilities", "features"]
@@ -104,7 +105,9 @@ class Data(NamedTuple):
                 "give it more labelled images, or fewer folds."
             )
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(image.device)
-        if not outputs.num_classes:  # a probe knows nothing of a class that is in no other fold
+        if not outputs.num_classes:
+            # A probe knows nothing of a class that is in no other fold. Elsewhere folds do not depend on labels, so
+            # that a row's label reaches no map that corrects it, not even through the folds of others.
             order = _by_class(order, label, image)
         fold_of_image = order % folds
         table = torch.full((int(images.max()) + 1,), -1, dtype=torch.int16, device=image.device)

@@ -20,8 +20,8 @@ from outgrow.knowledge import RULES, Rectifier, corrected_logits
 from outgrow.knowledge.split import label_logit
 from outgrow.machine.files import unsealed
 from outgrow.outputs import Target, lift
+from outgrow.teacher.counts import interval
 from outgrow.training.config import Config, known_fields
-from outgrow.training.counts import interval
 from outgrow.training.record import BinRecord, DataRecord, ErrorsRecord
 
 VERSION = 1

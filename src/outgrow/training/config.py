@@ -19,7 +19,11 @@ from outgrow.machine.precision import resolve_precision
 
 class _Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 
@@ -78,10 +82,41 @@ class DataConfig(_Section):
     """What happens if an image cannot be decoded, or a box or an image is annotated with a fault. ``refuse`` raises an
     error that names it. ``skip`` leaves it out and names it in the record; all images are then decoded once before
     the first epoch."""
+    group_orientation: bool = True
+    """With boxes: fill batches with images of one orientation. A mixed batch is padded to squares, which costs up to half
+    more. Every image still comes once an epoch. It has no effect with ``augment.resized_crop``."""
+    short_sides: tuple[int, ...] = ()
+    """With boxes: multi-scale training. Each step resizes the images to one of these short sides, in pixels; the teacher's
+    size changes by the same factor. A text such as "480-800" is 480, 512, ..., 800. Evaluation, and a teacher that is
+    trained first, keep their own size. Empty for one size."""
     workers: int = Field(2, ge=0)
     """Processes that decode images; 0 decodes in the training process. The results do not depend on it."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of the training images."""
+
+    @field_validator("short_sides", mode="before")
+    @classmethod
+    def _sides(cls, value: Any) -> Any:
+        """ "480-800" as the sizes from 480 on in steps of 32 pixels."""
+        if isinstance(value, int):
+            return [value]
+        if not isinstance(value, str):
+            return value
+        first, _, last = value.partition("-")
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+            raise ValueError(
+                f"needs short sides in pixels, got {value!r}; write such as 480-800 or [480, 640, 800]"
+            )
+        return list(range(int(first), int(last) + 1, 32))
+
+    @field_validator("short_sides")
+    @classmethod
+    def _large_enough(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(side < 32 for side in value):
+            raise ValueError(
+                f"needs short sides of at least 32 pixels, got {list(value)}; write such as 480-800"
+            )
+        return value
 
 
 class ModelConfig(_Section):
@@ -231,16 +266,23 @@ class TrainConfig(_Section):
             )
         return self
 
-    @field_validator("class_weights")
+    @field_validator("class_weights", mode="before")
     @classmethod
-    def _positive(cls, value: Any) -> Any:
-        if isinstance(value, dict) and not (
-            all(0 <= weight < math.inf for weight in value.values()) and any(value.values())
-        ):
+    def _weights_of_classes(cls, value: Any) -> Any:
+        if value is None or value == "balanced":
+            return value
+        weights = {str(name): weight for name, weight in value.items()} if isinstance(value, Mapping) else {}
+        numbers = [
+            weight
+            for weight in weights.values()
+            if isinstance(weight, int | float) and 0 <= weight < math.inf
+        ]
+        if not any(numbers) or len(numbers) < len(weights):
             raise ValueError(
-                f"needs weights of zero or more, and one above zero, got {value}; write such as {{cat: 2.0, dog: 0.5}}"
+                f"needs balanced, or weights of zero or more by class name, not all zero, got {value}; write such as "
+                "{cat: 2.0, dog: 0.5}"
             )
-        return value
+        return weights
 
     @field_validator("milestones")
     @classmethod

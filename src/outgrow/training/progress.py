@@ -81,12 +81,23 @@ class _ReadableReporter(Reporter):
 
 
 class TextReporter(_ReadableReporter):
-    """Lines of text, for pipes and log files. Work in progress is reported after ``INTERVAL`` seconds without a line."""
+    """Lines of text, for pipes and log files. Work in progress is reported after ``INTERVAL`` seconds without a line.
+
+    The last line is the result as JSON, so that a script needs no other option to read it.
+    """
 
     def __init__(self, stream: Any = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream or sys.stdout
         self.clock = clock
-        self.printed = clock()
+        self.started = self.printed = clock()
+
+    def event(self, kind: str, **values: Any) -> None:
+        super().event(kind, **values)
+        short = {key: value for key, value in values.items() if isinstance(value, int | float | str | None)}
+        if kind == "result" and any(isinstance(value, int | float) for value in short.values()):
+            seconds = round(self.clock() - self.started, 1)
+            line = json.dumps({"event": kind, "time": seconds, **short})
+            print(line, file=self.stream, flush=True)  # whole: a program reads it
 
     def note(self, text: str) -> None:
         for line in text.split("\n"):
@@ -136,6 +147,9 @@ class BarReporter(_ReadableReporter):
 
 class NotebookReporter(TextReporter):
     """A bar in the output of a notebook cell, and lines of text. It needs no widgets, so saved notebooks show it too."""
+
+    def event(self, kind: str, **values: Any) -> None:
+        _ReadableReporter.event(self, kind, **values)
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -205,8 +205,14 @@ class DetectionRecord(_Part):
     """``{"ap": 43.2, "ap50": ...}`` of each network."""
     errors: Both[tuple[ErrorsRecord, ...]] | None = None
     """``[{"class": "RBC", "objects": 819, "found": ...}]`` of each network."""
+    curves: Both[dict[str, tuple[float, ...]]] | None = None
+    """``{"ap": (...), "ap50": (...)}`` of each network: precision in percent at COCO's 101 recalls."""
+    cost: Both[CostRecord] | None = None
+    """The latency is that of whole detections in test images, one at a time; its size is the detector's short side."""
     pictures: tuple[str, ...] = ()
     """Files of images with boxes drawn, relative to the run folder."""
+    pictures_of: Literal["validation", "test"] | None = None
+    """The split of these images; None in older records."""
 
 
 class DataRecord(_Part):

@@ -31,6 +31,9 @@ from outgrow.training.meter import EpochRecord, Meter
 from outgrow.training.optimizer import lr_factor, make_optimizer
 from outgrow.training.processes import process_group, rank_and_size, seed_step
 
+ENOUGH_STEPS = 1000
+"""Below this number of steps a student is far from converged."""
+
 
 @dataclass(frozen=True)
 class _Progress:
@@ -95,7 +98,7 @@ class Trainer:
         if config.accumulate > max(most, 1):
             raise ValueError(
                 f"train.accumulate: needs at most {max(most, 1)} parts of a batch of {config.batch_size} images on {processes} "
-                f"processes ({self.make_lesson.least} or more images each), got {config.accumulate}; lower it."
+                f"process{'' if processes == 1 else 'es'} ({self.make_lesson.least} or more images each), got {config.accumulate}; lower it."
             )
         student, objective = place(
             config, accelerator, self.student, self.teacher, self.objective, compiles=self.compiles
@@ -280,6 +283,22 @@ class Trainer:
             images_per_second=images / seconds,
             stats=stats,
         )
+
+
+def few_steps(config: TrainConfig, steps_per_epoch: int) -> str:
+    """A warning if the training has fewer than :data:`ENOUGH_STEPS` steps, with the number of epochs that has them.
+
+    >>> few_steps(TrainConfig(epochs=10), 4)
+    'the training has 40 steps, too few to compare methods: --epochs 250 gives 1,000'
+    """
+    each = min(steps_per_epoch, config.max_steps or steps_per_epoch)
+    if config.epochs * each >= ENOUGH_STEPS or not each:
+        return ""
+    steps = config.epochs * each
+    return (
+        f"the training has {steps:,} step{'' if steps == 1 else 's'}, too few to compare methods: --epochs {-(-ENOUGH_STEPS // each)} gives "
+        f"{ENOUGH_STEPS:,}"
+    )
 
 
 def _summed(parts: Sequence[tuple[float | torch.Tensor, ObjectiveResult]]) -> ObjectiveResult:

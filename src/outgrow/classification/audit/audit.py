@@ -38,6 +38,7 @@ from outgrow.models.structure import has_head
 from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import warn_if_probabilities
 from outgrow.teacher import BaseTeacher, BiasCorrection, Teacher
+from outgrow.teacher.counts import LEVEL, above, apart, has_memorised
 from outgrow.teacher.inference import fold_norms
 from outgrow.training.audit import (
     Audited,
@@ -52,7 +53,6 @@ from outgrow.training.audit import (
     rule_effects,
 )
 from outgrow.training.config import Config
-from outgrow.training.counts import LEVEL, above, apart, has_memorised
 from outgrow.training.task import RunContext
 
 HELD_OUT = 0.2

@@ -14,8 +14,8 @@ from outgrow.data import Loader
 from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import Outputs, Target, lift
 from outgrow.teacher import BaseTeacher, BiasCorrection
+from outgrow.teacher.counts import paired
 from outgrow.training.audit import AnswersRecord, BeforeAfter, ConfusionRecord, Counted
-from outgrow.training.counts import paired
 from outgrow.training.record import BinRecord
 
 NUM_CONFUSIONS = 12

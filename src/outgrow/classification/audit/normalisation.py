@@ -14,8 +14,8 @@ from outgrow.models import Network
 from outgrow.models.structure import has_head
 from outgrow.outputs import lift
 from outgrow.report.statistics import holm
+from outgrow.teacher.counts import LEVEL, above, paired
 from outgrow.training.audit import Counted, NormalisationRecord
-from outgrow.training.counts import LEVEL, above, paired
 
 Triple = tuple[float, float, float]
 

@@ -6,6 +6,7 @@ A verdict is only given where the numbers show it: a difference is tested, and l
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from outgrow.teacher.counts import LEVEL, above
 from outgrow.training.audit import (
     AnswersRecord,
     BeforeAfter,
@@ -15,7 +16,6 @@ from outgrow.training.audit import (
     Verdict,
 )
 from outgrow.training.config import Config, ModelConfig
-from outgrow.training.counts import LEVEL, above
 
 NO_ERRORS = 99.0
 """Percent right on the training views from which on no rule has rows to work on."""

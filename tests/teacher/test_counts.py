@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from outgrow.training.counts import above, apart, has_memorised, interval, paired
+from outgrow.teacher.counts import above, apart, has_memorised, interval, paired
 
 
 def choose(n, k):

@@ -1,0 +1,216 @@
+"""Faster R-CNN: a row is a proposal.
+
+The network is torchvision's Faster R-CNN with a feature pyramid, on any backbone. A detector classifies the proposals
+of any other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+
+from outgrow.detection import detectron2, published
+from outgrow.detection.boxes import Detections, Truth
+from outgrow.detection.detector import (
+    Detector,
+    Proposals,
+    TrainingOutputs,
+    full_precision,
+    matched_boxes,
+    overlap_with_truth,
+    scale_to,
+    with_objects,
+)
+from outgrow.detection.family import Family
+from outgrow.detection.pyramid import build_pyramid
+from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
+from outgrow.outputs import Outputs
+
+STRIDE_TO_ANCHOR = 8.0
+"""Side of a level's anchors divided by its stride, in the paper and in torchvision."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a Faster R-CNN. The defaults are the paper's and torchvision's, for images like COCO's."""
+
+    family: ClassVar[str] = "fasterrcnn"
+
+    size: int = 800
+    """Pixels of the short side after resizing."""
+    max_size: int | None = None
+    """The most pixels of the long side; None is ``size`` * 1333 / 800, or as the published detector has it."""
+    levels: tuple[int, int] = (2, 5)
+    """The finest and the coarsest map taken from the backbone, as log2 of the stride. One more level is pooled."""
+    channels: int = 256
+    """Channels of each level of the pyramid."""
+    head: int = 1024
+    """Width of the two layers that classify a proposal."""
+    rois: int = 512
+    """Proposals sampled per image in a training step."""
+    proposals: int = 2000
+    """Proposals kept per image in training, from which ``rois`` are sampled; half as many in evaluation."""
+    anchors: float = STRIDE_TO_ANCHOR
+    """Side of a level's anchors divided by its stride; smaller for smaller objects."""
+    style: str = "torchvision"
+    """Whose details of anchors, pooling and strides: torchvision's, or those of :mod:`outgrow.detection.detectron2`."""
+
+
+class FasterRCNNDetector(Detector):
+    """A detector whose rows are its proposals.
+
+    PENULTIMATE, among the features, is the input of the classification layer, per row.
+    """
+
+    family = "fasterrcnn"
+
+    def __init__(self, net: FasterRCNN, *, name: str, classes: tuple[str, ...]) -> None:
+        outputs = net.roi_heads.box_predictor.cls_score.out_features
+        super().__init__(net, name=name, classes=classes, outputs=outputs)
+
+    @property
+    def reported(self) -> tuple[float, int]:
+        heads = self.net.roi_heads
+        return heads.score_thresh, heads.detections_per_img
+
+    def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
+        """The forward pass of a training step. torchvision draws the proposals at random."""
+        self.check_training()
+        targets = [{"boxes": t.boxes, "labels": t.label} for t in truth]
+        batch, targets = self.net.transform(list(images), targets)
+        maps = self._maps(batch.tensors)
+        with full_precision(batch.tensors):
+            boxes, region_losses = self.net.rpn(batch, maps, targets)
+            heads = self.net.roi_heads
+            boxes, matched, labels, moves = heads.select_training_samples(boxes, targets)
+            vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
+            class_loss, box_loss = fastrcnn_loss(logits, deltas, labels, moves)
+            label = torch.cat(labels)
+            back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
+            proposals = Proposals(
+                boxes=tuple(b * s for b, s in zip(boxes, back, strict=True)),
+                label=label,
+                truth=torch.cat(
+                    [matched_boxes(t.boxes, which) for t, which in zip(truth, matched, strict=True)]
+                ),
+            )
+            outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
+            outputs = with_objects(outputs, targets, batch.tensors)
+            task = torch.stack([*region_losses.values(), class_loss, box_loss]).sum()
+        return TrainingOutputs(outputs, proposals, task)
+
+    def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
+        """The outputs for the proposals of another detector. The detector must be in eval mode."""
+        batch, _ = self.net.transform(list(images))
+        maps = self._maps(batch.tensors)
+        with full_precision(batch.tensors):
+            back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
+            boxes = [b / s for b, s in zip(proposals.boxes, back, strict=True)]
+            vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
+            return self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor]) -> list[Detections]:
+        """Detections in pixels of the images, highest score first. Runs in eval mode and restores the mode."""
+        training = self.training
+        self.eval()
+        try:
+            batch, _ = self.net.transform(list(images))
+            maps = self._maps(batch.tensors)
+            with full_precision(batch.tensors):
+                boxes, _ = self.net.rpn(batch, maps, None)
+                found, _ = self.net.roi_heads(maps, boxes, batch.image_sizes, None)
+                sizes = [tuple(image.shape[-2:]) for image in images]
+                found = self.net.transform.postprocess(found, batch.image_sizes, sizes)
+        finally:
+            self.train(training)
+        return [Detections(f["boxes"].float(), f["labels"], f["scores"].float()) for f in found]
+
+    def _maps(self, batch: Tensor) -> dict[str, Tensor]:
+        """The pyramid in float32, as the heads do not run in half precision."""
+        return {key: value.float() for key, value in self.net.backbone(batch).items()}
+
+    def _heads(
+        self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        heads = self.net.roi_heads
+        vectors = heads.box_head(heads.box_roi_pool(maps, boxes, sizes))
+        return vectors, *heads.box_predictor(vectors)
+
+    def _outputs(
+        self,
+        maps: dict[str, Tensor],
+        vectors: Tensor,
+        logits: Tensor,
+        deltas: Tensor,
+        boxes: list[Tensor],
+        back: list[Tensor],
+        images: Sequence[Tensor],
+        proposals: Proposals,
+    ) -> Outputs:
+        rows = torch.arange(len(logits), device=logits.device)
+        # background rows read class 0's regression, which is neither trained nor used
+        own = deltas.view(len(logits), -1, 4)[rows, proposals.label]
+        moved = self.net.roi_heads.box_coder.decode_single(own.detach(), torch.cat(list(boxes)))
+        overlap = overlap_with_truth(moved, back, images, proposals)
+        levels = {self.levels[key]: value for key, value in maps.items()}
+        return Outputs(logits, {**levels, PENULTIMATE: vectors, BOX: own, BOX_IOU: overlap})
+
+
+def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int, pretrained: bool) -> Any:
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.ops import MultiScaleRoIAlign
+
+    if shape.style == detectron2.STYLE and (backbone not in detectron2.BACKBONES or shape.levels != (2, 5)):
+        raise ValueError(
+            f"fasterrcnn:{backbone}: needs {', '.join(detectron2.BACKBONES)} and levels 2-5 for style={detectron2.STYLE}, got "
+            f"{backbone} and {'-'.join(map(str, shape.levels))}; use one of them, or leave the style out."
+        )
+    pyramid, spec = build_pyramid(
+        "fasterrcnn",
+        backbone,
+        levels=shape.levels,
+        channels=shape.channels,
+        pretrained=pretrained,
+        arguments=arguments,
+    )
+    sizes = tuple((round(stride * shape.anchors),) for stride in pyramid.strides)
+    resolution = 7
+    net = FasterRCNN(
+        pyramid,
+        rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
+        # the pooled level is only for large anchors: features are not taken from it
+        box_roi_pool=MultiScaleRoIAlign(list(pyramid.levels[:-1]), resolution, sampling_ratio=2),
+        box_head=TwoMLPHead(shape.channels * resolution**2, shape.head),
+        box_predictor=FastRCNNPredictor(shape.head, outputs),
+        min_size=shape.size,
+        max_size=shape.max_size or round(shape.size * published.LONGEST),
+        image_mean=list(spec.mean),
+        image_std=list(spec.std),
+        rpn_pre_nms_top_n_train=shape.proposals,
+        rpn_post_nms_top_n_train=shape.proposals,
+        rpn_pre_nms_top_n_test=max(shape.proposals // 2, 1),
+        rpn_post_nms_top_n_test=max(shape.proposals // 2, 1),
+        box_batch_size_per_image=shape.rois,
+    )
+    if shape.style == detectron2.STYLE:
+        detectron2.set_style(net, pyramid.strides, pyramid.levels[:-1])
+    return net
+
+
+FAMILY = Family(
+    name="fasterrcnn",
+    shape=Shape,
+    build=_build,
+    wrap=lambda net, _, name, classes: FasterRCNNDetector(net, name=name, classes=classes),
+    heads="roi_heads.",
+    class_layers=r"roi_heads\.box_predictor\.",
+    outputs=lambda state: len(state.get(published.SCORES, ())),
+    by_class=True,
+    unseen=("anchors", "style"),
+)
