@@ -183,7 +183,7 @@ def study(*, seeds: int = 3) -> dict[str, list[dict[str, Any]]]:
     return {
         "none": [record("none", s, 90.0 + w, teacher=None, terms=("task",)) for s, w in enumerate(wiggle)],
         "kd": [record("kd", s, 88.0 + 2 * w) for s, w in enumerate(wiggle)],
-        "outgrow": [record("outgrow", s, 94.0 + w, corrected=True) for s, w in enumerate(wiggle)],
+        "outgrow": [record("outgrow", s, 94.0 - w, corrected=True) for s, w in enumerate(wiggle)],
     }
 
 

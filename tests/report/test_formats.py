@@ -23,9 +23,9 @@ def tables(**options):
 def test_text_and_markdown_say_the_same():
     said = formats.text(tables())
     line = next(line for line in said.splitlines() if line.startswith("outgrow"))
-    # 4.00 without spread; 6.00 +- 0.50 in three seeds at 97.5 %: 6.2053 * 0.5 / sqrt(3) = 1.79
-    assert "+4.00 [+4.00, +4.00]" in line
-    assert "+6.00 [+4.21, +7.79]" in line
+    # 4.00 +- 1.00 and 6.00 +- 1.50 in three seeds at 97.5 %: 6.2053 * 1.5 / sqrt(3) = 5.37
+    assert "+4.00 [+0.42, +7.58]" in line
+    assert "+6.00 [+0.63, +11.37]" in line
     cells = [cell for cell in re.split(r"\s{2,}", line) if cell]
     row = next(line for line in formats.markdown(tables()).splitlines() if line.startswith("| outgrow"))
     assert [cell.strip() for cell in row.strip("|").split("|")] == cells
@@ -114,7 +114,7 @@ def test_the_page_of_a_comparison(tmp_path):
     for said in (
         "All methods of a seed share <a teacher>.",
         # difference, together, alone, Holm, t, flips, seeds
-        "outgrow +6.00 [+4.21, +7.79] [+4.76, +7.24] 0.005 0.002 0.250 3",
+        "outgrow +6.00 [+0.63, +11.37] [+2.27, +9.73] 0.040 0.020 0.250 3",
         "2 comparisons with each baseline",
         "look real 10 times in 100",
         "with so few seeds it cannot go below 0.250",

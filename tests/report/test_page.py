@@ -59,7 +59,7 @@ def test_every_number_is_there(tmp_path):
     """Means, deviations and intervals of the made-up study, worked out by hand.
 
     Half a point less and more in three seeds is a deviation of 0.50; a difference's interval is 4.3027 (Student's
-    t, two degrees) times its deviation by the root of three: 1.24 for 0.5, 2.48 for 1.0.
+    t, two degrees) times its deviation by the root of three: 1.24 for 0.5, 2.48 for 1.0, 3.73 for 1.5.
     """
     _, page = write(tmp_path)
     for line in (
@@ -68,8 +68,8 @@ def test_every_number_is_there(tmp_path):
         "-2.00 [-5.29, +1.29] \u2013 \u2013 1,000",
         "plain KD 88.00 \u00b1 1.00 88.25 \u00b1 1.00 -2.00 [-3.24, -0.76] \u2013 +38.00 [+35.52, +40.48] "
         "-4.00 [-8.30, +0.30] no 1 of 3 25.0 % 1,000",
-        "ours 94.00 \u00b1 0.50 94.25 \u00b1 0.50 +4.00 [+4.00, +4.00] +6.00 [+4.76, +7.24] "
-        "+44.00 [+42.76, +45.24] +2.00 [-1.29, +5.29] no 2 of 3 25.0 % 1,000",
+        "ours 94.00 \u00b1 0.50 94.25 \u00b1 0.50 +4.00 [+1.52, +6.48] +6.00 [+2.27, +9.73] "
+        "+44.00 [+42.76, +45.24] +2.00 [-0.15, +4.15] no 2 of 3 25.0 % 1,000",
         "teacher as it is made/teacher 50.00 \u00b1 0.00 37.5 % 4,000",
         "teacher, corrected 92.00 \u00b1 1.00",
     ):

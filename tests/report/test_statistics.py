@@ -54,8 +54,15 @@ def test_the_least_p_of_sign_flips():
 
 
 def test_differences_without_spread():
-    assert (t_test([0.0, 0.0, 0.0]), t_test([2.0, 2.0, 2.0]), t_test([2.0])) == (1.0, 0.0, None)
+    assert (t_test([0.0, 0.0, 0.0]), t_test([2.0, 2.0, 2.0]), t_test([2.0])) == (1.0, 0.25, None)
     assert sign_flips([0.0, 0.0, 0.0]) == 1.0
+    for gap in (0.0, 0.66):  # two seeds that differ by one image of 152, each
+        same = paired([68.2 + gap, 67.5 + gap], [68.2, 67.5])
+        assert (same.low, same.high, same.better) == (-math.inf, math.inf, False)
+        assert same.unknown == "the same in all seeds"
+    assert str(same) == "+0.66 (the same in all seeds)"
+    assert paired([1.0], [0.0]).unknown == "one seed"
+    assert paired([1.0, 2.0], [0.0, 0.0]).unknown is None
 
 
 def test_holm_by_hand():

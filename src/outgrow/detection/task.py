@@ -164,7 +164,7 @@ class Detection:
                 for network in (parts.student, taught)
             )
             assert student is not None
-            cost = Both(student=student, teacher=teacher)
+            cost = Both[CostRecord](student=student, teacher=teacher)
         return {
             "compared": None,
             "detection": detection_record(parts.data, scores, parts.taught.scores, pictures, cost),

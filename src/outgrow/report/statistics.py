@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
+NO_SPREAD = 1e-9
+"""Points of difference that are rounding."""
 MAX_FLIPS = 16
 """Seeds up to which all sign flips are counted: 65,536 of them."""
 
@@ -29,7 +31,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences and its 95 % interval (Student's t; infinite for one seed)."""
+    """Mean of paired differences and its 95 % interval by Student's t.
+
+    It is infinite for one seed, and where the difference is the same in all seeds: their spread is then unknown. A small test set
+    makes that happen, as its accuracies are multiples of one image.
+    """
 
     n: int
     mean: float
@@ -41,8 +47,15 @@ class Difference:
         """Whether the whole interval is above zero."""
         return self.low > 0
 
+    @property
+    def unknown(self) -> str | None:
+        """Why there is no interval; None if there is one."""
+        if math.isfinite(self.low):
+            return None
+        return "one seed" if self.n < 2 else "the same in all seeds"
+
     def __str__(self) -> str:
-        interval = f"[{self.low:+.2f}, {self.high:+.2f}]" if self.n > 1 else "(one seed)"
+        interval = f"({self.unknown})" if self.unknown else f"[{self.low:+.2f}, {self.high:+.2f}]"
         return f"{self.mean:+.2f} {interval}"
 
 
@@ -96,7 +109,7 @@ def paired(values: Sequence[float], others: Sequence[float], *, together: int = 
     '+2.17 [+0.69, +3.64]'
     """
     summary = summarize(differences(values, others))
-    if summary.n < 2:
+    if summary.n < 2 or summary.deviation <= NO_SPREAD * (1 + abs(summary.mean)):
         return Difference(summary.n, summary.mean, -math.inf, math.inf)
     from scipy.stats import t
 
@@ -108,14 +121,14 @@ def paired(values: Sequence[float], others: Sequence[float], *, together: int = 
 def t_test(found: Sequence[float]) -> float | None:
     """The two-sided p-value that differences as far from zero come by chance; None for one seed.
 
-    Differences without any spread are certain, or nothing where they are zero.
+    Of differences without any spread, which have no t, it is the exact p-value of all sign flips.
     """
     summary = summarize(found)
     if summary.n < 2:
         return None
+    if summary.deviation <= NO_SPREAD * (1 + abs(summary.mean)):
+        return 1.0 if abs(summary.mean) <= NO_SPREAD else 2.0 ** (1 - summary.n)
     error = summary.deviation / math.sqrt(summary.n)
-    if error <= 1e-12 * abs(summary.mean):
-        return 1.0 if summary.mean == 0 else 0.0
     from scipy.stats import t
 
     return float(2 * t.sf(abs(summary.mean) / error, summary.n - 1))

@@ -51,7 +51,7 @@ def _comparison(against: str, difference: Difference | None, note: str = "") -> 
     if difference is None:
         return Comparison(against, None, None, "not measured in this study")
     if not math.isfinite(difference.low):
-        return Comparison(against, difference, None, "one seed: no interval")
+        return Comparison(against, difference, None, f"{difference.unknown}: no interval")
     return Comparison(against, difference, difference.better, note)
 
 
@@ -70,6 +70,8 @@ def headline(table: Table, about: Mapping[str, str]) -> str:
     doubt = (
         "in the one seed that was run"
         if row.over_none.n < 2
+        else "by the same in all seeds, so that their spread is unknown"
+        if row.over_none.unknown
         else f"which is within the noise of {row.over_none.n} seeds"
     )
     return f"The best student, {name}, is {points} ahead of no teacher, {doubt}{_verdict(row, table)}."
@@ -135,5 +137,5 @@ def interval(difference: Difference) -> str:
     '+1.74 [+0.35, +3.13]'
     """
     if not math.isfinite(difference.low):
-        return f"{signed(difference.mean)} (one seed)"
+        return f"{signed(difference.mean)} ({difference.unknown})"
     return f"{signed(difference.mean)} [{signed(difference.low)}, {signed(difference.high)}]"
