@@ -70,12 +70,13 @@ CASES = {
 class Net(nn.Module):
     """Two maps, a vector and logits of each image; of each of its rows where there are several."""
 
-    def __init__(self, width: int, *, boxes: bool) -> None:
+    def __init__(self, width: int, *, boxes: bool, objects: bool) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, width, 3, padding=1)
         self.second = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.last = nn.Linear(2 * width, CLASSES)
         self.box = nn.Linear(2 * width, 4) if boxes else None
+        self.objects = objects
 
     def forward(self, images: Tensor, shift: Tensor | None = None, image: Tensor | None = None) -> Outputs:
         first = self.first(images)
@@ -87,6 +88,7 @@ class Net(nn.Module):
         if self.box is not None:
             box = self.box(vector)
             features |= {BOX: box, BOX_IOU: box.detach().mean(dim=1).sigmoid()}
+        if self.objects:
             corner = images[:, None, :2, 0, 0].sigmoid() / 2
             features[OBJECTS] = torch.cat([corner, corner + 0.4], dim=2)
         return Outputs(self.last(vector), features)
@@ -97,8 +99,9 @@ def train(
 ) -> dict[str, dict[str, Tensor]]:
     """The student's weights, and the loss's parameters and buffers, after three steps on this process."""
     torch.manual_seed(0)
-    boxes = case.loss in DETECTOR_LOSSES
-    student, teacher = Net(4, boxes=boxes).to(dtype), Net(5, boxes=boxes).to(dtype)
+    # layers that a loss does not read would get no gradient, which DDP refuses
+    reads = {"boxes": case.loss == "box", "objects": case.loss == "fgd"}
+    student, teacher = Net(4, **reads).to(dtype), Net(5, **reads).to(dtype)
     objective = Objective(case.loss, normalize="subset" if case.normalize == "subset" else "rows")
     objective.process_group = group if case.told else None
     data = _data(case, dtype)

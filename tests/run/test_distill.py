@@ -268,7 +268,8 @@ def test_python_is_quiet_unless_it_is_asked(capsys):
     run(ALONE, progress=True)
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("  epoch   1/1")]
-    assert lines[-1].startswith("student cifar/resnet8: ")
+    assert lines[-2].startswith("student cifar/resnet8: ")
+    assert json.loads(lines[-1])["event"] == "result"
 
 
 @pytest.mark.filterwarnings("default")  # of the kernel and its sockets

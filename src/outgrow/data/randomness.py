@@ -131,7 +131,7 @@ def grouped_batches(
     group, come last, group by group: with two groups at most one batch is mixed.
 
     >>> grouped_batches(torch.tensor([4, 2, 0, 3, 1, 5]), torch.tensor([0, 0, 1, 1, 0, 1]), 2).tolist()
-    [4, 1, 2, 3, 0, 5]
+    [4, 0, 2, 3, 1, 5]
     """
     of = group[order]
     key = torch.empty_like(of)
