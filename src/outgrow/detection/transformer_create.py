@@ -145,7 +145,6 @@ def state_of(detector: TransformerDetector) -> dict[str, Tensor]:
 
 def metadata_of(detector: TransformerDetector, name: str | None = None) -> dict[str, str]:
     """Name, classes, input and transformers' configuration, as a safetensors file holds them."""
-    config = {key: value for key, value in detector.net.config.to_dict().items() if key != "_name_or_path"}
     return {
         "format": "pt",
         "task": "detection",
@@ -154,7 +153,16 @@ def metadata_of(detector: TransformerDetector, name: str | None = None) -> dict[
         "size": json.dumps(list(detector.preparation.size)),
         "mean": json.dumps(list(detector.preparation.mean)),
         "std": json.dumps(list(detector.preparation.std)),
-        "config": json.dumps(config),
+        "config": json.dumps(_without_paths(detector.net.config.to_dict())),
+    }
+
+
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers' configuration, and those in it, without the folder that it came from."""
+    return {
+        key: _without_paths(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key != "_name_or_path"
     }
 
 

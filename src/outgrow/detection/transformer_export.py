@@ -156,8 +156,11 @@ class AnySize(nn.Module):
         return boxes * torch.stack([wide, tall, wide, tall]), labels, scores
 
 
-def _weights(length: int, side: int) -> Float[Tensor, "{side} _"]:
-    """The share of each of ``length`` pixels in each of ``side`` resized ones: a triangle around its centre."""
+def _weights(length: Any, side: int) -> Float[Tensor, "{side} _"]:
+    """The share of each of ``length`` pixels in each of ``side`` resized ones: a triangle around its centre.
+
+    ``length`` is a tensor while torch traces.
+    """
     scale = torch.full((), length, dtype=torch.float32) / side
     centre = (torch.arange(side) + 0.5) * scale
     away = (torch.arange(length) + 0.5)[None] - centre[:, None]
