@@ -157,7 +157,7 @@ def metadata_of(detector: TransformerDetector, name: str | None = None) -> dict[
     }
 
 
-def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+def _without_paths(config: Mapping[Any, Any]) -> dict[Any, Any]:
     """transformers' configuration, and those in it, without the folder that it came from."""
     return {
         key: _without_paths(value) if isinstance(value, Mapping) else value
