@@ -1,4 +1,4 @@
-"""Object detection: a row is a proposal, an anchor or a point of the student, features are maps by their stride.
+"""Object detection: a row is a proposal, an anchor, a point or a query of the student, features are maps by their stride.
 
 data = open_boxes("coco:IMAGES:ANNOTATIONS")
 student = create_detector("fasterrcnn:timm/mobilenetv2_100", data.classes)
@@ -10,6 +10,7 @@ lesson = Detect()(student, teacher, scenes)        # then rectify and objective,
     detector.py  family.py  pyramid.py  create.py              detectors, created by name
     fasterrcnn.py  dense.py  retinanet.py  fcos.py  ssdlite.py the families
     published.py  detectron2.py                                those of torchvision and Detectron2
+    transformer.py  queries.py  transformer_create.py          RT-DETR v2 and D-FINE, and their rows
     run_data.py  student.py  teacher.py  lesson.py             the parts of a run
     scores.py  errors.py  evaluation.py                        AP, errors by class, evaluation
     record.py  pictures.py  page.py                            a run's record, drawn images and page

@@ -3,7 +3,8 @@
 A name is ``FAMILY:BACKBONE?KEY=VALUE&...``, for example ``fasterrcnn:torchvision/resnet50`` or
 ``fcos:timm/tf_efficientnet_lite0?size=320&levels=3-5``. Keys are fields of the family's shape; other keys are
 arguments for timm. In place of a backbone there may be one of torchvision's own detectors:
-``fasterrcnn:torchvision/fasterrcnn_resnet50_fpn_v2``.
+``fasterrcnn:torchvision/fasterrcnn_resnet50_fpn_v2``. Names of detection transformers are in
+:mod:`outgrow.detection.transformer_create`.
 """
 
 import json
@@ -19,10 +20,11 @@ import yaml
 from torch import Tensor, nn
 
 from outgrow.data.classes import match_classes, stated_names
-from outgrow.detection import detectron2, fasterrcnn, fcos, published, retinanet, ssdlite
+from outgrow.detection import detectron2, fasterrcnn, fcos, published, retinanet, ssdlite, transformer_create
 from outgrow.detection.detector import Detector
 from outgrow.detection.family import Family
 from outgrow.detection.fasterrcnn import Shape
+from outgrow.detection.transformer import TransformerDetector
 from outgrow.models.create import DETECTORS
 from outgrow.models.network import InputSpec
 from outgrow.models.weights import read_weights, stated_input, states_normalisation, write_weights
@@ -48,6 +50,10 @@ T = TypeVar("T")
 
 def is_detector(name: str) -> bool:
     """Whether ``name`` is the name of a detector."""
+    return _has_family(name) or transformer_create.is_transformer(name)
+
+
+def _has_family(name: str) -> bool:
     return name.partition(":")[0] in FAMILIES and ":" in name
 
 
@@ -58,17 +64,20 @@ def family_of(name: str) -> Family:
 
 def least_images(name: str) -> int:
     """The smallest number of images that a detector takes in training mode; 1 for other names."""
-    return family_of(name).least if is_detector(name) else 1
+    return family_of(name).least if _has_family(name) else 1
 
 
 def load_detector(path: str | Path, classes: Sequence[str] | None = None) -> Detector:
     """The detector in a file of ours, under the name in its metadata."""
-    name = str(read_weights(path)[1].get("model"))
+    metadata = read_weights(path)[1]
+    name = str(metadata.get("model"))
     if not is_detector(name):
         raise ValueError(
             f"{path}: needs the file of a detector with its name in the metadata, got {name!r}; pass a file that Outgrow "
             "wrote, or use create_detector with a name."
         )
+    if transformer_create.is_transformer(name):
+        name = transformer_create.IN_FILE
     return create_detector(name, classes, weights=path)
 
 
@@ -92,6 +101,7 @@ def create_detector(
     whole detector, with COCO's classes. Without ``weights`` and ``pretrained``, all weights are random.
 
     Batch norms of a backbone with weights are frozen, as a training step of detection has few images.
+    Detection transformers (``hf/...``, ``rtdetr:``, ``dfine:``) take files of whole detectors only, or their checkpoint.
     ``input_size`` replaces ``?size=``. ``mean`` and ``std`` (of RGB in [0, 1]) are for weights without a stored
     normalisation. By default it is that of the file's metadata, or else of the backbone's library. A
     family's name alone, such as ``fasterrcnn:``, means the name in the file's metadata.
@@ -99,6 +109,18 @@ def create_detector(
     ``ValueError`` for names, shapes or files that do not fit.
     """
     state, metadata = ({}, {}) if weights is None else _read(weights)
+    if transformer_create.is_transformer(name):
+        return transformer_create.create(
+            name,
+            classes,
+            state=state,
+            metadata=metadata,
+            origin=None if weights is None else str(weights),
+            pretrained=pretrained,
+            input_size=input_size,
+            mean=mean,
+            std=std,
+        )
     if name.endswith(":") and str(metadata.get("model")).startswith(name):
         name = metadata["model"]
     backbone, shape, arguments = parse_name(name, input_size)
@@ -169,7 +191,10 @@ def _published_on(name: str, family: Family, backbone: str) -> str:
 
 def save_detector(detector: Detector, path: str | Path) -> None:
     """Write the weights as safetensors, with :func:`metadata_of` the detector, from which it is rebuilt."""
-    write_weights(detector.net.state_dict(), Path(path), metadata_of(detector))
+    if isinstance(detector, TransformerDetector):
+        transformer_create.save(detector, path)
+    else:
+        write_weights(detector.net.state_dict(), Path(path), metadata_of(detector))
 
 
 def metadata_of(detector: Detector) -> dict[str, str]:
@@ -219,7 +244,7 @@ def parse_name(name: str, input_size: int | None = None) -> tuple[str, Any, dict
     >>> backbone, shape.size, shape.levels, more
     ('timm/mobilenetv2_100', 320, (3, 5), {'pad_type': 'same'})
     """
-    if not is_detector(name):
+    if not _has_family(name):
         raise ValueError(
             f"detector: needs a name such as fasterrcnn:torchvision/resnet18 or fcos:timm/mobilenetv2_100, got "
             f"{name!r}; put fasterrcnn: before a backbone (or {', '.join(f'{other}:' for other in DETECTORS[1:])})."
@@ -306,10 +331,11 @@ def _check_shape(name: str, shape: Any, metadata: dict[str, Any]) -> None:
     if not is_detector(stated):
         return
     family = family_of(name)
-    if family_of(stated) is not family:
+    if not stated.startswith(family.prefix):
+        own = transformer_create.IN_FILE if not _has_family(stated) else family_of(stated).prefix
         raise ValueError(
             f"{name}: needs the file of a detector of the family {family.name}, got one of {stated}; use the name in the "
-            f"file, or {family_of(stated).prefix} alone."
+            f"file, or {own} alone."
         )
     theirs = parse_name(stated)[1]
     for key in family.unseen:

@@ -5,8 +5,8 @@
     detector.levels_of(images)            its feature maps
     detector.detect(images)               boxes, classes, scores
 
-Each family has a file of its own, which says what its rows are: proposals (:mod:`outgrow.detection.fasterrcnn`), or
-anchors and points (:mod:`outgrow.detection.dense`). The boxes of rows are passed between detectors in pixels of the
+Each family has a file of its own, which says what its rows are: proposals (:mod:`outgrow.detection.fasterrcnn`),
+anchors and points (:mod:`outgrow.detection.dense`), or queries (:mod:`outgrow.detection.transformer`). The boxes of rows are passed between detectors in pixels of the
 original images, so each detector may resize its input differently.
 """
 
@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from outgrow.data.classes import match_classes
-from outgrow.detection.boxes import Detections, Truth, as_shares
+from outgrow.detection.boxes import BACKGROUND, Detections, Truth, as_shares
 from outgrow.models.taps import OBJECTS
 from outgrow.outputs import Outputs
 from outgrow.teacher import BaseTeacher
@@ -29,17 +29,18 @@ from outgrow.teacher import BaseTeacher
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a detector's anchors are. Two detectors with equal layouts have the same anchors, in the same order.
+    """What a detector's rows are. A teacher of an equal layout answers for a student's rows.
 
-    ``size`` and ``max_size`` are those of the input, ``levels`` the names of the maps by stride, and ``anchors`` the
-    anchors of a place on each of them.
+    Of anchors, ``size`` and ``max_size`` are those of the input, ``levels`` the names of the maps by stride, and
+    ``anchors`` the anchors of a place on each of them. Equal ones have the same anchors, in the same order.
     """
 
     family: str
-    size: tuple[int, ...]
-    max_size: int | None
-    levels: tuple[str, ...]
-    anchors: tuple[Any, ...]
+    size: tuple[int, ...] = ()
+    max_size: int | None = None
+    levels: tuple[str, ...] = ()
+    anchors: tuple[Any, ...] = ()
+    rows: str = "anchors"
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,18 @@ class Proposals:
 
     @property
     def layout(self) -> Layout | None:
-        """Which anchors the rows are; None if a detector of the same family classifies any box."""
+        """Which anchors or queries the rows are; None if a detector of the same family classifies any box."""
         return None
 
     @property
     def all_classes(self) -> bool:
         """Whether a row has a logit for each class, or two: background and one class."""
         return True
+
+    @property
+    def unmatched(self) -> Bool[Tensor, " rows"]:
+        """The rows of boxes that the matcher gave no object."""
+        return self.label == BACKGROUND
 
     def in_classes(self, columns: Int64[Tensor, " classes"]) -> "Proposals":
         """The same rows for a detector with other classes: ``columns`` has its class for each of the present ones."""
@@ -85,9 +91,10 @@ class TrainingOutputs:
 
 
 class Detector(nn.Module):
-    """``net`` (torchvision's detector) for ``classes``, without the background. Subclasses are the families.
+    """``net`` (torchvision's or transformers') for ``classes``, without the background. Subclasses are the families.
 
-    ``outputs`` is the number of classes of the net with the background, which is class 0. The features are
+    ``outputs`` is the number of classes of the net with the background, which is class 0. ``levels`` are the net's names
+    of its maps and ours; those of torchvision's are found out. The features are
 
     p2, p3, ...     the levels by stride (``p3`` is 2**3 pixels)
     box             the box regression for the row's class, per row
@@ -99,7 +106,15 @@ class Detector(nn.Module):
     least = 1
     """The smallest number of images that it takes in training mode."""
 
-    def __init__(self, net: Any, *, name: str, classes: tuple[str, ...], outputs: int) -> None:
+    def __init__(
+        self,
+        net: Any,
+        *,
+        name: str,
+        classes: tuple[str, ...],
+        outputs: int,
+        levels: dict[str, str] | None = None,
+    ) -> None:
         super().__init__()
         if outputs != len(classes) + 1:
             raise ValueError(
@@ -109,7 +124,7 @@ class Detector(nn.Module):
         self.net = net
         self.name = name
         self.classes = classes
-        self.levels: dict[str, str] = level_names(net)
+        self.levels: dict[str, str] = level_names(net) if levels is None else levels
 
     @property
     def num_classes(self) -> int:
@@ -118,7 +133,7 @@ class Detector(nn.Module):
 
     @property
     def layout(self) -> Layout | None:
-        """Which anchors its rows are; None if it classifies any box."""
+        """Which anchors or queries its rows are; None if it classifies any box."""
         return None
 
     @property
@@ -186,10 +201,10 @@ def overlap_with_truth(
         clip_boxes_to_image(part * scale, tuple(image.shape[-2:]))
         for part, scale, image in zip(moved.split(counts), back, images, strict=True)
     ]
-    return _iou(torch.cat(clipped), proposals.truth) * (proposals.label > 0)
+    return iou(torch.cat(clipped), proposals.truth) * (proposals.label > 0)
 
 
-def _iou(a: Float[Tensor, "rows 4"], b: Float[Tensor, "rows 4"]) -> Float[Tensor, " rows"]:
+def iou(a: Float[Tensor, "rows 4"], b: Float[Tensor, "rows 4"]) -> Float[Tensor, " rows"]:
     """IoU of each row of ``a`` with the same row of ``b``."""
     both = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp_min(0).prod(dim=1)
     area = [(box[:, 2:] - box[:, :2]).clamp_min(0).prod(dim=1) for box in (a, b)]
@@ -224,7 +239,9 @@ def mismatch(teacher: Layout | None, student: Layout | None) -> tuple[str, str] 
     if teacher == student:
         return None
     if teacher is None or student is None or teacher.family != student.family:
-        here, there = ("proposals" if one is None else f"{one.family} anchors" for one in (teacher, student))
+        here, there = (
+            "proposals" if one is None else f"{one.family} {one.rows}" for one in (teacher, student)
+        )
         return (
             f"{here} for a student of {there}",
             "choose two detectors of one family, or distil features only (for example --loss fitnet)",

@@ -3,7 +3,8 @@
     safetensors   the state dict of torchvision's detector; the model card has the code that builds the network
     onnx          one image of any size to boxes, labels and scores, with onnxruntime alone
 
-``.pt2`` is not possible: torch.export cannot trace a detector, whose number of boxes depends on the image.
+``.pt2`` is not possible: torch.export cannot trace a detector, whose number of boxes depends on the image. Detection
+transformers are in :mod:`outgrow.detection.transformer_export`.
 """
 
 import json
@@ -30,6 +31,7 @@ from outgrow.detection.create import load_detector, metadata_of
 from outgrow.detection.detector import Detector
 from outgrow.detection.export_code import loading_code
 from outgrow.detection.run_data import open_run_scenes
+from outgrow.detection.transformer import TransformerDetector
 from outgrow.models.portable import OnnxModel, write_traced_onnx
 from outgrow.models.weights import write_weights
 from outgrow.training.deployment import Exported, ExportedFile, FinishedRun, Request, public_name
@@ -57,30 +59,34 @@ def export_student(run: FinishedRun, request: Request, report: Reporter) -> Expo
     """Write the requested formats. ``ValueError`` if one cannot be written, or if its boxes differ from the student's by
     more than rounding."""
     notes = []
-    if "torch" in request.formats:
-        reason = "needs a network whose shapes do not depend on values, got a detector, which torch.export cannot trace"
-        if not request.every:
-            raise ValueError(f"--format torch: {reason}; export it as onnx or safetensors.")
-        notes.append("model.pt2: left out, as torch.export cannot trace a detector")
+    detector = load_student(run)
     if request.int8:
         raise ValueError(
             "--quantize int8: needs a classifier, got a detector, for which the loss of accuracy was not measured; leave it "
             "out."
         )
-    detector = load_student(run)
+    if isinstance(detector, TransformerDetector):
+        from outgrow.detection.transformer_export import export_transformer  # it uses this module's parts
+
+        return export_transformer(detector, request, _images(run, request), report)
+    if "torch" in request.formats:
+        reason = "needs a network whose shapes do not depend on values, got a detector, which torch.export cannot trace"
+        if not request.every:
+            raise ValueError(f"--format torch: {reason}; export it as onnx or safetensors.")
+        notes.append("model.pt2: left out, as torch.export cannot trace a detector")
     compared = _images(run, request)
     files, loading = [], []
     if "safetensors" in request.formats:
         path = request.folder / WEIGHTS
         write_weights(detector.net.state_dict(), path, _header(detector))
         _write_config(request.folder, detector)
-        files.append(_checked(path, _reloaded(path, detector), detector, compared))
+        files.append(checked(path, _reloaded(path, detector), detector, compared))
         loading.append(loading_code(detector))
     if "onnx" in request.formats:
         path = request.folder / ONNX
         write_detector_onnx(detector, path, compared.images[0])
-        files.append(_checked(path, onnx_finder(OnnxModel(path)), detector, compared))
-        loading.append(_ONNX_LOADING)
+        files.append(checked(path, onnx_finder(OnnxModel(path)), detector, compared))
+        loading.append(ONNX_LOADING)
     for one in files:
         report.note(f"{one.name} ({one.bytes / 1e6:.2f} MB): {one.check}")
     return Exported(
@@ -256,7 +262,7 @@ def _images(run: FinishedRun, request: Request) -> Images:
 
 
 @torch.no_grad()
-def _checked(path: Path, exported: Finder, detector: Detector, compared: Images) -> ExportedFile:
+def checked(path: Path, exported: Finder, detector: Detector, compared: Images) -> ExportedFile:
     """Compare a file with the student; ``ValueError`` if they differ by more than rounding."""
     edge, score, alone, total = 0.0, 0.0, 0, 0
     for image in compared.images:
@@ -337,7 +343,7 @@ def _reloaded(path: Path, detector: Detector) -> Finder:
     return find
 
 
-_ONNX_LOADING = """`model.onnx` needs only onnxruntime. It takes one float32 RGB image in [0, 1], 3 x height x width, of any
+ONNX_LOADING = """`model.onnx` needs only onnxruntime. It takes one float32 RGB image in [0, 1], 3 x height x width, of any
 size. Its metadata has the classes:
 
 ```python

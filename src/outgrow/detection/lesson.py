@@ -27,7 +27,8 @@ much as hundreds of background rows."""
 
 @dataclass(frozen=True)
 class Detect:
-    """One row per proposal of the student, or per anchor or point that :mod:`outgrow.detection.dense` chooses.
+    """One row per proposal of the student, per anchor or point that :mod:`outgrow.detection.dense` chooses, or per query
+    and class that :mod:`outgrow.detection.queries` does.
 
     The student proposes and classifies as in normal training. Its matcher labels each row with the object that it
     overlaps, or as background. The teacher classifies the same rows on its own features. Background
@@ -63,7 +64,7 @@ def _blank(device: torch.device, count: int) -> Scenes:
 def target_of(proposals: Proposals, truth: Sequence[Truth]) -> Target:
     """The label of each proposal, with :data:`outgrow.IGNORE` in crowd regions."""
     crowded = torch.cat([in_crowd(boxes, t) for boxes, t in zip(proposals.boxes, truth, strict=True)])
-    unknown = crowded & (proposals.label == BACKGROUND)
+    unknown = crowded & proposals.unmatched
     return Target(torch.where(unknown, IGNORE, proposals.label), image=proposals.image, may_ignore=True)
 
 

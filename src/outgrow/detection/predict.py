@@ -92,9 +92,10 @@ def of_weights(path: Path) -> Boxes:
 
 
 def of_program(path: Path, facts: dict[str, Any]) -> Boxes:
-    raise ValueError(
-        f"predict {path}: needs a classifier in a .pt2 file, got a detector; pass its ONNX file."
-    )
+    """A ``.pt2`` file of ``outgrow export``."""
+    from outgrow.detection.transformer_export import program_finder
+
+    return Boxes(program_finder(path), tuple(facts["classes"]))
 
 
 def of_onnx(model: OnnxModel) -> Boxes:

@@ -51,7 +51,7 @@ def check_name(option: str, name: str) -> None:
     if not is_detector(name):
         raise ValueError(
             f"{option}: needs a detector such as fasterrcnn:torchvision/resnet18 or "
-            f"fasterrcnn:timm/mobilenetv2_100 for data in COCO's layout, got {name or 'none'!r}; "
+            f"fasterrcnn:timm/mobilenetv2_100, rtdetr: or dfine:, for data in COCO's layout, got {name or 'none'!r}; "
             "put fasterrcnn: before a backbone."
         )
 

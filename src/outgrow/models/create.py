@@ -20,6 +20,7 @@ FAMILIES: dict[str, Callable[[str, int | None, bool, int | None], Network]] = {
     "py": build_file,
 }
 DETECTORS = ("fasterrcnn", "retinanet", "fcos", "ssdlite")
+DETECTION_TRANSFORMERS = ("rtdetr", "dfine")
 """The families of detectors, whose names are ``FAMILY:BACKBONE``. They are not created here."""
 
 
@@ -155,7 +156,7 @@ def list_models() -> dict[str, list[str]]:
 
 def _split(name: str) -> tuple[str, str]:
     """Split a known name into family and rest; ``ValueError`` with suggestions for an unknown one."""
-    if name.partition(":")[0] in DETECTORS and ":" in name:
+    if name.partition(":")[0] in (*DETECTORS, *DETECTION_TRANSFORMERS) and ":" in name:
         raise ValueError(
             f"create_model: needs a classifier, got the detector {name!r}; use detectors with --data "
             "coco:IMAGES:ANNOTATIONS, or outgrow.detection.create.create_detector in Python."

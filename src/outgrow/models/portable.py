@@ -82,6 +82,20 @@ def program_of(network: Network, side: tuple[int, int], *, any_size: bool) -> tu
     )
 
 
+def exported_program(module: nn.Module, example: Float[Tensor, "3 _ _"], *, name: str) -> ExportedProgram:
+    """Export a module that takes one image of any size from :data:`LEAST_SIDE` on. ``ValueError`` if it cannot be traced."""
+    shape = {1: Dim("height", min=LEAST_SIDE), 2: Dim("width", min=LEAST_SIDE)}
+    try:
+        with _quiet():
+            return torch.export.export(module, (example,), dynamic_shapes=(shape,))
+    except Exception as error:  # torch.export raises many types
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ValueError(
+            f"export {name}: needs a net that torch.export can trace, got an error from it ({reason[:300]}); export "
+            "it as onnx or safetensors (--format)."
+        ) from error
+
+
 def write_program(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
     """Write a ``.pt2`` file. ``torch.export.load(path).module()`` reads it without the net's source code."""
     content = io.BytesIO()  # on a full disk torch would abort the process

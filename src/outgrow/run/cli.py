@@ -38,7 +38,7 @@ TeacherName = Annotated[
     typer.Option(
         "--teacher",
         metavar="MODEL",
-        help="cifar/..., timm/..., torchvision/..., hf/..., py:FILE:CALLABLE, or fasterrcnn:BACKBONE",
+        help="cifar/..., timm/..., torchvision/..., hf/..., py:FILE:CALLABLE, or a detector: fasterrcnn:BACKBONE, hf/..., rtdetr:, dfine:",
     ),
 ]
 StudentName = Annotated[str | None, typer.Option("--student", metavar="MODEL", help="as --teacher")]

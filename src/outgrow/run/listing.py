@@ -25,6 +25,7 @@ def listing(what: str, model: str | None = None) -> Iterator[str]:
         yield "hf/NAME                (an image classifier of the Hugging Face hub, or a local directory)"
         for family in DETECTORS:
             yield f"{family + ':BACKBONE':<22} (a detector on torchvision/NAME or timm/NAME, for images with boxes)"
+        yield "rtdetr:?size=320       (RT-DETR v2, or dfine: D-FINE, with random weights; hf/NAME has published ones)"
         yield "py:FILE:CALLABLE       (your own file; CALLABLE(num_classes) returns a module)"
         return
     entries = list(_entries(what))
@@ -101,15 +102,22 @@ def _levels(model: str) -> Iterator[str]:
     import torch
 
     from outgrow.detection.create import create_detector
+    from outgrow.detection.transformer import TransformerDetector
 
     detector = create_detector(model, ("object",)).eval()
     with torch.no_grad():
-        maps = detector.net.backbone(torch.zeros(1, 3, 256, 256))
-    yield f"{detector.name}, for an image of 256x256 pixels:"
-    for key, value in maps.items():
-        yield f"  {detector.levels[key]:<24}{' x '.join(str(n) for n in value.shape[1:])}"
+        if isinstance(detector, TransformerDetector):
+            side, maps = detector.preparation.size[0], detector.levels_of([torch.zeros(3, 256, 256)])
+        else:
+            found = detector.net.backbone(torch.zeros(1, 3, 256, 256))
+            side, maps = 256, {detector.levels[key]: value for key, value in found.items()}
+    yield f"{detector.name}, for an image of {side}x{side} pixels:"
+    for name, value in maps.items():
+        yield f"  {name:<24}{' x '.join(str(n) for n in value.shape[1:])}"
     if detector.layout is None:
         yield "  penultimate, box        one of each per proposal"
+    elif isinstance(detector, TransformerDetector):
+        yield "  penultimate, box        one of each per row: a query and a class"
     else:
         yield "  box                     one per row: an anchor or a point"
 

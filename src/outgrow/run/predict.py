@@ -115,8 +115,10 @@ def open_model(path: Path) -> tuple[ModuleType, Any]:
     if path.name == STUDENT and (path.parent / "record.json").is_file():
         return open_model(path.parent)
     if path.suffix == ".safetensors" and path.is_file():
-        name = str(read_weights(path)[1].get("model"))
-        module = _module("detection" if name.partition(":")[0] in DETECTORS else "classification")
+        metadata = read_weights(path)[1]
+        family = str(metadata.get("model")).partition(":")[0]
+        detects = metadata.get("task") == "detection" or family in DETECTORS
+        module = _module("detection" if detects else "classification")
         return module, module.of_weights(path)
     raise ValueError(
         f"predict {path}: needs the folder of a run or of an export, or a .safetensors, .onnx or .pt2 file of one, got "
