@@ -1,6 +1,7 @@
 """Whole runs of RetinaNet, FCOS and SSDLite on real images: files, evaluation, prediction, export, audit."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,13 @@ def test_a_run_and_what_follows_from_it(run, small, tmp_path):  # noqa: F811
         assert len(json.loads((tmp_path / "boxes.json").read_text())) == 1
         (tmp_path / "boxes.json").unlink()
 
-    exported = export_run(out, out=tmp_path / "export", format="all")
-    assert set(exported["files"]) == {"model.safetensors", "model.onnx"}
-    assert any("torch.export cannot trace" in note for note in exported["notes"])
+    if find_spec("onnx") is None:  # an extra, which CI does not have
+        exported = export_run(out, out=tmp_path / "export")
+        assert set(exported["files"]) == {"model.safetensors"}
+    else:
+        exported = export_run(out, out=tmp_path / "export", format="all")
+        assert set(exported["files"]) == {"model.safetensors", "model.onnx"}
+        assert any("torch.export cannot trace" in note for note in exported["notes"])
     for file in exported["files"].values():
         assert "found by only one of the two" in file["check"]
 
@@ -72,10 +77,11 @@ def test_a_run_and_what_follows_from_it(run, small, tmp_path):  # noqa: F811
 @pytest.mark.parametrize("family", NAMES)
 def test_an_onnx_file_finds_the_same_boxes(family, tmp_path):
     """On images of several sizes, with scores that differ."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
     made = detector(family).eval()
-    with (
-        torch.no_grad()
-    ):  # at first scores and overlaps are nearly equal, and rounding decides who suppresses whom
+    # at first scores and overlaps are nearly equal, and rounding decides who suppresses whom
+    with torch.no_grad():
         for name, weight in made.net.named_parameters():
             if "head" in name and weight.dim() == 4:
                 nn.init.kaiming_normal_(weight)
