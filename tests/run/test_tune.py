@@ -14,6 +14,7 @@ from outgrow.run import distill
 from outgrow.run import tune as room
 from outgrow.run.tune import choices_of, tune, tuned
 from outgrow.training.config import build_config, load_config, merge
+from outgrow.training.guard import NonFiniteLoss, NonFiniteScores
 from outgrow.training.record import read_record
 from outgrow.training.trainer import Trainer
 from tests.run.test_distill import SMALL, teacher_file  # noqa: F401
@@ -134,6 +135,21 @@ def test_another_search_in_the_folder_is_refused(teacher_file, tmp_path):  # noq
     "layer, over, message",
     [
         ({"method": {"preset": "none"}}, ["weight"], "tune: needs a method with a teacher, got none"),
+        (
+            {"method": {"weight": 0.0}},
+            ["weight"],
+            "--over weight: needs a configured weight above zero, got 0.0",
+        ),
+        (
+            {"method": {"weight": -1.0}},
+            ["weight"],
+            "--over weight: needs a configured weight above zero, got -1.0",
+        ),
+        (
+            {"method": {"loss": "kd + dkd(temperature=2)", "rule": "swap"}},
+            ["temperature"],
+            "--over temperature: needs losses of one temperature, got 2.0 and 4.0",
+        ),
         ({}, [], "--over: needs one or more of weight, temperature, lr, got none"),
         ({}, ["momentum"], "--over: needs weight, temperature, lr, got 'momentum'"),
         ({"method": {"loss": "rkd"}}, ["temperature"], "needs a loss with a temperature, got rkd"),
@@ -163,3 +179,85 @@ def test_a_rehearsal_trains_nothing(teacher_file, tmp_path):  # noqa: F811
     assert said[-1].startswith("time")
     assert json.loads((tmp_path / "asked.json").read_text())["over"][0]["name"] == "weight"
     assert not (tmp_path / "tune.json").exists()
+
+
+def fail_late(monkeypatch, error, *, which=()):
+    """Trainings fail in their last epoch, after the steps that a rehearsal takes; ``which`` of them, by number, or all."""
+    backward, steps = Trainer._backward, {}
+
+    def failing(self, *arguments):
+        held = steps.setdefault(id(self), [0, self])  # kept, so that no other trainer has its number
+        held[0] += 1
+        if held[0] > 6 and (not which or len(steps) in which):
+            raise error
+        return backward(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_backward", failing)
+
+
+@pytest.mark.parametrize(
+    "error", [NonFiniteLoss("nan"), NonFiniteScores("scores: needs finite logits, got NaN; lower it.")]
+)
+def test_a_trial_that_diverges_is_one_of_the_worse(teacher_file, tmp_path, monkeypatch, error):  # noqa: F811
+    fail_late(monkeypatch, error, which=[1 + 2])  # the first training is the rehearsal
+    said = []
+    settings = config(teacher_file, {"train": {"epochs": 9}})
+    found = tune(settings, out=tmp_path, trials=3, over=["weight", "lr"], log=said.append)
+    assert [trial.diverged for trial in found.trials] == [False, True, False]
+    assert found.best != 1
+    assert any(line.startswith("trial 2 of 3") and line.endswith("diverged") for line in said)
+
+
+def test_a_search_in_which_all_diverge_says_so(teacher_file, tmp_path, monkeypatch):  # noqa: F811
+    fail_late(monkeypatch, NonFiniteLoss("nan"))
+    with pytest.raises(
+        ValueError, match=r"tune: needs a trial that ends, got 2 that diverged; lower train\.lr"
+    ):
+        tune(config(teacher_file), out=tmp_path, trials=2, over=["lr"], log=lambda text: None)
+
+
+def test_a_run_in_the_folder_is_refused_before_the_trials(teacher_file, tmp_path):  # noqa: F811
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "record.json").write_text("{}")
+    with pytest.raises(ValueError, match="needs a folder without a run, got a finished run"):
+        tuned(config(teacher_file, {"out": str(tmp_path / "run")}), trials=2)
+    assert not (tmp_path / "run" / "tune").exists()
+
+
+def test_a_search_continues_where_a_kill_has_cut_its_journal(teacher_file, tmp_path):  # noqa: F811
+    whole = tune(config(teacher_file), out=tmp_path, trials=2, over=["weight"], log=lambda text: None)
+    journal = tmp_path / room.JOURNAL
+    content = journal.read_bytes()
+    for cut in (1, 30, len(content) - 5):
+        journal.write_bytes(content[: len(content) - cut])
+        again = tune(config(teacher_file), out=tmp_path, trials=2, over=["weight"], log=lambda text: None)
+        assert [t.scores for t in again.trials] == [t.scores for t in whole.trials]
+    journal.write_bytes(content.replace(b"{", b"x", 1))
+    with pytest.raises(
+        ValueError, match=r"needs the trials as they were written, got a damaged .*; restore it"
+    ):
+        tune(config(teacher_file), out=tmp_path, trials=2, over=["weight"])
+
+
+def test_changed_images_are_another_search(tmp_path):
+    photos = tmp_path / "photos"
+    for kind, number in itertools.product("ab", range(20)):
+        (photos / kind).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number + 100 * (kind == "a")).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(photos / kind / f"{number}.png")
+    layer = {
+        "data": {"source": f"folder:{photos}", "train_rows": None, "size": 32},
+        "teacher": {"train": True, "rows": "same"},
+    }
+    settings = build_config(merge(SMALL, SEARCH, layer))
+    tune(settings, out=tmp_path / "out", trials=2, over=["weight"], log=lambda text: None)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(photos / "a" / "3.png")
+    with pytest.raises(ValueError, match="needs a folder without another search"):
+        tune(settings, out=tmp_path / "out", trials=3, over=["weight"], log=lambda text: None)
+
+
+def test_several_processes_are_refused(teacher_file, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="tune: needs one process, got 2"):
+        tune(config(teacher_file), out=tmp_path / "x")

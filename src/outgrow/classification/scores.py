@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from outgrow.data import Loader
 from outgrow.outputs import as_outputs, lift
+from outgrow.training.guard import NonFiniteScores
 
 
 class Scores(NamedTuple):
@@ -84,11 +85,11 @@ def evaluate(
 
 
 def _check_logits(logits: Float[Tensor, "rows classes"], first: int, name: str) -> None:
-    """``ValueError`` for rows without a top class: those with NaN, +inf, or -inf for every class."""
+    """:class:`NonFiniteScores` for rows without a top class: those with NaN, +inf, or -inf for every class."""
     bad = logits.isnan().any(dim=1) | ~logits.amax(dim=1).isfinite()
     if bool(bad.any()):
         where = (bad.nonzero()[:4, 0] + first).tolist()
-        raise ValueError(
+        raise NonFiniteScores(
             f"scores: needs finite logits, got NaN or infinity from {name} for {int(bad.sum())} of {len(bad)} images, the "
             f"first at positions {', '.join(map(str, where))}; if its weights are not finite, lower the learning rate of its "
             "training, or check its file."

@@ -20,7 +20,7 @@ class Attention(NamedTuple):
 
 
 def attention(value: Float[Tensor, "images channels height width"], *, temperature: float) -> Attention:
-    r""":math:`A^S = HW \operatorname{softmax}(\overline{|F|}_{ij} / T)` and :math:`A^C` alike: equations 3 to 6."""
+    r""":math:`A^S = HW \operatorname{softmax}(\overline{|F|}_{ij} / T)` and :math:`A^C` alike, over channels."""
     size = lift(value).abs()
     spatial = (size.mean(dim=1).flatten(1) / temperature).softmax(dim=1) * (size.shape[2] * size.shape[3])
     channel = (size.mean(dim=(2, 3)) / temperature).softmax(dim=1) * size.shape[1]

@@ -200,7 +200,7 @@ def distill(
     if weight == "auto":
         from outgrow.run.tune import tuned
 
-        resolved, tuning = tuned(resolved, overwrite=overwrite, reporter=make_reporter(log))
+        resolved, tuning = tuned(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter(log))
     run(resolved, resume=resume, overwrite=overwrite, reporter=make_reporter(log), tuning=tuning)
 
 

@@ -12,6 +12,7 @@ trials early (successive halving). The first trial has the values of the configu
 """
 
 import contextlib
+import json
 import math
 import time
 import warnings
@@ -32,9 +33,11 @@ from outgrow.run.rehearsal import Trials, duration, rehearse, teacher_cost
 from outgrow.run.tasks import task_of
 from outgrow.run.work import load_teacher, train_teacher
 from outgrow.training.config import Config, build_config, merge, settle, with_checksum
-from outgrow.training.folder import LEAST_ROOM
+from outgrow.training.folder import LEAST_ROOM, check_folder
+from outgrow.training.guard import NonFiniteLoss, NonFiniteScores
+from outgrow.training.processes import launched
 from outgrow.training.progress import Reporter
-from outgrow.training.record import TrialRecord
+from outgrow.training.record import DataRecord, TrialRecord
 from outgrow.training.task import Task
 
 HELD_OUT = 0.2
@@ -46,6 +49,7 @@ RANGES = {"weight": (0.25, 16.0), "temperature": (1.0, 8.0), "lr": (0.25, 4.0)}
 """Smallest and largest value, on a logarithmic scale; of ``lr`` as a factor of the configured one."""
 FIELDS = {"weight": "method.weight", "temperature": "method.temperature", "lr": "train.lr"}
 RESULT, BEST, JOURNAL, ASKED = "tune.json", "best.yaml", "trials.log", "asked.json"
+DIVERGED = "diverged"
 
 print_flushed = partial(print, flush=True)
 
@@ -58,10 +62,6 @@ class Choice:
     low: float
     high: float
     own: float
-
-    @property
-    def field(self) -> str:
-        return FIELDS[self.name]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,10 @@ def tune(
     seed and the budget of ``config``. ``ValueError`` for a method without a teacher, and for values that it does not have.
     """
     _check_optuna()
+    if launched() > 1:
+        raise ValueError(
+            f"tune: needs one process, got {launched()}; start it without torchrun, and the run with its best values with it."
+        )
     report, out, log = reporter or Reporter(), Path(out), log or print_flushed
     config = settle(config)
     choices = choices_of(config, over)
@@ -104,7 +108,12 @@ def tune(
     one = plan.trainings[0]
     task = task_of(config.data.source).held_out()
     check_writable(out, what="--out", room=LEAST_ROOM)
-    study = _open(out, one.config, choices, overwrite=overwrite)
+    asked = {
+        "config": one.config.model_dump(mode="json", exclude={"out"}),
+        "over": [asdict(choice) for choice in choices],
+        "data": _held_out_data(config, out, task).fingerprint,
+    }
+    study = _open(out, asked, one.config.train.epochs, overwrite=overwrite)
     left = max(trials - len(_finished(study)), 0)
     if left or dry_run:
         for line in _price(plan, one, task, trials, left):
@@ -124,12 +133,19 @@ def tune(
 
 
 def tuned(
-    config: Config, *, trials: int = TRIALS, overwrite: bool = False, reporter: Reporter | None = None
+    config: Config,
+    *,
+    trials: int = TRIALS,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
 ) -> tuple[Config, tuple[TrialRecord, ...]]:
     """``config`` with its best weight and temperature, and the trials, which are kept in the folder ``tune`` of the run."""
     if not config.out:
         raise ValueError("--weight auto: needs --out FOLDER for its trials, got none; set it.")
-    over = ["weight", "temperature"] if method_of(config)[1].temperatures else ["weight"]
+    check_folder(Path(config.out), resume=resume, overwrite=overwrite)
+    one = len(method_of(config)[1].temperatures) == 1
+    over = ["weight", "temperature"] if one else ["weight"]
     folder = Path(config.out) / "tune"
     found = tune(config, out=folder, trials=trials, over=over, overwrite=overwrite, reporter=reporter)
     assert found is not None
@@ -153,14 +169,24 @@ def choices_of(config: Config, over: Sequence[str]) -> list[Choice]:
             raise ValueError(f"--over: needs {', '.join(RANGES)}, got {name!r}; correct it.")
         low, high = RANGES[name]
         if name == "weight":
-            own = config.method.weight or PRESETS[config.method.preset].weight
+            given = config.method.weight
+            own = PRESETS[config.method.preset].weight if given is None else given
+            if own <= 0:
+                raise ValueError(
+                    f"--over weight: needs a configured weight above zero, got {own}; leave method.weight out."
+                )
         elif name == "temperature":
             temperatures = objective.temperatures
             if not temperatures:
                 raise ValueError(
                     f"--over temperature: needs a loss with a temperature, got {config.method.loss}; leave temperature out."
                 )
-            own = config.method.temperature or max(temperatures)
+            if len(temperatures) > 1:
+                raise ValueError(
+                    f"--over temperature: needs losses of one temperature, got {' and '.join(map(str, sorted(temperatures)))}; "
+                    "give all the same one, or leave temperature out."
+                )
+            (own,) = temperatures
         else:
             own, low, high = config.train.lr, low * config.train.lr, high * config.train.lr
         found.append(Choice(name, min(low, own), max(high, own), float(own)))
@@ -185,16 +211,18 @@ def _plan(config: Config, out: Path) -> Plan:
     return make_plan(base, read_options(options), out)
 
 
-def _open(out: Path, config: Config, choices: Sequence[Choice], *, overwrite: bool) -> Any:
-    """The search in ``out``, new or continued. ``ValueError`` if it is another one."""
+def _held_out_data(config: Config, out: Path, task: Task) -> DataRecord:
+    """The data of the trials, whose test images are the held-out ones."""
+    run = start(_plan(config, out).trainings[0].config.model_copy(update={"out": None}))
+    return task.data_record(run, task.open_data(run), None)
+
+
+def _open(out: Path, asked: dict[str, Any], epochs: int, *, overwrite: bool) -> Any:
+    """The search in ``out``, new or continued. ``ValueError`` if it is another one, or damaged."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    asked = {
-        "config": config.model_dump(mode="json", exclude={"out"}),
-        "over": [asdict(one) for one in choices],
-    }
     stated = out / ASKED
     if overwrite:
         for name in (JOURNAL, RESULT, BEST, ASKED):
@@ -206,17 +234,28 @@ def _open(out: Path, config: Config, choices: Sequence[Choice], *, overwrite: bo
         )
     write_atomically(stated, sealed(asked))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(
-            study_name="tune",
-            storage=JournalStorage(JournalFileBackend(str(out / JOURNAL))),
-            load_if_exists=True,
-            direction="maximize",
-            pruner=optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=max(1, round(config.train.epochs / FACTOR**2)), reduction_factor=FACTOR
-            ),
-        )
+    journal = out / JOURNAL
+    if journal.is_file():  # a kill may have cut its last line
+        whole, _, rest = journal.read_bytes().rpartition(b"\n")
+        if rest:
+            write_atomically(journal, whole + b"\n" if whole else b"")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study = optuna.create_study(
+                study_name="tune",
+                storage=JournalStorage(JournalFileBackend(str(journal))),
+                load_if_exists=True,
+                direction="maximize",
+                pruner=optuna.pruners.SuccessiveHalvingPruner(
+                    min_resource=max(1, round(epochs / FACTOR**2)), reduction_factor=FACTOR
+                ),
+            )
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise ValueError(
+            f"--out {out}: needs the trials as they were written, got a damaged {journal} ({error}); restore it, or add "
+            "--overwrite to start again."
+        ) from None
     for trial in study.trials:  # that an interruption has left behind
         if not trial.state.is_finished():
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -254,12 +293,17 @@ def _try(
     started = time.perf_counter()
     watch = _Watch(trial, config.train.epochs, report)
     run = start(with_values(config, trial.params).model_copy(update={"out": None}), reporter=watch)
-    with contextlib.suppress(_Ended):
+    try:
         train(run, task, assemble(run, task, teacher))
+    except _Ended:
+        pass
+    except (NonFiniteLoss, NonFiniteScores):  # a large rate or weight; other trials may do better
+        trial.set_user_attr(DIVERGED, True)
     return TrialRecord(
         values={choice.name: trial.params[choice.name] for choice in choices},
         scores=tuple(watch.scores),
         finished=len(watch.scores) == config.train.epochs,
+        diverged=trial.user_attrs.get(DIVERGED, False),
         seconds=time.perf_counter() - started,
     )
 
@@ -311,6 +355,8 @@ def describe(trial: TrialRecord) -> str:
     'weight 2: 61.50 %'
     """
     values = ", ".join(f"{name} {value:.3g}" for name, value in trial.values.items())
+    if trial.diverged:
+        return f"{values}: diverged"
     last = f"{trial.scores[-1]:.2f} %"
     return (
         f"{values}: {last}" if trial.finished else f"{values}: {last}, ended after epoch {len(trial.scores)}"
@@ -345,13 +391,19 @@ def _conclude(
             values={choice.name: trial.params[choice.name] for choice in choices},
             scores=tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)),
             finished=trial.state.name == "COMPLETE",
+            diverged=trial.user_attrs.get(DIVERGED, False),
             seconds=trial.duration.total_seconds(),
         )
         for trial in _finished(study)
     )
-    best = max((i for i, one in enumerate(records) if one.finished), key=lambda i: records[i].scores[-1])
-    run = start(_plan(config, out).trainings[0].config.model_copy(update={"out": None}))
-    images = task.data_record(run, task.open_data(run), None).test
+    ended = [number for number, one in enumerate(records) if one.finished]
+    if not ended:
+        raise ValueError(
+            f"tune: needs a trial that ends, got {len(records)} that diverged; lower train.lr, or set train.clip=1.0, and add "
+            "--overwrite."
+        )
+    best = max(ended, key=lambda number: records[number].scores[-1])
+    images = _held_out_data(config, out, task).test
     chosen = with_values(config, records[best].values)
     found = Tuned(records, best, chosen, images)
     content = {
@@ -362,7 +414,7 @@ def _conclude(
     }
     write_atomically(out / RESULT, sealed(content))
     write_atomically(out / BEST, with_checksum(chosen.model_copy(update={"out": None}).to_yaml()))
-    first, won = records[0], records[best]
+    first, won = records[0], found.winner
     right = won.scores[-1] / 100
     chance = 100 * 2 * math.sqrt(2 * right * (1 - right) / images)
     log(f"best      {describe(won)}")

@@ -37,6 +37,17 @@ def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: b
     ``ValueError``, with nothing changed on disk, if the folder cannot be written, if it holds a run and neither
     ``resume`` nor ``overwrite`` is given, or if the run to resume has another configuration.
     """
+    check_folder(out, resume=resume, overwrite=overwrite)
+    if resume and (out / "config.yaml").is_file():
+        _check_same(out / "config.yaml", config)
+        return
+    if overwrite:
+        clear(out)
+    write_config(out, config)
+
+
+def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """The checks of :func:`open_folder` that need no configuration."""
     check_writable(out, what="--out", room=LEAST_ROOM)
     finished, begun = (out / "record.json").exists(), [name for name in BEGUN if (out / name).exists()]
     if resume and overwrite:
@@ -49,12 +60,6 @@ def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: b
             f"--out {out}: needs a folder without a run, got {state}; give another folder, --resume to continue it, or "
             "--overwrite to replace it."
         )
-    if resume and (out / "config.yaml").is_file():
-        _check_same(out / "config.yaml", config)
-        return
-    if overwrite:
-        clear(out)
-    write_config(out, config)
 
 
 def write_config(out: Path, config: Config) -> None:

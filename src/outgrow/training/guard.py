@@ -15,6 +15,10 @@ class NonFiniteLoss(ArithmeticError):
     """The loss of a step was infinite or NaN. The step was not taken."""
 
 
+class NonFiniteScores(ValueError):
+    """A network gave NaN or infinite logits in an evaluation, which have no score."""
+
+
 class Guard:
     """Raises :class:`NonFiniteLoss` with the step, its terms and its samples.
 

@@ -250,7 +250,9 @@ class TrialRecord(_Part):
     scores: tuple[float, ...]
     """The score on the held-out images after each epoch, in percent."""
     finished: bool
-    """False if it was ended early as one of the worse."""
+    """False if it was ended early as one of the worse, or diverged."""
+    diverged: bool = False
+    """Whether its loss or its logits became infinite or NaN."""
     seconds: float
 
 
