@@ -86,6 +86,7 @@ def predict_files(
             print_bytes(line, target)
     else:
         write_atomically(out, "".join(lines).encode("utf-8", "surrogateescape"))
+        log(f"{len(files) - len(broken):,} images: {out}")
     if broken:
         log(f"{len(broken)} of {len(files)} images could not be read and were left out")
     return {"read": len(files) - len(broken), "broken": broken}
