@@ -1,11 +1,13 @@
 """One data set in every layout: the same images, the same boxes, the same classes."""
 
+import itertools
 import json
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from outgrow.data import DataWarning
 from outgrow.detection.annotations import read_annotations
@@ -231,6 +233,43 @@ def test_vocs_marks_and_faults(tmp_path):
             assert len(open_boxes(source, on_fault="skip").faults) == 1
     with pytest.raises(ValueError, match="got no Annotations in"):
         open_boxes(f"voc:{tmp_path}")
+
+
+def test_a_picture_of_another_size_than_its_annotation_is_a_fault(tmp_path):
+    """Somebody has shrunk the pictures and left the boxes."""
+    source = voc(*write(tmp_path / "coco"), tmp_path / "other")
+    path, picture = (
+        tmp_path / "other" / name for name in ("Annotations/train1.xml", "JPEGImages/train1.png")
+    )
+    whole = path.read_text()
+    with Image.open(picture) as image:
+        width, height = image.size
+
+    def stated(wide, high):
+        return f"<size><width>{wide}</width><height>{high}</height><depth>3</depth></size><object>"
+
+    for size in ((width, height), (0, 0), ("", "")):
+        path.write_text(whole.replace("<object>", stated(*size), 1))
+        assert open_boxes(source).train is not None
+    path.write_text(whole.replace("<object>", stated(2 * width, 2 * height), 1))
+    message = rf"needs an image of the {2 * width} x {2 * height} pixels that its annotation states, got .*{width} x {height}"
+    with pytest.raises(ValueError, match=message):
+        open_boxes(source)
+    with pytest.warns(DataWarning, match="left out"):
+        assert len(open_boxes(source, on_fault="skip").faults) == 1
+
+
+def test_a_bomb_as_data_yaml_is_refused(tmp_path):
+    lines = [
+        "a: &a [x, x]",
+        *(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghi")),
+    ]
+    for text in ("\n".join([*lines, "names: *i"]), "names: " + "[" * 5000):
+        (tmp_path / "data.yaml").write_text(text)
+        with pytest.raises(
+            ValueError, match=r"needs a YAML file, got .*, which cannot be read .*; restore it"
+        ):
+            open_boxes(f"yolo:{tmp_path / 'data.yaml'}")
 
 
 def test_vocs_corners_from_0(tmp_path):

@@ -4,12 +4,13 @@
     JPEGImages/a.jpg
     ImageSets/Main/train.txt  a name in each line; val.txt, test.txt; trainval.txt where there is no train.txt
 
-Corners are pixels counted from 1, both inside the box, as VOC has them. Where a corner is 0 they are taken as they are.
-Objects that are marked as difficult are regions to ignore, like COCO's crowds, as VOC does not count them.
+An image of another size than its annotation states is a fault, as its boxes would lie elsewhere. Corners are pixels
+counted from 1, both inside the box, as VOC has them. Where a corner is 0 they are taken as they are. Objects that are
+marked as difficult are regions to ignore, like COCO's crowds, as VOC does not count them.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from outgrow.data.files import PICTURES, read_bytes
@@ -21,6 +22,13 @@ from outgrow.detection.listed import Listed, digest_of, hold_out, size_of_file
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _Object = tuple[str, str, bool, list[float] | None, object]
 """The class, the place, whether it is difficult, the corners (None: a fault), and the text of the corners."""
+
+
+class _Annotated(NamedTuple):
+    """The size of the image as a file of annotations states it, if it does, and its objects."""
+
+    size: tuple[int, int] | None
+    objects: list[_Object]
 
 
 def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
@@ -39,11 +47,11 @@ def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
         path.stem: path for path in sorted((root / "JPEGImages").iterdir()) if path.suffix.lower() in PICTURES
     }
     parsed = {
-        split: {name: _objects(root / "Annotations" / f"{name}.xml") for name in listed}
+        split: {name: _annotated(root / "Annotations" / f"{name}.xml") for name in listed}
         for split, listed in names.items()
         if listed
     }
-    objects = [one for split in parsed.values() for found in split.values() for one in found]
+    objects = [one for split in parsed.values() for found in split.values() for one in found.objects]
     classes = sorted({one[0] for one in objects if one[0]})
     first = 0 if any(one[3] is not None and min(one[3][:2]) < 1 for one in objects) else 1
     found: dict[str, Listed] = {}
@@ -68,7 +76,7 @@ def _listed(root: Path, split: str) -> list[str]:
 
 def _content(
     root: Path,
-    objects: dict[str, list[_Object]],
+    annotated: dict[str, _Annotated],
     pictures: dict[str, Path],
     classes: list[str],
     first: int,
@@ -77,7 +85,7 @@ def _content(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     origins: dict[int, str] = {}
-    for number, (name, found) in enumerate(objects.items()):
+    for number, (name, found) in enumerate(annotated.items()):
         picture = pictures.get(name)
         if picture is None:
             faults.add("image", name, "a picture in JPEGImages", "none")
@@ -86,9 +94,13 @@ def _content(
         if size is None:
             faults.add("image", name, "an image whose size can be read", "none")
             continue
+        if found.size not in (None, size):
+            needed = f"an image of the {found.size[0]} x {found.size[1]} pixels that its annotation states"
+            faults.add("image", name, needed, f"{size[0]} x {size[1]}")
+            continue
         width, height = size
         images.append({"id": number, "file_name": picture.name, "width": width, "height": height})
-        for kind, place, difficult, corners, text in found:
+        for kind, place, difficult, corners, text in found.objects:
             entry = len(annotations)
             if corners is None or not kind:
                 needed = "four numbers as bndbox" if kind else "a name"
@@ -110,15 +122,15 @@ def _content(
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _objects(path: Path) -> list[_Object]:
-    """The objects of a file; an unreadable file is one object with a fault."""
+def _annotated(path: Path) -> _Annotated:
+    """The content of a file; an unreadable file is one object with a fault."""
     try:
         text = read_bytes(path)
         if b"<!ENTITY" in text:
             raise ElementTree.ParseError("it defines entities")
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
-        return [("object", printable(path), False, None, str(error).splitlines()[0])]
+        return _Annotated(None, [("object", printable(path), False, None, str(error).splitlines()[0])])
     found: list[_Object] = []
     for number, entry in enumerate(root.iter("object"), start=1):
         place = f"object {number} of {printable(path)}"
@@ -131,4 +143,6 @@ def _objects(path: Path) -> list[_Object]:
         name = (entry.findtext("name") or "").strip()
         difficult = (entry.findtext("difficult") or "0").strip() == "1"
         found.append((name, place, difficult, corners, texts if name else entry.findtext("name")))
-    return found
+    sides = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
+    known = all(side.isdecimal() and int(side) > 0 for side in sides)  # some tools write 0
+    return _Annotated((int(sides[0]), int(sides[1])) if known else None, found)

@@ -21,6 +21,7 @@ from outgrow.data.notes import printable
 from outgrow.data.reading import OnFault
 from outgrow.detection.annotations import Faults, check_content
 from outgrow.detection.listed import Listed, common_folder, digest_of, hold_out, pictures_in, size_of_file
+from outgrow.machine.files import parse_yaml
 
 _KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _ROUNDING = 1e-3
@@ -47,10 +48,10 @@ def _facts(source: str, path: Path) -> dict[str, Any]:
             f"data: needs an existing data.yaml in {source!r}, got {path.absolute()}; check the path."
         )
     try:
-        facts = yaml.safe_load(read_bytes(path))
-    except yaml.YAMLError as error:
+        facts = parse_yaml(read_bytes(path))
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(
-            f"data: needs a YAML file, got {path}, which cannot be read ({str(error).splitlines()[0]}); restore it."
+            f"data: needs a YAML file, got {path}, which cannot be read ({(str(error) or type(error).__name__).splitlines()[0]}); restore it."
         ) from error
     if not isinstance(facts, dict):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 write_atomically    temporary file, fsync, rename; the umask's mode
 sealed, unsealed    JSON with a checksum of itself
+parse_yaml          YAML of somebody else
 tensors_checksum    of a state dict and its metadata
 check_writable      at the start: a folder that can be written and has room
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 CHECKSUM = "checksum"
@@ -106,6 +108,20 @@ def finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [finite(value) for value in content]
     return content
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A YAML loader that refuses aliases: with them a few bytes can expand to billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed; write the value itself")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """The content of ``text``. ``yaml.YAMLError`` for what is no YAML, and for aliases."""
+    return yaml.load(text, Loader=_PlainLoader)
 
 
 def sealed(content: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from outgrow.machine.files import parse_yaml
 from outgrow.machine.precision import resolve_precision
 
 
@@ -373,19 +374,6 @@ def _warn_if_changed(text: str, path: Path) -> None:
         )
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """A YAML loader that refuses aliases: with them a few bytes can expand to billions of values."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed; write the value itself")
-        return super().compose_node(parent, index)
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_PlainLoader)
-
-
 def _small_text(path: Path) -> str:
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(f"{path.stat().st_size:,} bytes are too many for a configuration")
@@ -401,7 +389,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
         )
     try:
         text = _small_text(path)
-        content = _parse_yaml(text)
+        content = parse_yaml(text)
     except (yaml.YAMLError, RecursionError, ValueError, OSError) as error:
         raise ValueError(
             f"--config: needs a YAML file, got {path}, which cannot be read ({error}); see OUT/config.yaml of a run."
@@ -441,7 +429,7 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
                 f"--set: needs section.field=value, got {item!r}; write it as in --set train.epochs=30."
             )
         try:
-            nested: Any = _parse_yaml(text)
+            nested: Any = parse_yaml(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"--set {key}: needs a YAML value, got {text!r} ({reason}); quote it.") from None
