@@ -1,7 +1,8 @@
-"""The study of results/study.md: regimes of teachers x methods x seeds, at a budget where students have converged.
+"""The study of results/study.md: regimes of teachers x methods x seeds, at a long and a short budget.
 
     python -m benchmarks.study prepare --cifar100 DIR --out OUT            # splits and teachers, once
-    python -m benchmarks.study train --out OUT [--seeds 0 1 2] [--regimes weak biased] [--methods kd outgrow]
+    python -m benchmarks.study train --out OUT [--epochs 216] [--seeds 0 1 2] [--regimes weak biased] [--methods kd outgrow]
+    python -m benchmarks.study train --out OUT --epochs 648 --seeds 0 --regimes     # students alone, three times as long
     python -m benchmarks.study table --out OUT
 
 CIFAR-100's 20 coarse classes, cut once into parts that share no image:
@@ -10,7 +11,7 @@ CIFAR-100's 20 coarse classes, cut once into parts that share no image:
     teacher      20,000, on which teachers are trained
     unlabelled   20,000, without labels
 
-A student, ResNet-8, takes 5,600 steps of 64 images. The teachers:
+A student, ResNet-8, takes steps of 64 images for 216 epochs (17,000 steps), or for 72 (5,700). The teachers:
 
     strong    ResNet-20 on all 20,000
     weak      ResNet-8 on 5,000 of them
@@ -20,11 +21,12 @@ With ``--few`` a student has 500 labels and 2,500 steps, and each method runs wi
 which are then three quarters of a batch.
 
 All methods of a seed have the same rows, views, initial student and teacher. Finished runs are kept, so a study that
-was interrupted continues. ``train --triple`` trains students alone for three times the budget: the check of convergence.
+was interrupted continues. Convergence is checked with students alone at three times the budget.
 """
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,10 @@ from outgrow.training.record import read_record
 
 Layer = dict[str, Any]
 
-EPOCHS = 72
+EPOCHS = 216
+"""Of a student."""
+SHORT = 72
+"""Of a student at the short budget, and of the weak teacher."""
 ROWS = 5_000
 FEW = 500
 FEW_STEPS = 2_500
@@ -56,7 +61,7 @@ SHARE = 0.75
 PARTS = {"student": 10_000, "teacher": 20_000, "unlabelled": 20_000}
 TEACHERS: dict[str, Layer] = {
     "strong": {"student": {"name": "cifar/resnet20"}, "train": {"epochs": 40, "batch_size": 128}},
-    "weak": {"student": {"name": "cifar/resnet8"}, "data": {"train_rows": ROWS}, "train": {"epochs": EPOCHS}},
+    "weak": {"student": {"name": "cifar/resnet8"}, "data": {"train_rows": ROWS}, "train": {"epochs": SHORT}},
 }
 MODELS = {"strong": "cifar/resnet20", "weak": "cifar/resnet8", "biased": "cifar/resnet20"}
 FLIPPED = 0.45
@@ -77,7 +82,7 @@ METHODS: dict[str, Layer] = {
 }
 
 
-def base_of(out: Path, part: str = "student", epochs: int = EPOCHS) -> Layer:
+def base_of(out: Path, part: str = "student", epochs: int = SHORT) -> Layer:
     own = {
         "recipe": "cifar100-small",
         "data": {
@@ -146,13 +151,13 @@ def bias(out: Path) -> None:
     save_student(network, file)
 
 
-def train(out: Path, regime: str, methods: Mapping[str, Layer], seed: int) -> None:
-    base = base_of(out)
+def train(out: Path, regime: str, methods: Mapping[str, Layer], seed: int, epochs: int) -> None:
+    base = base_of(out, epochs=epochs)
     if regime != "alone":
         cache = str(out / "cache" / f"{regime}-seed{seed}")
         teacher = {"name": MODELS[regime], "weights": str(weights_of(out, regime)), "cache": cache}
         base = merge(base, {"teacher": teacher})
-    run_study(base, methods, [seed], out=out / regime, reporter=make_reporter())
+    run_study(base, methods, [seed], out=out / f"{regime}-{epochs}", reporter=make_reporter())
 
 
 def train_few(out: Path, regime: str, methods: Mapping[str, Layer], seed: int) -> None:
@@ -178,17 +183,16 @@ def _steps(rows: int, batch: int) -> Layer:
 
 
 def collect(out: Path) -> dict[str, Records]:
-    """Finished runs by regime; the student alone stands beside each."""
+    """Finished runs by regime and epochs; the student alone stands beside each."""
     found: dict[str, Records] = {}
     for file in sorted(out.glob("*/*/seed*/record.json"), key=lambda f: int(f.parent.name[4:])):
         found.setdefault(file.parts[-4], {}).setdefault(file.parts[-3], []).append(read_record(file))
+    order = [f"{name}{suffix}" for name in METHODS for suffix in ("", ", unlabelled")]
     tables = {}
-    for few in ("", "few-"):
-        alone = found.get(f"{few}alone", {})
-        for regime in (f"{few}{name}" for name in MODELS):
+    for form in (f"{{}}-{EPOCHS}", f"{{}}-{SHORT}", "few-{}"):
+        for regime in (form.format(name) for name in MODELS):
             if regime in found:
-                both = {**alone, **found[regime]}
-                order = [f"{name}{suffix}" for name in METHODS for suffix in ("", ", unlabelled")]
+                both = {**found.get(form.format("alone"), {}), **found[regime]}
                 tables[regime] = {name: both[name] for name in order if name in both}
     return tables
 
@@ -201,21 +205,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cifar100", type=Path, help="folder of the train-* and test-*.parquet of CIFAR-100")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--regimes", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--regimes", nargs="*", default=list(MODELS), choices=MODELS)
     parser.add_argument("--methods", nargs="+", default=["kd", "outgrow", "pair", "paper"], choices=METHODS)
     parser.add_argument("--few", action="store_true", help="500 labels, with and without unlabelled images")
-    parser.add_argument("--triple", action="store_true", help="students alone at three times the budget")
     args = parser.parse_args()
     none = {"none": METHODS["none"]}
     if args.step == "prepare":
         prepare(args.cifar100, args.out)
     elif args.step == "table":
         print(formats.text(compare(collect(args.out))))
-    elif args.triple:
-        base = base_of(args.out, epochs=3 * EPOCHS)
-        run_study(base, none, args.seeds, out=args.out / "triple", reporter=make_reporter())
     else:
-        step = train_few if args.few else train
+        step = train_few if args.few else partial(train, epochs=args.epochs)
         for seed in args.seeds:
             step(args.out, "alone", none, seed)
             for regime in args.regimes:

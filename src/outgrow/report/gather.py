@@ -197,7 +197,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "student's weights": lambda run: (
         run.config.student.weights or ("published" if run.config.student.pretrained else "none")
     ),
-    "epochs": lambda run: run.config.train.epochs,
+    "epochs": lambda run: run.trained_epochs,
     "steps an epoch": lambda run: run.config.train.max_steps or "all",
     "batch size": lambda run: run.config.train.batch_size,
     "training rows": lambda run: run.data.train,

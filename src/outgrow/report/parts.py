@@ -241,7 +241,7 @@ def conditions(runs: Sequence[RunRecord]) -> list[Condition]:
     add("seeds" if len(seeds) > 1 else "seed", [", ".join(map(str, seeds))])
     add("data", (run.data.source for run in runs))
     add("rows", (rows(run.data) for run in runs))
-    add("epochs", (train.epochs for train in trains))
+    add("epochs", (run.trained_epochs for run in runs))
     add("optimiser", (_optimiser(train) for train in trains))
     add("augmentation", (augmentation(run.config.data.augment.model_dump(mode="json")) for run in runs))
     add("precision", (train.precision for train in trains))

@@ -348,7 +348,7 @@ def compare(
     from outgrow.run.compare import compare_runs, run_compare
     from outgrow.run.plan import make_plan, methods_layer, parse_seeds, read_options, read_plan_file
     from outgrow.run.recipes import RECIPES
-    from outgrow.training.config import assignments, merge
+    from outgrow.training.config import assignments, merge, override
 
     shared = flags_layer(
         data=data,
@@ -382,7 +382,7 @@ def compare(
         raise ValueError(
             "compare: needs --data SRC (or --recipe, or --config), got none; set one, or try `outgrow demo`."
         )
-    base = merge(base_layer(recipe, saved), flags)
+    base = override(base_layer(recipe, saved), flags)
     constants = RECIPES[base["recipe"]].losses
     options = {
         "methods": methods_layer(methods, losses, rules, constants) or None,
@@ -551,7 +551,7 @@ def cache(
 
     reporter = make_reporter(log)
     resolved = resolve(None, config, None, merge(assignments(sets or []), {"teacher": {"cache": str(out)}}))
-    filled = fill_cache(resolved, epochs=epochs or resolved.train.epochs, reporter=reporter)
+    filled = fill_cache(resolved, epochs=epochs, reporter=reporter)
     reporter.show(f"{filled['folder']}: {filled['epochs']} epochs, {readable(filled['bytes'])}")
     reporter.event("result", **filled)
 

@@ -20,7 +20,7 @@ from outgrow.objective import Objective, preset
 from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
 from outgrow.training.acceleration import make_accelerator
-from outgrow.training.config import Config, build_config, settle
+from outgrow.training.config import Config, TrainConfig, build_config, settle
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
 from outgrow.training.folder import open_folder, write_config
 from outgrow.training.meter import EpochRecord
@@ -178,7 +178,7 @@ def assemble(
     # so that the connectors' initial weights do not depend on the teacher
     torch.set_rng_state(random_state)
     task.set_up(run, parts)
-    taught.module = task.cache(run, parts, epochs=epochs or config.train.epochs)
+    taught.module = task.cache(run, parts, epochs=epochs or config.train.for_steps(len(loader)).epochs)
     torch.manual_seed(config.seed)
     return parts
 
@@ -221,13 +221,26 @@ def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord],
         if run.out is None
         else student_checkpoint(run.out, run.config, _facts(task, run, parts), run.report),
     )
-    run.report.note(f"student {task.describe(parts)}, {run.config.train.epochs} epochs")
+    run.report.note(f"student {task.describe(parts)}, {_epochs(run.config.train, trainer.config)}")
     if note := few_steps(run.config.train, len(parts.loader)):
         run.report.note(f"warning: {note}")
     history = fit(trainer, run.report, "student", metric=task.metric, resume=run.resume)
     if not last:  # resumed after the last epoch
         score(parts.student)
     return history, last[0]
+
+
+def _epochs(asked: TrainConfig, trained: TrainConfig) -> str:
+    """
+    >>> _epochs(TrainConfig(epochs=10, min_steps=1000), TrainConfig(epochs=250))
+    '250 epochs, since 10 have fewer than the 1,000 steps of train.min_steps (set --epochs to change that)'
+    """
+    if asked.epochs == trained.epochs:
+        return f"{asked.epochs} epochs"
+    return (
+        f"{trained.epochs} epochs, since {asked.epochs} have fewer than the {asked.min_steps:,} steps of "
+        "train.min_steps (set --epochs to change that)"
+    )
 
 
 def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
@@ -254,12 +267,12 @@ def write_folder(out: Path, task: Task, record: RunRecord, parts: Parts) -> None
 def fill_cache(
     config: Config,
     *,
-    epochs: int,
+    epochs: int | None = None,
     teacher: nn.Module | None = None,
     student: nn.Module | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Cache the teacher's outputs on the views of the first ``epochs`` epochs.
+    """Cache the teacher's outputs on the views of the first ``epochs`` epochs, by default those of the training.
 
     Runs with the same teacher, data, views and seed then read them. Features are cached with
     ``config.teacher.cache_features`` if the losses read some. Cached epochs are skipped, so the call can be repeated
@@ -270,6 +283,7 @@ def fill_cache(
         raise ValueError("cache: needs a folder, got none; set --out DIR, or --set teacher.cache=DIR.")
     run = start(config.model_copy(update={"out": None}), reporter=reporter)
     parts = assemble(run, task_of(config.data.source), teacher, student, whole=True, epochs=epochs)
+    epochs = epochs or config.train.for_steps(len(parts.loader)).epochs
     cached = parts.taught.module
     if not isinstance(cached, CachedTeacher):
         raise ValueError("cache: needs a teacher, got none; set --teacher MODEL.")

@@ -48,10 +48,10 @@ def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def base_layer(recipe: str | None, saved: Mapping[str, Any], loss: str | None = None) -> dict[str, Any]:
     """The file's layer over the recipe's. The recipe is that of the flag, or else of the file."""
-    from outgrow.training.config import merge
+    from outgrow.training.config import override
 
     name = recipe or saved.get("recipe") or "default"
-    return merge(recipe_layer(name, loss), saved, {"recipe": name})
+    return override(recipe_layer(name, loss), {**saved, "recipe": name})
 
 
 def resolve(recipe: str | None, config: Path | None, loss: str | None, flags: dict[str, Any]) -> "Config":

@@ -127,7 +127,7 @@ def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> E
         2
         * costs[_key(group[0].pair, group[0].method)].indices
         * len(record.classes)
-        * group[0].config.train.epochs
+        * costs[_key(group[0].pair, group[0].method)].epochs
         for group in groups
     )
     return Estimate(
@@ -216,14 +216,14 @@ def rehearse(
         teacher_pass = _seconds(lambda: evaluate(taught)) * record.test / tested
         if mapped or tries_correction(config):
             correction = teacher_pass * config.teacher.correct_views * record.train / record.test
-    epochs = config.train.epochs
+    training = config.train.for_steps(len(loader))
     return Cost(
         set_up=set_up,
         step=step,
         steps=steps,
-        epochs=epochs,
+        epochs=training.epochs,
         test_pass=test_pass,
-        tests=math.ceil(epochs / config.train.eval_every),
+        tests=math.ceil(training.epochs / training.eval_every),
         teacher_pass=teacher_pass,
         correction=correction,
         student=num_parameters(parts.student),

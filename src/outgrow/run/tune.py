@@ -291,7 +291,7 @@ def _try(
 ) -> TrialRecord:
     """Train with the values of ``trial`` until the end, or until it is one of the worse."""
     started = time.perf_counter()
-    watch = _Watch(trial, config.train.epochs, report)
+    watch = _Watch(trial, report)
     run = start(with_values(config, trial.params).model_copy(update={"out": None}), reporter=watch)
     try:
         train(run, task, assemble(run, task, teacher))
@@ -302,7 +302,7 @@ def _try(
     return TrialRecord(
         values={choice.name: trial.params[choice.name] for choice in choices},
         scores=tuple(watch.scores),
-        finished=len(watch.scores) == config.train.epochs,
+        finished=watch.finished,
         diverged=trial.user_attrs.get(DIVERGED, False),
         seconds=time.perf_counter() - started,
     )
@@ -315,16 +315,18 @@ class _Ended(Exception):
 class _Watch(Reporter):
     """Passes the scores of the student to a trial, and ends it if it is one of the worse."""
 
-    def __init__(self, trial: Any, epochs: int, report: Reporter) -> None:
-        self.trial, self.epochs, self.report = trial, epochs, report
+    def __init__(self, trial: Any, report: Reporter) -> None:
+        self.trial, self.report = trial, report
         self.scores: list[float] = []
+        self.finished = False
 
     def event(self, kind: str, **values: Any) -> None:
-        if kind != "epoch" or values["network"] != "student":
+        if kind != "epoch" or values["network"] != "student" or values["score"] is None:
             return
         self.scores.append(values["score"])
-        self.trial.report(values["score"], values["epoch"])
-        if values["epoch"] < self.epochs and self.trial.should_prune():
+        self.trial.report(values["score"], len(self.scores))
+        self.finished = values["epoch"] == values["epochs"]
+        if not self.finished and self.trial.should_prune():
             raise _Ended
 
     @contextlib.contextmanager
@@ -359,7 +361,9 @@ def describe(trial: TrialRecord) -> str:
         return f"{values}: diverged"
     last = f"{trial.scores[-1]:.2f} %"
     return (
-        f"{values}: {last}" if trial.finished else f"{values}: {last}, ended after epoch {len(trial.scores)}"
+        f"{values}: {last}"
+        if trial.finished
+        else f"{values}: {last}, ended after evaluation {len(trial.scores)}"
     )
 
 

@@ -102,7 +102,7 @@ def train_teacher(
 def fill(one: Training, *, overwrite: bool = False, reporter: Reporter | None = None) -> None:
     """Fill the cache that a run reads, for all runs that read it. Cached epochs are not computed again."""
     teacher = None if one.teacher_file is None else load_teacher(one.config, one.teacher_file)
-    fill_cache(one.config, epochs=one.config.train.epochs, teacher=teacher, reporter=reporter)
+    fill_cache(one.config, teacher=teacher, reporter=reporter)
 
 
 def load_teacher(config: Config, file: Path) -> nn.Module | None:

@@ -189,6 +189,9 @@ class TrainConfig(_Section):
 
     epochs: int = Field(30, ge=1)
     """Passes over the training images."""
+    min_steps: int | None = Field(None, ge=1)
+    """Least number of steps. With few images the training has more epochs than ``epochs``, and as many evaluations.
+    None for no minimum. Setting ``epochs`` or ``max_steps`` removes a recipe's minimum."""
     batch_size: int = Field(64, ge=1)
     """Images per step, over all processes."""
     accumulate: int = Field(1, ge=1)
@@ -258,6 +261,17 @@ class TrainConfig(_Section):
     checkpoint_steps: int = Field(1000, ge=1)
     """Steps between checkpoints within an epoch. A kill repeats at most this many. A checkpoint is also written after
     every epoch."""
+
+    def for_steps(self, steps_per_epoch: int) -> "TrainConfig":
+        """This training with as many epochs as ``min_steps`` needs.
+
+        >>> TrainConfig(epochs=10, min_steps=1000).for_steps(4).epochs
+        250
+        """
+        each = min(steps_per_epoch, self.max_steps or steps_per_epoch)
+        epochs = max(self.epochs, math.ceil((self.min_steps or 0) / max(each, 1)))
+        eval_every = self.eval_every * math.ceil(epochs / self.epochs)
+        return self.model_copy(update={"epochs": epochs, "eval_every": eval_every})
 
     @model_validator(mode="after")
     def _one_kind_of_fusion(self) -> "TrainConfig":
@@ -415,6 +429,20 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def override(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge a user's ``layer`` over a recipe. Where it sets the length of a training, the recipe's minimum is removed.
+
+    >>> override({"train": {"epochs": 10, "min_steps": 1000}}, {"train": {"epochs": 3}})
+    {'train': {'epochs': 3, 'min_steps': None}}
+    """
+    lifted = {}
+    for section in ("train", "teacher_train"):
+        own, minimum = layer.get(section), dict(base.get(section) or {}).get("min_steps")
+        if isinstance(own, Mapping) and {"epochs", "max_steps"} & set(own) and minimum is not None:
+            lifted[section] = {"min_steps": None}
+    return merge(base, lifted, layer)
+
+
 def assignments(items: Sequence[str]) -> dict[str, Any]:
     """``["train.epochs=30"]`` as nested mappings; values are YAML.
 
@@ -486,8 +514,11 @@ def known_fields(values: Mapping[str, Any], section: type[BaseModel] = Config) -
 
 def build_config(*layers: Mapping[str, Any]) -> Config:
     """Validate the merged ``layers``. Errors name the field, and a similar name for an unknown one."""
+    config: dict[str, Any] = {}
+    for layer in layers:
+        config = override(config, layer)
     try:
-        return Config.model_validate(merge(*layers))
+        return Config.model_validate(config)
     except ValidationError as error:
         raise ValueError(_explain(error)) from None
 

@@ -327,6 +327,11 @@ class RunRecord(_Part):
         return self.model_dump(mode="json", exclude_unset=True, by_alias=True)
 
     @property
+    def trained_epochs(self) -> int:
+        """Epochs of the student: more than ``config.train.epochs`` where ``min_steps`` asked for it."""
+        return self.epochs[-1].epoch
+
+    @property
     def seed(self) -> int:
         return self.config.seed
 

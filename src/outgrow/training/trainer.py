@@ -72,6 +72,9 @@ class Trainer:
     checkpoint: Checkpoint | None = None
     accelerator: Accelerator | None = None
 
+    def __post_init__(self) -> None:
+        self.config = self.config.for_steps(len(self.loader))
+
     def fit(self, *, resume: bool = False) -> list[EpochRecord]:
         """Train to the end and return the records of all epochs, including those before a resume."""
         self.config = settled(self.config)
@@ -291,6 +294,7 @@ def few_steps(config: TrainConfig, steps_per_epoch: int) -> str:
     >>> few_steps(TrainConfig(epochs=10), 4)
     'the training has 40 steps, too few to compare methods: --epochs 250 gives 1,000'
     """
+    config = config.for_steps(steps_per_epoch)
     each = min(steps_per_epoch, config.max_steps or steps_per_epoch)
     if config.epochs * each >= ENOUGH_STEPS or not each:
         return ""

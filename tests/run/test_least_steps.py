@@ -1,0 +1,89 @@
+"""The least number of steps of a recipe: a few hundred images at ten epochs are not a training."""
+
+import pytest
+
+from outgrow.models import create_model, save_student
+from outgrow.run import distill, fill_cache
+from outgrow.run.distillation import assemble, start
+from outgrow.run.layers import resolve
+from outgrow.run.study import run_study
+from outgrow.run.tasks import task_of
+from outgrow.training.config import build_config, merge
+from outgrow.training.progress import Reporter
+
+BASE = {
+    "data": {"source": "digits", "train_rows": 64, "workers": 0, "val_fraction": 0.0},
+    "student": {"name": "cifar/resnet8"},
+    "method": {"preset": "kd"},
+    "train": {"epochs": 2, "batch_size": 32, "min_steps": 10},
+}
+"""Two steps an epoch: ten steps are five epochs."""
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    file = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_student(create_model("cifar/resnet8", classes=[str(digit) for digit in range(10)]), file)
+    return merge(BASE, {"teacher": {"name": "cifar/resnet8", "weights": str(file)}})
+
+
+class Notes(Reporter):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("recipe", ["default", "finetune"])
+def test_recipes_for_any_images_have_a_minimum(recipe):
+    config = resolve(recipe, None, None, {})
+    assert config.train.min_steps == config.teacher_train.min_steps == 1000
+
+
+@pytest.mark.parametrize("length", [{"epochs": 3}, {"max_steps": 2}])
+def test_whoever_sets_the_length_of_a_training_gets_it(length, tmp_path):
+    config = resolve("finetune", None, None, {"train": length})
+    assert config.train.min_steps is None
+    assert config.teacher_train.min_steps == 1000
+    file = tmp_path / "own.yaml"
+    file.write_text("recipe: finetune\ntrain: {epochs: 3}\n")
+    assert resolve(None, file, None, {}).train.min_steps is None
+    both = resolve("finetune", None, None, {"train": {"epochs": 3, "min_steps": 50}})
+    assert both.train.min_steps == 50
+
+
+def test_few_images_get_more_epochs_and_as_many_evaluations(few, tmp_path):
+    notes = Notes()
+    record = distill({**few, "out": str(tmp_path / "run")}, reporter=notes)
+    assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2, 3, 4, 5]
+    assert sum(epoch.get("score") is not None for epoch in record["epochs"]) == 2
+    assert record["epochs"][-1]["score"] is not None
+    assert any("5 epochs, since 2 have fewer than the 10 steps" in note for note in notes.notes)
+    assert record["config"]["train"]["epochs"] == 2
+
+
+def test_a_run_that_asks_for_the_epochs_is_the_same(few):
+    longer = merge(few, {"train": {"epochs": 5, "min_steps": None}})
+    one, other = distill(few), distill(longer)
+    assert [epoch["loss"] for epoch in one["epochs"]] == [epoch["loss"] for epoch in other["epochs"]]
+    assert one["student"]["top1"] == other["student"]["top1"]
+
+
+def test_a_finished_run_is_kept_and_its_rerun_is_the_same(few, tmp_path):
+    methods = {"kd": {"preset": "kd"}}
+    first = run_study(few, methods, [0], out=tmp_path)
+    stamp = (tmp_path / "kd" / "seed0" / "record.json").stat().st_mtime_ns
+    run_study(few, methods, [0], out=tmp_path)
+    assert (tmp_path / "kd" / "seed0" / "record.json").stat().st_mtime_ns == stamp
+    assert first["kd"][0].trained_epochs == 5
+    again = distill(resolve(None, tmp_path / "kd" / "seed0" / "config.yaml", None, {"out": None}))
+    assert len(again["epochs"]) == 5
+
+
+def test_the_teacher_cache_has_all_epochs(few, tmp_path):
+    config = build_config(merge(few, {"teacher": {"cache": str(tmp_path)}}))
+    assert fill_cache(config)["epochs"] == 5
+    run = start(config)
+    cached = assemble(run, task_of("digits")).taught.module
+    assert cached.cache.bytes_missing(5) == 0
