@@ -54,9 +54,13 @@ NAVIGATION: dict[str, dict[str, dict[str, str]]] = {
             "Paper, released code, this library": "docs/guide/differences",
         },
         "Results": {
-            "Tables": "results/README",
+            "Overview": "results/README",
             "The study": "results/study",
+            "The demo": "results/demo",
+            "Detection": "results/detection",
+            "Speed": "results/speed",
             "Reliability": "results/reliability",
+            "Short trainings": "results/short-trainings",
         },
         "API reference": {
             "outgrow": "docs/api/outgrow",
