@@ -18,14 +18,14 @@ A student, ResNet-8, takes steps of 64 images for 216 epochs (17,000 steps), or 
     biased    the strong one, with a head that was fitted on labels of which 45 % are the next class
 
 With ``--few`` a student has 500 labels and 2,500 steps, and each method runs with and without the unlabelled images,
-which are then three quarters of a batch.
+which are then three quarters of a batch. ``--unlabelled 500 2500`` takes so many of them instead of all.
 
 All methods of a seed have the same rows, views, initial student and teacher. Finished runs are kept, so a study that
 was interrupted continues. Convergence is checked with students alone at three times the budget.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ FEW = 500
 FEW_STEPS = 2_500
 SHARE = 0.75
 """Of unlabelled images in a batch."""
+AMOUNTS = (500, 2_500, 10_000, 20_000)
+"""Of unlabelled images in the tables, the last being all."""
 PARTS = {"student": 10_000, "teacher": 20_000, "unlabelled": 20_000}
 TEACHERS: dict[str, Layer] = {
     "strong": {"student": {"name": "cifar/resnet20"}, "train": {"epochs": 40, "batch_size": 128}},
@@ -160,20 +162,40 @@ def train(out: Path, regime: str, methods: Mapping[str, Layer], seed: int, epoch
     run_study(base, methods, [seed], out=out / f"{regime}-{epochs}", reporter=make_reporter())
 
 
-def train_few(out: Path, regime: str, methods: Mapping[str, Layer], seed: int) -> None:
+def train_few(
+    out: Path, regime: str, methods: Mapping[str, Layer], seed: int, amounts: Sequence[int]
+) -> None:
     """500 labels; each method with a teacher also with unlabelled images, in as many steps of as many images."""
     base = merge(base_of(out), {"data": {"train_rows": FEW}})
     batch = base["train"]["batch_size"]
-    unlabelled = {"unlabelled": f"parquet:{out / 'data' / 'unlabelled'}", "unlabelled_share": SHARE}
     layers: dict[str, Layer] = {"": {"train": _steps(FEW, batch)}}
     if regime != "alone":
         teacher = {"name": MODELS[regime], "weights": str(weights_of(out, regime))}
         base = merge(base, {"teacher": teacher})
-        labelled = batch - round(batch * SHARE)
-        layers[", unlabelled"] = {"data": unlabelled, "train": _steps(FEW, labelled)}
+        training = _steps(FEW, batch - round(batch * SHARE))
+        for amount in amounts:
+            data = {"unlabelled": f"parquet:{_some(out, amount)}", "unlabelled_share": SHARE}
+            layers[_suffix(amount)] = {"data": data, "train": training}
     for suffix, layer in layers.items():
         named = {f"{name}{suffix}": method for name, method in methods.items()}
         run_study(merge(base, layer), named, [seed], out=out / f"few-{regime}", reporter=make_reporter())
+
+
+def _suffix(amount: int) -> str:
+    return ", unlabelled" if amount == PARTS["unlabelled"] else f", {amount:,} unlabelled"
+
+
+def _some(out: Path, amount: int) -> Path:
+    """The folder with so many of the unlabelled images."""
+    whole = out / "data" / "unlabelled"
+    if amount == PARTS["unlabelled"]:
+        return whole
+    folder = out / "data" / f"unlabelled-{amount}"
+    if not folder.is_dir():
+        table = pq.read_table(whole).slice(0, amount)  # CIFAR-100 is in random order
+        folder.mkdir()
+        pq.write_table(table, folder / "train-00000-of-00001.parquet")
+    return folder
 
 
 def _steps(rows: int, batch: int) -> Layer:
@@ -187,7 +209,8 @@ def collect(out: Path) -> dict[str, Records]:
     found: dict[str, Records] = {}
     for file in sorted(out.glob("*/*/seed*/record.json"), key=lambda f: int(f.parent.name[4:])):
         found.setdefault(file.parts[-4], {}).setdefault(file.parts[-3], []).append(read_record(file))
-    order = [f"{name}{suffix}" for name in METHODS for suffix in ("", ", unlabelled")]
+    suffixes = ["", *(_suffix(amount) for amount in AMOUNTS)]
+    order = [f"{name}{suffix}" for name in METHODS for suffix in suffixes]
     tables = {}
     for form in (f"{{}}-{EPOCHS}", f"{{}}-{SHORT}", "few-{}"):
         for regime in (form.format(name) for name in MODELS):
@@ -209,6 +232,7 @@ def main() -> None:
     parser.add_argument("--regimes", nargs="*", default=list(MODELS), choices=MODELS)
     parser.add_argument("--methods", nargs="+", default=["kd", "outgrow", "pair", "paper"], choices=METHODS)
     parser.add_argument("--few", action="store_true", help="500 labels, with and without unlabelled images")
+    parser.add_argument("--unlabelled", type=int, nargs="+", default=[AMOUNTS[-1]], choices=AMOUNTS)
     args = parser.parse_args()
     none = {"none": METHODS["none"]}
     if args.step == "prepare":
@@ -216,7 +240,7 @@ def main() -> None:
     elif args.step == "table":
         print(formats.text(compare(collect(args.out))))
     else:
-        step = train_few if args.few else partial(train, epochs=args.epochs)
+        step = partial(train_few, amounts=args.unlabelled) if args.few else partial(train, epochs=args.epochs)
         for seed in args.seeds:
             step(args.out, "alone", none, seed)
             for regime in args.regimes:

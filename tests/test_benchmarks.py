@@ -6,10 +6,12 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from benchmarks import __main__, growth, objective, step_profile, students, study, throughput
+from benchmarks import __main__, growth, objective, records, step_profile, students, study, throughput
 from benchmarks.turns import Worker
 from benchmarks.ways import Task
 
+from outgrow.run import distill
+from outgrow.training.record import read_record
 from tests.data.helpers import encoded, picture, write_shard
 
 TINY = ("cifar/resnet8", "cifar/resnet8")
@@ -76,7 +78,7 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
         labels = {"fine_label": [k % 8 for k in range(count)], "coarse_label": [k % 4 for k in range(count)]}
         write_shard(tmp_path / "cifar" / f"{split}-00000-of-00001.parquet", pictures, labels)
     monkeypatch.setattr(study, "PARTS", {"student": 80, "teacher": 80, "unlabelled": 40})
-    for name, value in {"ROWS": 64, "FEW": 48, "FEW_STEPS": 3, "EPOCHS": 3}.items():
+    for name, value in {"ROWS": 64, "FEW": 48, "FEW_STEPS": 3, "EPOCHS": 3, "AMOUNTS": (10, 40)}.items():
         monkeypatch.setattr(study, name, value)
     for layer in study.TEACHERS.values():
         monkeypatch.setitem(layer, "train", {"epochs": 1, "eval_every": 1})
@@ -94,16 +96,19 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
 
     words = ["--seeds", "0", "--regimes", "biased", "--methods", "kd"]
     run("train", *words)
-    run("train", "--few", *words)
+    run("train", "--few", *words, "--unlabelled", "10", "40")
     records = {
         file.relative_to(tmp_path / "out").parts[:2]: json.loads(file.read_text())
         for file in (tmp_path / "out").rglob("record.json")
     }
     assert records["few-biased", "kd, unlabelled"]["data"]["unlabelled"] == 40
+    assert records["few-biased", "kd, 10 unlabelled"]["data"]["unlabelled"] == 10
     assert records["few-biased", "kd"]["data"]["unlabelled"] is None
-    assert records["alone", "none"]["data"]["train"] == 64
+    assert records["alone-3", "none"]["data"]["train"] == 64
     assert "kd, seed 0: top-1" in run("train", *words)  # read again
-    assert {"biased", "few-biased", "kd, unlabelled"} <= set(run("table").replace("  ", "\n").split("\n"))
+    assert {"biased-3", "few-biased", "kd, 10 unlabelled", "kd, unlabelled"} <= set(
+        run("table").replace("  ", "\n").split("\n")
+    )
 
 
 def read_images(folder):
@@ -111,3 +116,24 @@ def read_images(folder):
     table = pq.read_table(file)
     column = next(name for name in ("img", "image") if name in table.column_names)
     return {row["bytes"] for row in table[column].to_pylist()}
+
+
+def test_records_in_results_say_nothing_about_a_machine(tmp_path):
+    folder = tmp_path / "study" / "biased" / "kd, weight 4" / "seed0"
+    config = {
+        "data": {"source": "digits", "train_rows": 64, "workers": 0},
+        "student": {"name": "cifar/resnet8"},
+        "teacher": {"cache": str(tmp_path / "study" / "cache")},
+        "method": {"preset": "none"},
+        "train": {"epochs": 2, "max_steps": 1},
+        "out": str(folder),
+    }
+    whole = distill(config)
+    assert records.copy(tmp_path / "study", tmp_path / "kept", {str(tmp_path): "TEMP"}) == 1
+    file = tmp_path / "kept" / "biased" / "kd-weight4" / "seed0.json"
+    assert str(tmp_path) not in file.read_text()
+    kept = read_record(file)
+    assert kept.student_score == whole["student"]["top1"]
+    assert kept.trained_epochs == 2
+    assert len(kept.epochs) == 1
+    assert kept.config.teacher.cache == "TEMP/study/cache"
