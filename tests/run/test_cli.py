@@ -306,12 +306,12 @@ def test_audit_says_its_verdict_and_exits_with_a_code(tmp_path, monkeypatch, cap
 
 
 def test_report_compares_finished_runs(tmp_path):
-    from outgrow.run.demo import BASE
+    from outgrow.run.demo import CASES
     from outgrow.run.study import run_study
 
     base = {
-        **BASE,
-        "data": {**BASE["data"], "train_rows": 64},
+        **CASES["biased"].base,
+        "data": {**CASES["biased"].base["data"], "train_rows": 64},
         "train": {"epochs": 1},
         "teacher_train": {"epochs": 1},
     }

@@ -35,21 +35,21 @@ class Notes(Reporter):
         self.notes.append(text)
 
 
-@pytest.mark.parametrize("recipe", ["default", "finetune"])
-def test_recipes_for_any_images_have_a_minimum(recipe):
-    config = resolve(recipe, None, None, {})
+def test_a_training_from_scratch_has_a_minimum_and_one_from_published_weights_has_none():
+    config = resolve("default", None, None, {})
     assert config.train.min_steps == config.teacher_train.min_steps == 1000
+    assert resolve("finetune", None, None, {}).train.min_steps is None
 
 
 @pytest.mark.parametrize("length", [{"epochs": 3}, {"max_steps": 2}])
 def test_whoever_sets_the_length_of_a_training_gets_it(length, tmp_path):
-    config = resolve("finetune", None, None, {"train": length})
+    config = resolve("default", None, None, {"train": length})
     assert config.train.min_steps is None
     assert config.teacher_train.min_steps == 1000
     file = tmp_path / "own.yaml"
-    file.write_text("recipe: finetune\ntrain: {epochs: 3}\n")
+    file.write_text("recipe: default\ntrain: {epochs: 3}\n")
     assert resolve(None, file, None, {}).train.min_steps is None
-    both = resolve("finetune", None, None, {"train": {"epochs": 3, "min_steps": 50}})
+    both = resolve("default", None, None, {"train": {"epochs": 3, "min_steps": 50}})
     assert both.train.min_steps == 50
 
 

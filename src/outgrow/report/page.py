@@ -94,22 +94,30 @@ def write_overview(
     tables: Mapping[str, Table],
     pages: Mapping[str, str],
     protocol: Sequence[str] = (),
+    heading: str = "",
+    about: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the page above those of several pairs: their tables, and where their own pages are."""
+    """Write the page above those of several pairs: their tables, and where their own pages are.
+
+    ``heading`` replaces the number of pairs; ``about`` maps methods to the names on the page.
+    """
+    about = about or {}
     studies = [
         {
             "name": name,
             "page": pages[name],
             "table": table,
-            "headline": words.headline(table, {}),
+            "headline": words.headline(table, about),
             "best": words.best_row(table).method,
-            "groups": contrast_groups(table, {}),
+            "groups": contrast_groups(table, about),
         }
         for name, table in tables.items()
     ]
     first = next(iter(tables.values()))
     context = {
         "title": title,
+        "heading": heading or f"{len(studies)} pairs of teacher and student",
+        "about": about,
         "studies": studies,
         "protocol": protocol,
         "together": first.together,

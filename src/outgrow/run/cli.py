@@ -119,7 +119,7 @@ def demo(
     ] = False,
     log: Log = "auto",
 ) -> None:
-    """Compare five methods on handwritten digits: trains teachers and students, writes a table and a page."""
+    """Two comparisons on handwritten digits: trains teachers and students, writes tables and pages."""
     from outgrow.run.demo import run_demo
     from outgrow.training.progress import make_reporter
 

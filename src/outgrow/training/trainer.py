@@ -292,7 +292,7 @@ def few_steps(config: TrainConfig, steps_per_epoch: int) -> str:
     """A warning if the training has fewer than :data:`ENOUGH_STEPS` steps, with the number of epochs that has them.
 
     >>> few_steps(TrainConfig(epochs=10), 4)
-    'the training has 40 steps, too few to compare methods: --epochs 250 gives 1,000'
+    'the training has 40 steps, too few to compare methods: --epochs 250 gives 1,000 (by which a pretrained student may lose)'
     """
     config = config.for_steps(steps_per_epoch)
     each = min(steps_per_epoch, config.max_steps or steps_per_epoch)
@@ -301,7 +301,7 @@ def few_steps(config: TrainConfig, steps_per_epoch: int) -> str:
     steps = config.epochs * each
     return (
         f"the training has {steps:,} step{'' if steps == 1 else 's'}, too few to compare methods: --epochs {-(-ENOUGH_STEPS // each)} gives "
-        f"{ENOUGH_STEPS:,}"
+        f"{ENOUGH_STEPS:,} (by which a pretrained student may lose)"
     )
 
 

@@ -18,16 +18,16 @@ def small_recipes() -> dict[str, Recipe]:
             "CIFAR-100 on 2 CPU cores in ten minutes: ResNet-8 on 5,000 images, a ResNet-20 teacher on the others",
             CIFAR100_SMALL,
         ),
-        "finetune": Recipe(
-            "a pretrained student on your own images, AdamW, ten epochs and at least 1,000 steps", FINETUNE
-        ),
+        "finetune": Recipe("a pretrained student on your own images, ten epochs of AdamW", FINETUNE),
     }
 
 
 _NO_FLIP = {"crop_padding": 1, "flip": False}  # a mirrored digit may be another one, or none
 
 _LEAST = 1000
-"""Steps of a training on few images: fewer did not tell methods apart, on 150 photographs."""
+"""Steps of a training from scratch on few images. ResNet-8 alone on 150 digits: 92.3 % after 90 steps, 96.0 after 1,000 (3 seeds);
+on 500 digits 98.0 and 98.3. ``finetune`` has no minimum: a pretrained MobileNet on 154 photographs lost by more steps (73.0 %
+after 50, 69.1 after 200, 3 seeds; 65.1 after 1,000, one seed)."""
 
 DEFAULT: dict[str, Any] = {
     "data": {"val_fraction": 0.1},
@@ -72,7 +72,6 @@ FINETUNE: dict[str, Any] = {
     "student": {"pretrained": True},
     "train": {
         "epochs": 10,
-        "min_steps": _LEAST,
         "batch_size": 32,
         "optimizer": "adamw",
         "lr": 1e-3,
@@ -83,7 +82,6 @@ FINETUNE: dict[str, Any] = {
     },
     "teacher_train": {
         "epochs": 10,
-        "min_steps": _LEAST,
         "batch_size": 32,
         "optimizer": "adamw",
         "lr": 5e-4,
