@@ -29,7 +29,6 @@ from outgrow.teacher.correction_fit import (
     Source,
     centred,
     choose,
-    fit_map,
     inputs_of,
     try_all,
 )
@@ -73,7 +72,7 @@ class BiasCorrection(nn.Module):
     is left alone with a warning.
 
     Once fitted, ``correction(outputs, index=index)`` gives each row the map of the folds without
-    it; rows that were not fitted, and all rows without ``index``, get the map of all rows.
+    it; rows that were not fitted, and all rows without ``index``, get the mean of the folds' maps.
     """
 
     scale: Tensor
@@ -125,17 +124,14 @@ class BiasCorrection(nn.Module):
             num_images=data.num_images,
         )
         if chosen.candidate.source != "none":
-            whole = fit_map(
-                data, chosen.inputs, chosen.base, chosen.candidate.ridge, data.rows, chosen.maps[-1]
-            )
-            maps = [*chosen.maps, whole]
+            maps = chosen.maps
             mean, deviation = chosen.inputs.mean, chosen.inputs.deviation
             # the standardisation of the inputs goes into the map
             weights = [m.weight / deviation[:, None] for m in maps]
             biases = [m.bias - mean @ w for m, w in zip(maps, weights, strict=True)]
-            self.scale = torch.stack([m.scale for m in maps]).float()
-            self.weight = torch.stack(weights).float()
-            self.bias = torch.stack(biases).float()
+            self.scale = _with_mean([m.scale for m in maps])
+            self.weight = _with_mean(weights)
+            self.bias = _with_mean(biases)
             self.fold_of = data.fold_table
         return self
 
@@ -225,10 +221,16 @@ class BiasCorrection(nn.Module):
             setattr(self, name, value)
 
 
+def _with_mean(values: list[Tensor]) -> Tensor:
+    """The values of the folds, and their mean at the end: the map of rows that are in no fold."""
+    stacked = torch.stack(values)
+    return torch.cat([stacked, stacked.mean(dim=0, keepdim=True)]).float()
+
+
 class CorrectedTeacher(BaseTeacher):
     """``teacher`` with its bias taken out: a teacher like any other, in the student's classes.
 
-    Training calls it with the samples' ``index``; without, every row gets the map of all rows.
+    Training calls it with the samples' ``index``; without, every row gets the mean of the folds' maps.
     """
 
     def __init__(self, teacher: nn.Module, correction: BiasCorrection) -> None:
