@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from outgrow import PENULTIMATE, BiasCorrection, Outputs, Taps, Teacher
-from outgrow.classification import teacher as teachers
+from outgrow.classification import correction as corrections
 from outgrow.classification.evaluation import evaluate_classifier
 from outgrow.models import create_model, feature_paths, head_of, load_weights, save_student
 from outgrow.models.structure import has_head, heads_of
@@ -239,7 +239,7 @@ class TestRun:
         assert cached["student"]["nll"] == pytest.approx(computed["student"]["nll"], abs=0.02)
 
     def test_more_features_than_fit_are_of_fewer_images(self, backbone, monkeypatch):
-        monkeypatch.setattr(teachers, "FEATURE_BYTES", 32 * 4 * 120)
+        monkeypatch.setattr(corrections, "FEATURE_BYTES", 32 * 4 * 120)
         report = Notes()
         record = distill(options(backbone), reporter=report)
         assert any("fitted on 100 of 200 training views" in text for text in report.said)

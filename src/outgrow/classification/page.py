@@ -12,6 +12,7 @@ from outgrow.report.parts import Section
 from outgrow.report.plots import calibration_plot
 from outgrow.training.record import (
     ClassesRecord,
+    ClassificationRecord,
     ComparedRecord,
     CostRecord,
     Run,
@@ -120,9 +121,16 @@ class Confusion:
 def page_sections(record: Run) -> list[Section]:
     """The sections, for ``write_run_page``."""
     record = parse_record(record)
-    found = record.classification
-    if found is None:
-        return []
+    sections = []
+    if record.mixture is not None:
+        sections.append(Section("outgrow.classification/teachers.html", {"mixture": record.mixture}))
+    return (
+        sections if record.classification is None else [*sections, _measured(record, record.classification)]
+    )
+
+
+def _measured(record: RunRecord, found: ClassificationRecord) -> Section:
+    """Size, speed, classes and calibration."""
     student, teacher = found.classes.student, found.classes.teacher
     names = [record.class_name(number) for number in range(len(found.counts))]
     networks = [
@@ -146,7 +154,7 @@ def page_sections(record: Run) -> list[Section]:
             title="Accuracy by confidence",
         ),
     }
-    return [Section("outgrow.classification/classification.html", context)]
+    return Section("outgrow.classification/classification.html", context)
 
 
 def _points(network: ClassesRecord) -> list[tuple[float, float]]:

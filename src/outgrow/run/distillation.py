@@ -85,6 +85,7 @@ def _distill(
         metric=task.metric,
         teacher=parts.taught.record,
         correction=parts.taught.correction,
+        **({} if parts.taught.mixture is None else {"mixture": parts.taught.mixture}),
         student=task.student_record(parts.student, scores, history),
         epochs=tuple(history),
         **task.results(run, parts, scores, before),
@@ -162,6 +163,7 @@ def assemble(
     data = task.open_data(run)
     rectify, objective = method_of(config)
     objective.process_group = process_group()
+    _check_task(config, task)
     task.check(run, objective)
     for name, reason in objective.inert_under(rectify.rule).items():
         run.report.note(
@@ -181,6 +183,14 @@ def assemble(
     taught.module = task.cache(run, parts, epochs=epochs or config.train.epochs)
     torch.manual_seed(config.seed)
     return parts
+
+
+def _check_task(config: Config, task: Task) -> None:
+    """``ValueError`` for options that only teachers of images with one label have."""
+    if config.teacher.others and task.metric != "top1":
+        raise ValueError(
+            f"teacher.others: needs images with one label each, got --data {config.data.source}, which has boxes; leave it out."
+        )
 
 
 def method_of(config: Config) -> tuple[Rectifier, Objective]:

@@ -3,10 +3,12 @@
 teacher.py          Teacher: any model, frozen, always in eval mode, without gradients
 inference.py        faster inference: batch norms folded, a precision for the teacher, torch.compile
 correction.py       BiasCorrection and CorrectedTeacher; correction_fit.py has the fit
+mixture.py          Mixture and MixedTeacher: several teachers as one
 cache.py            a cache of outputs on disk, by epoch and sample
 """
 
 from outgrow.teacher.correction import BiasCorrection, CorrectedTeacher
+from outgrow.teacher.mixture import MixedTeacher, Mixture
 from outgrow.teacher.teacher import BaseTeacher, GroupedClasses, NoTeacher, SelectedClasses, Teacher
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "BiasCorrection",
     "CorrectedTeacher",
     "GroupedClasses",
+    "MixedTeacher",
+    "Mixture",
     "NoTeacher",
     "SelectedClasses",
     "Teacher",

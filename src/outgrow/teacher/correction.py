@@ -33,6 +33,7 @@ from outgrow.teacher.correction_fit import (
     try_all,
 )
 from outgrow.teacher.counts import MEMORY_LEVEL, apart
+from outgrow.teacher.folds import fold_at, with_mean
 from outgrow.teacher.teacher import BaseTeacher
 
 
@@ -109,12 +110,16 @@ class BiasCorrection(nn.Module):
         outputs, target = as_outputs(outputs, whose="teacher"), as_target(target)
         data = Data.build(outputs, target, index, self.num_classes, self.folds)
         same_classes = outputs.num_classes == self.num_classes
-        memorised = _memorised(outputs, target, held_out) if same_classes else None
-        tried = list(try_all(data, outputs, same_classes, only_raw=memorised is not None))
+        known = memorised(outputs, target, held_out) if same_classes else None
+        tried = list(try_all(data, outputs, same_classes, only_raw=known is not None))
         chosen, reason = choose(tried, data)
-        if memorised is not None:
-            reason = memorised
-            warnings.warn(memorised, stacklevel=2)
+        if known is not None:
+            reason = (
+                f"the teacher is right on {known[0]:.1%} of the rows to fit but on {known[1]:.1%} of held-out rows: it has "
+                "memorised the former, which say nothing about its bias, so it is left as it is; fit the correction on rows "
+                "that the teacher was not trained on, or use cross-fitted teachers."
+            )
+            warnings.warn(reason, stacklevel=2)
         self.source = chosen.candidate.source
         self.report = CorrectionReport(
             candidates=tuple(t.candidate for t in tried),
@@ -129,9 +134,9 @@ class BiasCorrection(nn.Module):
             # the standardisation of the inputs goes into the map
             weights = [m.weight / deviation[:, None] for m in maps]
             biases = [m.bias - mean @ w for m, w in zip(maps, weights, strict=True)]
-            self.scale = _with_mean([m.scale for m in maps])
-            self.weight = _with_mean(weights)
-            self.bias = _with_mean(biases)
+            self.scale = with_mean([m.scale for m in maps])
+            self.weight = with_mean(weights)
+            self.bias = with_mean(biases)
             self.fold_of = data.fold_table
         return self
 
@@ -153,7 +158,7 @@ class BiasCorrection(nn.Module):
         base = centred(outputs.logits) if moves else None
         result = self._mapped(self.folds, inputs, base)
         if index is not None:
-            fold = self._fold(index)
+            fold = fold_at(self.fold_of, index)
             for number in range(self.folds):
                 result = torch.where((fold == number)[:, None], self._mapped(number, inputs, base), result)
         return with_logits(outputs, result)
@@ -161,10 +166,6 @@ class BiasCorrection(nn.Module):
     def _mapped(self, number: int, inputs: Tensor, base: Tensor | None) -> Tensor:
         moved = torch.addmm(self.bias[number], inputs, self.weight[number])
         return moved if base is None else self.scale[number] * base + moved
-
-    def _fold(self, index: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-        known = (index >= 0) & (index < len(self.fold_of))
-        return torch.where(known, self.fold_of[index.clamp(0, len(self.fold_of) - 1)].long(), -1)
 
     def save(self, path: str | Path) -> None:
         """Write maps, folds and report to one safetensors file, whole or not at all."""
@@ -221,12 +222,6 @@ class BiasCorrection(nn.Module):
             setattr(self, name, value)
 
 
-def _with_mean(values: list[Tensor]) -> Tensor:
-    """The values of the folds, and their mean at the end: the map of rows that are in no fold."""
-    stacked = torch.stack(values)
-    return torch.cat([stacked, stacked.mean(dim=0, keepdim=True)]).float()
-
-
 class CorrectedTeacher(BaseTeacher):
     """``teacher`` with its bias taken out: a teacher like any other, in the student's classes.
 
@@ -242,10 +237,10 @@ class CorrectedTeacher(BaseTeacher):
         return self.correction(self.teacher(images), index=index)
 
 
-def _memorised(
+def memorised(
     outputs: Outputs, target: Target, held_out: tuple[Outputs | Tensor, Target | Tensor] | None
-) -> str | None:
-    """Why the teacher must be left alone, if it is much better on the fitted rows than on others."""
+) -> tuple[float, float] | None:
+    """The share of fitted and of held-out rows on which the teacher is right, if it has memorised the former."""
     if held_out is None:
         return None
     other, other_target = as_outputs(held_out[0], whose="teacher"), as_target(held_out[1])
@@ -253,11 +248,7 @@ def _memorised(
     # below 2 points a correction is worth more than the optimism costs
     if float(fitted.mean() - held.mean()) <= 0.02 or not _apart(fitted, held):
         return None
-    return (
-        f"the teacher is right on {float(fitted.mean()):.1%} of the rows to fit but on {float(held.mean()):.1%} of held-out "
-        "rows: it has memorised the former, which say nothing about its bias, so it is left as it is; fit the correction "
-        "on rows that the teacher was not trained on, or use cross-fitted teachers."
-    )
+    return float(fitted.mean()), float(held.mean())
 
 
 def _right(outputs: Outputs, target: Target) -> Float[Tensor, " rows"]:

@@ -76,7 +76,14 @@ class Data(NamedTuple):
 
     @classmethod
     def build(
-        cls, outputs: Outputs, target: Target, index: Tensor | None, num_classes: int, folds: int
+        cls,
+        outputs: Outputs,
+        target: Target,
+        index: Tensor | None,
+        num_classes: int,
+        folds: int,
+        *,
+        caller: str = "BiasCorrection.fit",
     ) -> "Data":
         if index is None:
             index = (
@@ -86,14 +93,14 @@ class Data(NamedTuple):
             )
         if not len(outputs.logits) == len(target.label) == len(index):
             raise ValueError(
-                f"BiasCorrection.fit: needs one label and one index a row, got {len(outputs.logits)} rows, "
+                f"{caller}: needs one label and one index a row, got {len(outputs.logits)} rows, "
                 f"{len(target.label)} labels and {len(index)} indices; pass the three of the same rows."
             )
         strange = target.takes_part & ~target.valid & (target.label != UNLABELLED)
         strange = strange | (target.label >= num_classes)
         if strange.any():
             raise ValueError(
-                f"BiasCorrection.fit: needs labels in 0..{num_classes - 1}, got {int(target.label[strange][0])}; "
+                f"{caller}: needs labels in 0..{num_classes - 1}, got {int(target.label[strange][0])}; "
                 "num_classes is the number of the student's classes."
             )
         keep = target.valid.nonzero()[:, 0]
@@ -101,7 +108,7 @@ class Data(NamedTuple):
         images, image = index.unique(return_inverse=True)
         if len(images) < 2 * folds:
             raise ValueError(
-                f"BiasCorrection.fit: needs at least {2 * folds} images for {folds} folds, got {len(images)}; "
+                f"{caller}: needs at least {2 * folds} images for {folds} folds, got {len(images)}; "
                 "give it more labelled images, or fewer folds."
             )
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(image.device)

@@ -141,6 +141,9 @@ class ModelConfig(_Section):
 class TeacherConfig(ModelConfig):
     """The teacher, how it is trained, and whether its bias is corrected."""
 
+    others: tuple[ModelConfig, ...] = ()
+    """More teachers, such as ``[{name: timm/resnet50, pretrained: true}]``. The student learns from the weighted mean of the
+    probabilities of all; the weights are those under which the training labels are most likely, out of fold."""
     train: bool = False
     """Train the teacher first, as section ``teacher_train`` says, on the training images."""
     rows: Literal["same", "disjoint"] = "same"

@@ -102,6 +102,24 @@ class CorrectionRecord(_Part):
     used: bool = True
 
 
+class MemberRecord(TeacherRecord):
+    """One of several teachers. ``weight`` is its share of the mean (mean over the folds), ``nll_alone`` the negative
+    log-likelihood of the training labels under it alone, out of fold; None if the weights were not fitted."""
+
+    weight: float
+    nll_alone: float | None = None
+    correction: CorrectionRecord | None = None
+
+
+class MixtureRecord(_Part):
+    """Several teachers as one. ``nll`` is the negative log-likelihood of the training labels under their mean, out of fold;
+    None if the weights were not fitted. ``teacher`` of the run has the scores of all together."""
+
+    members: tuple[MemberRecord, ...]
+    nll: float | None = None
+    num_images: int | None = None
+
+
 class ExampleRecord(_Part):
     """A test image by position, its label, and the predictions of both networks, as class numbers."""
 
@@ -264,6 +282,8 @@ class RunRecord(_Part):
     teacher: TeacherRecord | None = None
     """None without a teacher; ``{}`` in the file."""
     correction: CorrectionRecord | None = None
+    mixture: MixtureRecord | None = None
+    """None with one teacher."""
     student: StudentRecord
     epochs: tuple[EpochRecord, ...] = Field(min_length=1)
     compared: ComparedRecord | None = None

@@ -22,7 +22,7 @@ from outgrow.training.config import Config
 from outgrow.training.lesson import Batches, LessonMaker
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
-from outgrow.training.record import CorrectionRecord, DataRecord, StudentRecord, TeacherRecord
+from outgrow.training.record import CorrectionRecord, DataRecord, MixtureRecord, StudentRecord, TeacherRecord
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Taught:
     record: TeacherRecord | None = None
     correction: CorrectionRecord | None = None
     scores: Any = None
+    mixture: MixtureRecord | None = None
+    """What was found of several teachers."""
 
 
 @dataclass
