@@ -14,8 +14,12 @@ from outgrow.models.structure import has_head
 from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import Outputs, Target
 from outgrow.teacher import BaseTeacher, BiasCorrection
+from outgrow.teacher.correction_fit import NAMES
+from outgrow.teacher.noise import MAX_CLASSES
 from outgrow.training.config import Config
+from outgrow.training.noise import wanted_noise
 from outgrow.training.processes import is_main
+from outgrow.training.record import NoiseRecord
 from outgrow.training.task import RunContext
 
 FEATURE_BYTES = 1 << 30
@@ -61,7 +65,8 @@ def fit_correction(
     else:
         width = outputs.features[PENULTIMATE].shape[1]
         report.note(f"teacher: fitting a linear probe of its {width} features, scored out of fold ...")
-    correction = BiasCorrection(data.num_classes)
+    noise = wanted_noise(config.method)
+    correction = BiasCorrection(data.num_classes, noise=noise)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says the same and names the source of the rows
         correction.fit(outputs, target, held_out=held_out if config.teacher.correct == "auto" else None)
@@ -70,10 +75,33 @@ def fit_correction(
         report.note(f"teacher: held-out rows are the {source} images")
     report.note(str(correction.report))
     report.event("correction", **asdict(correction.report))
+    if correction.noise_report is not None:
+        report.note(str(correction.noise_report))
+        report.event("noise", **asdict(correction.noise_report))
+    if noise != "none" and not len(correction.noise_matrix):
+        why = (
+            "labels that look clean"
+            if correction.noise_report is not None
+            else "a teacher that has memorised them"
+        )
+        warnings.warn(
+            f"posterior: needs labels of which some are wrong, got {why}. The teacher is believed as it is, and the labels too; "
+            "choose another rule, or give the share that you know to be wrong: posterior(noise=0.2).",
+            stacklevel=2,
+        )
     correction.to(run.device)
     if run.out is not None and is_main():
         correction.save(run.out / f"{name}.safetensors")
     return correction, facts
+
+
+def noise_record(correction: BiasCorrection) -> NoiseRecord | None:
+    """What was found of the labels; None if it was not asked for."""
+    report, matrix = correction.noise_report, correction.noise_matrix
+    if report is None:
+        return None
+    rows = tuple(map(tuple, matrix.tolist())) if 0 < len(matrix) <= MAX_CLASSES else None
+    return NoiseRecord(**asdict(report), used=bool(len(matrix)), map=NAMES[correction.source], matrix=rows)
 
 
 def kept(run: RunContext, name: str) -> Path | None:
@@ -99,7 +127,9 @@ def _outputs_on_views(run: RunContext, teacher: BaseTeacher, views: Loader) -> t
             if full:
                 break
             for batch in views.epoch(epoch):
-                outputs = teacher(batch.images)
+                outputs = teacher(
+                    batch.images, index=batch.index
+                )  # of an average the image's, else the view's
                 feature = outputs.features[PENULTIMATE].flatten(1)
                 size = feature.shape[1] * 4
                 keep_features &= size * passes * views.num_samples <= FEATURE_BYTES or not outputs.num_classes

@@ -85,7 +85,7 @@ def _fitted(run: RunContext, data: RunData, members: Sequence[Taught], views: Lo
 @torch.no_grad()
 def _beliefs(run: RunContext, members: Sequence[Taught], views: Loader) -> tuple[list[Outputs], Target]:
     """The logits of all teachers on the same training views, each corrected by a map that has not seen the label."""
-    passes = run.config.teacher.correct_views
+    passes = run.config.teacher.correct_views  # 1 where beliefs are those in images
     logits: list[list[torch.Tensor]] = [[] for _ in members]
     targets: list[Target] = []
     done = 0
@@ -109,7 +109,9 @@ def joined(targets: Sequence[Target]) -> Target:
 
     return Target(
         torch.cat([target.label for target in targets]),
-        **{name: column(name) for name in ("index", "partner", "mix")},
+        index=column("index"),
+        partner=column("partner"),
+        mix=column("mix"),
     )
 
 

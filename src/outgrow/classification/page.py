@@ -15,6 +15,7 @@ from outgrow.training.record import (
     ClassificationRecord,
     ComparedRecord,
     CostRecord,
+    NoiseRecord,
     Run,
     RunRecord,
     parse_record,
@@ -124,9 +125,24 @@ def page_sections(record: Run) -> list[Section]:
     sections = []
     if record.mixture is not None:
         sections.append(Section("outgrow.classification/teachers.html", {"mixture": record.mixture}))
-    return (
-        sections if record.classification is None else [*sections, _measured(record, record.classification)]
-    )
+    if record.noise is not None:
+        context = {"noise": record.noise, "mistaken": _mistaken(record, record.noise)}
+        sections.append(Section("outgrow.classification/noise.html", context))
+    if record.classification is not None:
+        sections.append(_measured(record, record.classification))
+    return sections
+
+
+def _mistaken(record: RunRecord, noise: NoiseRecord) -> list[Confusion]:
+    """Which classes are most often labelled as which others."""
+    matrix = noise.matrix or ()
+    found = [
+        Confusion(record.class_name(i), record.class_name(j), 0, 100 * share)
+        for i, row in enumerate(matrix)
+        for j, share in enumerate(row)
+        if i != j
+    ]
+    return sorted(found, key=lambda one: -one.share)[:NUM_CONFUSIONS] if noise.chosen.pseudo_counts else []
 
 
 def _measured(record: RunRecord, found: ClassificationRecord) -> Section:

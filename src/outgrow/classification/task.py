@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from outgrow.classification.caching import cached_teacher
 from outgrow.classification.data import RunData, eval_loader, open_run_data, train_loader
 from outgrow.classification.evaluation import evaluate_classifier
 from outgrow.classification.lesson import Classify
@@ -14,7 +15,7 @@ from outgrow.classification.page import page_sections, page_warnings
 from outgrow.classification.record import classification_record, compare
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import student_network, tapped, weigh_task
-from outgrow.classification.teacher import cached_teacher, check_teachers, freeze_teacher, make_teacher
+from outgrow.classification.teacher import check_teachers, freeze_teacher, make_teacher
 from outgrow.classification.view import whole_size
 from outgrow.data import Loader, Split
 from outgrow.knowledge import Rectifier

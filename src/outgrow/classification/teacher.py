@@ -2,7 +2,6 @@
 
 make_teacher        a network with weights and its own classes; trained first if configured
 freeze_teacher      frozen, with the classes of the student, its bias corrected if that helps out of fold; several mixed
-cached_teacher      the same with the configured cache
 """
 
 from collections.abc import Sequence
@@ -12,16 +11,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from outgrow.classification.correction import fit_correction
+from outgrow.classification.correction import fit_correction, noise_record
 from outgrow.classification.data import RunData, each_once, eval_loader, train_loader
 from outgrow.classification.mixture import mixed
 from outgrow.classification.names import in_data_classes, match_teacher
 from outgrow.classification.order import check_order
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import as_network, train_alone
+from outgrow.classification.views import averaged, check_views
 from outgrow.data import Loader
 from outgrow.data.classes import Match
-from outgrow.machine.files import readable
 from outgrow.models import Network, create_model, feature_paths, num_parameters, save_student
 from outgrow.models.network import resized
 from outgrow.models.structure import has_head
@@ -31,24 +30,37 @@ from outgrow.spec import lookup
 from outgrow.teacher import (
     BaseTeacher,
     CorrectedTeacher,
-    MixedTeacher,
     NoTeacher,
     Teacher,
 )
-from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest
 from outgrow.teacher.inference import InPrecision, compiled, fold_norms
 from outgrow.training.config import Config, ModelConfig
-from outgrow.training.processes import is_main, process_group
+from outgrow.training.noise import wanted_noise
+from outgrow.training.processes import is_main
 from outgrow.training.record import CorrectionRecord, TeacherRecord
-from outgrow.training.task import Parts, RunContext, Taught
+from outgrow.training.task import RunContext, Taught
 
 FOLD_IMAGES = 16
 """Number of test images on which a folded teacher is checked. A wrong fold shows on any image."""
 
 
 def check_teachers(config: Config, objective: Objective) -> None:
-    """``ValueError`` for what several teachers cannot do."""
-    options = config.teacher
+    """``ValueError`` for what several teachers, or none, cannot do, and what wrong labels need."""
+    options, noise = config.teacher, wanted_noise(config.method)
+    if config.method.preset != "none":
+        check_views(config, objective)
+    if noise != "none" and (options.others or options.correct == "never" or config.method.preset == "none"):
+        got = (
+            "no teacher (--preset none)"
+            if config.method.preset == "none"
+            else f"{1 + len(options.others)} (teacher.others)"
+            if options.others
+            else "--correct-teacher never"
+        )
+        raise ValueError(
+            f"posterior: needs one teacher, whose bias is corrected together with the noise of the labels, got {got}; leave that "
+            "out, or choose another rule and method.task=label."
+        )
     if not options.others or config.method.preset == "none":
         return
     if options.train:
@@ -180,7 +192,10 @@ def _frozen(
     config = run.config
     corrects = config.teacher.correct == "always" or (
         config.teacher.correct == "auto"
-        and lookup(PRESETS, config.method.preset, kind="preset").correct_teacher
+        and (
+            lookup(PRESETS, config.method.preset, kind="preset").correct_teacher
+            or wanted_noise(config.method) != "none"
+        )
     )
     match = match_teacher(network, data)
     foreign = match.foreign
@@ -200,6 +215,8 @@ def _frozen(
         if match.how == "position":
             check_order(scores.predicted, data.test.labels, data.classes, who=f"--teacher {network.name}")
         facts |= _numbers(scores)
+    if config.teacher.views > 1:
+        teacher = averaged(run, data, teacher, network, views)
     if not (corrects or foreign):
         return Taught(teacher, TeacherRecord(**facts), scores=scores)
     name = "correction" if number == 1 else f"correction-{number}"
@@ -216,7 +233,10 @@ def _frozen(
             facts |= _numbers(after)
     assert correction.report is not None
     report = CorrectionRecord(**asdict(correction.report), used=not correction.is_identity)
-    return Taught(corrected, TeacherRecord(**facts), report, scores)
+    matrix = correction.noise_matrix if len(correction.noise_matrix) else None
+    return Taught(
+        corrected, TeacherRecord(**facts), report, scores, noise=matrix, noise_record=noise_record(correction)
+    )
 
 
 def taps_read(network: Network, objective: Objective, fits: bool = False) -> tuple[str, ...]:
@@ -309,88 +329,3 @@ def _foreign(network: Network, data: RunData, match: Match) -> str:
         "train a teacher for the data's classes (--train-teacher, from these weights), or say which of its classes are which of the "
         "data's (--set data.class_map=FILE)."
     )
-
-
-def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: int) -> BaseTeacher:
-    """The teacher with the configured cache, if any.
-
-    The objective must be set up, because the cache holds the features that it reads. The contents and the size for
-    ``epochs`` epochs are printed first; ``ValueError`` if the disk is too small.
-    """
-    options, report, teacher = run.config.teacher, run.report, parts.taught.module
-    objective, loader, data = parts.objective, cast(Loader, parts.loader), cast(RunData, parts.data)
-    if options.cache is None:
-        if options.cache_features:
-            report.note("warning: teacher.cache_features is ignored without teacher.cache, its folder")
-        return teacher
-    if parts.teacher is None:
-        return teacher
-    if objective.reads_features and not options.cache_features:
-        raise ValueError(
-            "teacher.cache: needs losses that read only logits, got an objective that reads features; set "
-            "teacher.cache_features=true to cache features too, leave the cache out, or choose other losses."
-        )
-    cache = TeacherCache(
-        options.cache,
-        _cache_facts(run, data, teacher, [cast(Network, parts.teacher), student]),
-        num_indices=loader.num_indices,
-        num_classes=data.num_classes,
-        features=_features_read(teacher, objective, loader),
-    )
-    # several processes do not write to one file; they only read an existing cache
-    write = process_group() is None
-    total, missing = epochs * cache.bytes_per_epoch(), cache.bytes_missing(epochs)
-    report.note(
-        f"cache: {cache.contents} in {cache.folder}: {readable(cache.bytes_per_epoch())} per epoch, {readable(total)} for "
-        f"{epochs} epochs, of which {readable(missing)} {'to be written' if write else 'missing'}"
-    )
-    if write:
-        cache.check_room(epochs)
-    return CachedTeacher(teacher, cache, write=write)
-
-
-def _cache_facts(
-    run: RunContext, data: RunData, teacher: BaseTeacher, networks: Sequence[Network]
-) -> dict[str, str]:
-    """Everything that the cached outputs depend on."""
-    config, options = run.config, run.config.teacher
-    specs = [network.input_spec for network in networks]
-    members = list(teacher.teachers) if isinstance(teacher, MixedTeacher) else [teacher]
-    correction = " ".join(
-        one.correction.source if isinstance(one, CorrectedTeacher) else "none" for one in members
-    )
-    more = {} if data.class_map is None else {"class map": data.class_map.digest}
-    if len(members) > 1:
-        more["teachers"] = " ".join(str(m.input_spec) for m in teacher.modules() if isinstance(m, Network))
-    return more | {
-        "teacher": f"{specs[0]} {digest(teacher)} {correction}",
-        "data": data.fingerprint,
-        "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in specs]} "
-        f"seed {config.seed}{_mixed(config)}",
-        "precision": config.train.precision if options.precision == "as_student" else options.precision,
-    }
-
-
-def _mixed(config: Config) -> str:
-    """The options that determine which unlabelled images are in which step."""
-    if config.data.unlabelled is None:
-        return ""
-    return f" batches of {config.train.batch_size}, {config.data.unlabelled_share} of them unlabelled"
-
-
-def _features_read(teacher: BaseTeacher, objective: Objective, loader: Loader) -> dict[str, tuple[int, ...]]:
-    """The taps of the teacher that the losses read in each step, and the shape of each for one image."""
-    if not objective.reads_features:
-        return {}
-    images = next(loader.epoch(0)).images
-    if not len(images):  # an empty share: one blank image has the same shapes
-        images = images.new_zeros(1, *images.shape[1:])
-    features = teacher(images).features
-    read = objective.teacher_taps(features)
-    for name in read:
-        if len(features[name]) != len(images):
-            raise ValueError(
-                f"teacher.cache_features: needs one feature per image, got {tuple(features[name].shape)} from {name!r} for "
-                f"{len(images)} images; tap another module, or leave teacher.cache out."
-            )
-    return {name: tuple(value.shape[1:]) for name, value in features.items() if name in read}

@@ -15,7 +15,7 @@ import json
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,7 @@ from outgrow.teacher.correction_fit import (
     Candidate,
     Data,
     Source,
+    Tried,
     centred,
     choose,
     inputs_of,
@@ -34,6 +35,7 @@ from outgrow.teacher.correction_fit import (
 )
 from outgrow.teacher.counts import MEMORY_LEVEL, apart
 from outgrow.teacher.folds import fold_at, with_mean
+from outgrow.teacher.noise import NoiseCandidate, NoiseReport, find_noise
 from outgrow.teacher.teacher import BaseTeacher
 
 
@@ -72,6 +74,11 @@ class BiasCorrection(nn.Module):
     part where that is in doubt: a teacher that is better on the fitted rows has memorised them, and
     is left alone with a warning.
 
+    Labels that are wrong at an unknown rate make all of this the belief in the *given* label. ``noise="estimate"`` fits the map
+    to the true classes and the noise together (:mod:`outgrow.teacher.noise`), if that makes the labels likelier by two standard
+    errors; a number is a share of wrong labels that is known. :attr:`noise_matrix` is then what
+    :class:`outgrow.knowledge.posterior.Posterior` takes.
+
     Once fitted, ``correction(outputs, index=index)`` gives each row the map of the folds without
     it; rows that were not fitted, and all rows without ``index``, get the mean of the folds' maps.
     """
@@ -80,18 +87,29 @@ class BiasCorrection(nn.Module):
     weight: Tensor
     bias: Tensor
     fold_of: Tensor
+    noise_matrix: Tensor
+    """``Q[true, given]``, mean over the folds; empty if labels are clean, or noise was not asked for."""
 
-    def __init__(self, num_classes: int, folds: int = 5) -> None:
+    def __init__(
+        self, num_classes: int, folds: int = 5, *, noise: Literal["none", "estimate"] | float = "none"
+    ) -> None:
         super().__init__()
         if num_classes < 1 or folds < 2:
             raise ValueError(
                 f"BiasCorrection: needs at least 1 class and 2 folds, got {num_classes} and {folds}; 5 folds are usual."
             )
-        self.num_classes, self.folds = num_classes, folds
+        if noise not in ("none", "estimate") and not (isinstance(noise, float) and 0 < noise < 1):
+            raise ValueError(
+                f"BiasCorrection: noise needs 'none', 'estimate' or a share between 0 and 1, got {noise!r}; 'estimate' finds it."
+            )
+        self.num_classes, self.folds, self.noise = num_classes, folds, noise
         self.report: CorrectionReport | None = None
+        self.noise_report: NoiseReport | None = None
         self.source: Source = "none"
         for name in ("scale", "weight", "bias", "fold_of"):
             self.register_buffer(name, torch.empty(0))
+        # not in the state: a correction without it is the same as one of earlier versions
+        self.register_buffer("noise_matrix", torch.empty(0), persistent=False)
 
     def fit(
         self,
@@ -128,6 +146,8 @@ class BiasCorrection(nn.Module):
             reason=reason,
             num_images=data.num_images,
         )
+        if self.noise != "none" and known is None:
+            chosen = self._with_noise(data, chosen, tried)
         if chosen.candidate.source != "none":
             maps = chosen.maps
             mean, deviation = chosen.inputs.mean, chosen.inputs.deviation
@@ -139,6 +159,21 @@ class BiasCorrection(nn.Module):
             self.bias = with_mean(biases)
             self.fold_of = data.fold_table
         return self
+
+    def _with_noise(self, data: Data, chosen: Tried, tried: list[Tried]) -> Tried:
+        """``chosen`` with maps to the true classes, if labels are noisy."""
+        # A temperature too: without noise in the model, the map that was best had to explain the noise.
+        starts = [t for t in tried if t.candidate.source == "scale"]
+        for source in ("logits", "features"):
+            of_source = [t for t in tried if t.candidate.source == source]
+            starts += [min(of_source, key=lambda t: t.candidate.nll)] if of_source else []
+        rate = self.noise if isinstance(self.noise, float) else None
+        found, self.noise_report = find_noise(data, chosen, starts, rate)
+        if found is None:
+            return chosen
+        self.noise_matrix = torch.stack(found.matrices).mean(dim=0).float().to(data.label.device)
+        self.source = found.tried.candidate.source
+        return found.tried._replace(maps=found.maps)
 
     @property
     def is_identity(self) -> bool:
@@ -176,7 +211,11 @@ class BiasCorrection(nn.Module):
             "source": self.source,
             "report": asdict(self.report),
         }
-        write_weights(self.state_dict(), path, {"outgrow": json.dumps(meta)})
+        tensors = self.state_dict()
+        if self.noise_report is not None:
+            meta["noise_report"] = asdict(self.noise_report)
+            tensors["noise_matrix"] = self.noise_matrix
+        write_weights(tensors, path, {"outgrow": json.dumps(meta)})
 
     @classmethod
     def load(cls, path: str | Path) -> "BiasCorrection":
@@ -194,6 +233,14 @@ class BiasCorrection(nn.Module):
                 reason=report["reason"],
                 num_images=report["num_images"],
             )
+            if noise := meta.get("noise_report"):
+                loaded.noise_report = NoiseReport(
+                    candidates=tuple(NoiseCandidate(**c) for c in noise["candidates"]),
+                    chosen=NoiseCandidate(**noise["chosen"]),
+                    reason=noise["reason"],
+                    wrong=noise["wrong"],
+                )
+                loaded.noise_matrix = _noise_matrix(tensors.pop("noise_matrix"), loaded.num_classes)
             loaded._take(tensors)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
@@ -203,7 +250,7 @@ class BiasCorrection(nn.Module):
         return loaded
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
-        if tensors.keys() != dict(self.named_buffers()).keys() or self.source not in get_args(Source):
+        if tensors.keys() != self.state_dict().keys() or self.source not in get_args(Source):
             raise ValueError(f"tensors {', '.join(sorted(tensors))} for {self.source}")
         maps = self.folds + 1
         width = tensors["weight"].shape[1] if tensors["weight"].dim() == 3 else 0
@@ -222,6 +269,12 @@ class BiasCorrection(nn.Module):
             setattr(self, name, value)
 
 
+def _noise_matrix(value: Tensor, classes: int) -> Tensor:
+    if len(value) and (value.shape != (classes, classes) or not bool(((value >= 0) & (value <= 1)).all())):
+        raise ValueError(f"noise_matrix has the shape {tuple(value.shape)}, or is no probability")
+    return value
+
+
 class CorrectedTeacher(BaseTeacher):
     """``teacher`` with its bias taken out: a teacher like any other, in the student's classes.
 
@@ -234,7 +287,7 @@ class CorrectedTeacher(BaseTeacher):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
-        return self.correction(self.teacher(images), index=index)
+        return self.correction(self.teacher(images, index=index), index=index)
 
 
 def memorised(

@@ -120,6 +120,29 @@ class MixtureRecord(_Part):
     num_images: int | None = None
 
 
+class NoiseCandidateRecord(_Part):
+    """One kind of noise of the labels; ``nll`` of the given labels, out of fold, ``rate`` of wrong labels (0 to 1)."""
+
+    kind: str
+    pseudo_counts: float | None = None
+    nll: float
+    rate: float
+
+
+class NoiseRecord(_Part):
+    """The noise of the training labels. ``wrong`` is the share that is thought wrong (0 to 1), ``map`` the correction of the
+    teacher that was fitted together with it. ``used`` is False where labels look clean."""
+
+    candidates: tuple[NoiseCandidateRecord, ...]
+    chosen: NoiseCandidateRecord
+    reason: str
+    wrong: float
+    used: bool
+    map: str
+    matrix: tuple[tuple[float, ...], ...] | None = None
+    """``matrix[i][j]``: the share of the images of class i that have the label j. None if there are too many classes."""
+
+
 class ExampleRecord(_Part):
     """A test image by position, its label, and the predictions of both networks, as class numbers."""
 
@@ -284,6 +307,8 @@ class RunRecord(_Part):
     correction: CorrectionRecord | None = None
     mixture: MixtureRecord | None = None
     """None with one teacher."""
+    noise: NoiseRecord | None = None
+    """None if it was not estimated."""
     student: StudentRecord
     epochs: tuple[EpochRecord, ...] = Field(min_length=1)
     compared: ComparedRecord | None = None
@@ -357,7 +382,8 @@ class RunRecord(_Part):
     @property
     def method_text(self) -> str:
         """The method in one line: the preset, and the fields that differ from it."""
-        chosen = self.config.method.model_dump(mode="json")
+        chosen = self.config.method.model_dump(mode="json", exclude_defaults=True)
+        chosen = {"preset": self.preset} | chosen
         return ", ".join(f"{name} {value}" for name, value in chosen.items() if value is not None)
 
     def class_name(self, label: int) -> str:
