@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from outgrow.data import DataWarning
 from outgrow.detection import task as detection
 from outgrow.models import create_model, save_student
 from outgrow.run import distill
@@ -89,8 +90,9 @@ def test_a_resumed_run_goes_on(files, tmp_path):
 
 def test_unlabelled_images_have_the_belief_in_the_view(files):
     layer = {"data": {"unlabelled": "digits", "unlabelled_rows": 60}}
-    record = distill(options(files, "good", layer))
-    assert record["data"]["unlabelled"]
+    with pytest.warns(DataWarning, match="also training images"):
+        record = distill(options(files, "good", layer))
+    assert record["data"]["unlabelled"] == 60
 
 
 def test_it_goes_with_several_teachers_and_with_wrong_labels(files):
