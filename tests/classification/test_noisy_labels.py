@@ -30,7 +30,7 @@ def write(folder, split, rows, labels):
         place = folder / split / str(label)
         place.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray((digits.images[row] * 15).astype(np.uint8))
-        image.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB").save(place / f"{row}.png")
+        image.convert("RGB").save(place / f"{row}.png")
 
 
 @pytest.fixture(scope="module")

@@ -393,6 +393,12 @@ def tries_correction(config: Config) -> bool:
     return correct == "always" or (correct == "auto" and asked)
 
 
+def _logits(one: Training, mapped: frozenset[str]) -> tuple[str, int, str]:
+    """What the teacher's logits of a run depend on: the pair, the seed, and how the teacher is corrected."""
+    corrected = one.pair in mapped or tries_correction(one.config)
+    return one.pair, one.seed, str(wanted_noise(one.config.method)) if corrected else "never"
+
+
 def _cache_groups(
     trainings: Sequence[Training], mapped: frozenset[str]
 ) -> dict[tuple[str, int, str], list[Training]]:
@@ -403,9 +409,7 @@ def _cache_groups(
         excluded = config.teacher.cache is not None or config.method.preset == NO_TEACHER
         if excluded or task_name(config.data.source) != "classification" or not _reads_logits(config):
             continue
-        is_corrected = one.pair in mapped or tries_correction(config)
-        corrected = str(wanted_noise(config.method)) if is_corrected else "never"
-        groups.setdefault((one.pair, one.seed, corrected), []).append(one)
+        groups.setdefault(_logits(one, mapped), []).append(one)
     return {key: group for key, group in groups.items() if len(group) > 1}
 
 
@@ -447,8 +451,7 @@ def cache_groups(plan: Plan) -> list[list[Training]]:
     groups: dict[tuple[str, int, str], list[Training]] = {}
     for one in plan.trainings:
         if plan.cached and one.config.teacher.cache == str(plan.out / CACHE):
-            corrected = one.pair in plan.mapped or tries_correction(one.config)
-            groups.setdefault((one.pair, one.seed, corrected), []).append(one)
+            groups.setdefault(_logits(one, plan.mapped), []).append(one)
     return list(groups.values())
 
 
