@@ -103,6 +103,13 @@ def test_it_goes_with_several_teachers_and_with_wrong_labels(files):
     assert noisy["noise"]["used"]
 
 
+def test_a_mean_over_views_is_no_memory(files):
+    """It is right on more training images than one view of a test image is; the check compares single views."""
+    record = distill(options(files, "good", {"teacher": {"views": 8}}))
+    assert "memorised" not in record["correction"]["reason"]
+    assert len(record["correction"]["candidates"]) > 2
+
+
 def test_what_it_cannot(files):
     for layer, got in (
         ({"method": {"loss": "kd + fitnet"}}, "losses on features"),

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from outgrow.classification.data import RunData, eval_loader
 from outgrow.data import Loader
@@ -13,7 +14,8 @@ from outgrow.models import Network
 from outgrow.models.structure import has_head
 from outgrow.models.taps import PENULTIMATE
 from outgrow.outputs import Outputs, Target
-from outgrow.teacher import BaseTeacher, BiasCorrection
+from outgrow.teacher import AveragedTeacher, BaseTeacher, BiasCorrection
+from outgrow.teacher.correction import memorised
 from outgrow.teacher.correction_fit import NAMES
 from outgrow.teacher.noise import MAX_CLASSES
 from outgrow.training.config import Config
@@ -60,6 +62,12 @@ def fit_correction(
     held_out, source = None, ""
     if not foreign and may_have_trained_on(config):
         held_out, source = _held_out(run, data, teacher, network)
+        if isinstance(teacher, AveragedTeacher) and not memorised(
+            *_outputs_on_views(run, teacher.teacher, views), held_out
+        ):
+            held_out = (
+                None  # a mean over views is better than the one view of a held-out image, and no memory
+            )
     if has_head(network):
         report.note("teacher: fitting a correction of its systematic errors, scored out of fold ...")
     else:
@@ -116,7 +124,7 @@ def may_have_trained_on(config: Config) -> bool:
     return not (config.teacher.train and config.teacher.rows == "disjoint")
 
 
-def _outputs_on_views(run: RunContext, teacher: BaseTeacher, views: Loader) -> tuple[Outputs, Target]:
+def _outputs_on_views(run: RunContext, teacher: nn.Module, views: Loader) -> tuple[Outputs, Target]:
     """The teacher's outputs on the training views of the first epochs."""
     passes = run.config.teacher.correct_views
     logits, features, labels, partners, mixes, indices = [], [], [], [], [], []

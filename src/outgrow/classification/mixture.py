@@ -63,7 +63,12 @@ def _fitted(run: RunContext, data: RunData, members: Sequence[Taught], views: Lo
             run.report.note(f"teachers: their weights are those in {saved}")
             return found
     beliefs, target = _beliefs(run, members, views)
-    if names := _memorised(run, members, beliefs, target):
+    seen = beliefs
+    if (
+        run.config.teacher.views > 1
+    ):  # a mean over views is better than the one view of a test image, and no memory
+        seen, target = _beliefs(run, members, views, by_image=False)
+    if names := _memorised(run, members, seen, target):
         warnings.warn(
             f"teacher.others: needs teachers that were not trained on the training images, got {' and '.join(names)}, right on "
             "far more of them than on other images. Their likelihood there says nothing, so all teachers have equal weights; "
@@ -83,8 +88,11 @@ def _fitted(run: RunContext, data: RunData, members: Sequence[Taught], views: Lo
 
 
 @torch.no_grad()
-def _beliefs(run: RunContext, members: Sequence[Taught], views: Loader) -> tuple[list[Outputs], Target]:
-    """The logits of all teachers on the same training views, each corrected by a map that has not seen the label."""
+def _beliefs(
+    run: RunContext, members: Sequence[Taught], views: Loader, *, by_image: bool = True
+) -> tuple[list[Outputs], Target]:
+    """The logits of all teachers on the same training views, each corrected by a map that has not seen the label. Without
+    ``by_image`` as of images that nobody has seen."""
     passes = run.config.teacher.correct_views  # 1 where beliefs are those in images
     logits: list[list[torch.Tensor]] = [[] for _ in members]
     targets: list[Target] = []
@@ -92,8 +100,9 @@ def _beliefs(run: RunContext, members: Sequence[Taught], views: Loader) -> tuple
     with run.report.bar("teachers on the training views", passes * views.num_samples) as advance:
         for epoch in range(passes):
             for batch in views.epoch(epoch):
+                index = batch.index if by_image else None
                 for one, kept_logits in zip(members, logits, strict=True):
-                    kept_logits.append(one.module(batch.images, index=batch.index).logits.float())
+                    kept_logits.append(one.module(batch.images, index=index).logits.float())
                 targets.append(batch.target)
                 done += len(batch.images)
                 advance(done)
