@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from outgrow import PENULTIMATE, BiasCorrection, Outputs, Taps, Teacher
-from outgrow.classification import teacher as teachers
+from outgrow.classification import correction as corrections
 from outgrow.classification.evaluation import evaluate_classifier
 from outgrow.models import create_model, feature_paths, head_of, load_weights, save_student
 from outgrow.models.structure import has_head, heads_of
@@ -139,10 +139,13 @@ class TestProbe:
         # ours also pulls the bias to zero: a constant input does the same there
         with_one = torch.cat([torch.from_numpy(scaled), torch.ones(len(x), 1, dtype=x.dtype)], 1).numpy()
         ridge = probe.report.chosen.ridge
-        model = LogisticRegression(C=1 / ridge, fit_intercept=False, tol=1e-8, max_iter=1000)
-        model.fit(with_one, label.numpy())
-        ours = probe(outputs).logits.softmax(1)
-        assert torch.allclose(ours.double(), torch.from_numpy(model.predict_proba(with_one)), atol=1e-3)
+        for fold in range(5):
+            model = LogisticRegression(C=1 / ridge, fit_intercept=False, tol=1e-8, max_iter=1000)
+            others = (probe.fold_of != fold).numpy()
+            model.fit(with_one[others], label.numpy()[others])
+            row = (probe.fold_of == fold).nonzero()[:1, 0]
+            ours = probe(outputs, index=row.expand(len(x))).logits.softmax(1)
+            assert torch.allclose(ours.double(), torch.from_numpy(model.predict_proba(with_one)), atol=1e-3)
 
     def test_only_heads_on_the_features_are_tried(self):
         outputs, label = self.data()
@@ -236,7 +239,7 @@ class TestRun:
         assert cached["student"]["nll"] == pytest.approx(computed["student"]["nll"], abs=0.02)
 
     def test_more_features_than_fit_are_of_fewer_images(self, backbone, monkeypatch):
-        monkeypatch.setattr(teachers, "FEATURE_BYTES", 32 * 4 * 120)
+        monkeypatch.setattr(corrections, "FEATURE_BYTES", 32 * 4 * 120)
         report = Notes()
         record = distill(options(backbone), reporter=report)
         assert any("fitted on 100 of 200 training views" in text for text in report.said)

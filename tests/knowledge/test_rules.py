@@ -41,7 +41,7 @@ def test_literal_reference(name, temperature, classes):
     literal = reference.RULES[name]
     for row in range(len(label)):
         t = reference.softmax(logits[row].tolist(), temperature)
-        extra = {"temperature": temperature} if name == "boost" else {}
+        extra = {"temperature": temperature} if name in ("boost", "posterior") else {}
         expected = literal(t, int(label[row]), **extra) if wrong[row] else t
         assert believed[row].tolist() == pytest.approx(expected, abs=1e-12)
     assert wrong.any()
@@ -55,7 +55,9 @@ def test_right_rows_and_their_logits_stay_bit_for_bit(name):
     assert torch.equal(corrected(logits, label, name)[~wrong], logits[~wrong])
 
 
-@pytest.mark.parametrize("name, touched", [("pair", 2), ("swap", 2), ("lead", 1), ("boost", 1)])
+@pytest.mark.parametrize(
+    "name, touched", [("pair", 2), ("swap", 2), ("lead", 1), ("boost", 1), ("posterior", 1)]
+)
 def test_untouched_logits_of_wrong_rows_stay_bit_for_bit(name, touched):
     logits, label = batch(dtype=torch.float32)
     new = corrected(logits, label, name)
@@ -203,7 +205,7 @@ def test_an_option_without_effect_is_said():
 def test_temperature_is_recorded_only_where_it_matters():
     logits, label = batch()
     assert outgrow.rectify(logits, label, rule="pair", temperature=3.0).temperature == 3.0
-    for name in ("identity", "drop", "swap", "sort", "boost"):
+    for name in ("identity", "drop", "swap", "sort", "boost", "posterior"):
         assert outgrow.rectify(logits, label, rule=name).temperature is None
     with pytest.raises(ValueError, match=r"'pair' depends on a temperature, got None"):
         outgrow.Rectifier("pair", temperature=None)
@@ -276,7 +278,14 @@ class TestErrors:
             make_rule("lead(eta=0.8)")
 
     @pytest.mark.parametrize(
-        "text", ["lead(margin=1.0)", "project(margin=-1)", "label_smooth(confidence=0)", "boost(delta=-1)"]
+        "text",
+        [
+            "lead(margin=1.0)",
+            "project(margin=-1)",
+            "label_smooth(confidence=0)",
+            "boost(delta=-1)",
+            "posterior(noise=1.0)",
+        ],
     )
     def test_parameters_out_of_range(self, text):
         with pytest.raises(ValueError, match=r"needs a .*, got"):

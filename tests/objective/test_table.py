@@ -90,7 +90,7 @@ def library(name: str, rule: str) -> Gradient:
 def by_hand(logits: Tensor, label: Tensor, wrong: Tensor, rule: str, temperature: float) -> Tensor:
     """The teacher's logits after the literal rule, row by row through probabilities."""
     rows = []
-    extra = {"temperature": temperature} if rule == "boost" else {}
+    extra = {"temperature": temperature} if rule in ("boost", "posterior") else {}
     for z, y, is_wrong in zip(logits, label.tolist(), wrong.tolist(), strict=True):
         if is_wrong:
             q = rules.RULES[rule](rules.softmax(z.tolist(), temperature), y, **extra)

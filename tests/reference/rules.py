@@ -81,6 +81,16 @@ def boost(t, label, temperature, delta=2.0):
     return [p / sum(raised) for p in raised]
 
 
+def posterior(t, label, temperature, noise=0.1):
+    """Bayes at temperature 1, softened. ``noise`` is a share of wrong labels, or a matrix of rows ``[true][given]``."""
+    rest = noise / (len(t) - 1) if isinstance(noise, float) else None
+    evidence = [
+        ((1 - noise) if c == label else rest) if rest is not None else noise[c][label] for c in range(len(t))
+    ]
+    joint = [p * e ** (1 / temperature) for p, e in zip(t, evidence, strict=True)]
+    return [p / sum(joint) for p in joint]
+
+
 RULES = {
     "identity": identity,
     "drop": drop,
@@ -94,4 +104,5 @@ RULES = {
     "sort": sort,
     "project": project,
     "boost": boost,
+    "posterior": posterior,
 }

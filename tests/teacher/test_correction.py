@@ -139,6 +139,26 @@ def test_a_weaker_ridge_than_0_3_is_tried_and_found():
     assert report.chosen.ridge < 0.3
 
 
+def test_rows_that_were_not_fitted_get_the_mean_of_the_fold_maps():
+    """So do rows of an index never seen, and all rows without an index. It is not a sixth fit on all rows."""
+    label = labels(200)
+    logits = teacher_like(label, 6)[:, torch.tensor([3, 0, 5, 1, 2, 4])]
+    fitted = torch.arange(200) % 7 > 0  # as with a validation split: its numbers lie between the others
+    index = torch.arange(200)
+    correction = BiasCorrection(6).fit(logits[fitted], label[fitted], index[fitted])
+    assert correction.source == "logits"
+    of_folds = []
+    for fold in range(5):
+        row = (correction.fold_of == fold).nonzero()[:1, 0]
+        of_folds.append(correction(logits, index=row.expand(200)).logits)
+    mean = torch.stack(of_folds).mean(0)
+    torch.testing.assert_close(correction(logits).logits, mean)
+    for unseen in (index[~fitted], torch.full((5,), 200), torch.full((5,), 10**6), torch.full((5,), -1)):
+        rows = slice(0, len(unseen))
+        torch.testing.assert_close(correction(logits[rows], index=unseen).logits, mean[rows])
+    assert not torch.allclose(correction(logits[fitted], index=index[fitted]).logits, mean[fitted])
+
+
 def test_views_of_an_image_share_its_fold_and_its_weight():
     label = labels(100).repeat(3)
     index = torch.arange(100).repeat(3)

@@ -12,8 +12,10 @@ from outgrow.report.parts import Section
 from outgrow.report.plots import calibration_plot
 from outgrow.training.record import (
     ClassesRecord,
+    ClassificationRecord,
     ComparedRecord,
     CostRecord,
+    NoiseRecord,
     Run,
     RunRecord,
     parse_record,
@@ -120,9 +122,31 @@ class Confusion:
 def page_sections(record: Run) -> list[Section]:
     """The sections, for ``write_run_page``."""
     record = parse_record(record)
-    found = record.classification
-    if found is None:
-        return []
+    sections = []
+    if record.mixture is not None:
+        sections.append(Section("outgrow.classification/teachers.html", {"mixture": record.mixture}))
+    if record.noise is not None:
+        context = {"noise": record.noise, "mistaken": _mistaken(record, record.noise)}
+        sections.append(Section("outgrow.classification/noise.html", context))
+    if record.classification is not None:
+        sections.append(_measured(record, record.classification))
+    return sections
+
+
+def _mistaken(record: RunRecord, noise: NoiseRecord) -> list[Confusion]:
+    """Which classes are most often labelled as which others."""
+    matrix = noise.matrix or ()
+    found = [
+        Confusion(record.class_name(i), record.class_name(j), 0, 100 * share)
+        for i, row in enumerate(matrix)
+        for j, share in enumerate(row)
+        if i != j
+    ]
+    return sorted(found, key=lambda one: -one.share)[:NUM_CONFUSIONS] if noise.chosen.pseudo_counts else []
+
+
+def _measured(record: RunRecord, found: ClassificationRecord) -> Section:
+    """Size, speed, classes and calibration."""
     student, teacher = found.classes.student, found.classes.teacher
     names = [record.class_name(number) for number in range(len(found.counts))]
     networks = [
@@ -146,7 +170,7 @@ def page_sections(record: Run) -> list[Section]:
             title="Accuracy by confidence",
         ),
     }
-    return [Section("outgrow.classification/classification.html", context)]
+    return Section("outgrow.classification/classification.html", context)
 
 
 def _points(network: ClassesRecord) -> list[tuple[float, float]]:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from outgrow.classification.data import RunData
 from outgrow.classification.names import match_teacher
 from outgrow.classification.task import Classification, network_of
-from outgrow.classification.teacher import make_teacher, taps_read, untrained_teacher
+from outgrow.classification.teacher import make_teacher, other_teachers, taps_read, untrained_teacher
 from outgrow.data import Split
 from outgrow.models import Network
 from outgrow.objective import Objective
 from outgrow.outputs import Outputs, with_logits
-from outgrow.teacher import BaseTeacher, NoTeacher, Teacher
+from outgrow.teacher import BaseTeacher, MixedTeacher, NoTeacher, Teacher
 from outgrow.training.task import Parts, RunContext, Taught
 
 
@@ -89,8 +89,14 @@ class Rehearsal(Classification):
             return super().freeze(run, data, teacher, student, objective)
         if self.cached:
             return Taught(FromCache(data.num_classes))
-        frozen = Teacher(network, taps=taps_read(network, objective))
-        return Taught(AsIfMapped(frozen, network.num_classes, data.num_classes).to(run.device))
+        networks = [network, *other_teachers(run, network_of(student))]
+        teachers = [
+            AsIfMapped(Teacher(one, taps=taps_read(one, objective)), one.num_classes, data.num_classes)
+            for one in networks
+        ]
+        if len(teachers) == 1:
+            return Taught(teachers[0].to(run.device))
+        return Taught(MixedTeacher(teachers, [1.0] * len(teachers)).to(run.device))
 
     def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
         return parts.taught.module

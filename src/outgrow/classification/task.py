@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from outgrow.classification.caching import cached_teacher
 from outgrow.classification.data import RunData, eval_loader, open_run_data, train_loader
 from outgrow.classification.evaluation import evaluate_classifier
 from outgrow.classification.lesson import Classify
@@ -14,7 +15,7 @@ from outgrow.classification.page import page_sections, page_warnings
 from outgrow.classification.record import classification_record, compare
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import student_network, tapped, weigh_task
-from outgrow.classification.teacher import cached_teacher, freeze_teacher, make_teacher
+from outgrow.classification.teacher import check_teachers, freeze_teacher, make_teacher
 from outgrow.classification.view import whole_size
 from outgrow.data import Loader, Split
 from outgrow.knowledge import Rectifier
@@ -56,6 +57,7 @@ class Classification:
                 f"data.short_sides: needs a detector, got {list(run.config.data.short_sides)} for a classifier, whose images have "
                 "one size; leave it out, and see data.size."
             )
+        check_teachers(run.config, objective)
 
     def make_student(
         self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None
@@ -159,7 +161,10 @@ class Classification:
     def results(self, run: RunContext, parts: Parts, scores: Scores, before: None) -> Mapping[str, Any]:
         found: dict[str, Any] = {"compared": compare(parts.data, parts.taught.scores, scores)}
         if run.out is not None:  # for the page; it takes a second
-            student, teacher = network_of(parts.student), parts.teacher
+            student = network_of(parts.student)
+            teacher = (
+                parts.teacher if parts.taught.mixture is None else None
+            )  # the cost of several is not that of one
             found["classification"] = classification_record(
                 parts.data, student, scores, teacher, parts.taught.scores, run.device
             )

@@ -1,11 +1,9 @@
 """The teacher of a classification run, step by step.
 
 make_teacher        a network with weights and its own classes; trained first if configured
-freeze_teacher      frozen, with the classes of the student, its bias corrected if that helps out of fold
-cached_teacher      the same with the configured cache
+freeze_teacher      frozen, with the classes of the student, its bias corrected if that helps out of fold; several mixed
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, cast
@@ -13,39 +11,68 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from outgrow.classification.correction import fit_correction, noise_record
 from outgrow.classification.data import RunData, each_once, eval_loader, train_loader
+from outgrow.classification.mixture import mixed
 from outgrow.classification.names import in_data_classes, match_teacher
 from outgrow.classification.order import check_order
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import as_network, train_alone
+from outgrow.classification.views import averaged, check_views
 from outgrow.data import Loader
 from outgrow.data.classes import Match
-from outgrow.machine.files import readable
 from outgrow.models import Network, create_model, feature_paths, num_parameters, save_student
+from outgrow.models.network import resized
 from outgrow.models.structure import has_head
 from outgrow.models.taps import PENULTIMATE
 from outgrow.objective import PRESETS, Objective
-from outgrow.outputs import Outputs, Target
 from outgrow.spec import lookup
 from outgrow.teacher import (
     BaseTeacher,
-    BiasCorrection,
     CorrectedTeacher,
     NoTeacher,
     Teacher,
 )
-from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest
 from outgrow.teacher.inference import InPrecision, compiled, fold_norms
-from outgrow.training.config import Config, TeacherConfig
-from outgrow.training.processes import is_main, process_group
+from outgrow.training.config import Config, ModelConfig
+from outgrow.training.noise import wanted_noise
+from outgrow.training.processes import is_main
 from outgrow.training.record import CorrectionRecord, TeacherRecord
-from outgrow.training.task import Parts, RunContext, Taught
+from outgrow.training.task import RunContext, Taught
 
-FEATURE_BYTES = 1 << 30
-"""Largest size in bytes of the penultimate features for a correction; beyond it only the logits are used. The probe of a
-backbone without a classifier is then fitted on fewer images."""
 FOLD_IMAGES = 16
 """Number of test images on which a folded teacher is checked. A wrong fold shows on any image."""
+
+
+def check_teachers(config: Config, objective: Objective) -> None:
+    """``ValueError`` for what several teachers, or none, cannot do, and what wrong labels need."""
+    options, noise = config.teacher, wanted_noise(config.method)
+    if config.method.preset != "none":
+        check_views(config, objective)
+    if noise != "none" and (options.others or options.correct == "never" or config.method.preset == "none"):
+        got = (
+            "no teacher (--preset none)"
+            if config.method.preset == "none"
+            else f"{1 + len(options.others)} (teacher.others)"
+            if options.others
+            else "--correct-teacher never"
+        )
+        raise ValueError(
+            f"posterior: needs one teacher, whose bias is corrected together with the noise of the labels, got {got}; leave that "
+            "out, or choose another rule and method.task=label."
+        )
+    if not options.others or config.method.preset == "none":
+        return
+    if options.train:
+        raise ValueError(
+            "teacher.others: needs teachers that are there, got one that is to be trained (teacher.train); train it first, and "
+            "give its file: --teacher-weights RUN/teacher.safetensors."
+        )
+    if objective.reads_features:
+        raise ValueError(
+            "teacher.others: needs losses that read only logits, got an objective that reads the features of one teacher; "
+            "choose losses such as kd or dkd, or one teacher."
+        )
 
 
 def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Network | None:
@@ -61,7 +88,7 @@ def make_teacher(run: RunContext, data: RunData, module: nn.Module | None) -> Ne
     network = as_network("teacher", module, data.num_classes, options)
     if network is not None:
         return network
-    network = untrained_teacher(run.config, data) if options.train else _with_weights(options)
+    network = untrained_teacher(run.config, data) if options.train else _with_weights(options, "--teacher")
     for note in network.notes:
         run.report.note(f"teacher: {note}")
     if options.train:
@@ -74,20 +101,23 @@ def untrained_teacher(config: Config, data: RunData) -> Network:
     return _network(config.teacher, data)
 
 
-def _with_weights(options: TeacherConfig) -> Network:
-    """The configured teacher, with weights from a file or published ones."""
+def _with_weights(options: ModelConfig, who: str) -> Network:
+    """The configured teacher, with weights from a file or published ones. ``who`` names it in an error."""
     own = options.name.startswith(("hf/", "py:"))
     network = _network(options) if options.weights or options.pretrained or own else None
     if network is None or network.weights is None:
         got = "none" if network is None else "only a config.json"
-        raise ValueError(
-            f"--teacher {options.name}: needs weights, got {got}; give --teacher-weights FILE, or --train-teacher to "
-            "train it first, or --set teacher.pretrained=true for published ones."
+        ways = (
+            "give --teacher-weights FILE, or --train-teacher to train it first, or --set teacher.pretrained=true for "
+            "published ones."
+            if who == "--teacher"
+            else "add `weights: FILE`, or `pretrained: true` for published ones."
         )
+        raise ValueError(f"{who} {options.name}: needs weights, got {got}; {ways}")
     return network
 
 
-def _network(options: TeacherConfig, data: RunData | None = None) -> Network:
+def _network(options: ModelConfig, data: RunData | None = None) -> Network:
     """The configured network, with a head for the classes of ``data`` if given."""
     return create_model(
         options.name,
@@ -121,27 +151,62 @@ def _train(run: RunContext, data: RunData, network: Network) -> None:
 def freeze_teacher(
     run: RunContext, data: RunData, network: Network | None, student: Network, objective: Objective
 ) -> Taught:
-    """The teacher for the student: frozen, with the classes of the student, scored, corrected."""
+    """The teacher for the student: frozen, with the classes of the student, scored, corrected; of several, their mean."""
     if network is None:
         return Taught(NoTeacher(data.num_classes))
+    views = train_loader(
+        run.config, each_once(run.config.train), data.train, [network, student], run.device, whole=True
+    )
+    first = _frozen(run, data, network, views, objective)
+    others = other_teachers(run, student)
+    if not others:
+        return first
+    rest = [
+        _frozen(run, data, other, views, objective, number) for number, other in enumerate(others, start=2)
+    ]
+    return mixed(run, data, [first, *rest], views, eval_loader_of(run, data, network))
+
+
+def other_teachers(run: RunContext, student: Network) -> list[Network]:
+    """The networks of ``teacher.others``, with the input size of the student if they have none."""
+    found = []
+    for number, options in enumerate(run.config.teacher.others, start=2):
+        network = _with_weights(options, f"teacher.others[{number - 2}]")
+        for note in network.notes:
+            run.report.note(f"teacher {number}: {note}")
+        if network.input_spec.size is None and student.input_spec.size is not None:
+            resized(network, student.input_spec.size)
+        found.append(network)
+    return found
+
+
+def eval_loader_of(run: RunContext, data: RunData, network: Network) -> Loader:
+    """The test images as ``network`` sees them."""
+    return eval_loader(data.test, network, run.config.train, run.device, run.config.data.workers)
+
+
+def _frozen(
+    run: RunContext, data: RunData, network: Network, views: Loader, objective: Objective, number: int = 1
+) -> Taught:
+    """One teacher. ``number`` counts them, in notes and in the names of files."""
     config = run.config
     corrects = config.teacher.correct == "always" or (
         config.teacher.correct == "auto"
-        and lookup(PRESETS, config.method.preset, kind="preset").correct_teacher
+        and (
+            lookup(PRESETS, config.method.preset, kind="preset").correct_teacher
+            or wanted_noise(config.method) != "none"
+        )
     )
     match = match_teacher(network, data)
     foreign = match.foreign
     if foreign and config.teacher.correct == "never":
         raise ValueError(_foreign(network, data, match))
     _note_of_classes(run, network, match)
-    views = train_loader(
-        config, each_once(config.train), data.train, [network, student], run.device, whole=True
-    )
-    test = eval_loader(data.test, network, config.train, run.device, config.data.workers)
+    test = eval_loader_of(run, data, network)
     teacher = _inference(
         run, network.to(run.device), taps_read(network, objective, corrects or foreign), test, views
     )
-    facts = _facts(config, network)
+    facts = _facts(config, network, number)
     scores = None
     if not foreign:
         if match.columns != tuple(range(network.num_classes)):
@@ -150,9 +215,12 @@ def freeze_teacher(
         if match.how == "position":
             check_order(scores.predicted, data.test.labels, data.classes, who=f"--teacher {network.name}")
         facts |= _numbers(scores)
+    if config.teacher.views > 1:
+        teacher = averaged(run, data, teacher, network, views)
     if not (corrects or foreign):
         return Taught(teacher, TeacherRecord(**facts), scores=scores)
-    correction, fitted = _fit_correction(run, data, teacher, network, views, foreign=foreign)
+    name = "correction" if number == 1 else f"correction-{number}"
+    correction, fitted = fit_correction(run, data, teacher, network, views, foreign=foreign, name=name)
     facts |= fitted
     corrected = CorrectedTeacher(teacher, correction)
     if foreign or not correction.is_identity:
@@ -165,7 +233,10 @@ def freeze_teacher(
             facts |= _numbers(after)
     assert correction.report is not None
     report = CorrectionRecord(**asdict(correction.report), used=not correction.is_identity)
-    return Taught(corrected, TeacherRecord(**facts), report, scores)
+    matrix = correction.noise_matrix if len(correction.noise_matrix) else None
+    return Taught(
+        corrected, TeacherRecord(**facts), report, scores, noise=matrix, noise_record=noise_record(correction)
+    )
 
 
 def taps_read(network: Network, objective: Objective, fits: bool = False) -> tuple[str, ...]:
@@ -175,13 +246,14 @@ def taps_read(network: Network, objective: Objective, fits: bool = False) -> tup
     return (PENULTIMATE,) if fits else ()
 
 
-def _facts(config: Config, network: Network) -> dict[str, Any]:
-    options = config.teacher
+def _facts(config: Config, network: Network, number: int) -> dict[str, Any]:
+    options = config.teacher if number == 1 else config.teacher.others[number - 2]
+    trained = number == 1 and config.teacher.train
     return {
         "name": network.name,
         "parameters": num_parameters(network),
         "weights": options.weights
-        or ("trained here" if options.train else "published" if options.pretrained else "own"),
+        or ("trained here" if trained else "published" if options.pretrained else "own"),
         "classes": network.num_classes,
     }
 
@@ -244,125 +316,6 @@ def _score(run: RunContext, teacher: BaseTeacher, test: Loader, data: RunData, n
     return scores
 
 
-def _fit_correction(
-    run: RunContext,
-    data: RunData,
-    teacher: BaseTeacher,
-    network: Network,
-    views: Loader,
-    *,
-    foreign: bool,
-) -> tuple[BiasCorrection, dict[str, float]]:
-    """Fit a correction on the training views, note its report and save it. Also returns facts about the views.
-
-    A run that continues from a checkpoint takes the map of other classes, or the probe, that it has saved: the checkpoint
-    refuses other data and another teacher.
-    """
-    config, report = run.config, run.report
-    if foreign and run.resume and run.out is not None and (run.out / "checkpoint.pt").is_file():
-        saved = run.out / "correction.safetensors"
-        try:
-            found = BiasCorrection.load(saved)
-        except ValueError as error:
-            report.note(f"warning: {error}")
-        else:
-            report.note(f"teacher: its map to the data's classes is the one in {saved}")
-            return found.to(run.device), {}
-    outputs, target = _outputs_on_views(run, teacher, views)
-    facts = {}
-    if not foreign:
-        facts["wrong_rate"] = 1 - float((outputs.logits.argmax(1) == target.label).float().mean())
-    held_out, source = None, ""
-    if not foreign and _may_have_trained_on(config):
-        held_out, source = _held_out(run, data, teacher, network)
-    if has_head(network):
-        report.note("teacher: fitting a correction of its systematic errors, scored out of fold ...")
-    else:
-        width = outputs.features[PENULTIMATE].shape[1]
-        report.note(f"teacher: fitting a linear probe of its {width} features, scored out of fold ...")
-    correction = BiasCorrection(data.num_classes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the report says the same and names the source of the rows
-        correction.fit(outputs, target, held_out=held_out if config.teacher.correct == "auto" else None)
-    assert correction.report is not None
-    if source and correction.report.reason.startswith("the teacher is right"):
-        report.note(f"teacher: held-out rows are the {source} images")
-    report.note(str(correction.report))
-    report.event("correction", **asdict(correction.report))
-    correction.to(run.device)
-    if run.out is not None and is_main():
-        correction.save(run.out / "correction.safetensors")
-    return correction, facts
-
-
-def _may_have_trained_on(config: Config) -> bool:
-    """Whether the teacher may have been trained on the training rows with these labels."""
-    return not (config.teacher.train and config.teacher.rows == "disjoint")
-
-
-def _outputs_on_views(run: RunContext, teacher: BaseTeacher, views: Loader) -> tuple[Outputs, Target]:
-    """The teacher's outputs on the training views of the first epochs."""
-    passes = run.config.teacher.correct_views
-    logits, features, labels, partners, mixes, indices = [], [], [], [], [], []
-    keep_features = True
-    with run.report.bar("teacher on the training views", passes * views.num_samples) as advance:
-        done, full = 0, False
-        for epoch in range(passes):
-            if full:
-                break
-            for batch in views.epoch(epoch):
-                outputs = teacher(batch.images)
-                feature = outputs.features[PENULTIMATE].flatten(1)
-                size = feature.shape[1] * 4
-                keep_features &= size * passes * views.num_samples <= FEATURE_BYTES or not outputs.num_classes
-                full = not outputs.num_classes and done > 0 and size * (done + len(feature)) > FEATURE_BYTES
-                if full:  # the views are shuffled: those of the first batches are a random part
-                    break
-                logits.append(outputs.logits.float())
-                if keep_features:
-                    features.append(feature.float())
-                target = batch.target
-                labels.append(target.label)
-                indices.append(target.index if target.index is not None else target.label)
-                if target.partner is not None and target.mix is not None:
-                    partners.append(target.partner)
-                    mixes.append(target.mix)
-                done += len(target.label)
-                advance(done)
-    if full:
-        run.report.note(
-            f"teacher: the probe is fitted on {done:,} of {passes * views.num_samples:,} training views, as the features of more "
-            f"take over {readable(FEATURE_BYTES)}"
-        )
-    mixed = bool(partners)
-    target = Target(
-        torch.cat(labels),
-        index=torch.cat(indices),
-        partner=torch.cat(partners) if mixed else None,
-        mix=torch.cat(mixes) if mixed else None,
-    )
-    return Outputs(torch.cat(logits), {PENULTIMATE: torch.cat(features)} if keep_features else {}), target
-
-
-def _held_out(
-    run: RunContext, data: RunData, teacher: BaseTeacher, network: Network
-) -> tuple[tuple[Outputs, Target], str]:
-    """Rows that the teacher has not been trained on, and their name.
-
-    For a teacher that was trained in this run they are the validation images. For weights from a file the training
-    images are not known, so the test images are used. They check the teacher, and select nothing for the student.
-    """
-    config = run.config
-    trusted = data.val is not None and config.teacher.train
-    split, name = (data.val, "validation") if trusted and data.val is not None else (data.test, "test")
-    loader = eval_loader(split, network, config.train, run.device, config.data.workers)
-    logits, labels = [], []
-    for batch in loader.epoch(0):
-        logits.append(teacher(batch.images).logits)
-        labels.append(batch.target.label)
-    return (Outputs(torch.cat(logits)), Target(torch.cat(labels))), name
-
-
 def _foreign(network: Network, data: RunData, match: Match) -> str:
     if not has_head(network):
         return (
@@ -376,83 +329,3 @@ def _foreign(network: Network, data: RunData, match: Match) -> str:
         "train a teacher for the data's classes (--train-teacher, from these weights), or say which of its classes are which of the "
         "data's (--set data.class_map=FILE)."
     )
-
-
-def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: int) -> BaseTeacher:
-    """The teacher with the configured cache, if any.
-
-    The objective must be set up, because the cache holds the features that it reads. The contents and the size for
-    ``epochs`` epochs are printed first; ``ValueError`` if the disk is too small.
-    """
-    options, report, teacher = run.config.teacher, run.report, parts.taught.module
-    objective, loader, data = parts.objective, cast(Loader, parts.loader), cast(RunData, parts.data)
-    if options.cache is None:
-        if options.cache_features:
-            report.note("warning: teacher.cache_features is ignored without teacher.cache, its folder")
-        return teacher
-    if parts.teacher is None:
-        return teacher
-    if objective.reads_features and not options.cache_features:
-        raise ValueError(
-            "teacher.cache: needs losses that read only logits, got an objective that reads features; set "
-            "teacher.cache_features=true to cache features too, leave the cache out, or choose other losses."
-        )
-    cache = TeacherCache(
-        options.cache,
-        _cache_facts(run, data, teacher, [cast(Network, parts.teacher), student]),
-        num_indices=loader.num_indices,
-        num_classes=data.num_classes,
-        features=_features_read(teacher, objective, loader),
-    )
-    # several processes do not write to one file; they only read an existing cache
-    write = process_group() is None
-    total, missing = epochs * cache.bytes_per_epoch(), cache.bytes_missing(epochs)
-    report.note(
-        f"cache: {cache.contents} in {cache.folder}: {readable(cache.bytes_per_epoch())} per epoch, {readable(total)} for "
-        f"{epochs} epochs, of which {readable(missing)} {'to be written' if write else 'missing'}"
-    )
-    if write:
-        cache.check_room(epochs)
-    return CachedTeacher(teacher, cache, write=write)
-
-
-def _cache_facts(
-    run: RunContext, data: RunData, teacher: BaseTeacher, networks: Sequence[Network]
-) -> dict[str, str]:
-    """Everything that the cached outputs depend on."""
-    config, options = run.config, run.config.teacher
-    specs = [network.input_spec for network in networks]
-    correction = teacher.correction.source if isinstance(teacher, CorrectedTeacher) else "none"
-    mapped = {} if data.class_map is None else {"class map": data.class_map.digest}
-    return mapped | {
-        "teacher": f"{specs[0]} {digest(teacher)} {correction}",
-        "data": data.fingerprint,
-        "views": f"{config.data.augment.model_dump_json()} size {config.data.size or [spec.size for spec in specs]} "
-        f"seed {config.seed}{_mixed(config)}",
-        "precision": config.train.precision if options.precision == "as_student" else options.precision,
-    }
-
-
-def _mixed(config: Config) -> str:
-    """The options that determine which unlabelled images are in which step."""
-    if config.data.unlabelled is None:
-        return ""
-    return f" batches of {config.train.batch_size}, {config.data.unlabelled_share} of them unlabelled"
-
-
-def _features_read(teacher: BaseTeacher, objective: Objective, loader: Loader) -> dict[str, tuple[int, ...]]:
-    """The taps of the teacher that the losses read in each step, and the shape of each for one image."""
-    if not objective.reads_features:
-        return {}
-    images = next(loader.epoch(0)).images
-    if not len(images):  # an empty share: one blank image has the same shapes
-        images = images.new_zeros(1, *images.shape[1:])
-    features = teacher(images).features
-    read = objective.teacher_taps(features)
-    for name in read:
-        if len(features[name]) != len(images):
-            raise ValueError(
-                f"teacher.cache_features: needs one feature per image, got {tuple(features[name].shape)} from {name!r} for "
-                f"{len(images)} images; tap another module, or leave teacher.cache out."
-            )
-    return {name: tuple(value.shape[1:]) for name, value in features.items() if name in read}

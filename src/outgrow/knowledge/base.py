@@ -14,6 +14,8 @@ class BaseRule:
     name: ClassVar[str]
     uses_temperature: ClassVar[bool] = False
     effect: ClassVar[Literal["none", "rewrite", "remove"]] = "rewrite"
+    rows: ClassVar[Literal["wrong", "all"]] = "wrong"
+    """The rows for which the rule is meant. Presets apply it to these."""
 
     def __call__(
         self,

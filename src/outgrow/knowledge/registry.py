@@ -8,6 +8,7 @@ from outgrow.knowledge.identity import Identity
 from outgrow.knowledge.label_smooth import LabelSmooth
 from outgrow.knowledge.lead import Lead
 from outgrow.knowledge.pair import Pair
+from outgrow.knowledge.posterior import Posterior
 from outgrow.knowledge.project import Project
 from outgrow.knowledge.sort import Sort
 from outgrow.knowledge.swap import Swap
@@ -23,6 +24,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "sort": Sort,
     "project": Project,
     "boost": Boost,
+    "posterior": Posterior,
     # names of `lead` in papers
     "revise": Lead,
     "calibrate": Lead,

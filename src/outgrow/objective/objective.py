@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from outgrow.knowledge.rectifier import corrected_logits
+from outgrow.knowledge.split import safe_label
 from outgrow.losses import Fixture, Loss, kd_fast
 from outgrow.losses.across import whole_batch
 from outgrow.objective.schedule import Schedule, Weights, make_schedule
@@ -85,6 +86,9 @@ class Objective(nn.Module):
     change the task alone. The sum of the weighted rows is divided by the number of labelled rows, not by the sum of
     their weights; give weights with mean 1 over the training set to keep the size of the task.
 
+    With ``task_rule`` the task is cross-entropy against what that rule makes of the teacher and the label (at temperature 1), not
+    against the label: with :class:`outgrow.knowledge.posterior.Posterior`, the task's answer to wrong labels.
+
     Called as ``objective(student, knowledge, target, progress, task=None) -> ObjectiveResult``. The
     task is cross-entropy over the rows that have a label; a scalar ``task`` of the caller's own replaces it
     and is weighed by ``task_weight`` alone, unless ``schedule_task`` asks for the schedule too.
@@ -112,6 +116,7 @@ class Objective(nn.Module):
         schedule_task: bool = False,
         label_smoothing: float = 0.0,
         class_weights: Float[Tensor, " classes"] | None = None,
+        task_rule: Rule | None = None,
         process_group: dist.ProcessGroup | None = None,
         fast: kd_fast.Fast = True,
     ) -> None:
@@ -140,6 +145,7 @@ class Objective(nn.Module):
         self.task_weight = task_weight
         self.schedule_task = schedule_task
         self.label_smoothing = label_smoothing
+        self.task_rule = task_rule
         self.class_weights: Tensor | None
         # not in the state: it follows from the configuration and the labels
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -267,7 +273,7 @@ class Objective(nn.Module):
         task_scale = self.task_weight * (weights.task if task is None or self.schedule_task else 1.0)
         safe = _safe(student, knowledge)
         if task is None:
-            task = self._cross_entropy(student, target, knowledge.partial, count.labelled)
+            task = self._cross_entropy(student, knowledge, target, count.labelled)
         terms = {"task": task_scale * task}
         for name, term in self.terms.items():
             if isinstance(term.loss, Loss):
@@ -287,7 +293,7 @@ class Objective(nn.Module):
 
     def _plain_kd(self) -> str | None:
         """The name of the only term if it is ``kd`` on all rows, beside plain cross-entropy: what the fast path knows."""
-        if len(self.terms) != 1 or self.label_smoothing or self.class_weights is not None:
+        if len(self.terms) != 1 or self.label_smoothing or self.class_weights is not None or self.task_rule:
             return None
         ((name, term),) = self.terms.items()
         return name if getattr(term.loss, "closed_form", False) and term.rows == "all" else None
@@ -449,26 +455,33 @@ class Objective(nn.Module):
         return count / dist.get_world_size(self.process_group)
 
     def _cross_entropy(
-        self, student: Outputs, target: Target, partial: bool, count: Tensor
+        self, student: Outputs, knowledge: Knowledge, target: Target, count: Tensor
     ) -> Float[Tensor, ""]:
-        logits = lift(student.logits)
-        if partial:
-            logits = _masked(logits, target.valid)
+        logits, believed = lift(student.logits), lift(knowledge.teacher.logits)
+        if knowledge.partial:
+            logits, believed = _masked(logits, target.valid), _masked(believed, target.valid)
         weights = None if self.class_weights is None else self.class_weights.to(logits)
         if weights is not None and len(weights) != logits.shape[1]:
             raise ValueError(
                 f"objective: class_weights needs one weight per class, {logits.shape[1]}, got {len(weights)}; give them in "
                 "the order of the student's logits."
             )
+        rule, smoothing = self.task_rule, self.label_smoothing
 
         def row_losses(label: Tensor, reduction: str) -> Tensor:
+            wanted = torch.where(target.valid, label, IGNORE)
+            if rule is not None and len(label):
+                ruled = rule(believed, safe_label(label, believed.shape[1]), temperature=1.0)
+                soft = (1 - smoothing) * ruled.softmax(dim=1).to(logits.dtype) + smoothing / logits.shape[1]
+                # a row without a label has a target of zeros, which is worth nothing
+                wanted = soft * target.valid[:, None]
             return F.cross_entropy(
                 logits,
-                torch.where(target.valid, label, IGNORE),
+                wanted,
                 weight=weights,
                 reduction=reduction,
                 ignore_index=IGNORE,
-                label_smoothing=self.label_smoothing,
+                label_smoothing=smoothing if rule is None else 0.0,
             )
 
         if target.partner is None or target.mix is None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from outgrow import spec
-from outgrow.knowledge.rectifier import Rectifier
+from outgrow.knowledge.rectifier import Rectifier, make_rule
 from outgrow.losses import DETECTOR_LOSSES, LOSSES, make_loss
 from outgrow.objective.objective import Objective
 from outgrow.objective.terms import Term
@@ -85,7 +85,9 @@ def preset(
         task_weight=chosen.task_weight if task_weight is None else task_weight,
     )
     # losses without one common temperature: the rule then works at the usual 4
-    rectifier = Rectifier(chosen.rule if rule is None else rule, objective.temperature or 4.0)
+    rule = chosen.rule if rule is None else rule
+    rule = make_rule(rule) if isinstance(rule, str) else rule
+    rectifier = Rectifier(rule, objective.temperature or 4.0, rows=getattr(rule, "rows", "wrong"))
     declared = sorted(objective.temperatures)
     if len(declared) > 1 and rectifier.rule.uses_temperature:
         raise ValueError(

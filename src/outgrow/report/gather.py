@@ -110,6 +110,8 @@ def method_name(method: MethodConfig) -> str:
     kd = method.preset == "kd"
     parts = [method.preset] if not kd or method.loss is None else []
     parts += [part for part in (method.loss, method.rule) if part is not None]
+    if method.task != "label":
+        parts.append(f"task {method.task}")
     return " + ".join(parts)
 
 

@@ -113,7 +113,8 @@ def plain_of(records: Records) -> str | None:
     """Plain distillation: the preset ``kd`` with no rule and no loss of another kind."""
 
     def plain(run: RunRecord) -> bool:
-        return run.preset == PLAIN and run.config.method.loss is None and run.config.method.rule is None
+        method = run.config.method
+        return run.preset == PLAIN and method.loss is None and method.rule is None and method.task == "label"
 
     return next((name for name, runs in records.items() if plain(runs[0])), None)
 

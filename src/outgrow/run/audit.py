@@ -56,6 +56,10 @@ def audit_teacher(
             "audit: needs a teacher that is there, got one that is to be trained (teacher.train); train it first, and give "
             "its file: --teacher-weights RUN/teacher.safetensors."
         )
+    if config.teacher.others:
+        raise ValueError(
+            f"audit: needs one teacher, got {1 + len(config.teacher.others)} (teacher.others); audit each by itself."
+        )
     if teacher is None and config.teacher.name in ("", "none"):
         raise ValueError(
             "--teacher: needs a model such as timm/resnet50 or cifar/resnet56, got none; name the one to audit."

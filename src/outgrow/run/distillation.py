@@ -24,6 +24,7 @@ from outgrow.training.config import Config, TrainConfig, build_config, settle
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
 from outgrow.training.folder import open_folder, write_config
 from outgrow.training.meter import EpochRecord
+from outgrow.training.noise import wanted_noise, with_noise
 from outgrow.training.processes import is_main, on_main, process_group
 from outgrow.training.progress import Reporter, make_reporter
 from outgrow.training.provenance import provenance
@@ -85,6 +86,7 @@ def _distill(
         metric=task.metric,
         teacher=parts.taught.record,
         correction=parts.taught.correction,
+        **_found(parts),
         student=task.student_record(parts.student, scores, history),
         epochs=tuple(history),
         **task.results(run, parts, scores, before),
@@ -105,6 +107,12 @@ def _distill(
         out=run.config.out,
     )
     return record
+
+
+def _found(parts: Parts) -> dict[str, Any]:
+    """What only some runs find out about teacher and labels."""
+    found = {"mixture": parts.taught.mixture, "noise": parts.taught.noise_record}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def summary(record: RunRecord) -> Iterator[str]:
@@ -162,6 +170,7 @@ def assemble(
     data = task.open_data(run)
     rectify, objective = method_of(config)
     objective.process_group = process_group()
+    _check_task(config, task)
     task.check(run, objective)
     for name, reason in objective.inert_under(rectify.rule).items():
         run.report.note(
@@ -173,6 +182,7 @@ def assemble(
     torch.manual_seed(config.seed)
     network = task.make_teacher(run, data, teacher)
     taught = task.freeze(run, data, network, student_net, objective)
+    rectify = with_noise(config.method, rectify, objective, taught.noise)
     loader = task.train_loader(run, data, [network, student_net], whole=whole)
     parts = Parts(data, student_net, network, taught, rectify, objective, loader)
     # so that the connectors' initial weights do not depend on the teacher
@@ -181,6 +191,20 @@ def assemble(
     taught.module = task.cache(run, parts, epochs=epochs or config.train.for_steps(len(loader)).epochs)
     torch.manual_seed(config.seed)
     return parts
+
+
+def _check_task(config: Config, task: Task) -> None:
+    """``ValueError`` for options that only teachers of images with one label have."""
+    options = {
+        "teacher.others": bool(config.teacher.others),
+        "teacher.views": config.teacher.views > 1,
+        "posterior": wanted_noise(config.method) != "none",
+    }
+    for name, given in options.items():
+        if given and task.metric != "top1":
+            raise ValueError(
+                f"{name}: needs images with one label each, got --data {config.data.source}, which has boxes; leave it out."
+            )
 
 
 def method_of(config: Config) -> tuple[Rectifier, Objective]:

@@ -48,6 +48,7 @@ from outgrow.training.config import (
     settle,
     with_checksum,
 )
+from outgrow.training.noise import wanted_noise
 
 PLAN_FILE = "compare.yaml"
 """The plan in the folder of a comparison. `outgrow compare --config` repeats it."""
@@ -388,21 +389,27 @@ def _reads_logits(config: Config) -> bool:
 def tries_correction(config: Config) -> bool:
     """Whether a run tries to correct its teacher's bias."""
     correct = config.teacher.correct
-    return correct == "always" or (correct == "auto" and PRESETS[config.method.preset].correct_teacher)
+    asked = PRESETS[config.method.preset].correct_teacher or wanted_noise(config.method) != "none"
+    return correct == "always" or (correct == "auto" and asked)
+
+
+def _logits(one: Training, mapped: frozenset[str]) -> tuple[str, int, str]:
+    """What the teacher's logits of a run depend on: the pair, the seed, and how the teacher is corrected."""
+    corrected = one.pair in mapped or tries_correction(one.config)
+    return one.pair, one.seed, str(wanted_noise(one.config.method)) if corrected else "never"
 
 
 def _cache_groups(
     trainings: Sequence[Training], mapped: frozenset[str]
-) -> dict[tuple[str, int, bool], list[Training]]:
-    """Groups of runs with the same teacher logits: by pair, by seed, and by whether the teacher is corrected."""
-    groups: dict[tuple[str, int, bool], list[Training]] = {}
+) -> dict[tuple[str, int, str], list[Training]]:
+    """Groups of runs with the same teacher logits: by pair, by seed, and by how the teacher is corrected."""
+    groups: dict[tuple[str, int, str], list[Training]] = {}
     for one in trainings:
         config = one.config
         excluded = config.teacher.cache is not None or config.method.preset == NO_TEACHER
         if excluded or task_name(config.data.source) != "classification" or not _reads_logits(config):
             continue
-        corrected = one.pair in mapped or tries_correction(config)
-        groups.setdefault((one.pair, one.seed, corrected), []).append(one)
+        groups.setdefault(_logits(one, mapped), []).append(one)
     return {key: group for key, group in groups.items() if len(group) > 1}
 
 
@@ -441,11 +448,10 @@ def without_cache(plan: Plan) -> Plan:
 
 def cache_groups(plan: Plan) -> list[list[Training]]:
     """The runs of ``plan`` that share a cache, by group."""
-    groups: dict[tuple[str, int, bool], list[Training]] = {}
+    groups: dict[tuple[str, int, str], list[Training]] = {}
     for one in plan.trainings:
         if plan.cached and one.config.teacher.cache == str(plan.out / CACHE):
-            corrected = one.pair in plan.mapped or tries_correction(one.config)
-            groups.setdefault((one.pair, one.seed, corrected), []).append(one)
+            groups.setdefault(_logits(one, plan.mapped), []).append(one)
     return list(groups.values())
 
 

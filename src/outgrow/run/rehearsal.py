@@ -216,6 +216,8 @@ def rehearse(
         teacher_pass = _seconds(lambda: evaluate(taught)) * record.test / tested
         if mapped or tries_correction(config):
             correction = teacher_pass * config.teacher.correct_views * record.train / record.test
+        if config.teacher.views > 1:
+            correction += teacher_pass * config.teacher.views * record.train / record.test
     training = config.train.for_steps(len(loader))
     return Cost(
         set_up=set_up,

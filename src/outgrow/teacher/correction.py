@@ -15,7 +15,7 @@ import json
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -27,13 +27,15 @@ from outgrow.teacher.correction_fit import (
     Candidate,
     Data,
     Source,
+    Tried,
     centred,
     choose,
-    fit_map,
     inputs_of,
     try_all,
 )
 from outgrow.teacher.counts import MEMORY_LEVEL, apart
+from outgrow.teacher.folds import fold_at, with_mean
+from outgrow.teacher.noise import NoiseCandidate, NoiseReport, find_noise
 from outgrow.teacher.teacher import BaseTeacher
 
 
@@ -72,26 +74,42 @@ class BiasCorrection(nn.Module):
     part where that is in doubt: a teacher that is better on the fitted rows has memorised them, and
     is left alone with a warning.
 
+    Labels that are wrong at an unknown rate make all of this the belief in the *given* label. ``noise="estimate"`` fits the map
+    to the true classes and the noise together (:mod:`outgrow.teacher.noise`), if that makes the labels likelier by two standard
+    errors; a number is a share of wrong labels that is known. :attr:`noise_matrix` is then what
+    :class:`outgrow.knowledge.posterior.Posterior` takes.
+
     Once fitted, ``correction(outputs, index=index)`` gives each row the map of the folds without
-    it; rows that were not fitted, and all rows without ``index``, get the map of all rows.
+    it; rows that were not fitted, and all rows without ``index``, get the mean of the folds' maps.
     """
 
     scale: Tensor
     weight: Tensor
     bias: Tensor
     fold_of: Tensor
+    noise_matrix: Tensor
+    """``Q[true, given]``, mean over the folds; empty if labels are clean, or noise was not asked for."""
 
-    def __init__(self, num_classes: int, folds: int = 5) -> None:
+    def __init__(
+        self, num_classes: int, folds: int = 5, *, noise: Literal["none", "estimate"] | float = "none"
+    ) -> None:
         super().__init__()
         if num_classes < 1 or folds < 2:
             raise ValueError(
                 f"BiasCorrection: needs at least 1 class and 2 folds, got {num_classes} and {folds}; 5 folds are usual."
             )
-        self.num_classes, self.folds = num_classes, folds
+        if noise not in ("none", "estimate") and not (isinstance(noise, float) and 0 < noise < 1):
+            raise ValueError(
+                f"BiasCorrection: noise needs 'none', 'estimate' or a share between 0 and 1, got {noise!r}; 'estimate' finds it."
+            )
+        self.num_classes, self.folds, self.noise = num_classes, folds, noise
         self.report: CorrectionReport | None = None
+        self.noise_report: NoiseReport | None = None
         self.source: Source = "none"
         for name in ("scale", "weight", "bias", "fold_of"):
             self.register_buffer(name, torch.empty(0))
+        # not in the state: a correction without it is the same as one of earlier versions
+        self.register_buffer("noise_matrix", torch.empty(0), persistent=False)
 
     def fit(
         self,
@@ -110,12 +128,16 @@ class BiasCorrection(nn.Module):
         outputs, target = as_outputs(outputs, whose="teacher"), as_target(target)
         data = Data.build(outputs, target, index, self.num_classes, self.folds)
         same_classes = outputs.num_classes == self.num_classes
-        memorised = _memorised(outputs, target, held_out) if same_classes else None
-        tried = list(try_all(data, outputs, same_classes, only_raw=memorised is not None))
+        known = memorised(outputs, target, held_out) if same_classes else None
+        tried = list(try_all(data, outputs, same_classes, only_raw=known is not None))
         chosen, reason = choose(tried, data)
-        if memorised is not None:
-            reason = memorised
-            warnings.warn(memorised, stacklevel=2)
+        if known is not None:
+            reason = (
+                f"the teacher is right on {known[0]:.1%} of the rows to fit but on {known[1]:.1%} of held-out rows: it has "
+                "memorised the former, which say nothing about its bias, so it is left as it is; fit the correction on rows "
+                "that the teacher was not trained on, or use cross-fitted teachers."
+            )
+            warnings.warn(reason, stacklevel=2)
         self.source = chosen.candidate.source
         self.report = CorrectionReport(
             candidates=tuple(t.candidate for t in tried),
@@ -124,20 +146,34 @@ class BiasCorrection(nn.Module):
             reason=reason,
             num_images=data.num_images,
         )
+        if self.noise != "none" and known is None:
+            chosen = self._with_noise(data, chosen, tried)
         if chosen.candidate.source != "none":
-            whole = fit_map(
-                data, chosen.inputs, chosen.base, chosen.candidate.ridge, data.rows, chosen.maps[-1]
-            )
-            maps = [*chosen.maps, whole]
+            maps = chosen.maps
             mean, deviation = chosen.inputs.mean, chosen.inputs.deviation
             # the standardisation of the inputs goes into the map
             weights = [m.weight / deviation[:, None] for m in maps]
             biases = [m.bias - mean @ w for m, w in zip(maps, weights, strict=True)]
-            self.scale = torch.stack([m.scale for m in maps]).float()
-            self.weight = torch.stack(weights).float()
-            self.bias = torch.stack(biases).float()
+            self.scale = with_mean([m.scale for m in maps])
+            self.weight = with_mean(weights)
+            self.bias = with_mean(biases)
             self.fold_of = data.fold_table
         return self
+
+    def _with_noise(self, data: Data, chosen: Tried, tried: list[Tried]) -> Tried:
+        """``chosen`` with maps to the true classes, if labels are noisy."""
+        # A temperature too: without noise in the model, the map that was best had to explain the noise.
+        starts = [t for t in tried if t.candidate.source == "scale"]
+        for source in ("logits", "features"):
+            of_source = [t for t in tried if t.candidate.source == source]
+            starts += [min(of_source, key=lambda t: t.candidate.nll)] if of_source else []
+        rate = self.noise if isinstance(self.noise, float) else None
+        found, self.noise_report = find_noise(data, chosen, starts, rate)
+        if found is None:
+            return chosen
+        self.noise_matrix = torch.stack(found.matrices).mean(dim=0).float().to(data.label.device)
+        self.source = found.tried.candidate.source
+        return found.tried._replace(maps=found.maps)
 
     @property
     def is_identity(self) -> bool:
@@ -157,7 +193,7 @@ class BiasCorrection(nn.Module):
         base = centred(outputs.logits) if moves else None
         result = self._mapped(self.folds, inputs, base)
         if index is not None:
-            fold = self._fold(index)
+            fold = fold_at(self.fold_of, index)
             for number in range(self.folds):
                 result = torch.where((fold == number)[:, None], self._mapped(number, inputs, base), result)
         return with_logits(outputs, result)
@@ -165,10 +201,6 @@ class BiasCorrection(nn.Module):
     def _mapped(self, number: int, inputs: Tensor, base: Tensor | None) -> Tensor:
         moved = torch.addmm(self.bias[number], inputs, self.weight[number])
         return moved if base is None else self.scale[number] * base + moved
-
-    def _fold(self, index: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-        known = (index >= 0) & (index < len(self.fold_of))
-        return torch.where(known, self.fold_of[index.clamp(0, len(self.fold_of) - 1)].long(), -1)
 
     def save(self, path: str | Path) -> None:
         """Write maps, folds and report to one safetensors file, whole or not at all."""
@@ -179,7 +211,11 @@ class BiasCorrection(nn.Module):
             "source": self.source,
             "report": asdict(self.report),
         }
-        write_weights(self.state_dict(), path, {"outgrow": json.dumps(meta)})
+        tensors = self.state_dict()
+        if self.noise_report is not None:
+            meta["noise_report"] = asdict(self.noise_report)
+            tensors["noise_matrix"] = self.noise_matrix
+        write_weights(tensors, path, {"outgrow": json.dumps(meta)})
 
     @classmethod
     def load(cls, path: str | Path) -> "BiasCorrection":
@@ -197,6 +233,14 @@ class BiasCorrection(nn.Module):
                 reason=report["reason"],
                 num_images=report["num_images"],
             )
+            if noise := meta.get("noise_report"):
+                loaded.noise_report = NoiseReport(
+                    candidates=tuple(NoiseCandidate(**c) for c in noise["candidates"]),
+                    chosen=NoiseCandidate(**noise["chosen"]),
+                    reason=noise["reason"],
+                    wrong=noise["wrong"],
+                )
+                loaded.noise_matrix = _noise_matrix(tensors.pop("noise_matrix"), loaded.num_classes)
             loaded._take(tensors)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
@@ -206,7 +250,7 @@ class BiasCorrection(nn.Module):
         return loaded
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
-        if tensors.keys() != dict(self.named_buffers()).keys() or self.source not in get_args(Source):
+        if tensors.keys() != self.state_dict().keys() or self.source not in get_args(Source):
             raise ValueError(f"tensors {', '.join(sorted(tensors))} for {self.source}")
         maps = self.folds + 1
         width = tensors["weight"].shape[1] if tensors["weight"].dim() == 3 else 0
@@ -225,10 +269,16 @@ class BiasCorrection(nn.Module):
             setattr(self, name, value)
 
 
+def _noise_matrix(value: Tensor, classes: int) -> Tensor:
+    if len(value) and (value.shape != (classes, classes) or not bool(((value >= 0) & (value <= 1)).all())):
+        raise ValueError(f"noise_matrix has the shape {tuple(value.shape)}, or is no probability")
+    return value
+
+
 class CorrectedTeacher(BaseTeacher):
     """``teacher`` with its bias taken out: a teacher like any other, in the student's classes.
 
-    Training calls it with the samples' ``index``; without, every row gets the map of all rows.
+    Training calls it with the samples' ``index``; without, every row gets the mean of the folds' maps.
     """
 
     def __init__(self, teacher: nn.Module, correction: BiasCorrection) -> None:
@@ -237,13 +287,13 @@ class CorrectedTeacher(BaseTeacher):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
-        return self.correction(self.teacher(images), index=index)
+        return self.correction(self.teacher(images, index=index), index=index)
 
 
-def _memorised(
+def memorised(
     outputs: Outputs, target: Target, held_out: tuple[Outputs | Tensor, Target | Tensor] | None
-) -> str | None:
-    """Why the teacher must be left alone, if it is much better on the fitted rows than on others."""
+) -> tuple[float, float] | None:
+    """The share of fitted and of held-out rows on which the teacher is right, if it has memorised the former."""
     if held_out is None:
         return None
     other, other_target = as_outputs(held_out[0], whose="teacher"), as_target(held_out[1])
@@ -251,11 +301,7 @@ def _memorised(
     # below 2 points a correction is worth more than the optimism costs
     if float(fitted.mean() - held.mean()) <= 0.02 or not _apart(fitted, held):
         return None
-    return (
-        f"the teacher is right on {float(fitted.mean()):.1%} of the rows to fit but on {float(held.mean()):.1%} of held-out "
-        "rows: it has memorised the former, which say nothing about its bias, so it is left as it is; fit the correction "
-        "on rows that the teacher was not trained on, or use cross-fitted teachers."
-    )
+    return float(fitted.mean()), float(held.mean())
 
 
 def _right(outputs: Outputs, target: Target) -> Float[Tensor, " rows"]:

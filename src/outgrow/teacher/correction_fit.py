@@ -7,7 +7,7 @@ fit_map      the optimisation: one fit by L-BFGS
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,14 @@ after two that are worse than the best, so the weakest are rarely fitted."""
 
 
 Source = Literal["none", "scale", "logits", "probabilities", "features"]
+
+NAMES: dict[Source, str] = {
+    "none": "as it is",
+    "scale": "temperature alone",
+    "logits": "map of the logits",
+    "probabilities": "map of the probabilities",
+    "features": "head on the features",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,14 @@ class Data(NamedTuple):
 
     @classmethod
     def build(
-        cls, outputs: Outputs, target: Target, index: Tensor | None, num_classes: int, folds: int
+        cls,
+        outputs: Outputs,
+        target: Target,
+        index: Tensor | None,
+        num_classes: int,
+        folds: int,
+        *,
+        caller: str = "BiasCorrection.fit",
     ) -> "Data":
         if index is None:
             index = (
@@ -86,14 +101,14 @@ class Data(NamedTuple):
             )
         if not len(outputs.logits) == len(target.label) == len(index):
             raise ValueError(
-                f"BiasCorrection.fit: needs one label and one index a row, got {len(outputs.logits)} rows, "
+                f"{caller}: needs one label and one index a row, got {len(outputs.logits)} rows, "
                 f"{len(target.label)} labels and {len(index)} indices; pass the three of the same rows."
             )
         strange = target.takes_part & ~target.valid & (target.label != UNLABELLED)
         strange = strange | (target.label >= num_classes)
         if strange.any():
             raise ValueError(
-                f"BiasCorrection.fit: needs labels in 0..{num_classes - 1}, got {int(target.label[strange][0])}; "
+                f"{caller}: needs labels in 0..{num_classes - 1}, got {int(target.label[strange][0])}; "
                 "num_classes is the number of the student's classes."
             )
         keep = target.valid.nonzero()[:, 0]
@@ -101,7 +116,7 @@ class Data(NamedTuple):
         images, image = index.unique(return_inverse=True)
         if len(images) < 2 * folds:
             raise ValueError(
-                f"BiasCorrection.fit: needs at least {2 * folds} images for {folds} folds, got {len(images)}; "
+                f"{caller}: needs at least {2 * folds} images for {folds} folds, got {len(images)}; "
                 "give it more labelled images, or fewer folds."
             )
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(image.device)
@@ -132,8 +147,13 @@ class Data(NamedTuple):
             num_classes=num_classes,
         )
 
-    def nll(self, logits: Tensor, rows: Tensor | slice = slice(None)) -> Float[Tensor, " rows"]:
+    def nll(
+        self, logits: Tensor, rows: Tensor | slice = slice(None), noise: "Noise | None" = None
+    ) -> Float[Tensor, " rows"]:
+        """Of the given labels; with ``noise``, ``logits`` are those of the true ones."""
         log_p = logits.log_softmax(dim=1)
+        if noise is not None:
+            log_p = noise.given(log_p.exp()).log()
         own = F.nll_loss(log_p, self.label[rows], reduction="none")
         partner = F.nll_loss(log_p, self.partner[rows], reduction="none")
         mix = self.mix[rows].to(log_p.dtype)
@@ -159,6 +179,20 @@ def _by_class(
     return place
 
 
+@runtime_checkable
+class Noise(Protocol):
+    """How wrong labels come about, with parameters to fit; see :mod:`outgrow.teacher.noise`."""
+
+    @property
+    def parameters(self) -> list[Tensor]: ...
+
+    def given(self, true: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
+        """The probabilities of the given labels from those of the true ones."""
+        ...
+
+    def penalty(self) -> Tensor: ...
+
+
 class Tried(NamedTuple):
     candidate: Candidate
     nll: Float[Tensor, " images"]
@@ -177,7 +211,7 @@ def try_all(data: Data, outputs: Outputs, same_classes: bool, *, only_raw: bool)
         nll = data.per_image(data.nll(raw))
         tried.append(
             Tried(
-                Candidate("as it is", "none", None, float(nll.mean()), data.accuracy(raw)),
+                Candidate(NAMES["none"], "none", None, float(nll.mean()), data.accuracy(raw)),
                 nll,
                 [],
                 nothing,
@@ -186,8 +220,8 @@ def try_all(data: Data, outputs: Outputs, same_classes: bool, *, only_raw: bool)
         )
         if only_raw:
             return tried
-        tried.append(_out_of_fold(data, "temperature alone", "scale", nothing, base, None, []))
-    sources: list[tuple[str, Source]] = [("map of the logits", "logits")] if outputs.num_classes else []
+        tried.append(_out_of_fold(data, "scale", nothing, base, None, []))
+    sources: list[Source] = ["logits"] if outputs.num_classes else []
     if not outputs.num_classes and PENULTIMATE not in kept.features:
         raise ValueError(
             f"BiasCorrection.fit: needs logits or features[{PENULTIMATE!r}], got neither; build the teacher with "
@@ -195,17 +229,15 @@ def try_all(data: Data, outputs: Outputs, same_classes: bool, *, only_raw: bool)
         )
     if sources and not same_classes:
         # where several teacher classes form one student class, their probabilities add
-        sources.append(("map of the probabilities", "probabilities"))
+        sources.append("probabilities")
     if PENULTIMATE in kept.features:
-        sources.append(("head on the features", "features"))
-    for name, source in sources:
+        sources.append("features")
+    for source in sources:
         inputs = standardised(inputs_of(kept, source).double())
         best, worse = float("inf"), 0
         maps: list[LinearMap] = []
         for ridge in RIDGES:  # from strong to weak, each warm-started from the one before
-            attempt = _out_of_fold(
-                data, name, source, inputs, base if source == "logits" else None, ridge, maps
-            )
+            attempt = _out_of_fold(data, source, inputs, base if source == "logits" else None, ridge, maps)
             tried.append(attempt)
             maps = attempt.maps
             worse = 0 if attempt.candidate.nll < best else worse + 1
@@ -217,7 +249,6 @@ def try_all(data: Data, outputs: Outputs, same_classes: bool, *, only_raw: bool)
 
 def _out_of_fold(
     data: Data,
-    name: str,
     source: Source,
     inputs: Inputs,
     base: Tensor | None,
@@ -233,7 +264,11 @@ def _out_of_fold(
         maps.append(fitted)
     nll = data.per_image(data.nll(logits))
     return Tried(
-        Candidate(name, source, ridge, float(nll.mean()), data.accuracy(logits)), nll, maps, inputs, base
+        Candidate(NAMES[source], source, ridge, float(nll.mean()), data.accuracy(logits)),
+        nll,
+        maps,
+        inputs,
+        base,
     )
 
 
@@ -249,8 +284,10 @@ def fit_map(
     ridge: float | None,
     rows: Tensor,
     start: LinearMap | None,
+    noise: "Noise | None" = None,
 ) -> LinearMap:
-    """Penalised multinomial logistic regression: smooth, and convex for a fixed scale."""
+    """Penalised multinomial logistic regression: smooth, and convex for a fixed scale. With ``noise`` the map is that to the
+    true labels, and the parameters of the noise are fitted too, in place."""
     x = inputs.values[rows]
     b = None if base is None else base[rows]
     weight = data.weight[rows]
@@ -265,6 +302,10 @@ def fit_map(
     parameters = [log_scale] if b is not None else []
     if ridge is not None:
         parameters += [map_.requires_grad_(), bias.requires_grad_()]
+    if noise is not None:
+        parameters += noise.parameters
+    if not parameters:
+        return LinearMap(log_scale.exp(), map_, bias)
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=100,
@@ -277,8 +318,10 @@ def fit_map(
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = (
-            weight * data.nll(apply_map(LinearMap(log_scale.exp(), map_, bias), x, b), rows)
+            weight * data.nll(apply_map(LinearMap(log_scale.exp(), map_, bias), x, b), rows, noise)
         ).sum() / images
+        if noise is not None:
+            loss = loss + noise.penalty() / images
         if ridge is not None:
             loss = loss + 0.5 * ridge / images * (map_.square().sum() + bias.square().sum())
         loss.backward()

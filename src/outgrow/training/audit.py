@@ -302,7 +302,7 @@ def rule_effects(
     label: Int[Tensor, " rows"],
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> tuple[RuleRecord, ...]:
-    """What each rule, with its default parameters, would do to these rows.
+    """What each rule for wrong rows, with its default parameters, would do to these rows.
 
     >>> drop = next(r for r in rule_effects(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])) if r.removes)
     >>> drop.name, drop.changed, drop.at[0].moved
@@ -310,7 +310,8 @@ def rule_effects(
     """
     logits = lift(logits)
     return tuple(
-        _effect(name, logits, label, temperatures) for name in dict.fromkeys(r().name for r in RULES.values())
+        _effect(name, logits, label, temperatures)
+        for name in dict.fromkeys(r().name for r in RULES.values() if getattr(r, "rows", "wrong") == "wrong")
     )
 
 

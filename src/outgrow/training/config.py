@@ -141,6 +141,9 @@ class ModelConfig(_Section):
 class TeacherConfig(ModelConfig):
     """The teacher, how it is trained, and whether its bias is corrected."""
 
+    others: tuple[ModelConfig, ...] = ()
+    """More teachers, such as ``[{name: timm/resnet50, pretrained: true}]``. The student learns from the weighted mean of the
+    probabilities of all; the weights are those under which the training labels are most likely, out of fold."""
     train: bool = False
     """Train the teacher first, as section ``teacher_train`` says, on the training images."""
     rows: Literal["same", "disjoint"] = "same"
@@ -152,8 +155,13 @@ class TeacherConfig(ModelConfig):
     cache_features: bool = False
     """Also cache the features that the losses read. They can be a thousand times larger than the logits; the size
     is printed before anything is written."""
+    views: int = Field(1, ge=1)
+    """Number of views of a training image over which the teacher's probabilities are averaged. The belief in an image is then
+    the same in every epoch, and the teacher is not computed again. With 1 there is one belief for each view, of the view that the
+    student sees."""
     correct_views: int = Field(1, ge=1)
-    """Number of passes over the augmented training images on which a correction is fitted."""
+    """Number of passes over the augmented training images on which a correction is fitted. With ``views`` it is
+    fitted on the averaged beliefs, one for each image."""
     fold: bool = True
     """Fold batch norms into the preceding convolutions: the same logits up to float32 rounding."""
     precision: Literal["as_student", "fp32", "bf16"] = "as_student"
@@ -171,6 +179,9 @@ class MethodConfig(_Section):
     """The losses, such as "dkd(beta=6)" or "kd + 0.8*crd"; None for those of the preset."""
     rule: str | None = None
     """The rule for rows that the teacher gets wrong, such as "pair"; None for that of the preset."""
+    task: Literal["label", "posterior"] = "label"
+    """What the task loss compares the student with: the label, or the posterior of label and teacher, with the noise of the
+    labels estimated as for the rule ``posterior``."""
     schedule: str | None = None
     """The weights of easy and hard rows over the training, such as "linear"; None for those of the preset."""
     temperature: float | None = Field(None, gt=0)

@@ -102,6 +102,47 @@ class CorrectionRecord(_Part):
     used: bool = True
 
 
+class MemberRecord(TeacherRecord):
+    """One of several teachers. ``weight`` is its share of the mean (mean over the folds), ``nll_alone`` the negative
+    log-likelihood of the training labels under it alone, out of fold; None if the weights were not fitted."""
+
+    weight: float
+    nll_alone: float | None = None
+    correction: CorrectionRecord | None = None
+
+
+class MixtureRecord(_Part):
+    """Several teachers as one. ``nll`` is the negative log-likelihood of the training labels under their mean, out of fold;
+    None if the weights were not fitted. ``teacher`` of the run has the scores of all together."""
+
+    members: tuple[MemberRecord, ...]
+    nll: float | None = None
+    num_images: int | None = None
+
+
+class NoiseCandidateRecord(_Part):
+    """One kind of noise of the labels; ``nll`` of the given labels, out of fold, ``rate`` of wrong labels (0 to 1)."""
+
+    kind: str
+    pseudo_counts: float | None = None
+    nll: float
+    rate: float
+
+
+class NoiseRecord(_Part):
+    """The noise of the training labels. ``wrong`` is the share that is thought wrong (0 to 1), ``map`` the correction of the
+    teacher that was fitted together with it. ``used`` is False where labels look clean."""
+
+    candidates: tuple[NoiseCandidateRecord, ...]
+    chosen: NoiseCandidateRecord
+    reason: str
+    wrong: float
+    used: bool
+    map: str
+    matrix: tuple[tuple[float, ...], ...] | None = None
+    """``matrix[i][j]``: the share of the images of class i that have the label j. None if there are too many classes."""
+
+
 class ExampleRecord(_Part):
     """A test image by position, its label, and the predictions of both networks, as class numbers."""
 
@@ -264,6 +305,10 @@ class RunRecord(_Part):
     teacher: TeacherRecord | None = None
     """None without a teacher; ``{}`` in the file."""
     correction: CorrectionRecord | None = None
+    mixture: MixtureRecord | None = None
+    """None with one teacher."""
+    noise: NoiseRecord | None = None
+    """None if it was not estimated."""
     student: StudentRecord
     epochs: tuple[EpochRecord, ...] = Field(min_length=1)
     compared: ComparedRecord | None = None
@@ -342,7 +387,8 @@ class RunRecord(_Part):
     @property
     def method_text(self) -> str:
         """The method in one line: the preset, and the fields that differ from it."""
-        chosen = self.config.method.model_dump(mode="json")
+        chosen = self.config.method.model_dump(mode="json", exclude_defaults=True)
+        chosen = {"preset": self.preset} | chosen
         return ", ".join(f"{name} {value}" for name, value in chosen.items() if value is not None)
 
     def class_name(self, label: int) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from outgrow.knowledge import Rectifier
 from outgrow.objective import Objective
@@ -22,7 +23,14 @@ from outgrow.training.config import Config
 from outgrow.training.lesson import Batches, LessonMaker
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
-from outgrow.training.record import CorrectionRecord, DataRecord, StudentRecord, TeacherRecord
+from outgrow.training.record import (
+    CorrectionRecord,
+    DataRecord,
+    MixtureRecord,
+    NoiseRecord,
+    StudentRecord,
+    TeacherRecord,
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,11 @@ class Taught:
     record: TeacherRecord | None = None
     correction: CorrectionRecord | None = None
     scores: Any = None
+    mixture: MixtureRecord | None = None
+    """What was found of several teachers."""
+    noise: Float[Tensor, "classes classes"] | None = None
+    """``[true, given]`` of the training labels, where some are wrong."""
+    noise_record: NoiseRecord | None = None
 
 
 @dataclass

@@ -1,0 +1,128 @@
+"""A run whose training labels are partly wrong: the rule and the task `posterior`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from outgrow.detection import task as detection
+from outgrow.run import distill
+from outgrow.run.distillation import _check_task
+from outgrow.teacher import BiasCorrection
+from outgrow.training.config import build_config, merge
+from outgrow.training.record import read_record
+from tests.classification.test_names import Notes
+
+RUN = {
+    "data": {"workers": 0, "augment": {"crop_padding": 0, "flip": False}},
+    "student": {"name": "cifar/resnet8"},
+    "teacher": {"name": "cifar/resnet8"},
+    "train": {"epochs": 1, "batch_size": 64},
+}
+
+
+def write(folder, split, rows, labels):
+    digits = load_digits()
+    for row, label in zip(rows, labels, strict=True):
+        place = folder / split / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((digits.images[row] * 15).astype(np.uint8))
+        image.convert("RGB").save(place / f"{row}.png")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Digits in folders, a fifth of one training set labelled wrongly, and a teacher of other digits."""
+    folder, digits = tmp_path_factory.mktemp("digits"), load_digits()
+    generator = np.random.default_rng(0)
+    order = generator.permutation(len(digits.target))
+    other, train, test = order[:700], order[700:1300], order[1300:1600]
+    wrong = generator.random(len(train)) < 0.2
+    step = generator.integers(1, 10, len(train))
+    noisy = np.where(wrong, (digits.target[train] + step) % 10, digits.target[train])
+    for name, rows, labels in (
+        ("other", other, digits.target[other]),
+        ("clean", train, digits.target[train]),
+        ("noisy", train, noisy),
+    ):
+        write(folder / name, "train", rows, labels)
+        write(folder / name, "test", test, digits.target[test])
+    teach = {
+        "data": {"source": f"folder:{folder / 'other'}"},
+        "teacher": {"train": True},
+        "out": str(folder / "run"),
+    }
+    distill(
+        merge(RUN, teach, {"teacher_train": {"epochs": 12, "batch_size": 32}, "method": {"preset": "kd"}})
+    )
+    return folder
+
+
+def options(made, data: str, method: dict, *more: dict) -> dict:
+    weights = {"weights": str(made / "run" / "teacher.safetensors")}
+    return merge(
+        RUN, {"data": {"source": f"folder:{made / data}"}, "teacher": weights, "method": method}, *more
+    )
+
+
+def test_the_noise_is_found_and_believed(made, tmp_path):
+    report = Notes()
+    out = {"out": str(tmp_path / "run")}
+    record = distill(
+        options(made, "noisy", {"preset": "kd", "rule": "posterior", "task": "posterior"}, out),
+        reporter=report,
+    )
+    found = record["noise"]
+    assert found["used"]
+    assert found["wrong"] == pytest.approx(0.2, abs=0.05)
+    assert len(found["matrix"]) == 10
+    assert np.mean([found["matrix"][i][i] for i in range(10)]) == pytest.approx(0.8, abs=0.06)
+    assert any("of the labels are thought wrong" in text for text in report.said)
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert "Wrong labels" in page
+    assert "of the training labels are thought wrong" in page
+    read = read_record(tmp_path / "run" / "record.json")
+    assert read.noise.chosen.kind == "one rate"
+    assert "task posterior" in read.method_text
+    kept = BiasCorrection.load(tmp_path / "run" / "correction.safetensors")
+    assert torch.allclose(kept.noise_matrix, torch.tensor(found["matrix"]), atol=1e-6)
+    again = distill(merge(json.loads(read.config.model_dump_json()), {"train": {"epochs": 2}}), resume=True)
+    assert again["noise"] == found
+
+
+@pytest.mark.parametrize("method", [{"rule": "posterior"}, {"task": "posterior"}])
+def test_clean_labels_are_said_to_be_clean(made, method):
+    with pytest.warns(
+        UserWarning, match=r"posterior: needs labels of which some are wrong, got labels that look clean"
+    ):
+        record = distill(options(made, "clean", {"preset": "kd", **method}))
+    assert record["noise"]["used"] is False
+    assert record["noise"]["wrong"] == 0
+    plain = distill(options(made, "clean", {"preset": "outgrow"}))
+    assert "noise" not in plain
+    assert record["student"]["nll"] == pytest.approx(plain["student"]["nll"], rel=1e-6)
+
+
+def test_a_rate_that_is_given(made):
+    record = distill(options(made, "noisy", {"preset": "kd", "rule": "posterior(noise=0.2)"}))
+    assert record["noise"]["matrix"][0][0] == pytest.approx(0.8)
+    assert record["noise"]["reason"] == "the rate was given."
+
+
+def test_what_it_cannot(made):
+    method = {"preset": "kd", "rule": "posterior"}
+    weights = str(made / "run" / "teacher.safetensors")
+    for layer, got in (
+        ({"teacher": {"correct": "never"}}, "--correct-teacher never"),
+        ({"teacher": {"others": [{"name": "cifar/resnet8", "weights": weights}]}}, r"2 \(teacher.others\)"),
+        ({"method": {"preset": "none", "rule": None, "task": "posterior"}}, r"no teacher \(--preset none\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"posterior: needs one teacher, .*, got {got}; leave"):
+            distill(options(made, "noisy", method, layer))
+    with pytest.raises(ValueError, match=r"posterior: needs images with one label each, got --data coco:x"):
+        _check_task(
+            build_config(options(made, "noisy", method, {"data": {"source": "coco:x"}})), detection.TASK
+        )

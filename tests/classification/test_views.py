@@ -1,0 +1,124 @@
+"""A run whose teacher believes in images, not in views."""
+
+import pytest
+import torch
+
+from outgrow.data import DataWarning
+from outgrow.detection import task as detection
+from outgrow.models import create_model, save_student
+from outgrow.run import distill
+from outgrow.run.distillation import _check_task, fill_cache
+from outgrow.teacher import AveragedTeacher
+from outgrow.training.config import build_config, merge
+from tests.classification.test_names import Notes
+
+RUN = {
+    "data": {
+        "source": "digits",
+        "workers": 0,
+        "train_rows": 150,
+        "augment": {"crop_padding": 2, "flip": False},
+    },
+    "student": {"name": "cifar/resnet8"},
+    "method": {"preset": "outgrow"},
+    "train": {"epochs": 2, "batch_size": 50},
+    "teacher": {"name": "cifar/resnet8", "views": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("teachers")
+    first = {"teacher": {"train": True, "rows": "disjoint", "views": 1}, "out": str(folder / "run")}
+    distill(merge(RUN, first, {"teacher_train": {"epochs": 3, "batch_size": 50}}))
+    (folder / "run" / "teacher.safetensors").rename(folder / "good.safetensors")
+    torch.manual_seed(0)
+    save_student(create_model("cifar/resnet8", 7), folder / "foreign.safetensors")
+    return {path.stem: str(path) for path in folder.glob("*.safetensors")}
+
+
+def options(files, name="good", *more: dict) -> dict:
+    return merge(RUN, {"teacher": {"weights": files[name]}}, *more)
+
+
+@pytest.mark.parametrize("name", ["good", "foreign"])
+def test_the_teacher_is_computed_before_the_training_and_not_in_it(files, name, monkeypatch, tmp_path):
+    added, asked = [], []
+    add, forward = AveragedTeacher.add, AveragedTeacher.forward
+
+    def counted(self, images, index):
+        added.append(len(images))
+        return add(self, images, index)
+
+    def watched(self, images, *, index=None):
+        if index is not None:
+            asked.append(bool(self.known(index).all()))
+        return forward(self, images, index=index)
+
+    monkeypatch.setattr(AveragedTeacher, "add", counted)
+    monkeypatch.setattr(AveragedTeacher, "forward", watched)
+    report = Notes()
+    record = distill(options(files, name, {"out": str(tmp_path / "run")}), reporter=report)
+    assert sum(added) == 3 * 150
+    assert asked
+    assert all(asked)
+    assert any("its belief in each training image is the mean over 3 views" in text for text in report.said)
+    assert record["correction"]["num_images"] == 150
+    assert record["config"]["teacher"]["views"] == 3
+
+
+def test_beliefs_are_kept_on_disk(files, tmp_path, monkeypatch):
+    cached = {"teacher": {"cache": str(tmp_path / "cache")}}
+    first = distill(options(files, "good", cached))
+    monkeypatch.setattr(AveragedTeacher, "add", lambda *_: pytest.fail("computed again"))
+    report = Notes()
+    again = distill(options(files, "good", cached), reporter=report)
+    assert any("means over 3 views of each image, are those in" in text for text in report.said)
+    assert again["student"]["nll"] == first["student"]["nll"]
+    fill_cache(build_config(options(files, "good", cached)), epochs=2)
+    monkeypatch.undo()
+    plain = distill(options(files, "good"))
+    assert plain["student"]["nll"] == pytest.approx(first["student"]["nll"], abs=0.05)
+
+
+def test_a_resumed_run_goes_on(files, tmp_path):
+    settings = options(files, "good", {"out": str(tmp_path / "run")})
+    distill(settings)
+    again = distill(merge(settings, {"train": {"epochs": 3}}), resume=True)
+    assert len(again["epochs"]) == 3
+
+
+def test_unlabelled_images_have_the_belief_in_the_view(files):
+    layer = {"data": {"unlabelled": "digits", "unlabelled_rows": 60}}
+    with pytest.warns(DataWarning, match="also training images"):
+        record = distill(options(files, "good", layer))
+    assert record["data"]["unlabelled"] == 60
+
+
+def test_it_goes_with_several_teachers_and_with_wrong_labels(files):
+    others = {"teacher": {"others": [{"name": "cifar/resnet8", "weights": files["foreign"]}]}}
+    record = distill(options(files, "good", others))
+    assert record["mixture"]["num_images"] == 150
+    noisy = distill(options(files, "good", {"method": {"preset": "kd", "rule": "posterior(noise=0.1)"}}))
+    assert noisy["noise"]["used"]
+
+
+def test_a_mean_over_views_is_no_memory(files):
+    """It is right on more training images than one view of a test image is; the check compares single views."""
+    record = distill(options(files, "good", {"teacher": {"views": 8}}))
+    assert "memorised" not in record["correction"]["reason"]
+    assert len(record["correction"]["candidates"]) > 2
+
+
+def test_what_it_cannot(files):
+    for layer, got in (
+        ({"method": {"loss": "kd + fitnet"}}, "losses on features"),
+        ({"data": {"augment": {"mixup": 0.2}}}, "data.augment.mixup"),
+        ({"teacher": {"correct_views": 2}}, "teacher.correct_views"),
+    ):
+        with pytest.raises(ValueError, match=rf"teacher.views: needs losses on logits, .*, got {got}; leave"):
+            distill(options(files, "good", layer))
+    with pytest.raises(
+        ValueError, match=r"teacher.views: needs images with one label each, got --data coco:x"
+    ):
+        _check_task(build_config(options(files, "good", {"data": {"source": "coco:x"}})), detection.TASK)

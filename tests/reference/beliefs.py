@@ -1,0 +1,19 @@
+"""What several teachers, several views and noisy labels say together, one row and one number at a time. Slow on purpose."""
+
+import math
+
+from tests.reference.rules import softmax
+
+
+def mixture(rows, weights):
+    """The weighted mean of the probabilities of several teachers, whose logits for one row are ``rows``."""
+    beliefs = [softmax(row, 1.0) for row in rows]
+    return [sum(w * t[c] for w, t in zip(weights, beliefs, strict=True)) for c in range(len(rows[0]))]
+
+
+def mixture_likelihood(teachers, weights, labels):
+    """The mean log-likelihood of the labels under the mixture."""
+    total = 0.0
+    for i, label in enumerate(labels):
+        total += math.log(mixture([teacher[i] for teacher in teachers], weights)[label])
+    return total / len(labels)

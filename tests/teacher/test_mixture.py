@@ -1,0 +1,211 @@
+"""Several teachers as one: what helps gets weight, what does not gets none."""
+
+import pytest
+import torch
+from torch import nn
+
+import outgrow
+from outgrow.outputs import Outputs, Target
+from outgrow.teacher import MixedTeacher, Mixture, NoTeacher
+from outgrow.teacher.mixture import stacking_weights
+from tests.reference import beliefs as reference
+from tests.teacher.test_correction import labels, teacher_like
+
+
+def calibrated(label, classes=6, seed=0, noise=1.2):
+    """Logits that are exactly the log-posterior of the noise that was added to them."""
+    generator = torch.Generator().manual_seed(seed)
+    seen = torch.nn.functional.one_hot(label, classes) + noise * torch.randn(
+        len(label), classes, generator=generator
+    )
+    return seen / noise**2
+
+
+def nll(logits, label):
+    return torch.nn.functional.cross_entropy(logits, label).item()
+
+
+class TestWeights:
+    def data(self, rows=80):
+        label = labels(rows)
+        return label, [
+            calibrated(label, seed=seed, noise=noise) for seed, noise in ((1, 0.8), (2, 0.9), (3, 1.4))
+        ]
+
+    def test_they_are_those_of_a_general_solver(self):
+        from scipy.optimize import minimize
+
+        label, teachers = self.data()
+        log_p = torch.stack([t.log_softmax(1).gather(1, label[:, None])[:, 0] for t in teachers], 1)
+        ours = stacking_weights(log_p, torch.ones(len(label)))
+        rows = [teacher.tolist() for teacher in teachers]
+        solution = minimize(
+            lambda w: -reference.mixture_likelihood(rows, w.tolist(), label.tolist()),
+            x0=[1 / 3] * 3,
+            bounds=[(0, 1)] * 3,
+            constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+            method="SLSQP",
+            options={"ftol": 1e-12},
+        )
+        assert -reference.mixture_likelihood(rows, ours.tolist(), label.tolist()) <= solution.fun + 1e-5
+        assert ours.tolist() == pytest.approx(solution.x.tolist(), abs=5e-3)
+
+    def test_a_row_of_twice_the_weight_is_two_rows(self):
+        log_p = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)).log()
+        weight = torch.tensor([1.0, 2.0]).repeat(10)
+        twice = torch.cat([log_p, log_p[1::2]])
+        torch.testing.assert_close(
+            stacking_weights(log_p, weight), stacking_weights(twice, torch.ones(30)), rtol=1e-4, atol=1e-4
+        )
+
+    def test_a_label_that_all_rule_out_says_nothing(self):
+        log_p = torch.tensor([[0.9, 0.2], [0.8, 0.3]]).log()
+        more = torch.cat([log_p, torch.full((1, 2), -torch.inf)])
+        assert torch.equal(stacking_weights(log_p, torch.ones(2)), stacking_weights(more, torch.ones(3)))
+        assert stacking_weights(more[2:], torch.ones(1)).tolist() == [0.5, 0.5]
+
+
+class TestFit:
+    def test_a_useless_second_teacher_gets_no_weight(self):
+        label = labels(3000)
+        good, useless = calibrated(label, noise=0.7), calibrated(labels(3000, seed=5), seed=5)
+        mixture = Mixture(2).fit([good, useless], label)
+        assert mixture.report.weights[1] < 0.01
+        assert mixture.report.nll == pytest.approx(mixture.report.alone[0], abs=1e-3)
+
+    def test_a_duplicate_changes_nothing(self):
+        label = labels(600)
+        one, two = calibrated(label, noise=0.7), calibrated(label, seed=4, noise=0.8)
+        pair = Mixture(2).fit([one, two], label)
+        three = Mixture(3).fit([one, two, one], label)
+        index = torch.arange(600)
+        torch.testing.assert_close(
+            three([one, two, one], index=index).logits,
+            pair([one, two], index=index).logits,
+            rtol=1e-3,
+            atol=1e-3,
+        )
+        alone = Mixture(2).fit([one, one], label)([one, one], index=index).logits
+        torch.testing.assert_close(alone, one.log_softmax(1), rtol=1e-5, atol=1e-5)
+
+    def test_two_that_know_different_classes_are_better_than_either(self):
+        label = labels(1500)
+        sharp, blunt = calibrated(label, noise=0.3), torch.zeros(1500, 6)
+        first = torch.where((label < 3)[:, None], sharp, blunt)
+        second = torch.where((label < 3)[:, None], blunt, sharp)
+        mixture = Mixture(2).fit([first, second], label)
+        assert mixture.report.nll < min(mixture.report.alone) - 0.1
+        assert mixture.report.weights == pytest.approx([0.5, 0.5], abs=0.05)
+        assert "together" in str(mixture.report)
+
+    def test_no_row_has_weights_that_have_seen_its_label(self):
+        label = labels(100)
+        teachers = [calibrated(label, seed=seed, noise=1.0) for seed in (1, 2)]
+        first = Mixture(2).fit(teachers, label)
+        changed = label.clone()
+        changed[17] = (label[17] + 1) % 6
+        second = Mixture(2).fit(teachers, changed)
+        row = torch.tensor([17])
+        one = [teacher[row] for teacher in teachers]
+        assert torch.equal(first(one, index=row).logits, second(one, index=row).logits)
+        assert not torch.equal(first(one).logits, second(one).logits)
+        assert first.report.nll == pytest.approx(
+            nll(first(teachers, index=torch.arange(100)).logits, label), abs=1e-5
+        )
+
+    def test_rows_that_were_not_fitted_have_the_mean_of_the_weights(self):
+        label = labels(100)
+        teachers = [calibrated(label, seed=seed) for seed in (1, 2)]
+        mixture = Mixture(2).fit(teachers, label)
+        literal = reference.mixture([t[0].tolist() for t in teachers], mixture.weights[:5].mean(0).tolist())
+        for index in (None, torch.tensor([100]), torch.tensor([-1])):
+            found = mixture([t[:1] for t in teachers], index=index).logits.exp()[0].tolist()
+            assert found == pytest.approx(literal, abs=1e-6)
+
+    def test_mixed_labels_and_rows_without_one(self):
+        label = labels(200)
+        teachers = [calibrated(label, seed=seed) for seed in (1, 2)]
+        whole = Mixture(2).fit(teachers, label)
+        blended = Target(label.flip(0), partner=label, mix=torch.zeros(200))
+        torch.testing.assert_close(Mixture(2).fit(teachers, blended).weights, whole.weights)
+        more = [torch.cat([t, torch.randn(7, 6)]) for t in teachers]
+        lacking = torch.cat([label, torch.full((7,), outgrow.UNLABELLED)])
+        torch.testing.assert_close(Mixture(2).fit(more, lacking).weights, whole.weights)
+
+    def test_save_and_load(self, tmp_path):
+        label = labels(100)
+        teachers = [calibrated(label, seed=seed) for seed in (1, 2)]
+        mixture = Mixture(2).fit(teachers, label)
+        mixture.save(tmp_path / "mixture.safetensors")
+        loaded = Mixture.load(tmp_path / "mixture.safetensors")
+        index = torch.arange(100)
+        assert torch.equal(loaded(teachers, index=index).logits, mixture(teachers, index=index).logits)
+        assert loaded.report == mixture.report
+        correction = outgrow.BiasCorrection(6).fit(teacher_like(label, 6).flip(1), label)
+        correction.save(tmp_path / "correction.safetensors")
+        with pytest.raises(
+            ValueError, match=r"Mixture.load: needs a file that save\(\) wrote, .*; fit the mixture"
+        ):
+            Mixture.load(tmp_path / "correction.safetensors")
+
+
+class Counted(NoTeacher):
+    calls = 0
+
+    def forward(self, images, *, index=None):
+        self.calls += 1
+        return super().forward(images, index=index)
+
+
+class TestTeacher:
+    def test_it_is_the_mean_of_probabilities_in_log_space(self):
+        torch.manual_seed(0)
+        nets = [nn.Linear(4, 3), nn.Linear(4, 3)]
+        teacher = MixedTeacher([outgrow.Teacher(net) for net in nets], [3.0, 1.0])
+        images = torch.randn(5, 4)
+        found = teacher(images, index=torch.arange(5)).logits
+        assert not found.requires_grad
+        for row in range(5):
+            literal = reference.mixture([net(images[row]).tolist() for net in nets], [0.75, 0.25])
+            assert found[row].exp().tolist() == pytest.approx(literal, abs=1e-6)
+
+    def test_extreme_and_half_precision_logits(self):
+        far = torch.tensor([[1e3, -1e3, 0.0], [0.0, -torch.inf, 5.0]])
+        mixed = Mixture.of([1.0, 1.0])([far.to(torch.bfloat16), far]).logits
+        assert mixed.dtype == torch.float32
+        assert mixed[0].isfinite().all()
+        assert mixed[1].isfinite().tolist() == [True, False, True]
+
+    def test_a_teacher_without_weight_is_not_computed_and_one_alone_is_as_it_is(self):
+        useless = Counted(2)
+        net = nn.Linear(4, 2)
+        images = torch.randn(3, 4)
+        alone = MixedTeacher([outgrow.Teacher(net), useless], [1.0, 0.0])(images)
+        assert torch.equal(alone.logits, net(images))
+        assert useless.calls == 0
+
+    def test_epochs_are_announced_to_all(self):
+        class Told(NoTeacher):
+            def at(self, epoch):
+                self.told = epoch
+
+        both = [Told(2), Told(2)]
+        MixedTeacher(both, [1.0, 1.0]).at(3)
+        assert [one.told for one in both] == [3, 3]
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="one weight for each teacher, got 2 for 1"):
+            MixedTeacher([NoTeacher(2)], [1.0, 1.0])
+        for weights in ([0.0, 0.0], [1.0, -1.0], [float("nan")], []):
+            with pytest.raises(ValueError, match=r"weights of 0 or more, not all 0, got .*; \[1, 1\] is"):
+                Mixture.of(weights)
+        with pytest.raises(
+            ValueError, match=r"logits of 2 teachers .* got 2 of shapes \[\(9, 3\), \(9, 4\)\]; correct"
+        ):
+            Mixture(2).fit([torch.zeros(9, 3), torch.zeros(9, 4)], torch.zeros(9, dtype=torch.long))
+        with pytest.raises(ValueError, match=r"Mixture.fit: needs at least 10 images for 5 folds, got 9"):
+            Mixture(2).fit([torch.zeros(9, 3)] * 2, torch.zeros(9, dtype=torch.long))
+        with pytest.raises(ValueError, match=r"needs weights, got none; call .fit"):
+            Mixture(2)([torch.zeros(1, 2)] * 2)
+        with pytest.raises(ValueError, match="outputs of 2 teachers, got 1"):
+            Mixture.of([1.0, 1.0])([Outputs(torch.zeros(1, 2))])

@@ -1,0 +1,159 @@
+"""Labels that are wrong: how many, which for which, and what is then true. Clean labels are found clean."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from outgrow import PENULTIMATE, BiasCorrection, Outputs, Target
+from outgrow.knowledge.posterior import posterior
+from outgrow.teacher.noise import OneRate
+
+CLASSES = 6
+
+
+def drawn(rows=1500, rate=0.0, kind="any", spread=0.4, classes=CLASSES, seed=0):
+    """Calibrated logits, true classes, and labels of which a share is wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    true = torch.randint(classes, (rows,), generator=generator)
+    logits = (F.one_hot(true, classes) + spread * torch.randn(rows, classes, generator=generator)) / spread**2
+    step = torch.randint(1, classes, (rows,), generator=generator) if kind == "any" else 1
+    wrong = torch.rand(rows, generator=generator) < rate
+    return logits, true, torch.where(wrong, (true + step) % classes, true)
+
+
+def fitted(logits, label, noise="estimate"):
+    return BiasCorrection(logits.shape[1], noise=noise).fit(logits, label)
+
+
+def likelihood(logits, label):
+    return -F.cross_entropy(logits, label).item()
+
+
+class TestClean:
+    @pytest.mark.parametrize("scale", [1.0, 3.0, 0.3])
+    @pytest.mark.parametrize("spread", [0.3, 0.8])
+    def test_clean_labels_have_no_noise(self, scale, spread):
+        """Of calibrated, overconfident and underconfident teachers, good and bad: the correction is that without noise."""
+        logits, _, label = drawn(spread=spread)
+        correction, plain = fitted(scale * logits, label), fitted(scale * logits, label, "none")
+        assert not len(correction.noise_matrix)
+        assert correction.noise_report.chosen.kind == "none"
+        assert correction.noise_report.wrong == 0
+        assert all(c.rate < 0.03 for c in correction.noise_report.candidates if c.pseudo_counts != 10)
+        assert torch.equal(correction(logits).logits, plain(logits).logits)
+        assert "look clean" in str(correction.noise_report)
+
+    def test_a_teacher_with_a_bias_is_corrected_and_its_labels_stay_clean(self):
+        logits, _, label = drawn()
+        permuted = logits[:, torch.tensor([3, 0, 5, 1, 2, 4])]
+        correction = fitted(permuted, label)
+        assert not len(correction.noise_matrix)
+        assert (correction(permuted).logits.argmax(1) == label).float().mean() > 0.8
+
+
+class TestNoisy:
+    def test_one_rate_is_found(self):
+        logits, _, label = drawn(rate=0.2)
+        correction = fitted(logits, label)
+        report = correction.noise_report
+        assert report.chosen.kind == "one rate"
+        assert report.wrong == pytest.approx(0.2, abs=0.03)
+        matrix = correction.noise_matrix
+        torch.testing.assert_close(matrix.sum(dim=1), torch.ones(CLASSES))
+        torch.testing.assert_close(matrix.diagonal(), torch.full((CLASSES,), 0.8), rtol=0, atol=0.03)
+        assert "one rate" in str(report)
+
+    def test_which_class_for_which_is_found(self):
+        logits, _, label = drawn(rate=0.3, kind="next")
+        correction = fitted(logits, label)
+        assert correction.noise_report.chosen.kind == "between classes"
+        expected = 0.7 * torch.eye(CLASSES) + 0.3 * torch.eye(CLASSES).roll(1, dims=1)
+        assert (correction.noise_matrix - expected).abs().max() < 0.08
+
+    def test_the_belief_is_in_what_is_true(self):
+        """Not in what is given: the map without noise is less certain than the true classes allow."""
+        logits, true, label = drawn(rate=0.3, kind="next")
+        index = torch.arange(len(label))
+        noisy, plain = fitted(logits, label), fitted(logits, label, "none")
+        believed = noisy(logits, index=index).logits
+        assert likelihood(believed, true) > likelihood(plain(logits, index=index).logits, true) + 0.1
+        both = posterior(believed, label, noise=noisy.noise_matrix)
+        assert likelihood(both, true) > likelihood(believed, true)
+        assert (both.argmax(1) == true).float().mean() > (believed.argmax(1) == true).float().mean()
+        assert (both.argmax(1) == true).float().mean() > (label == true).float().mean()
+
+    def test_an_overconfident_teacher_hides_nothing(self):
+        logits, _, label = drawn(rate=0.2)
+        assert fitted(4 * logits, label).noise_report.wrong == pytest.approx(0.2, abs=0.04)
+
+    def test_a_teacher_of_other_classes(self):
+        logits, _, label = drawn(rate=0.2)
+        other = F.one_hot(torch.arange(9) % CLASSES, CLASSES).float()
+        mapped = logits @ other.T + 0.1 * torch.randn(
+            len(label), 9, generator=torch.Generator().manual_seed(3)
+        )
+        correction = BiasCorrection(CLASSES, noise="estimate").fit(mapped, label)
+        assert correction.noise_report.wrong == pytest.approx(0.2, abs=0.05)
+        assert correction(mapped).logits.shape == (len(label), CLASSES)
+
+    def test_a_rate_that_is_known(self):
+        logits, _, label = drawn(rate=0.2, rows=300)
+        correction = fitted(logits, label, 0.2)
+        torch.testing.assert_close(correction.noise_matrix.diagonal(), torch.full((CLASSES,), 0.8))
+        assert "the rate was given" in correction.noise_report.reason
+
+    def test_the_rows_own_map_has_not_seen_its_label(self):
+        logits, _, label = drawn(rate=0.2, rows=300)
+        changed = label.clone()
+        changed[17] = (label[17] + 1) % CLASSES
+        row = torch.tensor([17])
+        first, second = fitted(logits, label), fitted(logits, changed)
+        torch.testing.assert_close(
+            first(logits[row], index=row).logits, second(logits[row], index=row).logits, rtol=1e-4, atol=1e-4
+        )
+
+    def test_mixed_labels_are_fitted_by_their_shares(self):
+        logits, _, label = drawn(rate=0.2, rows=600)
+        blended = Target(label.flip(0), partner=label, mix=torch.zeros(600))
+        torch.testing.assert_close(
+            fitted(logits, blended).noise_matrix, fitted(logits, label).noise_matrix, rtol=1e-2, atol=1e-3
+        )
+
+    def test_save_and_load(self, tmp_path):
+        logits, _, label = drawn(rate=0.2, rows=600)
+        correction = fitted(logits, label)
+        correction.save(tmp_path / "c.safetensors")
+        loaded = BiasCorrection.load(tmp_path / "c.safetensors")
+        assert torch.equal(loaded.noise_matrix, correction.noise_matrix)
+        assert loaded.noise_report == correction.noise_report
+        assert torch.equal(loaded(logits).logits, correction(logits).logits)
+        assert loaded.state_dict().keys() == BiasCorrection(CLASSES).state_dict().keys()
+
+    def test_a_memorised_teacher_finds_none(self):
+        logits, _, label = drawn(rate=0.2)
+        seen = 8.0 * F.one_hot(label, CLASSES).float()
+        with pytest.warns(UserWarning, match="it has memorised the former"):
+            correction = BiasCorrection(CLASSES, noise="estimate").fit(seen, label, held_out=(logits, label))
+        assert correction.noise_report is None
+        assert not len(correction.noise_matrix)
+
+
+def test_features():
+    logits, _, label = drawn(rate=0.2)
+    outputs = Outputs(torch.zeros(len(label), 0), {PENULTIMATE: logits})
+    correction = BiasCorrection(CLASSES, noise="estimate").fit(outputs, label)
+    assert correction.noise_report.wrong == pytest.approx(0.2, abs=0.05)
+
+
+def test_two_classes_and_one():
+    logits, _, label = drawn(classes=2, rate=0.2, spread=0.3)
+    assert fitted(logits, label).noise_report.wrong == pytest.approx(0.2, abs=0.05)
+    assert OneRate(0.1, 1, fixed=True, device=torch.device("cpu")).matrix().isfinite().all()
+
+
+def test_errors():
+    for noise in (0.0, 1.0):
+        with pytest.raises(
+            ValueError, match=r"noise needs 'none', 'estimate' or a share between 0 and 1, got"
+        ):
+            BiasCorrection(3, noise=noise)
