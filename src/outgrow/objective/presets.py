@@ -5,6 +5,7 @@ from typing import Literal
 
 from outgrow import spec
 from outgrow.knowledge.rectifier import Rectifier
+from outgrow.knowledge.trust import Trust
 from outgrow.losses import DETECTOR_LOSSES, LOSSES, make_loss
 from outgrow.objective.objective import Objective
 from outgrow.objective.terms import Term
@@ -64,12 +65,13 @@ def preset(
     weight: float | None = None,
     task_weight: float | None = None,
     normalize: Literal["rows", "subset"] | None = None,
+    trust: str | Trust | None = None,
 ) -> tuple[Rectifier, Objective]:
     """The rectifier and the objective of a preset. Each argument that is given replaces a part of it.
 
     ``temperature`` is passed to the losses that soften logits. Without it a ``loss`` keeps its own default.
     The rectifier has the temperature of the losses. ``ValueError`` if the losses have different
-    temperatures and the rule depends on the temperature.
+    temperatures and the rule depends on the temperature. ``trust`` is that of the rectifier, by default None.
 
     >>> rectify, objective = preset("paper", temperature=2.0)
     >>> rectify.rule.name, rectify.temperature, objective.temperature
@@ -85,7 +87,7 @@ def preset(
         task_weight=chosen.task_weight if task_weight is None else task_weight,
     )
     # losses without one common temperature: the rule then works at the usual 4
-    rectifier = Rectifier(chosen.rule if rule is None else rule, objective.temperature or 4.0)
+    rectifier = Rectifier(chosen.rule if rule is None else rule, objective.temperature or 4.0, trust=trust)
     declared = sorted(objective.temperatures)
     if len(declared) > 1 and rectifier.rule.uses_temperature:
         raise ValueError(

@@ -171,6 +171,10 @@ class MethodConfig(_Section):
     """The losses, such as "dkd(beta=6)" or "kd + 0.8*crd"; None for those of the preset."""
     rule: str | None = None
     """The rule for rows that the teacher gets wrong, such as "pair"; None for that of the preset."""
+    trust: str | None = None
+    """How far rows are trusted: "confidence(0.8)" leaves out rows without a label on which the teacher is less confident,
+    "reliability" weighs them by how often it is right at that confidence; with rows=all also those with a label. None
+    weighs all alike."""
     schedule: str | None = None
     """The weights of easy and hard rows over the training, such as "linear"; None for those of the preset."""
     temperature: float | None = Field(None, gt=0)
