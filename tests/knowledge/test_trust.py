@@ -1,5 +1,6 @@
 """How far a teacher is trusted on a row: by values written out, without reading a label, through the objective."""
 
+import itertools
 import math
 
 import pytest
@@ -44,7 +45,7 @@ def literal_isotonic(at, right, weight, x):
     points = [(a, value) for value, _, members in pools for a in members]
     if x <= points[0][0]:
         return points[0][1]
-    for (a, low), (b, high) in zip(points, points[1:], strict=False):
+    for (a, low), (b, high) in itertools.pairwise(points):
         if x <= b:
             return low + (x - a) / (b - a) * (high - low)
     return points[-1][1]
@@ -177,7 +178,7 @@ class TestReliability:
         assert "how often the teacher is right" in str(fitted)
 
     def test_what_it_refuses(self):
-        logits, label, index = fit_case()
+        logits, label, _ = fit_case()
         with pytest.raises(ValueError, match=r"needs at least 10 labelled images for 5 folds, got 4; give"):
             Reliability().fit(logits[:8], label[:8], torch.arange(8) // 2)
         with pytest.raises(ValueError, match=r"needs to be fitted, got none; call .fit"):
@@ -273,7 +274,7 @@ class TestUnderTheObjective:
         assert not {"trust", "left_out"} & result.stats.keys()
 
     def test_it_goes_on_after_the_rule(self):
-        student, teacher, label = batch()
+        _, teacher, label = batch()
         knowledge = Rectifier("drop", trust="confidence(0.6, rows=all)")(teacher, label)
         dropped = rectify(teacher, label, rule="drop").weight
         trusted = Rectifier("identity", trust="confidence(0.6, rows=all)")(teacher, label).weight

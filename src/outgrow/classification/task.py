@@ -15,6 +15,7 @@ from outgrow.classification.record import classification_record, compare
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import student_network, tapped, weigh_task
 from outgrow.classification.teacher import cached_teacher, freeze_teacher, make_teacher
+from outgrow.classification.trust import fit_reliability
 from outgrow.classification.view import whole_size
 from outgrow.data import Loader, Split
 from outgrow.knowledge import Rectifier
@@ -90,6 +91,7 @@ class Classification:
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
         weigh_task(parts.objective, run.config.train, parts.data.train, parts.data.classes)
+        self.learn_trust(run, parts)
         if not parts.objective.reads_features:
             return
         loader, train, teacher = parts.loader, parts.data.train, parts.taught.module.to(run.device)
@@ -106,6 +108,10 @@ class Classification:
             label=train.labels,
             index=train.index,
         )
+
+    def learn_trust(self, run: RunContext, parts: Parts) -> None:
+        teacher = None if parts.teacher is None else network_of(parts.teacher)
+        fit_reliability(run, parts, teacher, network_of(parts.student))
 
     def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
         return cached_teacher(run, parts, network_of(parts.student), epochs=epochs)

@@ -140,8 +140,8 @@ class Reliability(nn.Module):
             torch.stack([_padded(curve[side], width) for curve in curves]).to(logits.device)
             for side in (0, 1)
         )
-        table = torch.full((int(images.max()) + 1,), -1, dtype=torch.int16, device=image.device)
-        table[images] = (order % self.folds).to(torch.int16)
+        table = torch.full((int(images.max()) + 1,), -1, dtype=torch.int32, device=image.device)
+        table[images] = (order % self.folds).to(torch.int32)
         self.fold_of = table
         return self
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from outgrow.knowledge.trust import Reliability
 from outgrow.outputs import Outputs, Target, as_outputs, as_target
 
 Axis = Literal["row", "image", "batch"]
@@ -92,6 +93,8 @@ class Loss(nn.Module):
     """Rules that rewrite the teacher's logits but do not change this loss, each with the reason; ``"all"`` for
     every rule. A loss that reads no logits needs no entry."""
 
+    reliability: Reliability
+    """How often the teacher is right on a row, of a loss that asks for it; a run fits it before training."""
     closed_form: bool = False
     """Whether ``outgrow.losses.kd_fast`` computes it and its gradient in one pass."""
     needs_index: bool = False
