@@ -6,8 +6,7 @@ from outgrow import PENULTIMATE, UNLABELLED, Outputs, Target
 from outgrow.losses import LOSSES, Fixture
 
 NUM_SAMPLES = 40
-LACKING = {"ppi"}
-"""Losses that are zero unless the batch has rows of both kinds, with and without a label."""
+LACKING = {name for name, loss in LOSSES.items() if getattr(loss, "needs_unlabelled", False)}
 SMALL = {"crd": {"dim": 8, "negatives": 16}}
 """Constructor arguments that keep a memory small; everything else is the default."""
 

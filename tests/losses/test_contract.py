@@ -431,6 +431,10 @@ def test_a_row_without_a_label_does_not_depend_on_its_neighbours_nor_they_on_it(
         torch.testing.assert_close(alone[0], whole[i])
 
 
+def test_one_loss_needs_rows_without_a_label():
+    assert sorted(contract.LACKING) == ["ppi"]
+
+
 def test_some_losses_read_the_label():
     readers = {name for name in NAMES if TestRowsWithoutALabel().reads_labels(name)}
     assert readers == {"dkd", "nkd", "wsl", "rld", "rc", "sld", "crd", "semiparametric"}

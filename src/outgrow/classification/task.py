@@ -57,6 +57,11 @@ class Classification:
                 f"data.short_sides: needs a detector, got {list(run.config.data.short_sides)} for a classifier, whose images have "
                 "one size; leave it out, and see data.size."
             )
+        for name in objective.needs_unlabelled if run.config.data.unlabelled is None else ():
+            raise ValueError(
+                f"{name}: needs images with and without labels, got labels for all; add some without (--unlabelled SRC), or choose "
+                "another loss."
+            )
 
     def make_student(
         self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None

@@ -64,7 +64,9 @@ def _beliefs(run: RunContext, teacher: BaseTeacher, views: Loader) -> tuple[Outp
             target = batch.target
             logits.append(teacher(batch.images, index=target.index).logits.float())
             labels.append(target.label)
-            indices.append(batch.index)
+            indices.append(
+                torch.arange(done, done + len(target.label)) if target.index is None else target.index
+            )
             if target.partner is not None and target.mix is not None:
                 partners.append(target.partner)
                 mixes.append(target.mix)

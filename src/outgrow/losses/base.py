@@ -87,6 +87,8 @@ class Loss(nn.Module):
     holds, so that neither the row's place nor the number of processes has an effect."""
     needs_label: bool = False
     """Whether it needs labels. On a row without a label a row loss is then 0, with a zero gradient."""
+    needs_unlabelled: bool = False
+    """Whether it is zero unless a batch has rows of both kinds, with and without a label."""
     batch_statistics: bool = False
     """Whether each image's value depends on statistics of the batch, in eval mode too."""
     inert: Mapping[str, str] = {}

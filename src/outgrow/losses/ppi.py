@@ -52,6 +52,7 @@ class PPI(BatchLoss):
     """
 
     softens = True
+    needs_unlabelled = True
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()

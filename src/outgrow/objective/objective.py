@@ -197,6 +197,11 @@ class Objective(nn.Module):
         """The terms that remember samples by their number in the training set."""
         return [name for name, term in self.terms.items() if getattr(term.loss, "needs_index", False)]
 
+    @property
+    def needs_unlabelled(self) -> list[str]:
+        """The terms that are zero without rows that have no label."""
+        return [name for name, term in self.terms.items() if getattr(term.loss, "needs_unlabelled", False)]
+
     def teacher_taps(self, features: Collection[str]) -> set[str]:
         """Which of the teacher's ``features`` the losses read in each step, once they are set up."""
         read: set[str] = set()
