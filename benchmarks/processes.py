@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from outgrow import IGNORE, PENULTIMATE, Objective, Outputs, Rectifier, Target
+from outgrow import IGNORE, PENULTIMATE, UNLABELLED, Objective, Outputs, Rectifier, Target
 from outgrow.data.plan import Plan
 from outgrow.losses import DETECTOR_LOSSES, LOSSES
 from outgrow.models.taps import BOX, BOX_IOU, OBJECTS
@@ -47,12 +47,17 @@ class Case(NamedTuple):
     """Blended as by mixup."""
     proposals: bool = False
     """Rows are not images, and each process has another number of them an image."""
+    lacking: bool = False
+    """A part of the images has no label."""
     told: bool = True
     """Whether the objective knows of the other processes; to see that the measurement sees it."""
 
 
 CASES = {
-    **{name: Case(SMALL.get(name, name)) for name in LOSSES},
+    **{
+        name: Case(SMALL.get(name, name), lacking=getattr(loss, "needs_unlabelled", False))
+        for name, loss in LOSSES.items()
+    },
     "kd, subset": Case("kd", normalize="subset", rule="pair"),
     "dist, subset": Case("dist", normalize="subset", rule="pair"),
     "rkd, drop": Case("rkd", rule="drop"),
@@ -146,7 +151,7 @@ def train(
         result.total.backward()
         optimizer.step()
     learnt = {name: value.detach() for name, value in objective.named_parameters()}
-    remembered = {name: value.to(dtype) for name, value in objective.named_buffers()}
+    remembered = {name: value.to(dtype) for name, value in objective.named_buffers() if value.numel()}
     weights = {name: _whole(value) for name, value in student.state_dict().items()}
     return {"student": weights, "learnt": learnt, "remembered": remembered}
 
@@ -161,6 +166,8 @@ def _data(case: Case, dtype: torch.dtype) -> dict[str, Any]:
     label = torch.randint(CLASSES, (rows,), generator=draw)
     if case.proposals:
         label[torch.rand(rows, generator=draw) < 0.2] = IGNORE
+    if case.lacking:
+        label[::2] = UNLABELLED
     return {
         "images": torch.randn(NUM, 3, 8, 8, generator=draw).to(dtype),
         "shift": torch.randn(NUM * ROWS, 1, generator=draw).to(dtype) if case.proposals else None,
@@ -196,7 +203,7 @@ def _target(case: Case, data: Mapping[str, Any], own: Sequence[int]) -> Target:
     if case.mixed:
         partner, mix = data["partner"][index], data["mix"][index]
         return Target(data["rows"][index], index=index, partner=partner, mix=mix)
-    return Target(data["rows"][index], index=index)
+    return Target(data["rows"][index], index=index, may_ignore=case.lacking)
 
 
 def _worker(

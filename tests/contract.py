@@ -2,10 +2,11 @@
 
 import torch
 
-from outgrow import PENULTIMATE, Outputs, Target
+from outgrow import PENULTIMATE, UNLABELLED, Outputs, Target
 from outgrow.losses import LOSSES, Fixture
 
 NUM_SAMPLES = 40
+LACKING = {name for name, loss in LOSSES.items() if getattr(loss, "needs_unlabelled", False)}
 SMALL = {"crd": {"dim": 8, "negatives": 16}}
 """Constructor arguments that keep a memory small; everything else is the default."""
 
@@ -59,9 +60,12 @@ def check_reference(built, student: Outputs, teacher: Outputs, expected, *, targ
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
-def target(rows: int, classes: int = 5, *, seed: int = 1) -> Target:
+def target(rows: int, classes: int = 5, *, seed: int = 1, name: str = "") -> Target:
+    """Labels, each sample's number, and for the loss ``name`` the rows without a label that it needs."""
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(classes, (rows,), generator=generator)
+    if name in LACKING:
+        label[1::2] = UNLABELLED
     return Target(label, index=torch.randperm(NUM_SAMPLES, generator=generator)[:rows])
 
 

@@ -89,7 +89,7 @@ def test_a_sample_that_crd_was_not_told_of_is_not_a_number():
 
 @pytest.mark.parametrize("name", list(outgrow.losses.LOSSES))
 def test_every_loss_runs_there(name):
-    goal = contract.target(6)
+    goal = contract.target(6, name=name)
     move = lambda o: outgrow.Outputs(o.logits.cuda(), {k: v.cuda() for k, v in o.features.items()})  # noqa: E731
     goal = outgrow.Target(goal.label.cuda(), index=None if goal.index is None else goal.index.cuda())
     built = contract.loss(name, torch.float32).cuda()

@@ -156,6 +156,8 @@ class Knowledge:
     temperature: float | None
     partial: bool
     """Whether any weight may be zero, known without a device sync."""
+    trust: Float[Tensor, " rows"] | None = None
+    """What :mod:`outgrow.knowledge.trust` has multiplied into the weights; None where nothing has."""
 
 
 @dataclass(frozen=True)

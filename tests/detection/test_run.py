@@ -165,6 +165,11 @@ def test_without_a_teacher(small, weights):
         ),
         ({"teacher": {"rows": "disjoint"}}, "teacher.rows: needs same for a detector, got disjoint"),
         ({"method": {"loss": "kd + crd"}}, "crd: needs the same rows in every epoch"),
+        ({"method": {"loss": "kd + ppi"}}, "ppi: needs rows without a label, got a detector"),
+        (
+            {"method": {"trust": "confidence(0.8)"}},
+            "needs a classifier, got a detector, all of whose rows have labels",
+        ),
         (
             {"train": {"label_smoothing": 0.1}},
             "train.label_smoothing: needs a classifier, got 0.1 for a detector",

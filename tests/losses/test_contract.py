@@ -41,7 +41,7 @@ def test_the_registry_is_covered():
 def test_value_and_gradient_of_the_literal_reference(name, rows, classes):
     if name == "dist" and rows == 1:
         pytest.skip("a single row has no correlation along its columns: stated on the card")
-    goal = contract.target(rows, classes)
+    goal = contract.target(rows, classes, name=name)
     student, (logits, *_) = contract.leaves(contract.outputs(rows, classes))
     teacher = contract.outputs(rows, classes, seed=5)
     value = contract.call(contract.loss(name), student, teacher, goal)
@@ -74,7 +74,7 @@ def test_value_and_gradient_of_the_literal_reference_on_maps(name, training):
 def test_value_and_gradient_of_the_literal_reference_on_vectors(name, rows):
     student, (_, *_, leaf) = contract.leaves(contract.outputs(rows))
     teacher = contract.outputs(rows, seed=5)
-    value = contract.call(contract.loss(name), student, teacher, contract.target(rows))
+    value = contract.call(contract.loss(name), student, teacher, contract.target(rows, name=name))
     expected = features.BATCH[name](leaf, teacher.features["penultimate"])
     torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-9)
     ours, theirs = (torch.autograd.grad(1.7 * result, leaf)[0] for result in (value, expected))
@@ -86,7 +86,7 @@ def test_constants_reach_the_formula(name):
     """Every constructor argument that is a number changes the value: none is stored and forgotten."""
     import inspect
 
-    goal = contract.target(6)
+    goal = contract.target(6, name=name)
     student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
 
     def late(**arguments):
@@ -107,7 +107,7 @@ def test_constants_reach_the_formula(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name):
-    goal = contract.target(4)
+    goal = contract.target(4, name=name)
     teacher = contract.outputs(4, seed=5)
     built = contract.loss(name)
     built.eval()  # batch norm of a connector over numerical perturbations of one input
@@ -129,7 +129,7 @@ def test_gradcheck(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if LOSSES[name]().zero_at_match])
 def test_zero_where_student_and_teacher_agree(name):
-    goal = contract.target(6)
+    goal = contract.target(6, name=name)
     same = contract.outputs(6)
     student, inputs = contract.leaves(same)
     value = contract.call(contract.loss(name), student, same, goal)
@@ -141,7 +141,7 @@ def test_zero_where_student_and_teacher_agree(name):
 
 @pytest.mark.parametrize("name", [name for name in ROW + IMAGE if not LOSSES[name]().batch_statistics])
 def test_rows_do_not_look_at_each_other(name):
-    goal = contract.target(6)
+    goal = contract.target(6, name=name)
     built = contract.loss(name).eval()
     student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
     whole = contract.call(built, student, teacher, goal)
@@ -159,7 +159,7 @@ def test_rows_do_not_look_at_each_other(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_permuting_rows(name):
     """What a loss draws for a row (negatives, a mask) goes with its sample, wherever it stands."""
-    goal = contract.target(6)
+    goal = contract.target(6, name=name)
     student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     value = contract.call(contract.loss(name), student, teacher, goal)
@@ -175,7 +175,7 @@ def test_permuting_rows(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_draws_are_declared_and_leave_the_generator_alone(name):
     """They depend on the sample and on how often was drawn: the next step's are others."""
-    goal = contract.target(6)
+    goal = contract.target(6, name=name)
     student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
     built, other = contract.loss(name), contract.loss(name)
     assert hasattr(built, "draw") == built.draws
@@ -190,7 +190,7 @@ def test_draws_are_declared_and_leave_the_generator_alone(name):
 
 @pytest.mark.parametrize("name", LOGITS)
 def test_permuting_classes_and_shifting_logits(name):
-    goal = contract.target(6)
+    goal = contract.target(6, name=name)
     student, teacher = contract.outputs(6), contract.outputs(6, seed=5)
     built = contract.loss(name)
     value = contract.call(built, student, teacher, goal)
@@ -201,7 +201,7 @@ def test_permuting_classes_and_shifting_logits(name):
             built,
             replace(student, logits=student.logits[:, order] + 3.0 * shift),
             replace(teacher, logits=teacher.logits[:, order] - 5.0 * shift),
-            replace(goal, label=order.argsort()[goal.label]),
+            replace(goal, label=torch.where(goal.valid, order.argsort()[goal.label], goal.label)),
         )
 
     torch.testing.assert_close(moved(0), value)
@@ -228,7 +228,7 @@ def test_finite_at_saturation(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_lifted(name, dtype):
     """The inputs are rounded, the maths is not."""
-    goal = contract.target(6)
+    goal = contract.target(6, name=name)
     half_student, half_teacher = contract.outputs(6, dtype=dtype), contract.outputs(6, seed=5, dtype=dtype)
     exact = contract.call(
         contract.loss(name),
@@ -259,7 +259,7 @@ def test_dead_and_equal_features_have_finite_gradients(name, kind):
     student, inputs = contract.leaves(Outputs(generic.logits, feature))
     for teacher in (contract.outputs(6, seed=5, dtype=torch.float32), Outputs(generic.logits, feature)):
         for built in (contract.loss(name, torch.float32), contract.loss(name, torch.float32).eval()):
-            value = contract.call(built, student, teacher, contract.target(6))
+            value = contract.call(built, student, teacher, contract.target(6, name=name))
             assert value.isfinite().all()
             grads = [grad for grad in gradient(value, inputs) if grad is not None]
             assert grads
@@ -271,8 +271,8 @@ def test_dead_and_equal_features_have_finite_gradients(name, kind):
 def test_half_precision_features_are_lifted(name, dtype):
     student, teacher = contract.outputs(6, dtype=dtype), contract.outputs(6, seed=5, dtype=dtype)
     exact = [replace(o, features={k: v.float() for k, v in o.features.items()}) for o in (student, teacher)]
-    value = contract.call(contract.loss(name, torch.float32), student, teacher, contract.target(6))
-    expected = contract.call(contract.loss(name, torch.float32), *exact, contract.target(6))
+    value = contract.call(contract.loss(name, torch.float32), student, teacher, contract.target(6, name=name))
+    expected = contract.call(contract.loss(name, torch.float32), *exact, contract.target(6, name=name))
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, expected)
 
@@ -283,7 +283,10 @@ def test_few_rows(name):
     for rows in (0, 1, 2, 3):
         student, inputs = contract.leaves(contract.outputs(rows))
         value = contract.call(
-            contract.loss(name).eval(), student, contract.outputs(rows, seed=5), contract.target(rows)
+            contract.loss(name).eval(),
+            student,
+            contract.outputs(rows, seed=5),
+            contract.target(rows, name=name),
         )
         assert value.isfinite().all()
         grads = [g for g in gradient(value, inputs) if g is not None]
@@ -298,7 +301,11 @@ class TestWeights:
     """A batch loss takes weights as a row loss does."""
 
     def test_ones_are_no_weights(self, name):
-        goal, student, teacher = contract.target(6), contract.outputs(6), contract.outputs(6, seed=5)
+        goal, student, teacher = (
+            contract.target(6, name=name),
+            contract.outputs(6),
+            contract.outputs(6, seed=5),
+        )
         ones = torch.ones(6, dtype=torch.float64)
         torch.testing.assert_close(
             contract.call(contract.loss(name), student, teacher, goal, ones),
@@ -306,7 +313,11 @@ class TestWeights:
         )
 
     def test_twice_the_weight_is_twice_the_value(self, name):
-        goal, student, teacher = contract.target(6), contract.outputs(6), contract.outputs(6, seed=5)
+        goal, student, teacher = (
+            contract.target(6, name=name),
+            contract.outputs(6),
+            contract.outputs(6, seed=5),
+        )
         weight = torch.rand(6, dtype=torch.float64) + 0.1
         torch.testing.assert_close(
             contract.call(contract.loss(name), student, teacher, goal, 2 * weight),
@@ -314,7 +325,11 @@ class TestWeights:
         )
 
     def test_weight_zero_is_absence(self, name):
-        goal, student, teacher = contract.target(6), contract.outputs(6), contract.outputs(6, seed=5)
+        goal, student, teacher = (
+            contract.target(6, name=name),
+            contract.outputs(6),
+            contract.outputs(6, seed=5),
+        )
         keep = torch.arange(4)
         weight = torch.tensor([1.0, 1, 1, 1, 0, 0], dtype=torch.float64)
         built, alone = contract.loss(name), contract.loss(name)
@@ -337,7 +352,7 @@ class TestWeights:
             contract.loss(name),
             student,
             contract.outputs(6, seed=5),
-            contract.target(6),
+            contract.target(6, name=name),
             torch.zeros(6, dtype=torch.float64),
         )
         assert value.item() == 0
@@ -384,6 +399,8 @@ class TestRowsWithoutALabel:
             assert self.reads_labels(name)
             assert (value[self.without] == 0).all()
             assert all((g[self.without] == 0).all() for g in grads)
+        elif name in contract.LACKING:
+            assert not self.reads_labels(name)  # but whether there is one: has a test of its own
         elif not self.reads_labels(name):
             # as with any label, in value and gradient
             again, leaves = self.value(name, other)
@@ -391,7 +408,7 @@ class TestRowsWithoutALabel:
             for a, b in zip(grads, [g for g in gradient(again, leaves) if g is not None], strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=0)
         else:
-            assert name in ("sld", "crd"), "has a test of its own for what it does"
+            assert name in ("sld", "crd", "semiparametric"), "has a test of its own for what it does"
         if name in ROW:
             has = label == lacking
             torch.testing.assert_close(value[has], plain[has], rtol=0, atol=0)
@@ -414,10 +431,18 @@ def test_a_row_without_a_label_does_not_depend_on_its_neighbours_nor_they_on_it(
         torch.testing.assert_close(alone[0], whole[i])
 
 
+def test_one_loss_needs_rows_without_a_label():
+    assert sorted(contract.LACKING) == ["ppi"]
+
+
 def test_some_losses_read_the_label():
     readers = {name for name in NAMES if TestRowsWithoutALabel().reads_labels(name)}
-    assert readers == {"dkd", "nkd", "wsl", "rld", "rc", "sld", "crd"}
-    assert {name for name in NAMES if LOSSES[name]().needs_label} == readers - {"sld", "crd"}
+    assert readers == {"dkd", "nkd", "wsl", "rld", "rc", "sld", "crd", "semiparametric"}
+    assert {name for name in NAMES if LOSSES[name]().needs_label} == readers - {
+        "sld",
+        "crd",
+        "semiparametric",
+    }
 
 
 @pytest.mark.parametrize("rule", ["identity", "swap"])
@@ -439,7 +464,7 @@ def test_standardize_says_what_its_base_says(name, rule):
 @pytest.mark.parametrize("name", NAMES)
 class TestUnderTheObjective:
     def run(self, name, rule="identity", label=None, **options):
-        goal = contract.target(6)
+        goal = contract.target(6, name=name)
         if label is not None:
             goal = replace(goal, label=label)
         student, inputs = contract.leaves(contract.outputs(6))
@@ -454,7 +479,9 @@ class TestUnderTheObjective:
         result, _, _ = self.run(name)
         built = contract.loss(name).eval()
         built.at(0.5)  # where training stands in run()
-        plain = contract.call(built, contract.outputs(6), contract.outputs(6, seed=5), contract.target(6))
+        plain = contract.call(
+            built, contract.outputs(6), contract.outputs(6, seed=5), contract.target(6, name=name)
+        )
         torch.testing.assert_close(result.total, plain.mean())
 
     def test_terms_sum_to_the_total(self, name):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from outgrow import Objective, Outputs, Rectifier, Target
+from outgrow import UNLABELLED, Objective, Outputs, Rectifier, Target
 from outgrow.knowledge import RULES
 from outgrow.losses import LOSSES
 from tests import contract
@@ -45,7 +45,7 @@ class Gradient(NamedTuple):
     leaves: list[Tensor]
 
 
-def make_batch() -> tuple[Outputs, Outputs, Target, Tensor]:
+def make_batch(name: str = "") -> tuple[Outputs, Outputs, Target, Tensor]:
     """Student, teacher, target and which rows are wrong: labels that come second, third, ... in their rows."""
     student, teacher = contract.outputs(ROWS), contract.outputs(ROWS, seed=5)
     order = teacher.logits.argsort(dim=1, descending=True)
@@ -53,6 +53,8 @@ def make_batch() -> tuple[Outputs, Outputs, Target, Tensor]:
     label = order[torch.arange(ROWS), rank]
     wrong = rank > 0
     assert wrong.sum() == WRONG
+    if name in contract.LACKING:
+        label[-2:] = UNLABELLED
     return student, teacher, Target(label, index=torch.arange(3, 3 + ROWS)), wrong
 
 
@@ -72,7 +74,7 @@ def temperature_of(name: str) -> float:
 @functools.cache
 def library(name: str, rule: str) -> Gradient:
     """The term under Objective, with the loss as it evaluates: no mask is drawn, statistics stand still."""
-    student, teacher, target, wrong = make_batch()
+    student, teacher, target, wrong = make_batch(name)
     student, leaves = contract.leaves(student)
     objective = Objective(contract.loss(name), task_weight=0.0).eval()
     knowledge = Rectifier(rule, temperature_of(name))(teacher, target)
@@ -101,7 +103,7 @@ def by_hand(logits: Tensor, label: Tensor, wrong: Tensor, rule: str, temperature
 
 def literal(name: str, rule: str) -> Gradient:
     """The literal rule, then the literal loss; removed rows have weight zero, or are not there at all."""
-    student, teacher, target, wrong = make_batch()
+    student, teacher, target, wrong = make_batch(name)
     student, leaves = contract.leaves(student)
     weight = torch.where(wrong, 0.0, 1.0) if rule == "drop" else torch.ones(ROWS)
     keep = weight > 0

@@ -126,6 +126,50 @@ def sld(student, teacher, label, temperatures=(1, 2, 3, 4, 5, 6)):
     return total
 
 
+def slam(student, teacher, label, accuracy=0.5, top=None):
+    rows = []
+    for s, z in zip(student, teacher, strict=True):
+        p, t = softmax(s), softmax(z)
+        k = len(s) if top is None else top
+        best = sorted(range(len(z)), key=lambda c: -z[c].item())[:k]
+        alpha = max(accuracy, 1 / k)
+        value = 0.0
+        for c in range(len(s)):
+            mixed = alpha * p[c]
+            if c in best:
+                mixed = mixed + (1 - alpha) / (k - 1) * (1 - p[c])
+            value = value - t[c] * mixed.log()
+        rows.append(value)
+    return torch.stack(rows)
+
+
+def semiparametric(student, teacher, label, temperature=2.0, floor=0.01):
+    """w is q to the power 1 / T, normalised; its derivative in q is written out."""
+    rows = []
+    for s, z, y in zip(student, teacher, label.tolist(), strict=True):
+        q, w, p = softmax(z), softmax(z / temperature), softmax(s / temperature)
+        value = sum(w[c] * (w[c] / p[c]).log() for c in range(len(s)))
+        if y >= 0:
+            for c in range(len(s)):
+                # d w_c / d q_j = (w_c / T) ((c == j) - w_j) / q_j
+                slope = 0.0
+                for j in range(len(s)):
+                    relative = (1.0 if j == y else 0.0) / max(q[j].item(), floor) - 1
+                    slope = slope + w[c] / temperature * ((1.0 if c == j else 0.0) - w[j]) * relative
+                value = value - slope * p[c].log()
+        rows.append(temperature**2 * value)
+    return torch.stack(rows)
+
+
+def ppi(student, teacher, label, temperature=1.0):
+    value = kd(student, teacher, label, temperature)
+    with_label = [value[i] for i in range(len(label)) if label[i] >= 0]
+    without = [value[i] for i in range(len(label)) if label[i] < 0]
+    if not with_label or not without:
+        return 0.0 * value.sum()
+    return sum(without) / len(without) - sum(with_label) / len(with_label)
+
+
 def jsd(student, teacher, label, beta=0.5, temperature=4.0):
     rows = []
     for s, z in zip(student, teacher, strict=True):
@@ -216,7 +260,9 @@ ROWS = {
     "rld": rld,
     "rc": rc,
     "sld": sld,
+    "slam": slam,
+    "semiparametric": semiparametric,
     "jsd": jsd,
     "reverse_kl": reverse_kl,
 }
-BATCH = {"dist": dist}
+BATCH = {"dist": dist, "ppi": ppi}

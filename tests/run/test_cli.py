@@ -195,6 +195,7 @@ def test_version_says_what_a_report_of_a_fault_needs(monkeypatch, capsys):
         ("presets", "paper"),
         ("losses", "dkd(alpha=1.0, beta=8.0, temperature=4.0)"),
         ("rules", "project(margin=0.0)"),
+        ("trusts", "confidence(threshold=0.8, rows='unlabelled')"),
         ("schedules", "warmup(until=0.1)"),
         ("recipes", "cifar100/resnet32x4-resnet8x4"),
         ("models", "cifar/resnet32x4"),

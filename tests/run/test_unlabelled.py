@@ -131,6 +131,13 @@ def test_every_loss_trains_with_them(teacher_file, loss):
     assert torch.tensor(record["epochs"][0]["loss"]).isfinite()
 
 
+def test_a_loss_on_both_kinds_of_rows_needs_both():
+    with pytest.raises(
+        ValueError, match=r"ppi: needs images with and without labels, got labels for all; add"
+    ):
+        distill(build_config(merge(SMALL, {"method": {"preset": "kd", "loss": "ppi"}})))
+
+
 def test_mixup_blends_labelled_rows_alone(teacher_file):
     record = run(teacher_file, {"data": {"augment": {"mixup": 0.5, "cutmix": 1.0}}})
     assert record["epochs"][0]["stats"]["unlabelled"] == pytest.approx(0.5, abs=0.05)

@@ -16,6 +16,7 @@ from outgrow.classification.record import classification_record, compare
 from outgrow.classification.scores import Scores, evaluate
 from outgrow.classification.student import student_network, tapped, weigh_task
 from outgrow.classification.teacher import check_teachers, freeze_teacher, make_teacher
+from outgrow.classification.trust import fit_reliability
 from outgrow.classification.view import whole_size
 from outgrow.data import Loader, Split
 from outgrow.knowledge import Rectifier
@@ -58,6 +59,11 @@ class Classification:
                 "one size; leave it out, and see data.size."
             )
         check_teachers(run.config, objective)
+        for name in objective.needs_unlabelled if run.config.data.unlabelled is None else ():
+            raise ValueError(
+                f"{name}: needs images with and without labels, got labels for all; add some without (--unlabelled SRC), or choose "
+                "another loss."
+            )
 
     def make_student(
         self, run: RunContext, data: RunData, objective: Objective, module: nn.Module | None
@@ -92,6 +98,7 @@ class Classification:
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
         weigh_task(parts.objective, run.config.train, parts.data.train, parts.data.classes)
+        self.learn_trust(run, parts)
         if not parts.objective.reads_features:
             return
         loader, train, teacher = parts.loader, parts.data.train, parts.taught.module.to(run.device)
@@ -108,6 +115,10 @@ class Classification:
             label=train.labels,
             index=train.index,
         )
+
+    def learn_trust(self, run: RunContext, parts: Parts) -> None:
+        teacher = None if parts.teacher is None else network_of(parts.teacher)
+        fit_reliability(run, parts, teacher, network_of(parts.student))
 
     def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
         return cached_teacher(run, parts, network_of(parts.student), epochs=epochs)

@@ -247,6 +247,14 @@ def _refuse(config: Config, objective: Objective) -> None:
             f"--unlabelled {config.data.unlabelled}: needs a classifier, got a detector; leave it out: pictures without "
             "annotations are not distilled yet."
         )
+    for name in objective.needs_unlabelled:
+        raise ValueError(
+            f"{name}: needs rows without a label, got a detector, which has none; choose another loss."
+        )
+    if config.method.trust is not None:
+        raise ValueError(
+            f"method.trust={config.method.trust}: needs a classifier, got a detector, all of whose rows have labels; leave it out."
+        )
     for name in objective.needs_index:
         raise ValueError(
             f"{name}: needs the same rows in every epoch, got a detector's proposals; choose another loss."

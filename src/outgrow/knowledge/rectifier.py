@@ -12,6 +12,7 @@ from torch import Tensor
 from outgrow import spec
 from outgrow.knowledge.registry import RULES
 from outgrow.knowledge.split import label_logit, safe_label, wrong_rows
+from outgrow.knowledge.trust import Trust, make_trust
 from outgrow.outputs import (
     UNLABELLED,
     Knowledge,
@@ -34,7 +35,9 @@ class Rectifier:
     ``rule`` is a name (``"pair"``, ``"lead(margin=0.3)"``) or your own rule
     (:class:`outgrow.outputs.Rule`). ``temperature`` is that of the loss. ``rows="all"`` applies the rule to
     right rows too; rules that only bring the label into the lead change few of those. Rows without a label
-    (:data:`outgrow.UNLABELLED`) are neither right nor wrong. They are never rewritten or dropped.
+    (:data:`outgrow.UNLABELLED`) are neither right nor wrong. They are never rewritten, and the rule never drops them.
+    ``trust`` weighs rows by how far the teacher is trusted there: a name (``"confidence(0.8)"``), an object of
+    :mod:`outgrow.knowledge.trust`, or None to weigh all alike.
 
     Called as ``rectify(teacher, target) -> Knowledge``. The teacher's logits are detached here. A logit of
     minus infinity beside finite ones rules its class out. On the CPU, ``ValueError`` is raised for labels out
@@ -52,8 +55,10 @@ class Rectifier:
         rule: Rule | str = "pair",
         temperature: float | None = 4.0,
         rows: Literal["wrong", "all"] = "wrong",
+        trust: Trust | str | None = None,
     ) -> None:
         self.rule: Rule = make_rule(rule) if isinstance(rule, str) else rule
+        self.trust: Trust | None = make_trust(trust) if isinstance(trust, str) else trust
         self.temperature, self.rows = temperature, rows
         self._checked = False
         if temperature is not None and not temperature > 0:
@@ -72,7 +77,8 @@ class Rectifier:
             )
 
     def __repr__(self) -> str:
-        return f"Rectifier({self.rule!r}, temperature={self.temperature}, rows={self.rows!r})"
+        trust = "" if self.trust is None else f", trust={self.trust!r}"
+        return f"Rectifier({self.rule!r}, temperature={self.temperature}, rows={self.rows!r}{trust})"
 
     def __call__(self, teacher: Outputs | Tensor, target: Target | Tensor) -> Knowledge:
         teacher, target = as_outputs(teacher, whose="teacher"), as_target(target)
@@ -98,7 +104,7 @@ class Rectifier:
             corrected = torch.zeros_like(wrong)
         else:
             corrected = target.valid if self.rows == "all" else wrong
-        return Knowledge(
+        knowledge = Knowledge(
             teacher=teacher,
             rule=rule,
             target=target,
@@ -110,6 +116,7 @@ class Rectifier:
             or target.may_ignore
             or (logits.device.type == "cpu" and not all_valid),
         )
+        return knowledge if self.trust is None else self.trust(knowledge)
 
 
 def rectify(

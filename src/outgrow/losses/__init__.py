@@ -28,11 +28,14 @@ from outgrow.losses.nst import NST
 from outgrow.losses.ofd import OFD
 from outgrow.losses.pkd import PKD
 from outgrow.losses.pkt import PKT
+from outgrow.losses.ppi import PPI
 from outgrow.losses.rc import RC
 from outgrow.losses.reverse_kl import ReverseKL
 from outgrow.losses.reviewkd import ReviewKD
 from outgrow.losses.rkd import RKD
 from outgrow.losses.rld import RLD
+from outgrow.losses.semiparametric import Semiparametric
+from outgrow.losses.slam import SLaM
 from outgrow.losses.sld import SLD
 from outgrow.losses.sp import SP
 from outgrow.losses.standardize import Standardize
@@ -57,6 +60,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "kd": KD,
     "dkd": DKD,
     "dist": DIST,
+    "ppi": PPI,
     "nkd": NKD,
     "ttm": TTM,
     "wttm": WTTM,
@@ -66,6 +70,8 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "rld": RLD,
     "rc": RC,
     "sld": SLD,
+    "slam": SLaM,
+    "semiparametric": Semiparametric,
     "jsd": JSD,
     "reverse_kl": ReverseKL,
     "standardize": Standardize,

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from outgrow.knowledge.trust import Reliability
 from outgrow.outputs import Outputs, Target, as_outputs, as_target
 
 Axis = Literal["row", "image", "batch"]
@@ -86,12 +87,16 @@ class Loss(nn.Module):
     holds, so that neither the row's place nor the number of processes has an effect."""
     needs_label: bool = False
     """Whether it needs labels. On a row without a label a row loss is then 0, with a zero gradient."""
+    needs_unlabelled: bool = False
+    """Whether it is zero unless a batch has rows of both kinds, with and without a label."""
     batch_statistics: bool = False
     """Whether each image's value depends on statistics of the batch, in eval mode too."""
     inert: Mapping[str, str] = {}
     """Rules that rewrite the teacher's logits but do not change this loss, each with the reason; ``"all"`` for
     every rule. A loss that reads no logits needs no entry."""
 
+    reliability: Reliability
+    """How often the teacher is right on a row, of a loss that asks for it; a run fits it before training."""
     closed_form: bool = False
     """Whether ``outgrow.losses.kd_fast`` computes it and its gradient in one pass."""
     needs_index: bool = False

@@ -203,6 +203,11 @@ class Objective(nn.Module):
         """The terms that remember samples by their number in the training set."""
         return [name for name, term in self.terms.items() if getattr(term.loss, "needs_index", False)]
 
+    @property
+    def needs_unlabelled(self) -> list[str]:
+        """The terms that are zero without rows that have no label."""
+        return [name for name, term in self.terms.items() if getattr(term.loss, "needs_unlabelled", False)]
+
     def teacher_taps(self, features: Collection[str]) -> set[str]:
         """Which of the teacher's ``features`` the losses read in each step, once they are set up."""
         read: set[str] = set()
@@ -270,6 +275,7 @@ class Objective(nn.Module):
         count = self._count(target)
         row_weights = self._row_weights(knowledge, count.rows)
         stats = {"wrong_rate": knowledge.wrong.sum() / count.labelled, "unlabelled": count.unlabelled}
+        stats |= _trust_stats(knowledge, target, count.rows)
         task_scale = self.task_weight * (weights.task if task is None or self.schedule_task else 1.0)
         safe = _safe(student, knowledge)
         if task is None:
@@ -333,6 +339,7 @@ class Objective(nn.Module):
             "unlabelled": unlabelled,
             f"{name}.easy": easy * sums.easy,
             f"{name}.hard": hard * sums.hard,
+            **_trust_stats(knowledge, target, rows),
         }
         if on_host:  # one tensor for all: each costs as much
             row = torch.tensor([*map(float, numbers.values())], dtype=kd_fast.compute_type(logits, knowledge))
@@ -516,6 +523,14 @@ class Objective(nn.Module):
                     f"{knowledge.temperature}; build both with outgrow.preset(..., temperature={own}), or pass "
                     f"Rectifier(..., temperature={own})."
                 )
+
+
+def _trust_stats(knowledge: Knowledge, target: Target, rows: Tensor | float) -> dict[str, Tensor]:
+    """The mean trust in the rows that take part, and the share of rows with none; empty where all are trusted alike."""
+    if knowledge.trust is None:
+        return {}
+    left_out = (knowledge.trust == 0) & target.takes_part
+    return {"trust": (knowledge.trust * target.takes_part).sum() / rows, "left_out": left_out.sum() / rows}
 
 
 def _on_host(logits: Tensor) -> bool:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from outgrow import spec
 from outgrow.knowledge.rectifier import Rectifier, make_rule
+from outgrow.knowledge.trust import Trust
 from outgrow.losses import DETECTOR_LOSSES, LOSSES, make_loss
 from outgrow.objective.objective import Objective
 from outgrow.objective.terms import Term
@@ -64,12 +65,13 @@ def preset(
     weight: float | None = None,
     task_weight: float | None = None,
     normalize: Literal["rows", "subset"] | None = None,
+    trust: str | Trust | None = None,
 ) -> tuple[Rectifier, Objective]:
     """The rectifier and the objective of a preset. Each argument that is given replaces a part of it.
 
     ``temperature`` is passed to the losses that soften logits. Without it a ``loss`` keeps its own default.
     The rectifier has the temperature of the losses. ``ValueError`` if the losses have different
-    temperatures and the rule depends on the temperature.
+    temperatures and the rule depends on the temperature. ``trust`` is that of the rectifier, by default None.
 
     >>> rectify, objective = preset("paper", temperature=2.0)
     >>> rectify.rule.name, rectify.temperature, objective.temperature
@@ -87,7 +89,9 @@ def preset(
     # losses without one common temperature: the rule then works at the usual 4
     rule = chosen.rule if rule is None else rule
     rule = make_rule(rule) if isinstance(rule, str) else rule
-    rectifier = Rectifier(rule, objective.temperature or 4.0, rows=getattr(rule, "rows", "wrong"))
+    rectifier = Rectifier(
+        rule, objective.temperature or 4.0, rows=getattr(rule, "rows", "wrong"), trust=trust
+    )
     declared = sorted(objective.temperatures)
     if len(declared) > 1 and rectifier.rule.uses_temperature:
         raise ValueError(

@@ -580,14 +580,25 @@ def report(
 @app.command("list")
 def list_(
     what: Annotated[
-        Literal["presets", "losses", "rules", "schedules", "models", "recipes", "fields", "features", "data"],
+        Literal[
+            "presets",
+            "losses",
+            "rules",
+            "trusts",
+            "schedules",
+            "models",
+            "recipes",
+            "fields",
+            "features",
+            "data",
+        ],
         typer.Argument(help="what to list"),
     ],
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL|SRC]", help="a model for features, a source for data")
     ] = None,
 ) -> None:
-    """List presets, losses, rules, schedules, models, recipes, the fields of a configuration, the features of a MODEL, or
+    """List presets, losses, rules, trusts, schedules, models, recipes, the fields of a configuration, the features of a MODEL, or
     the contents of a data source SRC (with a sheet of example images, outgrow-data.png)."""
     from outgrow.run.listing import listing
 

@@ -219,6 +219,7 @@ def method_of(config: Config) -> tuple[Rectifier, Objective]:
         weight=method.weight,
         task_weight=method.task_weight,
         normalize=method.normalize,
+        trust=method.trust,
     )
 
 

@@ -53,6 +53,11 @@ def _entries(what: str) -> Iterator[tuple[str, str]]:
 
         for name, rule in RULES.items():
             yield _signature(name, rule), _first_line(inspect.getmodule(rule))
+    elif what == "trusts":
+        from outgrow.knowledge import TRUSTS
+
+        for name, trust in TRUSTS.items():
+            yield _signature(name, trust), _first_line(trust)
     elif what == "schedules":
         from outgrow.objective import schedule
 

@@ -182,6 +182,10 @@ class MethodConfig(_Section):
     task: Literal["label", "posterior"] = "label"
     """What the task loss compares the student with: the label, or the posterior of label and teacher, with the noise of the
     labels estimated as for the rule ``posterior``."""
+    trust: str | None = None
+    """How far rows are trusted: "confidence(0.8)" leaves out rows without a label on which the teacher is less confident,
+    "reliability" weighs them by how often it is right at that confidence; with rows=all also those with a label. None
+    weighs all alike."""
     schedule: str | None = None
     """The weights of easy and hard rows over the training, such as "linear"; None for those of the preset."""
     temperature: float | None = Field(None, gt=0)
