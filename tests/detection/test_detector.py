@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.ops import box_iou
 
-from outgrow.detection.create import Shape, create_detector, format_name, parse_name, save_detector
-from outgrow.detection.detector import FrozenDetector
-from outgrow.detection.fasterrcnn import FasterRCNNDetector
+from outgrow.detection.families.create import Shape, create_detector, format_name, parse_name, save_detector
+from outgrow.detection.families.detector import FrozenDetector
+from outgrow.detection.families.fasterrcnn import FasterRCNNDetector
 from outgrow.models import create_model, save_student
 from outgrow.models.taps import BOX, BOX_IOU, OBJECTS, PENULTIMATE
 from tests.detection.scenes import CLASSES, TINY, detector, scenes

@@ -7,9 +7,9 @@ freeze_teacher      the same, scored
 
 from torch import nn
 
-from outgrow.detection.create import create_detector, save_detector
-from outgrow.detection.detector import Detector, FrozenDetector, NoDetector, mismatch
 from outgrow.detection.evaluation import evaluate_detector
+from outgrow.detection.families.create import create_detector, save_detector
+from outgrow.detection.families.detector import Detector, FrozenDetector, NoDetector, mismatch
 from outgrow.detection.record import numbers_of
 from outgrow.detection.run_data import RunScenes
 from outgrow.detection.student import check_module, check_name, train_alone

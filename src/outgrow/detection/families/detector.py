@@ -5,8 +5,8 @@
     detector.levels_of(images)            its feature maps
     detector.detect(images)               boxes, classes, scores
 
-Each family has a file of its own, which says what its rows are: proposals (:mod:`outgrow.detection.fasterrcnn`),
-anchors and points (:mod:`outgrow.detection.dense`), or queries (:mod:`outgrow.detection.transformer`). The boxes of rows are passed between detectors in pixels of the
+Each family has a file of its own, which says what its rows are: proposals (:mod:`outgrow.detection.families.fasterrcnn`),
+anchors and points (:mod:`outgrow.detection.families.dense`), or queries (:mod:`outgrow.detection.families.transformer`). The boxes of rows are passed between detectors in pixels of the
 original images, so each detector may resize its input differently.
 """
 

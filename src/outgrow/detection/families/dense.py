@@ -25,7 +25,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from outgrow.detection.boxes import Detections, Truth, in_crowd
-from outgrow.detection.detector import (
+from outgrow.detection.families.detector import (
     Detector,
     Layout,
     Proposals,

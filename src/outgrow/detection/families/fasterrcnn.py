@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from outgrow.detection import detectron2, published
 from outgrow.detection.boxes import Detections, Truth
-from outgrow.detection.detector import (
+from outgrow.detection.families import detectron2, published
+from outgrow.detection.families.detector import (
     Detector,
     Proposals,
     TrainingOutputs,
@@ -25,8 +25,8 @@ from outgrow.detection.detector import (
     scale_to,
     with_objects,
 )
-from outgrow.detection.family import Family
-from outgrow.detection.pyramid import build_pyramid
+from outgrow.detection.families.family import Family
+from outgrow.detection.families.pyramid import build_pyramid
 from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
 from outgrow.outputs import Outputs
 
@@ -57,7 +57,7 @@ class Shape:
     anchors: float = STRIDE_TO_ANCHOR
     """Side of a level's anchors divided by its stride; smaller for smaller objects."""
     style: str = "torchvision"
-    """Whose details of anchors, pooling and strides: torchvision's, or those of :mod:`outgrow.detection.detectron2`."""
+    """Whose details of anchors, pooling and strides: torchvision's, or those of :mod:`outgrow.detection.families.detectron2`."""
 
 
 class FasterRCNNDetector(Detector):
