@@ -74,7 +74,7 @@ def test_parts_may_be_missing(tmp_path, missing):
 
 def test_a_legend_tells_the_lines_of_both_networks_apart(tmp_path):
     """In the page's wide version, too: no name stands beside these lines."""
-    html, page = write(tmp_path, detector("kd", 0, 43.0))
+    html, _ = write(tmp_path, detector("kd", 0, 43.0))
     recall = html[html.index('id="recall"') : html.index('id="cost"')]
     (legend,) = re.findall(r'<ul class="legend always".*?</ul>', recall, re.S)
     styles = re.findall(r'<li class="(.*?)".*?>(.*?)</li>', legend)

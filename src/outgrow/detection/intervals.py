@@ -138,8 +138,8 @@ def average_precisions(
             whole = torch.stack(values).nanmean(dim=0)  # a class without objects in a draw has no AP there
             found_in = int(seen[size].sum())
             parts = {"ap": whole.mean(dim=1), "ap50": whole[:, 0], "ap75": whole[:, 5]}
-            for name, one in parts.items() if not size else ((f"ap{size}", parts["ap"]),):
-                numbers[name], images[name] = one, found_in
+            for name, drawn in parts.items() if not size else ((f"ap{size}", parts["ap"]),):
+                numbers[name], images[name] = drawn, found_in
     return Resampled(numbers, classes, images, class_images)
 
 

@@ -86,6 +86,10 @@ class TransformerDetector(Detector):
         return LAYOUT
 
     @property
+    def regions(self) -> None:
+        return None
+
+    @property
     def reported(self) -> tuple[float, int]:
         return 0.0, self.net.config.num_queries
 
