@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from outgrow.detection.create import create_detector
+from outgrow.detection.families.create import create_detector
 from outgrow.detection.teacher import make_teacher
 from outgrow.report.table import tabulate
 from outgrow.report.text import text_table

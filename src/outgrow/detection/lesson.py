@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from outgrow.detection.boxes import BACKGROUND, Scenes, Truth, in_crowd
-from outgrow.detection.detector import Proposals, TrainingOutputs
+from outgrow.detection.families.detector import Proposals, TrainingOutputs
 from outgrow.detection.scale import resized
-from outgrow.models.taps import OBJECTS
+from outgrow.models.taps import NOT_TAPS, OBJECTS
 from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
 from outgrow.training.lesson import Lesson, without_rows
 
@@ -27,8 +27,8 @@ much as hundreds of background rows."""
 
 @dataclass(frozen=True)
 class Detect:
-    """One row per proposal of the student, per anchor or point that :mod:`outgrow.detection.dense` chooses, or per query
-    and class that :mod:`outgrow.detection.queries` does.
+    """One row per proposal of the student, per anchor or point that :mod:`outgrow.detection.families.dense` chooses, or per query
+    and class that :mod:`outgrow.detection.families.queries` does.
 
     The student proposes and classifies as in normal training. Its matcher labels each row with the object that it
     overlaps, or as background. The teacher classifies the same rows on its own features. Background
@@ -66,6 +66,19 @@ def target_of(proposals: Proposals, truth: Sequence[Truth]) -> Target:
     crowded = torch.cat([in_crowd(boxes, t) for boxes, t in zip(proposals.boxes, truth, strict=True)])
     unknown = crowded & proposals.unmatched
     return Target(torch.where(unknown, IGNORE, proposals.label), image=proposals.image, may_ignore=True)
+
+
+def levels_to_compare(lesson: Lesson) -> list[str]:
+    """The levels that losses on maps compare where they name none: those of more than one place in both networks.
+
+    The last map of SSDLite is one place: it says nothing about where, and losses over positions refuse it.
+    """
+    return [
+        name
+        for name, value in lesson.student.features.items()
+        if name not in NOT_TAPS
+        and min(one.shape[2] * one.shape[3] for one in (value, lesson.teacher.features[name])) > 1
+    ]
 
 
 def _shared_levels(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:
