@@ -55,7 +55,7 @@ SHAPES = {
         "student": "levels=3-5&channels=32&head=128&rois=48&proposals=300&anchors=2",
         "teacher": "levels=3-5&channels=64&head=256&rois=48&proposals=300&anchors=2",
     },
-    "retinanet": dict.fromkeys(WEIGHTS, "levels=3-5&channels=64&anchors=2"),
+    "retinanet": dict.fromkeys(WEIGHTS, "levels=3-5&channels=64&anchors=1"),
     "fcos": dict.fromkeys(WEIGHTS, "levels=3-5&channels=64"),
     "ssdlite": dict.fromkeys(WEIGHTS, "levels=3-5&channels=128"),
 }
@@ -144,7 +144,7 @@ def table(out: Path) -> str:
     lines = [formats.text(compare(found, ["none"])), "", "AP50, last epoch", ""]
     for family, records in found.items():
         for method, runs in records.items():
-            numbers = [100.0 * run.student.ap50 for run in runs if run.student.ap50 is not None]
+            numbers = [run.student.ap50 for run in runs if run.student.ap50 is not None]
             lines.append(f"{family:12}{method:12}{summarize(numbers)}")
     return "\n".join(lines)
 
