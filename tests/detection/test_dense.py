@@ -452,6 +452,14 @@ def test_ssdlite_needs_two_images():
     assert len(lesson.target.label) == 0
 
 
+def test_ssdlite_does_not_search_its_modules_in_every_step(monkeypatch):
+    made, batch = detector("ssdlite").train(), scenes()
+    monkeypatch.setattr(
+        made, "modules", lambda: pytest.fail("a walk over all modules costs 3 % of a small net's step")
+    )
+    made(batch.images, batch.truth)
+
+
 def test_faster_rcnn_features_teach_a_dense_student():
     batch, student = scenes(), detector("fcos")
     teacher = FrozenDetector(create_detector(TINY, CLASSES), CLASSES, features_only=True)

@@ -65,8 +65,9 @@ class SSDLiteDetector(DenseDetector):
         )
 
     def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
-        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-        if len(images) < self.least and any(norm.training for norm in norms):
+        if len(images) < self.least and any(
+            module.training for module in self.modules() if isinstance(module, nn.BatchNorm2d)
+        ):
             raise ValueError(
                 f"Detector {self.name}: needs two images or more in a training step, as its last map is one place with a "
                 f"batch norm, got {len(images)}; set a larger batch size."
