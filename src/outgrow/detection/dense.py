@@ -125,8 +125,9 @@ class DenseDetector(Detector):
             anchors = self.net.anchor_generator(batch, list(maps.values()))
             losses, matched = self.losses(targets, heads, anchors, list(maps.values()))
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
-            rows = self._choose(heads["cls_logits"].detach(), torch.stack(matched), anchors, back, truth)
-            outputs = self._outputs(maps, heads, anchors, back, images, rows)
+            places = torch.stack(anchors)
+            rows = self._choose(heads["cls_logits"].detach(), torch.stack(matched), places, back, truth)
+            outputs = self._outputs(maps, heads, places, back, images, rows)
             outputs = with_objects(outputs, targets, batch.tensors)
             return TrainingOutputs(outputs, rows, reduce(torch.add, losses.values()))
 
@@ -143,7 +144,7 @@ class DenseDetector(Detector):
                     "features only (for example --loss fitnet)."
                 )
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
-            return self._outputs(maps, heads, anchors, back, images, proposals)
+            return self._outputs(maps, heads, torch.stack(anchors), back, images, proposals)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
@@ -173,7 +174,7 @@ class DenseDetector(Detector):
         self,
         logits: Float[Tensor, "images anchors classes"],
         matched: Int64[Tensor, "images anchors"],
-        anchors: Sequence[Tensor],
+        anchors: Float[Tensor, "images anchors 4"],
         back: Sequence[Tensor],
         truth: Sequence[Truth],
     ) -> Anchors:
@@ -203,11 +204,9 @@ class DenseDetector(Detector):
         else:
             known = torch.cat([torch.ones_like(label), rest])[order]
             about = torch.cat([label, asked.gather(1, places)[chosen]])[order]
-        counts = images.bincount(minlength=len(truth)).tolist()
+        of, counts = images[order], images.bincount(minlength=len(truth)).tolist()
         return Anchors(
-            boxes=tuple(
-                own[at] * scale for own, at, scale in zip(anchors, anchor.split(counts), back, strict=True)
-            ),
+            boxes=(anchors[of, anchor] * torch.stack(list(back))[of]).split(counts),
             label=known,
             truth=drawn,
             anchor=anchor,
@@ -234,7 +233,7 @@ class DenseDetector(Detector):
         self,
         maps: dict[str, Tensor],
         heads: dict[str, Tensor],
-        anchors: Sequence[Tensor],
+        anchors: Float[Tensor, "images anchors 4"],
         back: Sequence[Tensor],
         images: Sequence[Tensor],
         rows: Anchors,
@@ -245,7 +244,7 @@ class DenseDetector(Detector):
             z = logits.gather(1, rows.asked[:, None])
             logits = torch.cat([torch.zeros_like(z), z], dim=1)
         own = heads["bbox_regression"][image, rows.anchor]
-        moved = self.decode(own.detach(), torch.stack(list(anchors))[image, rows.anchor])
+        moved = self.decode(own.detach(), anchors[image, rows.anchor])
         overlap = overlap_with_truth(moved, back, images, rows)
         levels = {self.levels[key]: value for key, value in maps.items()}
         return Outputs(logits, {**levels, BOX: own, BOX_IOU: overlap})

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
 
 from outgrow.data.classes import match_classes
 from outgrow.detection.boxes import BACKGROUND, Detections, Truth, as_shares
@@ -196,12 +195,10 @@ def overlap_with_truth(
 
     Detections are clipped to the image, so the clipped boxes are compared.
     """
-    counts = [len(boxes) for boxes in proposals.boxes]
-    clipped = [
-        clip_boxes_to_image(part * scale, tuple(image.shape[-2:]))
-        for part, scale, image in zip(moved.split(counts), back, images, strict=True)
-    ]
-    return iou(torch.cat(clipped), proposals.truth) * (proposals.label > 0)
+    image = proposals.image
+    limits = moved.new_tensor([(x.shape[-1], x.shape[-2], x.shape[-1], x.shape[-2]) for x in images])
+    clipped = torch.minimum((moved * torch.stack(list(back))[image]).clamp_min(0), limits[image])
+    return iou(clipped, proposals.truth) * (proposals.label > 0)
 
 
 def iou(a: Float[Tensor, "rows 4"], b: Float[Tensor, "rows 4"]) -> Float[Tensor, " rows"]:
