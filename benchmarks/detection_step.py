@@ -27,9 +27,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from outgrow.detection import Balanced, Detect, Scenes, create_detector, make_scene_loader, open_boxes
-from outgrow.detection.boxes import Truth
-from outgrow.detection.detector import Detector, NoDetector
+from outgrow.detection import (
+    Balanced,
+    Detect,
+    Detector,
+    Scenes,
+    Truth,
+    create_detector,
+    make_scene_loader,
+    open_boxes,
+)
+from outgrow.detection.families.detector import NoDetector
 from outgrow.knowledge import Rectifier
 from outgrow.objective import Objective
 from outgrow.training.config import TrainConfig

@@ -1,6 +1,7 @@
 """The structure keeps its promises: imports point up the list, names agree three times, starts are lean."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,17 @@ def test_tasks_are_built_alike():
     for name in ("student", "teacher", "lesson", "scores", "evaluation", "task"):
         assert (SOURCE / "classification" / f"{name}.py").is_file()
         assert (SOURCE / "detection" / f"{name}.py").is_file()
+
+
+def test_the_rooms_of_detection_know_what_comes_before_them():
+    """A layout and a family need a run as little as a loss does."""
+    known = {"layouts": {"layouts", "boxes"}, "families": {"families", "boxes"}}
+    for name, allowed in known.items():
+        files = list((SOURCE / "detection" / name).glob("*.py"))
+        assert len(files) > 6
+        for path in files:
+            modules = re.findall(r"^ *from outgrow\.detection\.(\w+)", path.read_text(), re.M)
+            assert set(modules) <= allowed, path
 
 
 def test_the_map_in_the_readme_is_the_same_list():

@@ -126,7 +126,7 @@ def test_a_step_that_is_not_finite_is_skipped_on_the_device(optimizer):
 
 def test_a_detectors_step_is_the_cpus():
     """The teacher's answer about the same proposals, the corrected rows and the box term."""
-    from outgrow.detection.detector import FrozenDetector, Proposals
+    from outgrow.detection.families.detector import FrozenDetector, Proposals
     from outgrow.detection.lesson import Balanced, target_of
     from tests.detection.scenes import CLASSES, detector, scenes
 

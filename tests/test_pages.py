@@ -319,7 +319,7 @@ def test_the_error_about_two_temperatures_is_the_one_that_is_shown():
 
 
 def test_the_detectors_that_are_named_can_be_made():
-    from outgrow.detection.create import create_detector
+    from outgrow.detection.families.create import create_detector
 
     block = next(b for b in of_kind("text") if b.text.startswith("fasterrcnn:"))
     with torch.device("meta"):

@@ -3,7 +3,7 @@
 import torch
 
 from outgrow.detection.boxes import Scenes, Truth
-from outgrow.detection.create import create_detector
+from outgrow.detection.families.create import create_detector
 
 CLASSES = ("cat", "dog", "owl")
 TINY = (

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from outgrow.detection.annotations import read_annotations
 from outgrow.detection.data import DetectionData, open_coco
+from outgrow.detection.layouts.annotations import read_annotations
 
 from .coco_files import CATEGORIES, annotation, image, write_json, write_pictures
 

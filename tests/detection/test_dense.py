@@ -6,8 +6,9 @@ from torchvision.models import detection
 from torchvision.ops import box_iou
 
 import outgrow
-from outgrow.detection import published
-from outgrow.detection.create import (
+from outgrow.detection.evaluation import Found
+from outgrow.detection.families import published
+from outgrow.detection.families.create import (
     FAMILIES,
     create_detector,
     format_name,
@@ -15,8 +16,7 @@ from outgrow.detection.create import (
     parse_name,
     save_detector,
 )
-from outgrow.detection.detector import FrozenDetector, mismatch
-from outgrow.detection.evaluation import Found
+from outgrow.detection.families.detector import FrozenDetector, mismatch
 from outgrow.detection.lesson import Balanced, Detect
 from outgrow.detection.scores import coco_scores
 from outgrow.models.create import DETECTORS

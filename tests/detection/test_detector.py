@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.ops import box_iou
 
-from outgrow.detection.create import Shape, create_detector, format_name, parse_name, save_detector
-from outgrow.detection.detector import FrozenDetector
-from outgrow.detection.fasterrcnn import FasterRCNNDetector
+from outgrow.detection.families.create import Shape, create_detector, format_name, parse_name, save_detector
+from outgrow.detection.families.detector import FrozenDetector
+from outgrow.detection.families.fasterrcnn import FasterRCNNDetector
 from outgrow.models import create_model, save_student
 from outgrow.models.taps import BOX, BOX_IOU, OBJECTS, PENULTIMATE
 from tests.detection.scenes import CLASSES, TINY, detector, scenes
@@ -45,6 +45,17 @@ def test_names_round_trip():
         ("fasterrcnn:torchvision/resnet18?size", "needs key=value pairs"),
         ("fasterrcnn:torchvision/resnet18?pad_type=same", "needs no arguments for timm, got pad_type"),
         ("fasterrcnn:torchvision/vit_b_16", "levels that the backbone has"),
+        ("fasterrcnn:torchvision/swin_t", "maps of several strides and channels first, got one without"),
+        ("fasterrcnn:timm/swin_tiny_patch4_window7_224", "images of any size, got an error .* match model"),
+        ("retinanet:timm/maxvit_tiny_rw_224", "images of any size, got an error .* divisible by window"),
+        (
+            "fcos:timm/swin_tiny_patch4_window7_224?strict_img_size=false",
+            r"channels first, got maps of shape \(1, 16, 20, 192\)",
+        ),
+        (
+            "ssdlite:timm/swin_tiny_patch4_window7_224?strict_img_size=false",
+            "choose a convolutional one such as timm/convnext_atto",
+        ),
         ("fasterrcnn:timm/resnet18?colour=red", "correct the arguments after the question mark"),
     ],
 )

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from outgrow.detection.create import create_detector, save_detector
-from outgrow.detection.detector import FrozenDetector, Proposals
-from outgrow.detection.detectron2 import BACKBONES, from_detectron2
+from outgrow.detection.families.create import create_detector, save_detector
+from outgrow.detection.families.detector import FrozenDetector, Proposals
+from outgrow.detection.families.detectron2 import BACKBONES, from_detectron2
 from tests.detection.test_published import COCO80
 
 NAME = "fasterrcnn:torchvision/resnet50"

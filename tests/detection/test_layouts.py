@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from outgrow.data import DataWarning
-from outgrow.detection.annotations import read_annotations
 from outgrow.detection.data import open_boxes
+from outgrow.detection.layouts.annotations import read_annotations
 from outgrow.run.tasks import task_name
 
 from .coco_files import annotation, image, write_json, write_pictures

@@ -6,7 +6,7 @@ import torch
 import outgrow
 from outgrow import IGNORE, Objective, Outputs, Rectifier, Target, corrected_logits, rectify
 from outgrow.detection.boxes import Scenes
-from outgrow.detection.detector import FrozenDetector
+from outgrow.detection.families.detector import FrozenDetector
 from outgrow.detection.lesson import MAX_FACTOR, Balanced, Detect, balance, target_of
 from outgrow.models.taps import OBJECTS
 from tests.detection.scenes import CLASSES, TINY, detector, scenes

@@ -1,5 +1,7 @@
 """What the page of a detector shows besides its measure."""
 
+import re
+
 import pytest
 from PIL import Image
 
@@ -23,7 +25,11 @@ def test_every_number_is_there(tmp_path):
     html, page = write(tmp_path, detector("kd", 0, 43.0, pictures=("pictures/0001.png",)))
     assert_self_contained(html, page)
     for said in (
-        "student teacher AP, mean over IoU 0.50 to 0.95 43.00 40.00 AP at IoU 0.50 44.00 41.00",
+        "student teacher AP, mean over IoU 0.50 to 0.95 43.00 [41.0, 45.0] 40.00 [38.0, 42.0] AP at IoU 0.50 44.00 41.00",
+        "AP of large objects, above 96\u00b2 pixels 48.00 (3 images) 45.00 (3 images)",
+        "AP of the student minus the teacher's: +3.00 [+1.00, +5.00].",
+        "95 % intervals over images",
+        "They hold one training",
         "AP at IoU 0.75 45.00 42.00",
         "AP of small objects, below 32\u00b2 pixels \u2013 \u2013",
         "AR of large objects 54.00 51.00",
@@ -31,7 +37,7 @@ def test_every_number_is_there(tmp_path):
         "size of the weights 1.00 MiB 3.00 MiB",
         "time for one image 12.3 ms (95 % within 24.7; short side 320 pixels) 45.7 ms (95 % within 91.3; short side 320 pixels)",
         "Images of the validation split.",
-        "RBC student 2,000 1,700 300 31 32 33 34 43.00 teacher 2,000 1,500 500 31 32 33 34 43.00",
+        "RBC student 2,000 1,700 300 31 32 33 34 43.00 [41.0, 45.0] teacher 2,000 1,500 500 31 32 33 34 43.00 [38.0, 42.0]",
         "<b>platelets</b> student 2,002 1,702",
     ):
         assert said in page.text, said
@@ -53,7 +59,9 @@ def test_without_a_teacher(tmp_path):
     assert not page.all("img")
 
 
-@pytest.mark.parametrize("missing", ["numbers", "errors", "pictures", "curves", "cost"])
+@pytest.mark.parametrize(
+    "missing", ["numbers", "errors", "pictures", "curves", "cost", "intervals", "difference"]
+)
 def test_parts_may_be_missing(tmp_path, missing):
     run = detector("kd", 0, 43.0)
     del run["detection"][missing]
@@ -61,6 +69,21 @@ def test_parts_may_be_missing(tmp_path, missing):
     assert_self_contained(html, page)
     assert ("COCO's numbers" in page.text) == (missing != "numbers")
     assert ("What was found, by class" in page.text) == (missing != "errors")
+    assert ("minus the teacher's" in page.text) == (missing not in ("difference", "numbers"))
+
+
+def test_a_legend_tells_the_lines_of_both_networks_apart(tmp_path):
+    """In the page's wide version, too: no name stands beside these lines."""
+    html, _ = write(tmp_path, detector("kd", 0, 43.0))
+    recall = html[html.index('id="recall"') : html.index('id="cost"')]
+    (legend,) = re.findall(r'<ul class="legend always".*?</ul>', recall, re.S)
+    styles = re.findall(r'<li class="(.*?)".*?>(.*?)</li>', legend)
+    assert styles == [
+        ("s0 line", "student, IoU 0.50"),
+        ("s0 dashes", "student, IoU 0.50 to 0.95"),
+        ("teacher line", "teacher, IoU 0.50"),
+        ("teacher dashes", "teacher, IoU 0.50 to 0.95"),
+    ]
 
 
 def test_a_classifier_has_no_such_part(tmp_path):

@@ -8,9 +8,9 @@ from torch import nn
 from torchvision.models import detection, get_model_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from outgrow.detection import published
-from outgrow.detection.create import create_detector, save_detector
-from outgrow.detection.detector import FrozenDetector
+from outgrow.detection.families import published
+from outgrow.detection.families.create import create_detector, save_detector
+from outgrow.detection.families.detector import FrozenDetector
 
 COCO80 = tuple(name for name in published.coco_names() if not name.startswith("("))
 

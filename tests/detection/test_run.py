@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from outgrow.detection.create import create_detector, save_detector
-from outgrow.detection.detector import FrozenDetector
+from outgrow.detection.families.create import create_detector, save_detector
+from outgrow.detection.families.detector import FrozenDetector
 from outgrow.detection.run_data import open_run_scenes, train_scenes
 from outgrow.detection.task import TASK
 from outgrow.models import create_model, save_student

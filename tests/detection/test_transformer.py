@@ -13,11 +13,11 @@ import outgrow
 from outgrow import IGNORE
 from outgrow.detection import Balanced, Detect, FrozenDetector, create_detector, save_detector
 from outgrow.detection.boxes import Scenes
-from outgrow.detection.create import load_detector
-from outgrow.detection.queries import AT_LEAST, OFFSET_SCALE, PER_OBJECT, choose
-from outgrow.detection.transformer import Preparation, TransformerDetector
-from outgrow.detection.transformer_create import format_shape, parse_shape
-from outgrow.detection.transformer_export import AnySize, write_settings
+from outgrow.detection.deploy.transformer_export import AnySize, write_settings
+from outgrow.detection.families.create import load_detector
+from outgrow.detection.families.queries import AT_LEAST, OFFSET_SCALE, PER_OBJECT, choose
+from outgrow.detection.families.transformer import Preparation, TransformerDetector
+from outgrow.detection.families.transformer_create import format_shape, parse_shape
 from outgrow.models.taps import BOX, BOX_IOU, OBJECTS, PENULTIMATE
 from outgrow.run import distill
 from outgrow.run.evaluation import evaluate_model
@@ -415,7 +415,7 @@ def test_detections_are_those_of_the_image_processor(family, tmp_path):
     torch.testing.assert_close(
         detector.pixels([image.float() / 255]), inputs["pixel_values"], rtol=0, atol=1.01 / 255
     )  # the processor rounds to whole numbers
-    from outgrow.detection.transformer import found
+    from outgrow.detection.families.transformer import found
 
     boxes, label, score = found(outputs.logits[0], outputs.pred_boxes[0], (96, 128))
     torch.testing.assert_close(boxes, theirs["boxes"])

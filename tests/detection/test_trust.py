@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from outgrow.data import DataWarning
-from outgrow.detection.annotations import read_annotations
 from outgrow.detection.data import DetectionData, open_coco
 from outgrow.detection.describe import describe_boxes, write_scene_sheet
+from outgrow.detection.layouts.annotations import read_annotations
 from outgrow.detection.loader import make_scene_loader
 from outgrow.detection.run_data import open_run_scenes
 from outgrow.training.config import build_config

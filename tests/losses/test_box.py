@@ -91,4 +91,4 @@ def test_errors():
         )
     with pytest.raises(ValueError, match="beta needs a positive number"):
         make_loss("box(beta=0)")
-    assert set(DETECTOR_LOSSES) == {"box", "fgd"}
+    assert set(DETECTOR_LOSSES) == {"box", "fgd", "objectness"}

@@ -147,6 +147,13 @@ def detector(
             for i, name in enumerate(("RBC", "WBC", "<b>platelets</b>"))
         ]
 
+    def interval(score: float) -> dict[str, Any]:
+        return {"low": score - 2, "high": score + 2, "images": 72}
+
+    def intervals(score: float) -> dict[str, Any]:
+        few = {"low": None, "high": None, "images": 3, "reason": "3 images"}
+        return {"numbers": {"ap": interval(score), "ap_large": few}, "classes": {"RBC": interval(score)}}
+
     def cost(size: int, median: float) -> dict[str, Any]:
         times = {"batch": 1, "size": 320, "median": median, "p95": 2 * median, "repeats": 50}
         return {"bytes": size, "flops": None, "latency": [times]}
@@ -158,6 +165,11 @@ def detector(
             "student": {"ap50": [ap] * 101, "ap": [ap / 2] * 101},
             "teacher": None if teacher is None else {"ap50": [teacher] * 101, "ap": [teacher / 2] * 101},
         },
+        "intervals": {
+            "student": intervals(ap),
+            "teacher": None if teacher is None else intervals(teacher),
+        },
+        "difference": None if teacher is None else interval(ap - teacher),
         "cost": {
             "student": cost(2**20, 12.34),
             "teacher": None if teacher is None else cost(3 * 2**20, 45.67),

@@ -98,7 +98,11 @@ def test_names_stand_beside_the_ends_of_lines_or_in_the_legend():
     places = {text: y for text, _, y in texts(plot.wide)}
     assert places["high"] < places["teacher"] < places["low"]
     assert not {"high", "teacher", "low"} & set(words(plot.narrow))
-    assert plot.legend == [("low", "s0"), ("high", "s1"), ("teacher", "teacher")]
+    assert [(key.label, key.colour) for key in plot.legend] == [
+        ("low", "s0"),
+        ("high", "s1"),
+        ("teacher", "teacher"),
+    ]
 
 
 def test_labels_keep_their_distance_and_their_order():

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from outgrow.detection.boxes import BACKGROUND, Truth
 from outgrow.detection.data import DetectionSplit
-from outgrow.detection.detector import FrozenDetector
 from outgrow.detection.evaluation import evaluate_detector
+from outgrow.detection.families.detector import FrozenDetector
 from outgrow.detection.lesson import target_of
 from outgrow.detection.loader import make_scene_loader
 from outgrow.detection.page import COUNTS, NUMBERS, percent

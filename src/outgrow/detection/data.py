@@ -1,9 +1,9 @@
 """Detection data: images with boxes, opened by one string.
 
-coco:IMAGES:ANNOTATIONS, coco:FOLDER    :mod:`outgrow.detection.coco`
-yolo:DATA.yaml                          :mod:`outgrow.detection.yolo`
-voc:FOLDER                              :mod:`outgrow.detection.voc`
-hf:NAME                                 :mod:`outgrow.detection.hub`
+coco:IMAGES:ANNOTATIONS, coco:FOLDER    :mod:`outgrow.detection.layouts.coco`
+yolo:DATA.yaml                          :mod:`outgrow.detection.layouts.yolo`
+voc:FOLDER                              :mod:`outgrow.detection.layouts.voc`
+hf:NAME                                 :mod:`outgrow.detection.layouts.hub`
 """
 
 import os
@@ -23,13 +23,13 @@ from outgrow.data.notes import printable, some, warn_notes
 from outgrow.data.pixels import VERSION, decode, to_tensor
 from outgrow.data.reading import OnFault, Opening, kept_rows, note_look
 from outgrow.data.splits import Rows
-from outgrow.detection.annotations import AnnotationFile
 from outgrow.detection.boxes import Truth
-from outgrow.detection.coco import read_coco
-from outgrow.detection.hub import read_hub
-from outgrow.detection.listed import Listed
-from outgrow.detection.voc import read_voc
-from outgrow.detection.yolo import read_yolo
+from outgrow.detection.layouts.annotations import AnnotationFile
+from outgrow.detection.layouts.coco import read_coco
+from outgrow.detection.layouts.hub import read_hub
+from outgrow.detection.layouts.listed import Listed
+from outgrow.detection.layouts.voc import read_voc
+from outgrow.detection.layouts.yolo import read_yolo
 
 KINDS = ("coco", "yolo", "voc", "hf")
 

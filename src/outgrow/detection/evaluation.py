@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from outgrow.detection.boxes import Detections
-from outgrow.detection.create import create_detector
 from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes
-from outgrow.detection.detector import FrozenDetector
+from outgrow.detection.families.create import create_detector
+from outgrow.detection.families.detector import FrozenDetector
 from outgrow.detection.loader import make_scene_loader
 from outgrow.detection.record import numbers_of
 from outgrow.detection.scores import CocoScores, coco_scores

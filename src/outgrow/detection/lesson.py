@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from outgrow.detection.boxes import BACKGROUND, Scenes, Truth, in_crowd
-from outgrow.detection.detector import Proposals, TrainingOutputs
+from outgrow.detection.families.detector import Proposals, TrainingOutputs
 from outgrow.detection.scale import resized
 from outgrow.models.taps import OBJECTS
 from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
@@ -27,8 +27,8 @@ much as hundreds of background rows."""
 
 @dataclass(frozen=True)
 class Detect:
-    """One row per proposal of the student, per anchor or point that :mod:`outgrow.detection.dense` chooses, or per query
-    and class that :mod:`outgrow.detection.queries` does.
+    """One row per proposal of the student, per anchor or point that :mod:`outgrow.detection.families.dense` chooses, or per query
+    and class that :mod:`outgrow.detection.families.queries` does.
 
     The student proposes and classifies as in normal training. Its matcher labels each row with the object that it
     overlaps, or as background. The teacher classifies the same rows on its own features. Background

@@ -4,10 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from outgrow.report.parts import Section
+from outgrow.report.parts import Section, signed
 from outgrow.report.pictures import Picture, drawn_picture
 from outgrow.report.plots import Plot, recall_plot
-from outgrow.training.record import Both, CostRecord, ErrorsRecord, Run, RunRecord, parse_record
+from outgrow.training.record import (
+    Both,
+    CostRecord,
+    DetectionRecord,
+    ErrorsRecord,
+    IntervalRecord,
+    IntervalsRecord,
+    Run,
+    RunRecord,
+    parse_record,
+)
 
 NUMBERS = {
     "ap": "AP, mean over IoU 0.50 to 0.95",
@@ -38,11 +48,14 @@ COUNTS = {
 
 @dataclass(frozen=True)
 class NumberLine:
-    """One number of student and teacher, as text; ``teacher`` is None without a teacher."""
+    """One number of student and teacher, as text; ``teacher`` is None without a teacher. Below a number its interval, or why
+    there is none; empty where none was computed."""
 
     name: str
     student: str
     teacher: str | None
+    student_interval: str = ""
+    teacher_interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class ErrorLine:
     network: str
     counts: tuple[int, ...]
     ap: str
+    interval: str
 
 
 @dataclass(frozen=True)
@@ -77,9 +91,11 @@ def page_sections(record: Run, folder: str | Path) -> list[Section]:
     if found is None:
         return []
     context = {
-        "numbers": () if found.numbers is None else _numbers(found.numbers),
+        "numbers": () if found.numbers is None else _numbers(found.numbers, found.intervals),
+        "intervals": found.intervals is not None,
+        "difference": _difference(found),
         "with_teacher": found.numbers is not None and found.numbers.teacher is not None,
-        "classes": () if found.errors is None else _classes(found.errors),
+        "classes": () if found.errors is None else _classes(found.errors, found.intervals),
         "counts": tuple(COUNTS.values()),
         "curves": None if found.curves is None else _curves(found.curves),
         "costs": () if found.cost is None else _costs(parse_record(record), found.cost),
@@ -90,18 +106,62 @@ def page_sections(record: Run, folder: str | Path) -> list[Section]:
     return [Section("outgrow.detection/detection.html", context)]
 
 
-def _numbers(numbers: Both[dict[str, float | None]]) -> list[NumberLine]:
+def _numbers(
+    numbers: Both[dict[str, float | None]], intervals: Both[IntervalsRecord] | None
+) -> list[NumberLine]:
     """COCO's numbers in COCO's order, then other numbers of the record."""
     student, teacher = numbers.student, numbers.teacher
+    own, other = (
+        {} if one is None else one.numbers
+        for one in ((None, None) if intervals is None else (intervals.student, intervals.teacher))
+    )
     keys = [key for key in NUMBERS if key in student] + [key for key in student if key not in NUMBERS]
     return [
         NumberLine(
             NUMBERS.get(key, key),
             percent(student[key]),
             None if teacher is None else percent(teacher.get(key)),
+            interval_text(own.get(key)),
+            interval_text(other.get(key)),
         )
         for key in keys
     ]
+
+
+def interval_text(found: IntervalRecord | None) -> str:
+    """The ends of an interval, or why there is none.
+
+    >>> interval_text(IntervalRecord(low=41.23, high=47.0, images=72))
+    '[41.2, 47.0]'
+    >>> interval_text(IntervalRecord(low=None, high=None, images=3, reason="3 images"))
+    '(3 images)'
+    """
+    if found is None:
+        return ""
+    if found.low is None or found.high is None:
+        return f"({found.reason})"
+    return f"[{found.low:.1f}, {found.high:.1f}]"
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The student's AP minus the teacher's, and its interval as text."""
+
+    value: float
+    interval: str
+    tone: str
+
+
+def _difference(found: DetectionRecord) -> Apart | None:
+    """None without a teacher, or without an interval."""
+    one, numbers = found.difference, found.numbers
+    if one is None or one.low is None or one.high is None or numbers is None or numbers.teacher is None:
+        return None
+    student, teacher = numbers.student.get("ap"), numbers.teacher.get("ap")
+    if student is None or teacher is None:
+        return None
+    tone = "better" if one.low > 0 else "worse" if one.high < 0 else "unclear"
+    return Apart(student - teacher, f"[{signed(one.low)}, {signed(one.high)}]", tone)
 
 
 def _curves(curves: Both[dict[str, tuple[float, ...]]]) -> Plot | None:
@@ -137,14 +197,28 @@ def _latency(cost: CostRecord) -> str:
     return f"{one.median:.1f} ms (95 % within {one.p95:.1f}{size})"
 
 
-def _classes(errors: Both[tuple[ErrorsRecord, ...]]) -> list[ClassLines]:
+def _classes(
+    errors: Both[tuple[ErrorsRecord, ...]], intervals: Both[IntervalsRecord] | None
+) -> list[ClassLines]:
+    own_intervals, other_intervals = (
+        {} if one is None else one.classes
+        for one in ((None, None) if intervals is None else (intervals.student, intervals.teacher))
+    )
     others = {line.name: line for line in errors.teacher or ()}
     return [
         ClassLines(
             own.name,
             tuple(
-                ErrorLine(network, tuple(getattr(line, count) for count in COUNTS), percent(line.ap))
-                for network, line in (("student", own), ("teacher", others.get(own.name)))
+                ErrorLine(
+                    network,
+                    tuple(getattr(line, count) for count in COUNTS),
+                    percent(line.ap),
+                    interval_text(found.get(own.name)),
+                )
+                for network, line, found in (
+                    ("student", own, own_intervals),
+                    ("teacher", others.get(own.name), other_intervals),
+                )
                 if line is not None
             ),
         )

@@ -10,9 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from outgrow.detection.boxes import Detections
 from outgrow.detection.errors import best_threshold, class_errors, confident
+from outgrow.detection.intervals import Interval, Resampled, difference, resample
 from outgrow.detection.run_data import RunScenes
 from outgrow.detection.scores import NUMBERS, CocoScores
-from outgrow.training.record import Both, CostRecord, DetectionRecord
+from outgrow.training.record import Both, CostRecord, DetectionRecord, IntervalRecord, IntervalsRecord
 
 NUM_PICTURES = 8
 
@@ -36,11 +37,16 @@ def detection_record(
     cost: Both[CostRecord] | None,
 ) -> DetectionRecord:
     """Student and teacher on the test images. The teacher's fields are None without a teacher."""
+    drawn = _resampled(data, student)
+    before = None if teacher is None else _resampled(data, teacher)
+    apart = None if before is None else difference(drawn, before)
     return DetectionRecord(
         numbers=Both(
             student=numbers_of(student.scores),
             teacher=None if teacher is None else numbers_of(teacher.scores),
         ),
+        intervals=Both(student=_intervals(drawn), teacher=None if before is None else _intervals(before)),
+        difference=None if apart is None else _interval(apart),
         errors=Both(
             student=errors_by_class(data, student),
             teacher=None if teacher is None else errors_by_class(data, teacher),
@@ -52,6 +58,22 @@ def detection_record(
         pictures=tuple(pictures),
         pictures_of="test" if data.shown is data.test else "validation",
     )
+
+
+def _resampled(data: RunScenes, found: Finding) -> Resampled:
+    test = data.test
+    return resample(test.annotations, test.image_ids, data.source.category_ids, found.detections)
+
+
+def _intervals(drawn: Resampled) -> IntervalsRecord:
+    return IntervalsRecord(
+        numbers={name: _interval(one) for name, one in drawn.intervals.items()},
+        classes={name: _interval(one) for name, one in drawn.per_class.items()},
+    )
+
+
+def _interval(one: Interval) -> IntervalRecord:
+    return IntervalRecord(low=one.low, high=one.high, images=one.images, reason=one.reason)
 
 
 def numbers_of(scores: CocoScores) -> dict[str, float | None]:

@@ -6,9 +6,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from outgrow.detection.create import create_detector
 from outgrow.detection.data import DetectionSplit
-from outgrow.detection.detector import Detector, NoDetector
+from outgrow.detection.families.create import create_detector
+from outgrow.detection.families.detector import Detector, NoDetector
 from outgrow.detection.run_data import RunScenes
 from outgrow.detection.student import check_name
 from outgrow.detection.task import Detection

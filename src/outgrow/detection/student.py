@@ -4,9 +4,9 @@ from pathlib import Path
 
 from torch import nn
 
-from outgrow.detection.create import create_detector, is_detector
-from outgrow.detection.detector import Detector, NoDetector
 from outgrow.detection.evaluation import evaluate_detector
+from outgrow.detection.families.create import create_detector, is_detector
+from outgrow.detection.families.detector import Detector, NoDetector
 from outgrow.detection.lesson import Detect
 from outgrow.detection.run_data import RunScenes, train_scenes
 from outgrow.knowledge import Rectifier

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from outgrow.detection.cost import measure_cost
-from outgrow.detection.create import least_images, save_detector
-from outgrow.detection.detector import Detector
 from outgrow.detection.evaluation import Found, evaluate_detection, evaluate_detector
+from outgrow.detection.families.create import least_images, save_detector
+from outgrow.detection.families.detector import Detector
 from outgrow.detection.lesson import Balanced, Detect
 from outgrow.detection.loader import SceneLoader
 from outgrow.detection.page import page_sections

@@ -7,13 +7,14 @@ freeze_teacher      the same, scored
 
 from torch import nn
 
-from outgrow.detection.create import create_detector, save_detector
-from outgrow.detection.detector import Detector, FrozenDetector, NoDetector, mismatch
 from outgrow.detection.evaluation import evaluate_detector
+from outgrow.detection.families.create import create_detector, save_detector
+from outgrow.detection.families.detector import Detector, FrozenDetector, NoDetector, mismatch
 from outgrow.detection.record import numbers_of
 from outgrow.detection.run_data import RunScenes
 from outgrow.detection.student import check_module, check_name, train_alone
 from outgrow.losses.box import Box
+from outgrow.losses.objectness import Objectness
 from outgrow.models import num_parameters
 from outgrow.objective import Objective
 from outgrow.training.config import Config
@@ -65,6 +66,9 @@ def freeze(
 ) -> FrozenDetector:
     """The frozen teacher. One that cannot answer for the student's rows teaches by its features alone: ``ValueError``
     for a loss on rows then."""
+    regions = any(isinstance(term.loss, Objectness) for term in objective.terms.values())
+    if regions:
+        _check_regions(detector, student)
     wrong = mismatch(detector.layout, student.layout)
     if wrong is not None:
         got, remedy = wrong
@@ -78,7 +82,23 @@ def freeze(
                 f"{', '.join(on_rows)}: needs a teacher that answers for the student's rows, got {got}; {remedy}."
             )
         run.report.note(f"teacher {detector.name}: only its features are distilled, as it has {got}")
-    return FrozenDetector(detector, data.classes, features_only=wrong is not None).to(run.device)
+    return FrozenDetector(detector, data.classes, features_only=wrong is not None, regions=regions).to(
+        run.device
+    )
+
+
+def _check_regions(teacher: Detector, student: Detector) -> None:
+    """``ValueError`` if the two have no anchors in common."""
+    for whose, one in (("student", student), ("teacher", teacher)):
+        if one.regions is None:
+            raise ValueError(
+                f"objectness: needs a detector with anchors, got {one.name} as the {whose}, whose queries are at places of "
+                "their own; leave objectness out (kd says which of the student's queries have an object)."
+            )
+    wrong = mismatch(teacher.regions, student.regions)
+    if wrong is not None:
+        got, remedy = wrong
+        raise ValueError(f"objectness: needs a teacher with the student's anchors, got {got}; {remedy}.")
 
 
 def freeze_teacher(

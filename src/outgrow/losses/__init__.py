@@ -25,6 +25,7 @@ from outgrow.losses.mgd import MGD
 from outgrow.losses.nkd import NKD
 from outgrow.losses.normkd import NormKD
 from outgrow.losses.nst import NST
+from outgrow.losses.objectness import Objectness
 from outgrow.losses.ofd import OFD
 from outgrow.losses.pkd import PKD
 from outgrow.losses.pkt import PKT
@@ -86,7 +87,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "crd": CRD,
 }
 
-DETECTOR_LOSSES: dict[str, Callable[..., Loss]] = {"box": Box, "fgd": FGD}
+DETECTOR_LOSSES: dict[str, Callable[..., Loss]] = {"box": Box, "fgd": FGD, "objectness": Objectness}
 """Losses on outputs, or features, that only detectors have."""
 
 

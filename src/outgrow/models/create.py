@@ -159,7 +159,7 @@ def _split(name: str) -> tuple[str, str]:
     if name.partition(":")[0] in (*DETECTORS, *DETECTION_TRANSFORMERS) and ":" in name:
         raise ValueError(
             f"create_model: needs a classifier, got the detector {name!r}; use detectors with --data "
-            "coco:IMAGES:ANNOTATIONS, or outgrow.detection.create.create_detector in Python."
+            "coco:IMAGES:ANNOTATIONS, or outgrow.detection.families.create.create_detector in Python."
         )
     family, _, rest = name.partition(":" if name.startswith("py:") else "/")
     if family in ("hf", "py") and rest:

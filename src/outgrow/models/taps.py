@@ -26,7 +26,9 @@ BOX_IOU = "box_iou"
 OBJECTS = "objects"
 """The annotated boxes of each image of a detector (images x objects x 4: left, top, right, bottom), as shares of its maps.
 Images with fewer objects have empty boxes."""
-NOT_TAPS = frozenset({PENULTIMATE, BOX, BOX_IOU, OBJECTS})
+OBJECTNESS = "objectness"
+"""A detector's logit of there being an object, for each anchor of each image (images x anchors)."""
+NOT_TAPS = frozenset({PENULTIMATE, BOX, BOX_IOU, OBJECTS, OBJECTNESS})
 """Features that losses on maps do not use unless named."""
 
 

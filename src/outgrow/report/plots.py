@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -94,13 +94,24 @@ class Effect:
     colour: str = "s0"
 
 
+class Key(NamedTuple):
+    """A line of a legend: its label, the palette's name of its colour, and how it is drawn."""
+
+    label: str
+    colour: str
+    dashed: bool | None = None
+    """None for the colour's own style: levels of a teacher are dashed."""
+
+
 @dataclass(frozen=True)
 class Plot:
-    """Both versions as inline SVG, and the legend: labels with palette names."""
+    """Both versions as inline SVG, and the legend. It is shown below the narrow version, below both with ``named=False``:
+    the wide one then has no names beside its lines."""
 
     wide: Markup
     narrow: Markup
-    legend: Sequence[tuple[str, str]] = ()
+    legend: Sequence[Key] = ()
+    named: bool = True
 
 
 def teacher_levels(own: float | None, corrected: float | None) -> list[Level]:
@@ -141,7 +152,7 @@ def line_plot(
     return Plot(
         drawn("wide", WIDE, 380.0),
         drawn("narrow", NARROW, 300.0),
-        [(one.label, one.colour) for one in named],
+        [Key(one.label, one.colour) for one in named],
     )
 
 
@@ -249,7 +260,8 @@ def calibration_plot(
     return Plot(
         drawn("wide", WIDE, 380.0),
         drawn("narrow", NARROW, 340.0),
-        [(label, colour) for label, _, colour in lines],
+        [Key(label, colour) for label, _, colour in lines],
+        named=False,
     )
 
 
@@ -280,7 +292,8 @@ def recall_plot(
     return Plot(
         drawn("wide", WIDE, 380.0),
         drawn("narrow", NARROW, 340.0),
-        [(label, colour) for label, _, colour, _ in lines],
+        [Key(label, colour, style != "-") for label, _, colour, style in lines],
+        named=False,
     )
 
 

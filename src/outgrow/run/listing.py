@@ -82,7 +82,7 @@ def _features(model: str | None) -> Iterator[str]:
         raise ValueError(
             "list features: needs a model, got none; run for example `outgrow list features cifar/resnet20`."
         )
-    from outgrow.detection.create import is_detector
+    from outgrow.detection.families.create import is_detector
 
     if is_detector(model):
         yield from _levels(model)
@@ -101,8 +101,8 @@ def _levels(model: str) -> Iterator[str]:
     """The levels of a detector's pyramid."""
     import torch
 
-    from outgrow.detection.create import create_detector
-    from outgrow.detection.transformer import TransformerDetector
+    from outgrow.detection.families.create import create_detector
+    from outgrow.detection.families.transformer import TransformerDetector
 
     detector = create_detector(model, ("object",)).eval()
     with torch.no_grad():

@@ -198,11 +198,34 @@ class Both(_Part, Generic[Measured]):
     teacher: Measured | None = None
 
 
+class IntervalRecord(_Part):
+    """A 95 % interval over test images, in percent. ``low`` and ``high`` are None where there is none; ``reason`` says why.
+
+    ``images`` is the number of test images that have such an object.
+    """
+
+    low: float | None
+    high: float | None
+    images: int
+    reason: str | None = None
+
+
+class IntervalsRecord(_Part):
+    """The intervals of a detector's APs: by the name of the number, and by class."""
+
+    numbers: dict[str, IntervalRecord]
+    classes: dict[str, IntervalRecord]
+
+
 class DetectionRecord(_Part):
     """A detector's numbers on the test images: COCO's twelve in percent, errors by class, drawn images."""
 
     numbers: Both[dict[str, float | None]] | None = None
     """``{"ap": 43.2, "ap50": ...}`` of each network."""
+    intervals: Both[IntervalsRecord] | None = None
+    """Over test images, of one training each: they hold nothing of the spread over seeds."""
+    difference: IntervalRecord | None = None
+    """The student's AP minus the teacher's, on the same draws of images; None without a teacher."""
     errors: Both[tuple[ErrorsRecord, ...]] | None = None
     """``[{"class": "RBC", "objects": 819, "found": ...}]`` of each network."""
     curves: Both[dict[str, tuple[float, ...]]] | None = None

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from outgrow.detection import published
-from outgrow.detection.dense import NEGATIVES, DenseDetector, recorded_match
-from outgrow.detection.family import Family
-from outgrow.detection.pyramid import build_pyramid
+from outgrow.detection.families import published
+from outgrow.detection.families.dense import NEGATIVES, DenseDetector, recorded_match
+from outgrow.detection.families.family import Family
+from outgrow.detection.families.pyramid import build_pyramid
 
 GROUPS = 32
 """Groups of the group norms in the heads."""

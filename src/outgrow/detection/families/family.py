@@ -1,4 +1,4 @@
-"""What a family of detectors declares, so that :mod:`outgrow.detection.create` can build, load and name its members."""
+"""What a family of detectors declares, so that :mod:`outgrow.detection.families.create` can build, load and name its members."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from outgrow.detection.detector import Detector
+from outgrow.detection.families.detector import Detector
 
 
 @dataclass(frozen=True)

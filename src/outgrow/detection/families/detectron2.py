@@ -25,7 +25,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
-from outgrow.detection.published import coco_names
+from outgrow.detection.families.published import coco_names
 
 STYLE = "detectron2"
 BACKBONES = {"torchvision/resnet50": 6, "torchvision/resnet101": 23, "torchvision/resnet152": 36}

@@ -19,8 +19,15 @@ import yaml
 from outgrow.data.files import read_bytes
 from outgrow.data.notes import printable
 from outgrow.data.reading import OnFault
-from outgrow.detection.annotations import Faults, check_content
-from outgrow.detection.listed import Listed, common_folder, digest_of, hold_out, pictures_in, size_of_file
+from outgrow.detection.layouts.annotations import Faults, check_content
+from outgrow.detection.layouts.listed import (
+    Listed,
+    common_folder,
+    digest_of,
+    hold_out,
+    pictures_in,
+    size_of_file,
+)
 from outgrow.machine.files import parse_yaml
 
 _KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

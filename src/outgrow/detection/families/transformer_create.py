@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from outgrow.data.classes import match_classes
-from outgrow.detection.transformer import Preparation, TransformerDetector, Triple
+from outgrow.detection.families.transformer import Preparation, TransformerDetector, Triple
 from outgrow.models.sources import fetching
 from outgrow.models.weight_file import check_tensors, first_line
 from outgrow.models.weights import states_normalisation, write_weights

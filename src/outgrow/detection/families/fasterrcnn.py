@@ -4,30 +4,33 @@ The network is torchvision's Faster R-CNN with a feature pyramid, on any backbon
 of any other.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from outgrow.detection import detectron2, published
 from outgrow.detection.boxes import Detections, Truth
-from outgrow.detection.detector import (
+from outgrow.detection.families import detectron2, published
+from outgrow.detection.families.detector import (
     Detector,
+    Layout,
     Proposals,
     TrainingOutputs,
+    anchors_of,
     full_precision,
     matched_boxes,
     overlap_with_truth,
     scale_to,
     with_objects,
 )
-from outgrow.detection.family import Family
-from outgrow.detection.pyramid import build_pyramid
-from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
+from outgrow.detection.families.family import Family
+from outgrow.detection.families.pyramid import build_pyramid
+from outgrow.models.taps import BOX, BOX_IOU, OBJECTNESS, PENULTIMATE
 from outgrow.outputs import Outputs
 
 STRIDE_TO_ANCHOR = 8.0
@@ -57,7 +60,7 @@ class Shape:
     anchors: float = STRIDE_TO_ANCHOR
     """Side of a level's anchors divided by its stride; smaller for smaller objects."""
     style: str = "torchvision"
-    """Whose details of anchors, pooling and strides: torchvision's, or those of :mod:`outgrow.detection.detectron2`."""
+    """Whose details of anchors, pooling and strides: torchvision's, or those of :mod:`outgrow.detection.families.detectron2`."""
 
 
 class FasterRCNNDetector(Detector):
@@ -73,6 +76,18 @@ class FasterRCNNDetector(Detector):
         super().__init__(net, name=name, classes=classes, outputs=outputs)
 
     @property
+    def regions(self) -> Layout:
+        generator = self.net.rpn.anchor_generator
+        places = tuple(zip(generator.sizes, generator.aspect_ratios, strict=True))
+        return anchors_of(
+            self.net,
+            self.family,
+            self.levels,
+            (type(generator).__name__, *places),
+            rows="regions",
+        )
+
+    @property
     def reported(self) -> tuple[float, int]:
         heads = self.net.roi_heads
         return heads.score_thresh, heads.detections_per_img
@@ -84,7 +99,8 @@ class FasterRCNNDetector(Detector):
         batch, targets = self.net.transform(list(images), targets)
         maps = self._maps(batch.tensors)
         with full_precision(batch.tensors):
-            boxes, region_losses = self.net.rpn(batch, maps, targets)
+            with _recorded_scores(self.net.rpn.head) as scores:
+                boxes, region_losses = self.net.rpn(batch, maps, targets)
             heads = self.net.roi_heads
             boxes, matched, labels, moves = heads.select_training_samples(boxes, targets)
             vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
@@ -99,7 +115,7 @@ class FasterRCNNDetector(Detector):
                 ),
             )
             outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
-            outputs = with_objects(outputs, targets, batch.tensors)
+            outputs = _with_objectness(with_objects(outputs, targets, batch.tensors), scores)
             task = torch.stack([*region_losses.values(), class_loss, box_loss]).sum()
         return TrainingOutputs(outputs, proposals, task)
 
@@ -111,7 +127,11 @@ class FasterRCNNDetector(Detector):
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
             boxes = [b / s for b, s in zip(proposals.boxes, back, strict=True)]
             vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
-            return self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
+            outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
+            if self.shows_regions:
+                scores, _ = self.net.rpn.head(list(maps.values()))
+                outputs = _with_objectness(outputs, scores)
+            return outputs
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
@@ -159,6 +179,23 @@ class FasterRCNNDetector(Detector):
         overlap = overlap_with_truth(moved, back, images, proposals)
         levels = {self.levels[key]: value for key, value in maps.items()}
         return Outputs(logits, {**levels, PENULTIMATE: vectors, BOX: own, BOX_IOU: overlap})
+
+
+def _with_objectness(outputs: Outputs, scores: Sequence[Tensor]) -> Outputs:
+    """``outputs`` with the scores of the region proposals by level, one for each anchor of a place, as one row an image."""
+    objectness = torch.cat([one.permute(0, 2, 3, 1).flatten(1).float() for one in scores], dim=1)
+    return replace(outputs, features={**outputs.features, OBJECTNESS: objectness})
+
+
+@contextmanager
+def _recorded_scores(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Records the scores of the region proposals, which torchvision's step does not return."""
+    seen: list[Tensor] = []
+    handle = head.register_forward_hook(lambda _, __, output: seen.extend(output[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def _build(backbone: str, shape: Shape, arguments: dict[str, Any], outputs: int, pretrained: bool) -> Any:

@@ -4,7 +4,7 @@
     onnx          one image of any size to boxes, labels and scores, with onnxruntime alone
 
 ``.pt2`` is not possible: torch.export cannot trace a detector, whose number of boxes depends on the image. Detection
-transformers are in :mod:`outgrow.detection.transformer_export`.
+transformers are in :mod:`outgrow.detection.deploy.transformer_export`.
 """
 
 import json
@@ -27,11 +27,11 @@ from outgrow.data.notes import DataWarning
 from outgrow.data.pixels import decode, to_tensor
 from outgrow.data.transforms import to_float
 from outgrow.detection.boxes import Detections
-from outgrow.detection.create import load_detector, metadata_of
-from outgrow.detection.detector import Detector
-from outgrow.detection.export_code import loading_code
+from outgrow.detection.deploy.export_code import loading_code
+from outgrow.detection.families.create import load_detector, metadata_of
+from outgrow.detection.families.detector import Detector
+from outgrow.detection.families.transformer import TransformerDetector
 from outgrow.detection.run_data import open_run_scenes
-from outgrow.detection.transformer import TransformerDetector
 from outgrow.models.portable import OnnxModel, write_traced_onnx
 from outgrow.models.weights import write_weights
 from outgrow.training.deployment import Exported, ExportedFile, FinishedRun, Request, public_name
@@ -66,7 +66,9 @@ def export_student(run: FinishedRun, request: Request, report: Reporter) -> Expo
             "out."
         )
     if isinstance(detector, TransformerDetector):
-        from outgrow.detection.transformer_export import export_transformer  # it uses this module's parts
+        from outgrow.detection.deploy.transformer_export import (
+            export_transformer,  # it uses this module's parts
+        )
 
         return export_transformer(detector, request, _images(run, request), report)
     if "torch" in request.formats:

@@ -4,7 +4,7 @@
     detector.classify(images, queries)    its outputs for the queries of another detector
     detector.detect(images)               boxes, classes, scores
 
-A row is a query and a class (:mod:`outgrow.detection.queries`). The task loss is the one that the library computes from
+A row is a query and a class (:mod:`outgrow.detection.families.queries`). The task loss is the one that the library computes from
 labels, with its denoising queries. Images are resized to one size, without keeping the aspect ratio, as the library does.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from outgrow.detection.boxes import Detections, Truth
-from outgrow.detection.detector import Detector, Layout, Proposals, TrainingOutputs, with_objects
-from outgrow.detection.queries import LAYOUT, Pairs, Queries, choose, partners, rows_of
+from outgrow.detection.families.detector import Detector, Layout, Proposals, TrainingOutputs, with_objects
+from outgrow.detection.families.queries import LAYOUT, Pairs, Queries, choose, partners, rows_of
 from outgrow.outputs import Outputs
 
 Triple = tuple[float, float, float]
@@ -54,7 +54,7 @@ class _Seen:
 class TransformerDetector(Detector):
     """``net`` (transformers' model for object detection) for ``classes``.
 
-    The features of its outputs are those of :func:`outgrow.detection.queries.rows_of`. Their maps are the levels of the
+    The features of its outputs are those of :func:`outgrow.detection.families.queries.rows_of`. Their maps are the levels of the
     encoder by stride: ``p3`` is 2**3 pixels of the resized image.
     """
 
@@ -84,6 +84,10 @@ class TransformerDetector(Detector):
     @property
     def layout(self) -> Layout:
         return LAYOUT
+
+    @property
+    def regions(self) -> None:
+        return None
 
     @property
     def reported(self) -> tuple[float, int]:

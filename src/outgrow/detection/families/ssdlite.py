@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from outgrow.detection import published
 from outgrow.detection.boxes import Truth
-from outgrow.detection.dense import NEGATIVES, DenseDetector
-from outgrow.detection.detector import TrainingOutputs
-from outgrow.detection.family import Family
-from outgrow.detection.pyramid import build_body
+from outgrow.detection.families import published
+from outgrow.detection.families.dense import NEGATIVES, DenseDetector
+from outgrow.detection.families.detector import TrainingOutputs
+from outgrow.detection.families.family import Family
+from outgrow.detection.families.pyramid import build_body
 
 RATIOS, SMALLEST, LARGEST = [2, 3], 0.2, 0.95
 """Aspect ratios of anchors, and the sides of the smallest and largest as shares of the image, as in torchvision."""

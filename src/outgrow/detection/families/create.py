@@ -4,7 +4,7 @@ A name is ``FAMILY:BACKBONE?KEY=VALUE&...``, for example ``fasterrcnn:torchvisio
 ``fcos:timm/tf_efficientnet_lite0?size=320&levels=3-5``. Keys are fields of the family's shape; other keys are
 arguments for timm. In place of a backbone there may be one of torchvision's own detectors:
 ``fasterrcnn:torchvision/fasterrcnn_resnet50_fpn_v2``. Names of detection transformers are in
-:mod:`outgrow.detection.transformer_create`.
+:mod:`outgrow.detection.families.transformer_create`.
 """
 
 import json
@@ -20,11 +20,19 @@ import yaml
 from torch import Tensor, nn
 
 from outgrow.data.classes import match_classes, stated_names
-from outgrow.detection import detectron2, fasterrcnn, fcos, published, retinanet, ssdlite, transformer_create
-from outgrow.detection.detector import Detector
-from outgrow.detection.family import Family
-from outgrow.detection.fasterrcnn import Shape
-from outgrow.detection.transformer import TransformerDetector
+from outgrow.detection.families import (
+    detectron2,
+    fasterrcnn,
+    fcos,
+    published,
+    retinanet,
+    ssdlite,
+    transformer_create,
+)
+from outgrow.detection.families.detector import Detector
+from outgrow.detection.families.family import Family
+from outgrow.detection.families.fasterrcnn import Shape
+from outgrow.detection.families.transformer import TransformerDetector
 from outgrow.models.create import DETECTORS
 from outgrow.models.network import InputSpec
 from outgrow.models.weights import read_weights, stated_input, states_normalisation, write_weights

@@ -10,7 +10,7 @@ from pathlib import Path
 from outgrow.data.files import PICTURES, read_bytes, read_picture
 from outgrow.data.notes import printable
 from outgrow.data.splits import Rows
-from outgrow.detection.annotations import AnnotationFile
+from outgrow.detection.layouts.annotations import AnnotationFile
 
 SPLITS = ("train", "val", "test")
 NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -10,8 +10,8 @@ from typing import Any
 from outgrow.data.hub import OBJECTS, HubImages, image_column, load_hub
 from outgrow.data.identity import fingerprint
 from outgrow.data.reading import Opening
-from outgrow.detection.annotations import Faults, check_content
-from outgrow.detection.listed import Listed, hold_out, seen_size
+from outgrow.detection.layouts.annotations import Faults, check_content
+from outgrow.detection.layouts.listed import Listed, hold_out, seen_size
 
 _CATEGORIES = ("category", "label", "category_id", "categories", "labels")
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from outgrow.detection import published
-from outgrow.detection.create import parse_name
-from outgrow.detection.detector import Detector
+from outgrow.detection.families import published
+from outgrow.detection.families.create import parse_name
+from outgrow.detection.families.detector import Detector
 
 
 def loading_code(detector: Detector) -> str:

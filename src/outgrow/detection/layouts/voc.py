@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 from outgrow.data.files import PICTURES, read_bytes
 from outgrow.data.notes import printable
 from outgrow.data.reading import OnFault
-from outgrow.detection.annotations import Faults, check_content
-from outgrow.detection.listed import Listed, digest_of, hold_out, size_of_file
+from outgrow.detection.layouts.annotations import Faults, check_content
+from outgrow.detection.layouts.listed import Listed, digest_of, hold_out, size_of_file
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _Object = tuple[str, str, bool, list[float] | None, object]

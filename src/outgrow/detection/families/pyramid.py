@@ -89,6 +89,11 @@ def build_body(
             f"for example {family}:torchvision/resnet18 or {family}:timm/tf_efficientnet_lite0."
         )
     body, available, spec = builders[library](family, rest, pretrained, dict(arguments))
+    if not available:
+        raise ValueError(
+            f"{family}:{name}: needs a backbone with maps of several strides and channels first, got one without; choose a "
+            "convolutional one such as torchvision/convnext_tiny."
+        )
     strides = [2**level for level in range(levels[0], levels[1] + 1)]
     if not strides or any(stride not in available for stride in strides):
         levels_text = ", ".join(str(stride.bit_length() - 1) for stride in available)
@@ -97,7 +102,32 @@ def build_body(
             "set ?levels=FIRST-LAST."
         )
     widths = [available[stride][1] for stride in strides]
-    return Body(body([available[stride][0] for stride in strides]), widths, strides, spec)
+    net = body([available[stride][0] for stride in strides])
+    _check_maps(f"{family}:{name}", net, widths)
+    return Body(net, widths, strides, spec)
+
+
+@torch.no_grad()
+def _check_maps(name: str, net: nn.Module, widths: list[int]) -> None:
+    """``ValueError`` for a backbone that takes one size of images only, or whose maps have channels last."""
+    training = net.training
+    net.eval()
+    try:
+        found = net(torch.zeros(1, 3, 128, 160))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"{name}: needs a backbone that takes images of any size, got an error for 128 x 160 pixels: "
+            f"{str(error).splitlines()[0].rstrip('.') if str(error) else type(error).__name__}; choose a convolutional one "
+            "such as timm/convnext_atto, or timm/pvt_v2_b0."
+        ) from None
+    finally:
+        net.train(training)
+    for value, width in zip(found.values() if isinstance(found, Mapping) else found, widths, strict=True):
+        if value.shape[1] != width:
+            raise ValueError(
+                f"{name}: needs a backbone whose maps have channels first, got maps of shape {tuple(value.shape)} for {width} "
+                "channels, as of Swin; choose a convolutional one such as timm/convnext_atto, or timm/pvt_v2_b0."
+            )
 
 
 def _torchvision(family: str, rest: str, pretrained: bool, arguments: dict[str, Any]) -> Any:

@@ -5,13 +5,13 @@
     detector.levels_of(images)            its feature maps
     detector.detect(images)               boxes, classes, scores
 
-Each family has a file of its own, which says what its rows are: proposals (:mod:`outgrow.detection.fasterrcnn`),
-anchors and points (:mod:`outgrow.detection.dense`), or queries (:mod:`outgrow.detection.transformer`). The boxes of rows are passed between detectors in pixels of the
+Each family has a file of its own, which says what its rows are: proposals (:mod:`outgrow.detection.families.fasterrcnn`),
+anchors and points (:mod:`outgrow.detection.families.dense`), or queries (:mod:`outgrow.detection.families.transformer`). The boxes of rows are passed between detectors in pixels of the
 original images, so each detector may resize its input differently.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,11 +99,14 @@ class Detector(nn.Module):
     box             the box regression for the row's class, per row
     box_iou         the IoU of the regressed box with the ground truth, 0 on background
     objects         the annotated boxes of each image as shares of a map, in a training step
+    objectness      the logit of there being an object, for each anchor of an image (not of detection transformers)
     """
 
     family = ""
     least = 1
     """The smallest number of images that it takes in training mode."""
+    shows_regions = False
+    """Whether :meth:`classify` returns ``objectness``, too, where that takes a pass of its own."""
 
     def __init__(
         self,
@@ -134,6 +137,11 @@ class Detector(nn.Module):
     def layout(self) -> Layout | None:
         """Which anchors or queries its rows are; None if it classifies any box."""
         return None
+
+    @property
+    def regions(self) -> Layout | None:
+        """The anchors for which it says whether an object is there; None if it has none."""
+        return self.layout
 
     @property
     def reported(self) -> tuple[float, int]:
@@ -255,6 +263,22 @@ def mismatch(teacher: Layout | None, student: Layout | None) -> tuple[str, str] 
     )
 
 
+def anchors_of(
+    net: Any, family: str, levels: Mapping[str, str], places: tuple[Any, ...], *, rows: str = "anchors"
+) -> Layout:
+    """The layout of the anchors of torchvision's ``net``; ``places`` are those of a place, for each level."""
+    transform = net.transform
+    fixed = transform.fixed_size
+    return Layout(
+        family=family,
+        size=tuple(transform.min_size) if fixed is None else tuple(fixed),
+        max_size=transform.max_size if fixed is None else None,
+        levels=tuple(levels.values()),
+        anchors=places,
+        rows=rows,
+    )
+
+
 def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -278,13 +302,21 @@ class FrozenDetector(BaseTeacher):
     the teacher has counts as background.
 
     A teacher whose rows are not those of the student (another family, or other anchors) teaches with
-    ``features_only``: its logits are zero, and no loss may read them.
+    ``features_only``: its logits are zero, and no loss may read them. With ``regions`` the features have the detector's
+    ``objectness``, which takes time in a Faster R-CNN.
     """
 
     columns: Tensor
     foreign: Tensor
 
-    def __init__(self, detector: Detector, classes: Sequence[str], *, features_only: bool = False) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        classes: Sequence[str],
+        *,
+        features_only: bool = False,
+        regions: bool = False,
+    ) -> None:
         super().__init__()
         match = match_classes(detector.classes, len(detector.classes), classes)
         if match.columns is None:
@@ -297,6 +329,7 @@ class FrozenDetector(BaseTeacher):
         if match.how == "position":
             warnings.warn(f"teacher {detector.name}: its classes are taken {match.note}.", stacklevel=2)
         self.detector = detector.requires_grad_(False)
+        self.detector.shows_regions = regions
         self.features_only = features_only
         known = [1 + place for place in match.columns]  # class 0 is the background
         others = [number for number in range(1, detector.num_classes) if number not in known]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from outgrow.detection.boxes import BACKGROUND
-from outgrow.detection.detector import Layout, Proposals, iou
+from outgrow.detection.families.detector import Layout, Proposals, iou
 from outgrow.models.taps import BOX, BOX_IOU, PENULTIMATE
 from outgrow.outputs import IGNORE, Outputs
 

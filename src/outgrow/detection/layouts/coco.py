@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from outgrow.data.reading import OnFault
-from outgrow.detection.annotations import Content, Faults, check_content, load_content, read_annotations
-from outgrow.detection.listed import NAMES, SPLITS, Listed, digest_of, hold_out
+from outgrow.detection.layouts.annotations import (
+    Content,
+    Faults,
+    check_content,
+    load_content,
+    read_annotations,
+)
+from outgrow.detection.layouts.listed import NAMES, SPLITS, Listed, digest_of, hold_out
 
 _PREFIX = "instances_"
 ROBOFLOW = "_annotations.coco.json"

@@ -25,17 +25,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from outgrow.detection.boxes import Detections, Truth, in_crowd
-from outgrow.detection.detector import (
+from outgrow.detection.families.detector import (
     Detector,
     Layout,
     Proposals,
     TrainingOutputs,
+    anchors_of,
     full_precision,
     overlap_with_truth,
     scale_to,
     with_objects,
 )
-from outgrow.models.taps import BOX, BOX_IOU
+from outgrow.models.taps import BOX, BOX_IOU, OBJECTNESS
 from outgrow.outputs import IGNORE, Outputs
 
 NEGATIVES = 256
@@ -47,12 +48,13 @@ class Anchors(Proposals):
     """Rows that are anchors: ``anchor`` is the number of each in its image, of ``count`` anchors.
 
     ``asked`` is the class that a row asks about, by the detector's number of it; None if a row has a logit for each
-    class.
+    class. ``classes`` are the student's, by the same numbers.
     """
 
     anchor: Int64[Tensor, " rows"]
     count: int
     asked: Int64[Tensor, " rows"] | None
+    classes: Int64[Tensor, " classes"]
     of: Layout
 
     @property
@@ -64,11 +66,12 @@ class Anchors(Proposals):
         return self.asked is None
 
     def in_classes(self, columns: Int64[Tensor, " classes"]) -> "Proposals":
+        classes = columns[self.classes]
         if self.asked is None:
-            return super().in_classes(columns)
+            return replace(self, label=columns[self.label], classes=classes)
         asked = columns[self.asked]
         # a class that the other side lacks has no number there but the background's
-        return replace(self, asked=asked, label=torch.where(asked > 0, self.label, IGNORE))
+        return replace(self, asked=asked, classes=classes, label=torch.where(asked > 0, self.label, IGNORE))
 
 
 class DenseDetector(Detector):
@@ -85,15 +88,7 @@ class DenseDetector(Detector):
 
     @property
     def layout(self) -> Layout:
-        transform = self.net.transform
-        fixed = transform.fixed_size
-        return Layout(
-            family=self.family,
-            size=tuple(transform.min_size) if fixed is None else tuple(fixed),
-            max_size=transform.max_size if fixed is None else None,
-            levels=tuple(self.levels.values()),
-            anchors=self.places(),
-        )
+        return anchors_of(self.net, self.family, self.levels, self.places())
 
     def places(self) -> tuple[Any, ...]:
         """The anchors of a place, for each level."""
@@ -212,6 +207,7 @@ class DenseDetector(Detector):
             anchor=anchor,
             count=matched.shape[1],
             asked=about,
+            classes=torch.arange(1, self.num_classes, device=matched.device),
             of=self.layout,
         )
 
@@ -247,7 +243,21 @@ class DenseDetector(Detector):
         moved = self.decode(own.detach(), anchors[image, rows.anchor])
         overlap = overlap_with_truth(moved, back, images, rows)
         levels = {self.levels[key]: value for key, value in maps.items()}
-        return Outputs(logits, {**levels, BOX: own, BOX_IOU: overlap})
+        objectness = self._objectness(heads["cls_logits"], rows.classes)
+        return Outputs(logits, {**levels, BOX: own, BOX_IOU: overlap, OBJECTNESS: objectness})
+
+    def _objectness(
+        self, logits: Float[Tensor, "images anchors outputs"], classes: Int64[Tensor, " classes"]
+    ) -> Float[Tensor, "images anchors"]:
+        """The logit of there being an object of ``classes``: of the best class, where each has a score of its own. Other
+        classes count as background."""
+        known = logits[..., classes]
+        if self.one_class:
+            return known.amax(dim=2)
+        others = torch.ones(logits.shape[2], dtype=torch.bool, device=logits.device).index_fill(
+            0, classes, False
+        )
+        return known.logsumexp(dim=2) - logits[..., others].logsumexp(dim=2)
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from outgrow.detection import published
-from outgrow.detection.dense import NEGATIVES, DenseDetector, recorded_match
-from outgrow.detection.family import Family
-from outgrow.detection.pyramid import build_pyramid
+from outgrow.detection.families import published
+from outgrow.detection.families.dense import NEGATIVES, DenseDetector, recorded_match
+from outgrow.detection.families.family import Family
+from outgrow.detection.families.pyramid import build_pyramid
 
 STRIDE_TO_ANCHOR = 4.0
 """Side of a level's smallest anchors divided by its stride, in the paper and in torchvision."""

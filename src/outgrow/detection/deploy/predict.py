@@ -11,9 +11,9 @@ from PIL.Image import Image
 from outgrow.data.pixels import to_tensor
 from outgrow.data.transforms import to_float
 from outgrow.detection.boxes import Detections
-from outgrow.detection.create import load_detector
-from outgrow.detection.detector import Detector
-from outgrow.detection.export import Finder, load_student, onnx_finder
+from outgrow.detection.deploy.export import Finder, load_student, onnx_finder
+from outgrow.detection.families.create import load_detector
+from outgrow.detection.families.detector import Detector
 from outgrow.models.portable import OnnxModel
 from outgrow.training.acceleration import make_accelerator
 from outgrow.training.config import TrainConfig
@@ -93,7 +93,7 @@ def of_weights(path: Path) -> Boxes:
 
 def of_program(path: Path, facts: dict[str, Any]) -> Boxes:
     """A ``.pt2`` file of ``outgrow export``."""
-    from outgrow.detection.transformer_export import program_finder
+    from outgrow.detection.deploy.transformer_export import program_finder
 
     return Boxes(program_finder(path), tuple(facts["classes"]))
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.detection.boxes import Detections
-from outgrow.detection.export import (
+from outgrow.detection.deploy.export import (
     ONNX,
     ONNX_LOADING,
     WEIGHTS,
@@ -24,8 +24,8 @@ from outgrow.detection.export import (
     facts_of,
     onnx_finder,
 )
-from outgrow.detection.transformer import Preparation, TransformerDetector, found
-from outgrow.detection.transformer_create import metadata_of, state_of
+from outgrow.detection.families.transformer import Preparation, TransformerDetector, found
+from outgrow.detection.families.transformer_create import metadata_of, state_of
 from outgrow.models.portable import (
     OnnxModel,
     exported_program,
