@@ -52,7 +52,6 @@ NAMES = {
     "rtdetr": "rtdetr:?size={size}&d_model=64&queries=50&layers=2&backbone=10&width=16",
     "dfine": "dfine:?size={size}&d_model=64&queries=50&layers=2&backbone=10&width=16",
 }
-TRANSFORMERS = ("rtdetr", "dfine")
 WARM = 3
 """First steps, which are not counted."""
 
@@ -119,7 +118,7 @@ def plain_step(detector: Detector, config: TrainConfig) -> Callable[[Scenes], fl
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return float(loss.detach())
 
     return step
 
@@ -149,7 +148,7 @@ def of_step(
 ) -> dict[str, Any]:
     """CPU seconds of both steps, their ratio, and the largest relative difference of their losses."""
     torch.manual_seed(0)
-    ours = create_detector(NAMES[family].format(size=size), tuple(classes))
+    ours = create_detector(NAMES.get(family, family).format(size=size), tuple(classes))
     config = TrainConfig(
         epochs=1, batch_size=len(scenes[0].images), lr=1e-3, lr_schedule="constant", device="cpu"
     )
@@ -162,7 +161,7 @@ def of_step(
     turns = Turns(scenes, recorded, steps + WARM)
     trainer = trainer_of(ours, turns, config)
     objective = trainer.objective
-    objective.register_forward_hook(lambda module, given, result: own.append(float(result.total)))
+    objective.register_forward_hook(lambda module, given, result: own.append(float(result.total.detach())))
     trainer.on_step = turns.stepped
     trainer.fit()
     pairs = turns.seconds[WARM:]
@@ -255,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--families", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--families", nargs="+", default=list(NAMES), help="or names of detectors")
     parser.add_argument("--data")
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--batch", type=int, default=4)
