@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from outgrow import IGNORE, PENULTIMATE, Objective, Outputs, Rectifier, Target
 from outgrow.data.plan import Plan
 from outgrow.losses import DETECTOR_LOSSES, LOSSES
-from outgrow.models.taps import BOX, BOX_IOU, OBJECTS
+from outgrow.models.taps import BOX, BOX_IOU, OBJECTNESS, OBJECTS
 
 NUM, BATCH, CLASSES, STEPS, ROWS = 20, 9, 5, 3, 4
 """Images, those of a batch, classes, steps, and rows an image where rows are not images."""
@@ -70,13 +70,13 @@ CASES = {
 class Net(nn.Module):
     """Two maps, a vector and logits of each image; of each of its rows where there are several."""
 
-    def __init__(self, width: int, *, boxes: bool, objects: bool) -> None:
+    def __init__(self, width: int, *, boxes: bool, objects: bool, regions: bool) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, width, 3, padding=1)
         self.second = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.last = nn.Linear(2 * width, CLASSES)
         self.box = nn.Linear(2 * width, 4) if boxes else None
-        self.objects = objects
+        self.objects, self.regions = objects, regions
 
     def forward(self, images: Tensor, shift: Tensor | None = None, image: Tensor | None = None) -> Outputs:
         first = self.first(images)
@@ -91,6 +91,8 @@ class Net(nn.Module):
         if self.objects:
             corner = images[:, None, :2, 0, 0].sigmoid() / 2
             features[OBJECTS] = torch.cat([corner, corner + 0.4], dim=2)
+        if self.regions:
+            features[OBJECTNESS] = second.mean(dim=1).flatten(1)
         return Outputs(self.last(vector), features)
 
 
@@ -100,7 +102,7 @@ def train(
     """The student's weights, and the loss's parameters and buffers, after three steps on this process."""
     torch.manual_seed(0)
     # layers that a loss does not read would get no gradient, which DDP refuses
-    reads = {"boxes": case.loss == "box", "objects": case.loss == "fgd"}
+    reads = {"boxes": case.loss == "box", "objects": case.loss == "fgd", "regions": case.loss == "objectness"}
     student, teacher = Net(4, **reads).to(dtype), Net(5, **reads).to(dtype)
     objective = Objective(case.loss, normalize="subset" if case.normalize == "subset" else "rows")
     objective.process_group = group if case.told else None

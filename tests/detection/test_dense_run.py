@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from outgrow.detection.deploy.export import matched, onnx_finder, write_detector_onnx
+from outgrow.detection.export import matched, onnx_finder, write_detector_onnx
 from outgrow.detection.families.create import create_detector, load_detector, save_detector
 from outgrow.models.portable import OnnxModel
 from outgrow.models.taps import BOX

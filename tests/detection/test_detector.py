@@ -12,7 +12,7 @@ from outgrow.detection.families.create import Shape, create_detector, format_nam
 from outgrow.detection.families.detector import FrozenDetector
 from outgrow.detection.families.fasterrcnn import FasterRCNNDetector
 from outgrow.models import create_model, save_student
-from outgrow.models.taps import BOX, BOX_IOU, OBJECTS, PENULTIMATE
+from outgrow.models.taps import BOX, BOX_IOU, OBJECTNESS, OBJECTS, PENULTIMATE
 from tests.detection.scenes import CLASSES, TINY, detector, scenes
 
 
@@ -82,7 +82,7 @@ def test_backbones_of_both_libraries(backbone):
 def test_features_are_named_by_stride():
     made, batch = detector(), scenes()
     features = made.train()(batch.images, batch.truth).outputs.features
-    assert list(features) == ["p3", "p4", "p5", "p6", PENULTIMATE, BOX, BOX_IOU, OBJECTS]
+    assert list(features) == ["p3", "p4", "p5", "p6", PENULTIMATE, BOX, BOX_IOU, OBJECTS, OBJECTNESS]
     side = features["p3"].shape[3] * 8
     for level in ("p4", "p5", "p6"):
         assert features[level].shape[3] == -(-side // 2 ** int(level[1]))
@@ -98,7 +98,7 @@ def test_its_outputs_for_its_own_proposals_are_the_same():
     answer = made(batch.images, batch.truth)
     again = made.eval().classify(batch.images, answer.proposals)
     torch.testing.assert_close(again.logits, answer.outputs.logits, rtol=1e-4, atol=1e-4)
-    assert set(answer.outputs.features) == {*again.features, OBJECTS}
+    assert set(answer.outputs.features) == {*again.features, OBJECTS, OBJECTNESS}
     for name, value in again.features.items():
         torch.testing.assert_close(value, answer.outputs.features[name], rtol=1e-3, atol=1e-3)
 

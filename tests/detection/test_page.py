@@ -36,7 +36,7 @@ def test_every_number_is_there(tmp_path):
         "class objects found missed confused duplicated badly placed background AP (%)",
         "size of the weights 1.00 MiB 3.00 MiB",
         "time for one image 12.3 ms (95 % within 24.7; short side 320 pixels) 45.7 ms (95 % within 91.3; short side 320 pixels)",
-        "Images of the validation split.",
+        "Images of the test split.",
         "RBC student 2,000 1,700 300 31 32 33 34 43.00 [41.0, 45.0] teacher 2,000 1,500 500 31 32 33 34 43.00 [38.0, 42.0]",
         "<b>platelets</b> student 2,002 1,702",
     ):

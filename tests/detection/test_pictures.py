@@ -84,6 +84,22 @@ def test_the_photograph_stands_in_every_column_and_boxes_in_their_own(tmp_path):
     assert has(pixels[-FOOT:], COLOURS[1])
 
 
+def test_four_columns_are_two_rows_of_two(tmp_path):
+    """Side by side on a page they would be too small to read."""
+    path = tmp_path / "picture.png"
+    cat = truth((100, 100, 200, 200, 1))
+    columns = [("a", truth()), ("b", truth()), ("c", truth()), ("d", cat)]
+    side_by_side(path, columns, grey(), ["cat", "dog"])
+    pixels = drawn(path)
+    assert pixels.shape == (2 * (HEAD + 480) + FOOT, GAP + 2 * (640 + GAP), 3)
+    upper, lower = pixels[: HEAD + 480], pixels[HEAD + 480 :]
+    for number in (0, 1):
+        assert (column(upper, number) == 128).all()
+    assert column(lower, 1)[150, 101].tolist() == rgb(COLOURS[0])
+    assert not has(column(lower, 0), COLOURS[0])
+    assert has(pixels[-FOOT:], COLOURS[0])
+
+
 def test_a_photograph_of_another_size_is_scaled_with_its_boxes(tmp_path):
     image = grey(240, 320)
     image[:, 60:180, 80:240] = 200

@@ -96,7 +96,13 @@ def test_a_run_leaves_what_its_user_needs(run):
         for row in rows:
             assert row["found"] + row["missed"] == row["objects"]
     assert record["student"]["ap"] == record["epochs"][-1]["score"]
-    assert len(record["detection"]["pictures"]) == 3  # as many as there are
+    assert len(record["detection"]["pictures"]) == 4  # as many as there are
+    assert record["detection"]["pictures_of"] == "test"
+    for one in (
+        record["detection"]["intervals"]["student"]["numbers"]["ap"],
+        record["detection"]["difference"],
+    ):
+        assert one == {"low": None, "high": None, "images": 4, "reason": "4 images"}
     for name in ("student.safetensors", "teacher.safetensors", "index.html", "curves.png", "config.yaml"):
         assert (out / name).stat().st_size > 100
     assert all((out / name).is_file() for name in record["detection"]["pictures"])

@@ -669,7 +669,7 @@ def test_a_run_leaves_what_its_user_needs(run, small):
     assert record["metric"] == "ap"
     assert set(record["epochs"][0]["terms"]) == {"task", "kd", "box", "fitnet"}
     assert 0 < record["epochs"][0]["wrong_rate"] <= 1
-    assert len(record["detection"]["pictures"]) == 3
+    assert len(record["detection"]["pictures"]) == 4
     assert record["student"]["name"] == config.student.name
     family = config.student.name.partition(":")[0] + ":"
     scores = evaluate_model(small, family, weights=out / "student.safetensors", workers=0)

@@ -175,7 +175,7 @@ def detector(
             "teacher": None if teacher is None else cost(3 * 2**20, 45.67),
         },
         "pictures": list(pictures),
-        "pictures_of": "validation",
+        "pictures_of": "test",
     }
     return {**run, "metric": "ap", "compared": None}
 

@@ -41,7 +41,7 @@ def test_every_number_is_there(tmp_path):
 
 def test_one_run_is_not_called_more(tmp_path):
     _, page = write(tmp_path, record("outgrow", 0, 93.0, corrected=True))
-    assert "One run, one seed: a number without an interval." in page.text
+    assert "One run, one seed: nothing here says how far seeds differ." in page.text
     assert "has outgrown its teacher takes several seeds" in page.text
     assert "and has outgrown" not in page.text
 

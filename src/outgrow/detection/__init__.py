@@ -14,7 +14,7 @@ lesson = Detect()(student, teacher, scenes)        # then rectify and objective,
     scores.py  errors.py  evaluation.py  cost.py  AP, errors by class, time and size
     record.py  pictures.py  page.py               a run's record, drawn images and page
     audit.py  rehearsal.py                        before a run
-    deploy/                                       after it: export and predict
+    export.py  predict.py  deploy/                after it
     task.py                                       the interface to `outgrow.run`
 """
 

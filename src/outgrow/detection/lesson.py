@@ -16,7 +16,7 @@ from torch import nn
 from outgrow.detection.boxes import BACKGROUND, Scenes, Truth, in_crowd
 from outgrow.detection.families.detector import Proposals, TrainingOutputs
 from outgrow.detection.scale import resized
-from outgrow.models.taps import OBJECTS
+from outgrow.models.taps import NOT_TAPS, OBJECTS
 from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
 from outgrow.training.lesson import Lesson, without_rows
 
@@ -66,6 +66,19 @@ def target_of(proposals: Proposals, truth: Sequence[Truth]) -> Target:
     crowded = torch.cat([in_crowd(boxes, t) for boxes, t in zip(proposals.boxes, truth, strict=True)])
     unknown = crowded & proposals.unmatched
     return Target(torch.where(unknown, IGNORE, proposals.label), image=proposals.image, may_ignore=True)
+
+
+def levels_to_compare(lesson: Lesson) -> list[str]:
+    """The levels that losses on maps compare where they name none: those of more than one place in both networks.
+
+    The last map of SSDLite is one place: it says nothing about where, and losses over positions refuse it.
+    """
+    return [
+        name
+        for name, value in lesson.student.features.items()
+        if name not in NOT_TAPS
+        and min(one.shape[2] * one.shape[3] for one in (value, lesson.teacher.features[name])) > 1
+    ]
 
 
 def _shared_levels(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:

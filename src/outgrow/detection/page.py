@@ -187,14 +187,25 @@ def _costs(record: RunRecord, cost: Both[CostRecord]) -> list[NumberLine]:
             None if record.teacher is None else f"{record.teacher.parameters:,}",
         ),
         line("size of the weights", lambda one: f"{one.bytes / 2**20:.2f} MiB"),
-        line("time for one image", _latency),
+        NumberLine(
+            "time for one image",
+            _median(student),
+            None if teacher is None else _median(teacher),
+            _spread(student),
+            "" if teacher is None else _spread(teacher),
+        ),
     ]
 
 
-def _latency(cost: CostRecord) -> str:
+def _median(cost: CostRecord) -> str:
+    (one,) = cost.latency
+    return f"{one.median:.1f} ms"
+
+
+def _spread(cost: CostRecord) -> str:
     (one,) = cost.latency
     size = f"; short side {one.size} pixels" if one.size else ""
-    return f"{one.median:.1f} ms (95 % within {one.p95:.1f}{size})"
+    return f"(95 % within {one.p95:.1f}{size})"
 
 
 def _classes(

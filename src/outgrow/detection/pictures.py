@@ -49,6 +49,8 @@ def side_by_side(
 ) -> None:
     """Draw ``image`` once per column, a pair of caption and boxes, and write a PNG or JPEG by the suffix of ``path``.
 
+    Four columns are drawn as two rows of two, so that they stay readable on a page.
+
     Boxes are in pixels of ``image``; a label's class is ``classes[label - 1]``. All boxes are drawn, so pass
     ``errors.confident(found, threshold)`` with each detector's own threshold. A column is 640 pixels wide and at
     most 800 high.
@@ -73,19 +75,22 @@ def side_by_side(
     gap, head = 12, 42
     # columns of narrow images are widened for their captions
     wide = max(size[0], *(min(WIDTH, round(caption_font.getlength(name)) + 8) for name, _ in columns))
-    total = gap + len(columns) * (wide + gap)
+    across = 2 if len(columns) == 4 else len(columns)
+    rows = -(-len(columns) // across)
+    total = gap + across * (wide + gap)
+    below = rows * (head + size[1])
     legend = _legend(colours, classes, legend_font, total - 2 * gap)
-    canvas = Image.new("RGB", (total, head + size[1] + 14 + 30 * len(legend)), PAPER)
+    canvas = Image.new("RGB", (total, below + 14 + 30 * len(legend)), PAPER)
     draw = ImageDraw.Draw(canvas)
 
     for number, (caption, boxes) in enumerate(columns):
-        left = gap + number * (wide + gap)
-        draw.text((left, head / 2), _fit(caption, caption_font, wide), INK, caption_font, anchor="lm")
+        left, top = gap + number % across * (wide + gap), number // across * (head + size[1])
+        draw.text((left, top + head / 2), _fit(caption, caption_font, wide), INK, caption_font, anchor="lm")
         column = photo.copy()
         _draw_column(ImageDraw.Draw(column), boxes, classes, colours, size, scale, tag_font)
-        canvas.paste(column, (left, head))
+        canvas.paste(column, (left, top + head))
     for row, line in enumerate(legend):
-        y = head + size[1] + 14 + 30 * row + 10
+        y = below + 14 + 30 * row + 10
         for x, label in line:
             draw.rectangle((gap + x, y - 8, gap + x + 16, y + 8), outline=colours[label], width=4)
             draw.text((gap + x + 24, y), classes[label - 1], INK, legend_font, anchor="lm")

@@ -56,7 +56,7 @@ def detection_record(
         ),
         cost=cost,
         pictures=tuple(pictures),
-        pictures_of="test" if data.shown is data.test else "validation",
+        pictures_of="test",
     )
 
 
@@ -101,14 +101,14 @@ def errors_by_class(data: RunScenes, found: Finding) -> list[dict[str, Any]]:
 
 
 def draw(out: Path, data: RunScenes, columns: Mapping[str, Finding]) -> list[str]:
-    """Draw the images of ``data.shown`` on which the first and the last of ``columns`` differ most.
+    """Draw the test images on which the first and the last of ``columns`` differ most.
 
     Each file has the ground truth and all ``columns`` side by side. Writes to ``out/pictures`` and returns the
     paths relative to ``out``.
     """
     from outgrow.detection.pictures import side_by_side, where_they_differ
 
-    split = data.shown
+    split = data.test
     truth = [split.truth(i) for i in range(len(split))]
     # each network at its own best threshold, as in the table of errors
     drawn = []

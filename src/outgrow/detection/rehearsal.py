@@ -58,4 +58,4 @@ class Rehearsal(Detection):
     ) -> Taught:
         if not isinstance(teacher, Detector):
             return Taught(NoDetector(data.num_classes + 1))
-        return Taught(freeze(run, data, teacher, cast(Detector, student), objective))
+        return Taught(freeze(run, data.classes, teacher, cast(Detector, student), objective))

@@ -40,7 +40,7 @@ class RunScenes:
 
     @property
     def shown(self) -> DetectionSplit:
-        """The split for scores during training and for drawn images: validation, or else test."""
+        """The split for scores while a teacher is trained: validation, or else test."""
         return self.val or self.test
 
 

@@ -11,7 +11,7 @@ from outgrow.detection.cost import measure_cost
 from outgrow.detection.evaluation import Found, evaluate_detection, evaluate_detector
 from outgrow.detection.families.create import least_images, save_detector
 from outgrow.detection.families.detector import Detector
-from outgrow.detection.lesson import Balanced, Detect
+from outgrow.detection.lesson import Balanced, Detect, levels_to_compare
 from outgrow.detection.loader import SceneLoader
 from outgrow.detection.page import page_sections
 from outgrow.detection.record import detection_record, draw, numbers_of
@@ -21,7 +21,6 @@ from outgrow.detection.student import student_detector
 from outgrow.detection.teacher import freeze_teacher, make_teacher
 from outgrow.knowledge import Rectifier
 from outgrow.models import num_parameters
-from outgrow.models.taps import NOT_TAPS
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, Outputs, Target
 from outgrow.report.run_page import write_run_page
@@ -97,7 +96,7 @@ class Detection:
     def set_up(self, run: RunContext, parts: Parts) -> None:
         """Create connectors from one forward pass on a batch. The student's state is restored afterwards.
 
-        Losses on feature maps compare all levels of the pyramid, unless they name some. The default for
+        Losses on feature maps compare all levels of more than one place, unless they name some. The default for
         classifiers, the last map alone, would be a pooled copy of the one before.
         """
         objective, student = parts.objective, parts.student.to(run.device)
@@ -108,7 +107,7 @@ class Detection:
         with torch.no_grad():  # training mode, as only then a detector labels its proposals
             lesson = Detect()(student.train(), parts.taught.module.to(run.device), scenes)
         student.load_state_dict(state)
-        objective.prefer_taps([name for name in lesson.student.features if name not in NOT_TAPS])
+        objective.prefer_taps(levels_to_compare(lesson))
         objective.setup(lesson.student, lesson.teacher, num_samples=parts.loader.num_indices)
 
     def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
@@ -116,15 +115,14 @@ class Detection:
 
     def before_training(self, run: RunContext, parts: Parts) -> Found | None:
         """Evaluate the untrained student, for the drawn images of the run folder."""
-        return None if run.out is None else self._found(run, parts, parts.student, shown=True)
+        return None if run.out is None else self._found(run, parts, parts.student)
 
     def evaluator(self, run: RunContext, parts: Parts) -> Callable[[nn.Module], Found]:
         return lambda model: self._found(run, parts, model)
 
-    def _found(self, run: RunContext, parts: Parts, model: nn.Module, *, shown: bool = False) -> Found:
+    def _found(self, run: RunContext, parts: Parts, model: nn.Module) -> Found:
         data = parts.data
-        split = data.shown if shown else data.test
-        return evaluate_detector(model, data.source, split, run.device, workers=run.config.data.workers)
+        return evaluate_detector(model, data.source, data.test, run.device, workers=run.config.data.workers)
 
     def student_record(
         self, student: nn.Module, scores: Found, history: Sequence[EpochRecord]
@@ -155,7 +153,9 @@ class Detection:
     ) -> Mapping[str, Any]:
         pictures: list[str] = []
         if run.out is not None and before is not None and is_main():
-            pictures = draw(run.out, parts.data, self._columns(run, parts, scores, before))
+            teacher = {} if parts.taught.scores is None else {"teacher": parts.taught.scores}
+            columns = {**teacher, "student before": before, "student after": scores}
+            pictures = draw(run.out, parts.data, columns)
         cost: Both[CostRecord] | None = None
         if run.out is not None and is_main():
             taught = parts.taught.module if parts.taught.scores is not None else None
@@ -169,16 +169,6 @@ class Detection:
             "compared": None,
             "detection": detection_record(parts.data, scores, parts.taught.scores, pictures, cost),
         }
-
-    def _columns(self, run: RunContext, parts: Parts, after: Found, before: Found) -> dict[str, Found]:
-        """Captions and detections to draw side by side, on ``data.shown``."""
-        teacher = parts.taught.scores
-        if parts.data.shown is not parts.data.test:  # else the detections are already known
-            after = self._found(run, parts, parts.student, shown=True)
-            if teacher is not None:
-                teacher = self._found(run, parts, parts.taught.module, shown=True)
-        columns = {} if teacher is None else {"teacher": teacher}
-        return {**columns, "student before": before, "student after": after}
 
     def describe(self, parts: Parts) -> str:
         student = cast(Detector, parts.student)

@@ -62,7 +62,7 @@ def _train(run: RunContext, data: RunScenes, detector: Detector) -> None:
 
 
 def freeze(
-    run: RunContext, data: RunScenes, detector: Detector, student: Detector, objective: Objective
+    run: RunContext, classes: tuple[str, ...], detector: Detector, student: Detector, objective: Objective
 ) -> FrozenDetector:
     """The frozen teacher. One that cannot answer for the student's rows teaches by its features alone: ``ValueError``
     for a loss on rows then."""
@@ -82,9 +82,7 @@ def freeze(
                 f"{', '.join(on_rows)}: needs a teacher that answers for the student's rows, got {got}; {remedy}."
             )
         run.report.note(f"teacher {detector.name}: only its features are distilled, as it has {got}")
-    return FrozenDetector(detector, data.classes, features_only=wrong is not None, regions=regions).to(
-        run.device
-    )
+    return FrozenDetector(detector, classes, features_only=wrong is not None, regions=regions).to(run.device)
 
 
 def _check_regions(teacher: Detector, student: Detector) -> None:
@@ -107,7 +105,7 @@ def freeze_teacher(
     """The teacher for distillation: frozen, in the student's classes, scored on the test images."""
     if detector is None:
         return Taught(NoDetector(data.num_classes + 1))
-    frozen = freeze(run, data, detector, student, objective)
+    frozen = freeze(run, data.classes, detector, student, objective)
     with run.report.bar("teacher on the test images", len(data.test)) as advance:
         found = evaluate_detector(
             frozen, data.source, data.test, run.device, workers=run.config.data.workers, advance=advance

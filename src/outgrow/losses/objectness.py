@@ -42,6 +42,9 @@ class Objectness(ImageLoss):
     Faster R-CNN it is that of the region proposals, of a dense detector the score of the best class.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def setup(self, fixture: Fixture) -> None:
         """Checks the anchors, so that networks without them raise before the first step."""
         _pair(fixture.student, fixture.teacher)

@@ -65,4 +65,4 @@ def _hardware(device: torch.device) -> str:
             if line.startswith("model name")
         ]
         model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} thread{'' if torch.get_num_threads() == 1 else 's'}"

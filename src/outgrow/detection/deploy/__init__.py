@@ -1,6 +1,5 @@
-"""A trained detector outside of this library, and its detections in new images.
+"""What :mod:`outgrow.detection.export` writes, by the kind of detector.
 
-export.py  transformer_export.py    safetensors, ONNX and a PyTorch program
-export_code.py                      the code that loads the exported weights without this library
-predict.py                          detections in a folder of images, from a run or an export
+export_code.py         the code that loads exported weights without this library
+transformer_export.py  the files of a detection transformer
 """

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.detection.boxes import Detections
-from outgrow.detection.deploy.export import (
+from outgrow.detection.export import (
     ONNX,
     ONNX_LOADING,
     WEIGHTS,

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from outgrow.data.pixels import to_tensor
 from outgrow.data.transforms import to_float
 from outgrow.detection.boxes import Detections
-from outgrow.detection.deploy.export import Finder, load_student, onnx_finder
+from outgrow.detection.export import Finder, load_student, onnx_finder
 from outgrow.detection.families.create import load_detector
 from outgrow.detection.families.detector import Detector
 from outgrow.models.portable import OnnxModel
