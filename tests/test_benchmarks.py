@@ -152,9 +152,10 @@ def test_the_interval_of_a_median():
 
 def blood_cells(folder):
     """A few pictures in the layout of the study on blood cells."""
-    for split in ("train", "val", "test"):
-        images = [coco_files.image(k, height=48, width=64 if k % 2 else 40) for k in range(1, 5)]
-        boxes = [coco_files.annotation(k, k, [4, 4, 20, 20]) for k in range(1, 5)]
+    for at, split in enumerate(("train", "val", "test")):
+        numbers = range(10 * at + 1, 10 * at + 5)  # a picture's pixels depend on its number
+        images = [coco_files.image(k, height=48, width=64 if k % 2 else 40) for k in numbers]
+        boxes = [coco_files.annotation(k, k, [4, 4, 20, 20]) for k in numbers]
         names = [{"id": k, "name": name} for k, name in enumerate(("RBC", "WBC", "Platelets"), start=1)]
         boxes = [{**one, "category_id": 1} for one in boxes]
         coco_files.write_json(folder / "annotations" / f"instances_{split}.json", images, boxes, names)

@@ -34,6 +34,7 @@ from outgrow.detection.families.detector import (
     full_precision,
     overlap_with_truth,
     scale_to,
+    task_alone,
     with_objects,
 )
 from outgrow.models.taps import BOX, BOX_IOU, OBJECTNESS
@@ -111,7 +112,9 @@ class DenseDetector(Detector):
         """The boxes of a regression."""
         return self.net.box_coder.decode_single(regression, anchors)
 
-    def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
+    def forward(
+        self, images: Sequence[Tensor], truth: Sequence[Truth], *, rows: bool = True
+    ) -> TrainingOutputs:
         self.check_training()
         targets = [{"boxes": t.boxes, "labels": t.label} for t in truth]
         batch, targets = self.net.transform(list(images), targets)
@@ -119,12 +122,14 @@ class DenseDetector(Detector):
         with full_precision(batch.tensors):
             anchors = self.net.anchor_generator(batch, list(maps.values()))
             losses, matched = self.losses(targets, heads, anchors, list(maps.values()))
+            task = reduce(torch.add, losses.values())
+            if not rows:
+                return task_alone(task, images, self.num_classes)
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
             places = torch.stack(anchors)
-            rows = self._choose(heads["cls_logits"].detach(), torch.stack(matched), places, back, truth)
-            outputs = self._outputs(maps, heads, places, back, images, rows)
-            outputs = with_objects(outputs, targets, batch.tensors)
-            return TrainingOutputs(outputs, rows, reduce(torch.add, losses.values()))
+            chosen = self._choose(heads["cls_logits"].detach(), torch.stack(matched), places, back, truth)
+            outputs = self._outputs(maps, heads, places, back, images, chosen)
+            return TrainingOutputs(with_objects(outputs, targets, batch.tensors), chosen, task)
 
     def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
         assert isinstance(proposals, Anchors)  # a FrozenDetector compares the layouts
