@@ -1,61 +1,178 @@
-"""Detection on blood cells over seeds: student alone, KD, rectified KD, feature KD, and both.
+"""Detection on blood cells: families of detectors x methods x seeds.
 
-    python -m benchmarks.bccd --data coco:IMAGES:ANNOTATIONS --backbones DIR --out DIR [--seeds 0 1 2]
+    python -m benchmarks.bccd train --data coco:IMAGES:ANNOTATIONS --backbones DIR --out OUT
+                                    [--families fasterrcnn retinanet fcos ssdlite rtdetr dfine] [--seeds 0 1 2]
+                                    [--methods none kd pkd] [--size 192] [--epochs 12] [--teacher-epochs 16]
+    python -m benchmarks.bccd table --out OUT
 
-One teacher (EfficientNet-Lite0, from ImageNet weights in DIR) for all; every method of a seed has the same
-pictures, views, initial student and epochs. Finished runs are kept, so an interrupted study can continue.
+Of each family an EfficientNet-Lite0 teaches a MobileNetV1 0.25, both from the ImageNet weights in DIR; the rest of a
+detector is random. One teacher serves all seeds. Every method of a seed has the same pictures, views, initial student
+and epochs. Methods:
+
+    none        the student alone
+    kd          KD on rows, with box regression
+    pair        the same, rectified
+    pkd         KD on features
+    pair-pkd    pair and pkd
+    other-pkd   pkd from the RetinaNet; for students that are FCOS
+
+Finished runs are kept in OUT/FAMILY/METHOD/seedK, so an interrupted study continues; ``table`` prints those there are.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from outgrow.detection.families.create import create_detector
 from outgrow.detection.teacher import make_teacher
-from outgrow.report.table import tabulate
-from outgrow.report.text import text_table
+from outgrow.report import formats
+from outgrow.report.statistics import summarize
+from outgrow.report.table import Records, compare
 from outgrow.run.distillation import start
 from outgrow.run.recipes import RECIPES
 from outgrow.run.study import run_study
 from outgrow.run.tasks import task_of
 from outgrow.training.config import build_config, merge
 from outgrow.training.progress import make_reporter
+from outgrow.training.record import read_record
 
-METHODS = {
+Layer = dict[str, Any]
+
+OTHER = "other-pkd"
+METHODS: dict[str, Layer] = {
     "none": {"preset": "none"},
     "kd": {"preset": "kd", "loss": "kd + box"},
     "pair": {"preset": "kd", "loss": "kd + box", "rule": "pair"},
     "pkd": {"preset": "kd", "loss": "6*pkd"},
     "pair-pkd": {"preset": "kd", "loss": "kd + box + 6*pkd", "rule": "pair"},
+    OTHER: {"preset": "kd", "loss": "6*pkd"},
 }
+WEIGHTS = {"student": "in1k_mobilenetv1_025_128", "teacher": "in1k_tf_efficientnet_lite0"}
+BACKBONES = {"student": "mobilenetv1_025_128", "teacher": "tf_efficientnet_lite0"}
+SHAPES = {
+    "fasterrcnn": {
+        "student": "levels=3-5&channels=32&head=128&rois=48&proposals=300&anchors=2",
+        "teacher": "levels=3-5&channels=64&head=256&rois=48&proposals=300&anchors=2",
+    },
+    "retinanet": dict.fromkeys(WEIGHTS, "levels=3-5&channels=64&anchors=1"),
+    "fcos": dict.fromkeys(WEIGHTS, "levels=3-5&channels=64"),
+    "ssdlite": dict.fromkeys(WEIGHTS, "levels=3-5&channels=128"),
+}
+TRANSFORMERS = {
+    "student": {"width": 64, "queries": 50, "layers": 2},
+    "teacher": {"width": 128, "queries": 50, "layers": 3},
+}
+FAMILIES = (*SHAPES, "rtdetr", "dfine")
+IN_FILE = {"rtdetr": "rtdetr:", "dfine": "dfine:"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--backbones", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    args = parser.parse_args()
-    report = make_reporter()
-    base = merge(
-        RECIPES["bccd"].layer,
-        {"recipe": "bccd", "data": {"source": args.data}},
-        {"student": {"weights": str(args.backbones / "in1k_mobilenetv1_025_128.safetensors")}},
+class Study:
+    """What the trainings have in common, and the teachers, which are trained when they are first needed."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.report = args, make_reporter()
+        train = {"epochs": args.epochs, "eval_every": args.epochs}
+        teacher = {"epochs": args.teacher_epochs, "eval_every": args.teacher_epochs}
+        self.base = merge(
+            RECIPES["bccd"].layer,
+            {"recipe": "bccd", "data": {"source": args.data}, "train": train, "teacher_train": teacher},
+        )
+
+    def model(self, family: str, part: str, seed: int) -> Layer:
+        """Name and initial weights of the student or the teacher."""
+        weights = self.args.backbones / f"{WEIGHTS[part]}.safetensors"
+        if family in SHAPES:
+            name = f"{family}:timm/{BACKBONES[part]}?size={self.args.size}&{SHAPES[family][part]}"
+            return {"name": name, "weights": str(weights)}
+        from benchmarks.detection_start import checkpoint
+
+        name = checkpoint(
+            self.args.out / family / f"{part}-seed{seed}",
+            family,
+            backbone=BACKBONES[part],
+            weights=weights,
+            size=self.args.size,
+            classes=("RBC", "WBC", "Platelets"),
+            seed=seed,
+            **TRANSFORMERS[part],
+        )
+        return {"name": name, "weights": None}
+
+    def teacher(self, family: str) -> Layer:
+        """The trained teacher."""
+        folder = self.args.out / family
+        file = folder / "teacher.safetensors"
+        model = self.model(family, "teacher", 0)
+        if not file.is_file():
+            model = {**model, "train": True}
+            config = build_config(merge(self.base, {"method": {"preset": "kd"}, "teacher": model}))
+            torch.manual_seed(config.seed)
+            context = start(config.model_copy(update={"out": str(folder)}), reporter=self.report)
+            make_teacher(context, task_of(config.data.source).open_data(context), None)
+        return {"train": False, "name": IN_FILE.get(family, model["name"]), "weights": str(file)}
+
+    def run(self, family: str, seed: int) -> None:
+        asked = [name for name in self.args.methods if name != OTHER or family == "fcos"]
+        base = merge(self.base, {"student": self.model(family, "student", seed)})
+        for name in asked:
+            other = "retinanet" if name == OTHER else family
+            teacher = {"name": "none", "train": False} if name == "none" else self.teacher(other)
+            run_study(
+                merge(base, {"teacher": teacher}),
+                {name: METHODS[name]},
+                [seed],
+                out=self.args.out / family,
+                reporter=self.report,
+            )
+
+
+def collect(out: Path) -> dict[str, Records]:
+    """Finished runs by family and method."""
+    found: dict[str, Records] = {}
+    for family in FAMILIES:
+        for method in METHODS:
+            files = sorted((out / family / method).glob("seed*/record.json"))
+            if files:
+                found.setdefault(family, {})[method] = [read_record(file) for file in files]
+    return found
+
+
+def table(out: Path) -> str:
+    """AP as the library's statistics have it, then AP50."""
+    found = collect(out)
+    lines = [formats.text(compare(found, ["none"])), "", "AP50, last epoch", ""]
+    for family, records in found.items():
+        for method, runs in records.items():
+            numbers = [run.student.ap50 for run in runs if run.student.ap50 is not None]
+            lines.append(f"{family:12}{method:12}{summarize(numbers)}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    file = args.out / "teacher.safetensors"
-    if not file.is_file():
-        weights = str(args.backbones / "in1k_tf_efficientnet_lite0.safetensors")
-        config = build_config(merge(base, {"method": {"preset": "kd"}, "teacher": {"weights": weights}}))
-        torch.manual_seed(config.seed)
-        context = start(config.model_copy(update={"out": str(args.out)}), reporter=report)
-        make_teacher(context, task_of(config.data.source).open_data(context), None)
-    base = merge(base, {"teacher": {"train": False, "weights": str(file)}})
-    assert create_detector(base["teacher"]["name"], weights=file).classes
-    methods = {name: METHODS[name] for name in args.methods}
-    print(text_table(tabulate(run_study(base, methods, args.seeds, out=args.out, reporter=report))))
+    parser.add_argument("step", choices=["train", "table"])
+    parser.add_argument("--data")
+    parser.add_argument("--backbones", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--families", nargs="+", default=["fasterrcnn"], choices=FAMILIES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=["none", "kd", "pkd"], choices=METHODS)
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--teacher-epochs", type=int, default=16)
+    args = parser.parse_args(arguments)
+    if args.step == "table":
+        print(table(args.out))
+        return
+    if args.data is None or args.backbones is None:
+        parser.error("train needs --data and --backbones")
+    study = Study(args)
+    for seed in args.seeds:
+        for family in args.families:
+            study.run(family, seed)
 
 
 if __name__ == "__main__":

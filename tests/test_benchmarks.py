@@ -6,13 +6,26 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from benchmarks import __main__, growth, objective, records, step_profile, students, study, throughput
+from benchmarks import (
+    __main__,
+    bccd,
+    detection_step,
+    growth,
+    objective,
+    records,
+    step_profile,
+    students,
+    study,
+    throughput,
+)
 from benchmarks.turns import Worker
 from benchmarks.ways import Task
 
+from outgrow.models import create_model, save_student
 from outgrow.run import distill
 from outgrow.training.record import read_record
 from tests.data.helpers import encoded, picture, write_shard
+from tests.detection import coco_files
 
 TINY = ("cifar/resnet8", "cifar/resnet8")
 
@@ -137,3 +150,66 @@ def test_records_in_results_say_nothing_about_a_machine(tmp_path):
     assert kept.trained_epochs == 2
     assert len(kept.epochs) == 1
     assert kept.config.teacher.cache == "TEMP/study/cache"
+
+
+def test_a_detectors_step_beside_a_plain_one(capsys, tmp_path):
+    """Both see the same batches and random numbers, so their losses are equal."""
+    out = tmp_path / "step.json"
+    words = ["--families", "fasterrcnn", "ssdlite", "--size", "64", "--batch", "2", "--steps", "2"]
+    detection_step.main([*words, "--out", str(out)])
+    rows = json.loads(out.read_text())
+    assert [row["family"] for row in rows] == ["fasterrcnn", "ssdlite"]
+    for row in rows:
+        assert row["n"] == 2
+        assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
+        assert row["loss_differs"] < 1e-5
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_a_transformers_step_beside_a_plain_one():
+    pytest.importorskip("transformers")
+    scenes = detection_step.random_scenes(2, 2, 64)
+    row = detection_step.of_step("rtdetr", scenes, ("a", "b", "c"), size=64, steps=1)
+    assert row["loss_differs"] < 1e-5
+
+
+def test_the_interval_of_a_median():
+    assert [detection_step.rank_of(count) for count in (1, 5, 6, 10, 20)] == [0, 0, 0, 1, 5]
+
+
+def blood_cells(folder):
+    """A few pictures in the layout of the study on blood cells."""
+    for at, split in enumerate(("train", "val", "test")):
+        numbers = range(10 * at + 1, 10 * at + 5)  # a picture's pixels depend on its number
+        images = [coco_files.image(k, height=48, width=64 if k % 2 else 40) for k in numbers]
+        boxes = [coco_files.annotation(k, k, [4, 4, 20, 20]) for k in numbers]
+        names = [{"id": k, "name": name} for k, name in enumerate(("RBC", "WBC", "Platelets"), start=1)]
+        boxes = [{**one, "category_id": 1} for one in boxes]
+        coco_files.write_json(folder / "annotations" / f"instances_{split}.json", images, boxes, names)
+        coco_files.write_pictures(folder / split, images)
+    return f"coco:{folder}:{folder / 'annotations'}"
+
+
+def test_mixed_batches_beside_those_of_one_orientation(tmp_path):
+    found = detection_step.of_orientation(blood_cells(tmp_path), size=64, batch=2, rounds=1)
+    assert (found["n"], found["images"]) == (1, 4)
+    assert found["pixels"] >= 1
+
+
+def test_the_study_on_blood_cells(tmp_path, monkeypatch, capsys):
+    """A teacher and its students, a student of another family's teacher, and the table."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data, out = blood_cells(tmp_path / "cells"), tmp_path / "out"
+    weights = {"student": "timm/mobilenetv1_025_128", "teacher": "timm/tf_efficientnet_lite0"}
+    for part, name in weights.items():
+        net = create_model(name, classes=("a", "b"))
+        save_student(net, tmp_path / f"{bccd.WEIGHTS[part]}.safetensors")
+    words = ["train", "--data", data, "--backbones", str(tmp_path), "--out", str(out), "--seeds", "0"]
+    words += ["--size", "64", "--epochs", "1", "--teacher-epochs", "1", "--families", "fcos"]
+    bccd.main([*words, "--methods", "none", "kd", "other-pkd"])
+    assert {file.parts[-3] for file in out.rglob("record.json")} == {"none", "kd", "other-pkd"}
+    assert (out / "retinanet" / "teacher.safetensors").is_file()
+    capsys.readouterr()
+    bccd.main(["table", "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert {"fcos", "other-pkd", "AP50, last epoch"} <= set(shown.replace("  ", "\n").split("\n"))

@@ -16,11 +16,13 @@ from outgrow.detection.families.create import (
     parse_name,
     save_detector,
 )
-from outgrow.detection.families.detector import FrozenDetector, mismatch
+from outgrow.detection.families.detector import FrozenDetector, NoDetector, mismatch
 from outgrow.detection.lesson import Balanced, Detect
 from outgrow.detection.scores import coco_scores
+from outgrow.knowledge import Rectifier
 from outgrow.models.create import DETECTORS
 from outgrow.models.taps import BOX, BOX_IOU
+from outgrow.objective import Objective
 from outgrow.outputs import IGNORE
 from tests.detection import scenes as shared
 from tests.detection.scenes import CLASSES, TINY
@@ -452,6 +454,14 @@ def test_ssdlite_needs_two_images():
     assert len(lesson.target.label) == 0
 
 
+def test_ssdlite_does_not_search_its_modules_in_every_step(monkeypatch):
+    made, batch = detector("ssdlite").train(), scenes()
+    monkeypatch.setattr(
+        made, "modules", lambda: pytest.fail("a walk over all modules costs 3 % of a small net's step")
+    )
+    made(batch.images, batch.truth)
+
+
 def test_faster_rcnn_features_teach_a_dense_student():
     batch, student = scenes(), detector("fcos")
     teacher = FrozenDetector(create_detector(TINY, CLASSES), CLASSES, features_only=True)
@@ -459,3 +469,18 @@ def test_faster_rcnn_features_teach_a_dense_student():
     assert (
         {"p3", "p4", "p5", "p6"} == set(lesson.student.features) - {"objects"} == set(lesson.teacher.features)
     )
+
+
+@pytest.mark.parametrize("family", ["retinanet", "fcos", "ssdlite", "fasterrcnn"])
+def test_a_student_without_a_teacher_has_its_losses_and_no_rows(family):
+    made, batch = create_detector(TINY, CLASSES) if family == "fasterrcnn" else detector(family), scenes()
+    torch.manual_seed(0)
+    expected = made.train()(batch.images, batch.truth).task
+    torch.manual_seed(0)
+    lesson = Detect(made.least)(made, NoDetector(made.num_classes), batch)
+    assert torch.equal(lesson.task, expected)
+    assert len(lesson.target.label) == len(lesson.student.logits) == len(lesson.teacher.logits) == 0
+    knowledge = Balanced(Rectifier("identity"))(lesson.teacher, lesson.target)
+    result = Objective({})(lesson.student, knowledge, lesson.target, 0.0, lesson.task)
+    assert torch.equal(result.total, expected)
+    assert result.stats["wrong_rate"] == 0

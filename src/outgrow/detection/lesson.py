@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from outgrow.detection.boxes import BACKGROUND, Scenes, Truth, in_crowd
-from outgrow.detection.families.detector import Proposals, TrainingOutputs
+from outgrow.detection.families.detector import NoDetector, Proposals, TrainingOutputs
 from outgrow.detection.scale import resized
 from outgrow.models.taps import NOT_TAPS, OBJECTS
 from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
@@ -47,7 +47,8 @@ class Detect:
             device = next(student.parameters()).device
             return without_rows(self(student, teacher, _blank(device, self.least)))
         with resized(student, teacher, batch.short_side):
-            step: TrainingOutputs = student(batch.images, batch.truth)
+            taught = not isinstance(teacher, NoDetector)
+            step: TrainingOutputs = student(batch.images, batch.truth, rows=taught)
             teacher_outputs: Outputs = teacher(batch.images, step.proposals)
         own, other = _shared_levels(step.outputs, teacher_outputs)
         return Lesson(own, other, target_of(step.proposals, batch.truth), step.task)

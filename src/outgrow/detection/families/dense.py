@@ -34,6 +34,7 @@ from outgrow.detection.families.detector import (
     full_precision,
     overlap_with_truth,
     scale_to,
+    task_alone,
     with_objects,
 )
 from outgrow.models.taps import BOX, BOX_IOU, OBJECTNESS
@@ -111,7 +112,9 @@ class DenseDetector(Detector):
         """The boxes of a regression."""
         return self.net.box_coder.decode_single(regression, anchors)
 
-    def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
+    def forward(
+        self, images: Sequence[Tensor], truth: Sequence[Truth], *, rows: bool = True
+    ) -> TrainingOutputs:
         self.check_training()
         targets = [{"boxes": t.boxes, "labels": t.label} for t in truth]
         batch, targets = self.net.transform(list(images), targets)
@@ -119,11 +122,14 @@ class DenseDetector(Detector):
         with full_precision(batch.tensors):
             anchors = self.net.anchor_generator(batch, list(maps.values()))
             losses, matched = self.losses(targets, heads, anchors, list(maps.values()))
+            task = reduce(torch.add, losses.values())
+            if not rows:
+                return task_alone(task, images, self.num_classes)
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
-            rows = self._choose(heads["cls_logits"].detach(), torch.stack(matched), anchors, back, truth)
-            outputs = self._outputs(maps, heads, anchors, back, images, rows)
-            outputs = with_objects(outputs, targets, batch.tensors)
-            return TrainingOutputs(outputs, rows, reduce(torch.add, losses.values()))
+            places = torch.stack(anchors)
+            chosen = self._choose(heads["cls_logits"].detach(), torch.stack(matched), places, back, truth)
+            outputs = self._outputs(maps, heads, places, back, images, chosen)
+            return TrainingOutputs(with_objects(outputs, targets, batch.tensors), chosen, task)
 
     def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
         assert isinstance(proposals, Anchors)  # a FrozenDetector compares the layouts
@@ -138,7 +144,7 @@ class DenseDetector(Detector):
                     "features only (for example --loss fitnet)."
                 )
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
-            return self._outputs(maps, heads, anchors, back, images, proposals)
+            return self._outputs(maps, heads, torch.stack(anchors), back, images, proposals)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[Detections]:
@@ -168,7 +174,7 @@ class DenseDetector(Detector):
         self,
         logits: Float[Tensor, "images anchors classes"],
         matched: Int64[Tensor, "images anchors"],
-        anchors: Sequence[Tensor],
+        anchors: Float[Tensor, "images anchors 4"],
         back: Sequence[Tensor],
         truth: Sequence[Truth],
     ) -> Anchors:
@@ -198,11 +204,9 @@ class DenseDetector(Detector):
         else:
             known = torch.cat([torch.ones_like(label), rest])[order]
             about = torch.cat([label, asked.gather(1, places)[chosen]])[order]
-        counts = images.bincount(minlength=len(truth)).tolist()
+        of, counts = images[order], images.bincount(minlength=len(truth)).tolist()
         return Anchors(
-            boxes=tuple(
-                own[at] * scale for own, at, scale in zip(anchors, anchor.split(counts), back, strict=True)
-            ),
+            boxes=(anchors[of, anchor] * torch.stack(list(back))[of]).split(counts),
             label=known,
             truth=drawn,
             anchor=anchor,
@@ -230,7 +234,7 @@ class DenseDetector(Detector):
         self,
         maps: dict[str, Tensor],
         heads: dict[str, Tensor],
-        anchors: Sequence[Tensor],
+        anchors: Float[Tensor, "images anchors 4"],
         back: Sequence[Tensor],
         images: Sequence[Tensor],
         rows: Anchors,
@@ -241,7 +245,7 @@ class DenseDetector(Detector):
             z = logits.gather(1, rows.asked[:, None])
             logits = torch.cat([torch.zeros_like(z), z], dim=1)
         own = heads["bbox_regression"][image, rows.anchor]
-        moved = self.decode(own.detach(), torch.stack(list(anchors))[image, rows.anchor])
+        moved = self.decode(own.detach(), anchors[image, rows.anchor])
         overlap = overlap_with_truth(moved, back, images, rows)
         levels = {self.levels[key]: value for key, value in maps.items()}
         objectness = self._objectness(heads["cls_logits"], rows.classes)

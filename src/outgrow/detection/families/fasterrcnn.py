@@ -26,6 +26,7 @@ from outgrow.detection.families.detector import (
     matched_boxes,
     overlap_with_truth,
     scale_to,
+    task_alone,
     with_objects,
 )
 from outgrow.detection.families.family import Family
@@ -92,7 +93,9 @@ class FasterRCNNDetector(Detector):
         heads = self.net.roi_heads
         return heads.score_thresh, heads.detections_per_img
 
-    def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
+    def forward(
+        self, images: Sequence[Tensor], truth: Sequence[Truth], *, rows: bool = True
+    ) -> TrainingOutputs:
         """The forward pass of a training step. torchvision draws the proposals at random."""
         self.check_training()
         targets = [{"boxes": t.boxes, "labels": t.label} for t in truth]
@@ -105,6 +108,9 @@ class FasterRCNNDetector(Detector):
             boxes, matched, labels, moves = heads.select_training_samples(boxes, targets)
             vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
             class_loss, box_loss = fastrcnn_loss(logits, deltas, labels, moves)
+            task = torch.stack([*region_losses.values(), class_loss, box_loss]).sum()
+            if not rows:
+                return task_alone(task, images, self.num_classes)
             label = torch.cat(labels)
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
             proposals = Proposals(
@@ -116,7 +122,6 @@ class FasterRCNNDetector(Detector):
             )
             outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
             outputs = _with_objectness(with_objects(outputs, targets, batch.tensors), scores)
-            task = torch.stack([*region_losses.values(), class_loss, box_loss]).sum()
         return TrainingOutputs(outputs, proposals, task)
 
     def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:

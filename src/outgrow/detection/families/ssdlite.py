@@ -64,14 +64,17 @@ class SSDLiteDetector(DenseDetector):
             zip(generator.scales[:-1], generator.scales[1:], map(tuple, generator.aspect_ratios), strict=True)
         )
 
-    def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
-        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-        if len(images) < self.least and any(norm.training for norm in norms):
+    def forward(
+        self, images: Sequence[Tensor], truth: Sequence[Truth], *, rows: bool = True
+    ) -> TrainingOutputs:
+        if len(images) < self.least and any(
+            module.training for module in self.modules() if isinstance(module, nn.BatchNorm2d)
+        ):
             raise ValueError(
                 f"Detector {self.name}: needs two images or more in a training step, as its last map is one place with a "
                 f"batch norm, got {len(images)}; set a larger batch size."
             )
-        return super().forward(images, truth)
+        return super().forward(images, truth, rows=rows)
 
     def losses(
         self,

@@ -20,7 +20,14 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from outgrow.detection.boxes import Detections, Truth
-from outgrow.detection.families.detector import Detector, Layout, Proposals, TrainingOutputs, with_objects
+from outgrow.detection.families.detector import (
+    Detector,
+    Layout,
+    Proposals,
+    TrainingOutputs,
+    task_alone,
+    with_objects,
+)
 from outgrow.detection.families.queries import LAYOUT, Pairs, Queries, choose, partners, rows_of
 from outgrow.outputs import Outputs
 
@@ -100,12 +107,16 @@ class TransformerDetector(Detector):
 
         return RTDetrHungarianMatcher(self.net.config)
 
-    def forward(self, images: Sequence[Tensor], truth: Sequence[Truth]) -> TrainingOutputs:
+    def forward(
+        self, images: Sequence[Tensor], truth: Sequence[Truth], *, rows: bool = True
+    ) -> TrainingOutputs:
         """The forward pass of a training step. The library draws the noise of the denoising queries at random."""
         self.check_training()
         labels = self.labels(images, truth)
         seen = self._see(images, labels)
         assert seen.loss is not None
+        if not rows:
+            return task_alone(seen.loss, images, self.num_classes)
         pairs = self._match(seen, labels)
         num = [len(one["boxes"]) for one in labels]
         chosen = choose(seen.logits, pairs, num)
