@@ -64,10 +64,9 @@ def _fitted(run: RunContext, data: RunData, members: Sequence[Taught], views: Lo
             return found
     beliefs, target = _beliefs(run, members, views)
     seen = beliefs
-    if (
-        run.config.teacher.views > 1
-    ):  # a mean over views is better than the one view of a test image, and no memory
-        seen, target = _beliefs(run, members, views, by_image=False)
+    if run.config.teacher.views > 1:
+        # a mean over views is better than the one view of a test image, and no memory
+        seen, _ = _beliefs(run, members, views, by_image=False)
     if names := _memorised(run, members, seen, target):
         warnings.warn(
             f"teacher.others: needs teachers that were not trained on the training images, got {' and '.join(names)}, right on "
@@ -133,8 +132,11 @@ def _memorised(
         return []
     names = []
     for one, believed in zip(members, beliefs, strict=True):
-        foreign = one.correction is not None and one.correction.raw is None
-        if foreign or one.scores is None or one.record is None:
+        if one.scores is None or one.record is None:
+            continue
+        if one.correction is not None:  # it was compared as it is, before its correction
+            if one.correction.reason.startswith("the teacher is right"):
+                names.append(one.record.name)
             continue
         held_out = (
             Outputs(one.scores.logits.to(believed.logits.device)),
