@@ -6,7 +6,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from benchmarks import __main__, growth, objective, step_profile, students, study, throughput
+from benchmarks import __main__, growth, objective, step_profile, students, study, throughput, unlabelled
 from benchmarks.turns import Worker
 from benchmarks.ways import Task
 
@@ -111,3 +111,18 @@ def read_images(folder):
     table = pq.read_table(file)
     column = next(name for name in ("img", "image") if name in table.column_names)
     return {row["bytes"] for row in table[column].to_pylist()}
+
+
+def test_unlabelled_images_of_another_kind(tmp_path, monkeypatch, capsys):
+    shard = tmp_path / "cifar" / "test-00000-of-00001.parquet"
+    write_shard(shard, [encoded(picture(k)) for k in range(20)], {"fine_label": [0] * 20})
+    for name, value in {"STEPS": 4, "TEACHER_EPOCHS": 1}.items():
+        monkeypatch.setattr(unlabelled, name, value)
+    words = ["--cifar100", str(shard.parent), "--out", str(tmp_path / "out"), "--seeds", "0"]
+    methods = ["none", "kd, reliability", "kd, ppi, weight 0.1"]
+    unlabelled.main([*words, "--methods", *methods])
+    printed = capsys.readouterr().out
+    assert [line[:32].strip() for line in printed.splitlines()[-3:]] == methods
+    monkeypatch.setattr(unlabelled, "distill", None)  # finished trainings are read back
+    unlabelled.main([*words, "--methods", *methods])
+    assert capsys.readouterr().out.splitlines()[-3:] == printed.splitlines()[-3:]
