@@ -17,6 +17,7 @@ from benchmarks import (
     students,
     study,
     throughput,
+    unlabelled,
 )
 from benchmarks.turns import Worker
 from benchmarks.ways import Task
@@ -213,3 +214,18 @@ def test_the_study_on_blood_cells(tmp_path, monkeypatch, capsys):
     bccd.main(["table", "--out", str(out)])
     shown = capsys.readouterr().out
     assert {"fcos", "other-pkd", "AP50, last epoch"} <= set(shown.replace("  ", "\n").split("\n"))
+
+
+def test_unlabelled_images_of_another_kind(tmp_path, monkeypatch, capsys):
+    shard = tmp_path / "cifar" / "test-00000-of-00001.parquet"
+    write_shard(shard, [encoded(picture(k)) for k in range(20)], {"fine_label": [0] * 20})
+    for name, value in {"STEPS": 4, "TEACHER_EPOCHS": 1}.items():
+        monkeypatch.setattr(unlabelled, name, value)
+    words = ["--cifar100", str(shard.parent), "--out", str(tmp_path / "out"), "--seeds", "0"]
+    methods = ["none", "kd, reliability", "kd, ppi, weight 0.1"]
+    unlabelled.main([*words, "--methods", *methods])
+    printed = capsys.readouterr().out
+    assert [line[:32].strip() for line in printed.splitlines()[-3:]] == methods
+    monkeypatch.setattr(unlabelled, "distill", None)  # finished trainings are read back
+    unlabelled.main([*words, "--methods", *methods])
+    assert capsys.readouterr().out.splitlines()[-3:] == printed.splitlines()[-3:]
