@@ -87,8 +87,10 @@ def test_a_loss_runs_or_says_why_not(student, teacher, loss):
         return
     told, result = lesson_of(own, other, loss)
     assert result.terms[loss].isfinite()
-    # rounding, where new encoders have maps that are alike
-    assert result.terms[loss] > (-1e-6 if loss in MAPS else 0.0)
+    if loss in ("kd", "objectness"):
+        assert result.terms[loss] > 0
+    else:  # maps of new encoders are alike, to rounding, and a new teacher may have no better box
+        assert result.terms[loss] > -1e-6
     if loss in MAPS:
         assert {name for name in told.teacher.features if name not in NOT_TAPS}
     assert all(p.grad is None or p.grad.isfinite().all() for p in own.parameters())

@@ -153,8 +153,8 @@ class Detection:
     ) -> Mapping[str, Any]:
         pictures: list[str] = []
         if run.out is not None and before is not None and is_main():
-            teacher = {} if parts.taught.scores is None else {"teacher": parts.taught.scores}
-            columns = {**teacher, "student before": before, "student after": scores}
+            columns = {} if parts.taught.scores is None else {"teacher": parts.taught.scores}
+            columns |= {"student before": before, "student after": scores}
             pictures = draw(run.out, parts.data, columns)
         cost: Both[CostRecord] | None = None
         if run.out is not None and is_main():

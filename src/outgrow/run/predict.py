@@ -77,6 +77,8 @@ def predict_files(
         score=score,
         drawn=None if pictures is None else Path(pictures),
     )
+    boxes: list[int] = []
+    rows = _counting(rows, boxes)
     as_json = as_json or (out is not None and Path(out).suffix.lower() == ".json")
     lines = json_lines(rows) if as_json else csv_lines(module.columns(rows, top, len(predictor.classes)))
     lines = unless_all_broken(lines, files, broken)
@@ -87,9 +89,19 @@ def predict_files(
     else:
         write_atomically(out, "".join(lines).encode("utf-8", "surrogateescape"))
         log(f"{len(files) - len(broken):,} images: {out}")
+    if boxes and not any(boxes):
+        log("no boxes: none has the lowest score that is shown; a lower --score shows more")
     if broken:
         log(f"{len(broken)} of {len(files)} images could not be read and were left out")
     return {"read": len(files) - len(broken), "broken": broken}
+
+
+def _counting(rows: Iterable[dict[str, Any]], boxes: list[int]) -> Iterator[dict[str, Any]]:
+    """``rows``, with the number of boxes of each appended to ``boxes`` where they have some."""
+    for row in rows:
+        if "boxes" in row:
+            boxes.append(len(row["boxes"]))
+        yield row
 
 
 def open_model(path: Path) -> tuple[ModuleType, Any]:
