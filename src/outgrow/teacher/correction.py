@@ -75,7 +75,7 @@ class BiasCorrection(nn.Module):
     is left alone with a warning.
 
     Labels that are wrong at an unknown rate make all of this the belief in the *given* label. ``noise="estimate"`` fits the map
-    to the true classes and the noise together (:mod:`outgrow.teacher.noise`), if that makes the labels likelier by two standard
+    to the true classes and the noise together (``outgrow.teacher.noise``), if that makes the labels likelier by two standard
     errors; a number is a share of wrong labels that is known. :attr:`noise_matrix` is then what
     :class:`outgrow.knowledge.posterior.Posterior` takes.
 
