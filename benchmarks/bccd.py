@@ -108,7 +108,9 @@ class Study:
             model = {**model, "train": True}
             config = build_config(merge(self.base, {"method": {"preset": "kd"}, "teacher": model}))
             torch.manual_seed(config.seed)
-            context = start(config.model_copy(update={"out": str(folder)}), reporter=self.report)
+            begun = (folder / "config.yaml").is_file()
+            out = config.model_copy(update={"out": str(folder)})
+            context = start(out, resume=begun, reporter=self.report)
             make_teacher(context, task_of(config.data.source).open_data(context), None)
         return {"train": False, "name": IN_FILE.get(family, model["name"]), "weights": str(file)}
 
