@@ -14,12 +14,30 @@ from outgrow.report.plots import Effect, add_axis, dot_plot, new_figure
 from outgrow.report.statistics import paired
 from outgrow.report.svg import inline_svg, standalone
 from outgrow.report.words import interval
-from outgrow.run.demo import ABOUT
 from outgrow.training.record import read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "results" / "records"
 PAIRS = {"ResNet-32x4 to 8x4": 0}
+KD, OURS = "s1", "s0"
+HELPS: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
+    (
+        "biased-216",
+        "alone-216",
+        {"kd": ("biased teacher: plain KD", KD), "outgrow": ("biased teacher: outgrow", OURS)},
+    ),
+    ("weak-216", "alone-216", {"kd": ("weak teacher: plain KD", KD)}),
+    (
+        "few-biased",
+        "few-alone",
+        {
+            "kd-weight4": ("500 labels: plain KD", KD),
+            "kd-weight4-unlabelled": ("with unlabelled: plain KD", KD),
+            "outgrow-weight4-unlabelled": ("with unlabelled: outgrow", OURS),
+        },
+    ),
+)
+"""Folders of records, that of the student alone, and of each method its name and colour in the chart."""
 WAYS = {
     "plain loop": "plain",
     "torchdistill": "torchdistill",
@@ -29,29 +47,31 @@ WAYS = {
 
 
 def helps() -> str:
-    """Students of the demo, ten seeds: difference to the student without a teacher."""
-    scores = {
-        method: [
-            read_record(RECORDS / "demo" / f"{method}-seed{seed}.json").student_score for seed in range(10)
-        ]
-        for method in ABOUT
-    }
+    """Students of the study: difference to the student without a teacher, with the same labels and seeds."""
     effects = []
-    for number, (method, name) in enumerate(ABOUT.items()):
-        if method == "none":
-            continue
-        found = paired(scores[method], scores["none"])
-        values = [a - b for a, b in zip(scores[method], scores["none"], strict=True)]
-        colour = "s0" if method == "outgrow" else f"s{number}"
-        effects.append(Effect(name, values, found.mean, found.low, found.high, interval(found), colour))
+    for regime, alone, methods in HELPS:
+        baseline = _scores(alone, "none")
+        for method, (label, colour) in methods.items():
+            scores = _scores(regime, method)
+            seeds = sorted(scores.keys() & baseline.keys())
+            sides = [scores[seed] for seed in seeds], [baseline[seed] for seed in seeds]
+            found = paired(*sides)
+            values = [a - b for a, b in zip(*sides, strict=True)]
+            effects.append(Effect(label, values, found.mean, found.low, found.high, interval(found), colour))
     plot = dot_plot(
         effects,
         name="helps",
-        title="Handwritten digits, a biased teacher, ten seeds",
+        title="CIFAR-100, 20 classes: students with a teacher over students without",
         x_label="points of top-1 over the student without a teacher",
     )
     assert plot is not None
     return standalone(str(plot.wide))
+
+
+def _scores(regime: str, method: str) -> dict[int, float]:
+    """Scores at the last epoch by seed."""
+    folder = RECORDS / "study" / regime / method
+    return {int(file.stem[4:]): read_record(file).student_score for file in sorted(folder.glob("seed*.json"))}
 
 
 def speed() -> str:

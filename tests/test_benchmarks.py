@@ -12,6 +12,7 @@ from benchmarks import (
     detection_step,
     growth,
     objective,
+    pictures,
     records,
     step_profile,
     students,
@@ -229,3 +230,9 @@ def test_unlabelled_images_of_another_kind(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(unlabelled, "distill", None)  # finished trainings are read back
     unlabelled.main([*words, "--methods", *methods])
     assert capsys.readouterr().out.splitlines()[-3:] == printed.splitlines()[-3:]
+
+
+@pytest.mark.parametrize("name", list(pictures.PICTURES))
+def test_the_charts_of_the_readme_are_those_of_the_records(name):
+    drawn = pictures.PICTURES[name]()
+    assert drawn == (pictures.ROOT / "docs" / "images" / name).read_text(encoding="utf-8")
