@@ -242,7 +242,8 @@ def losses(record):
     return [epoch["loss"] for epoch in record["epochs"]]
 
 
-@pytest.mark.parametrize("rule", sorted({rule().name for rule in RULES.values()}))
+# posterior corrects the teacher, so what it caches is another teacher's
+@pytest.mark.parametrize("rule", sorted({rule().name for rule in RULES.values()} - {"posterior"}))
 def test_features_from_the_cache_give_the_online_losses(taught, filled, rule):
     config = with_cache(filled[0], method={"rule": rule})
     online = distill(build_config(config.model_dump(), {"teacher": {"cache": None}}), teacher=taught)

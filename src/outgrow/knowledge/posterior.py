@@ -30,6 +30,7 @@ def posterior(
     Reference: Bayes' rule. Noise that does not depend on the image: Patrini et al. (2017),
     https://arxiv.org/abs/1609.03683, section 3.
 
+    >>> import torch
     >>> belief, label = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([1])
     >>> posterior(belief.log(), label, noise=0.2).softmax(dim=1)
     tensor([[0.1613, 0.7742, 0.0645]])

@@ -25,6 +25,7 @@ def objectness_loss(
     knowledge distillation*. They weight the two classes. The divisor is ours, after the number of positive anchors in Lin et
     al. (2017), https://arxiv.org/abs/1708.02002, section 4.1.
 
+    >>> import torch
     >>> objectness_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 100.0]])).item()  # log 2 by 1.5 objects
     0.4620981216430664
     """
