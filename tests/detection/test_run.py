@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from outgrow.detection import student
 from outgrow.detection.families.create import create_detector, save_detector
 from outgrow.detection.families.detector import FrozenDetector
 from outgrow.detection.run_data import open_run_scenes, train_scenes
@@ -108,6 +110,19 @@ def test_a_run_leaves_what_its_user_needs(run):
     assert all((out / name).is_file() for name in record["detection"]["pictures"])
     assert json.loads((out / "record.json").read_text())["student"] == record["student"]
     assert "box AP" in (out / "index.html").read_text()
+
+
+def test_a_teacher_is_scored_on_the_test_images_while_it_is_trained(small, weights, monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        student,
+        "evaluate_detector",
+        lambda detector, data, split, device, workers: looked.append(split) or SimpleNamespace(score=1.0),
+    )
+    config = layer(small, weights, None)
+    data = open_run_scenes(config)
+    student.train_alone(config, data, create_detector(NAME, data.classes, weights=weights))
+    assert looked == [data.test] * 2  # they are called test scores
 
 
 def test_the_file_evaluates_to_the_runs_number(run, small):

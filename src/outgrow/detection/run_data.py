@@ -38,11 +38,6 @@ class RunScenes:
         """Without the background."""
         return self.source.num_classes
 
-    @property
-    def shown(self) -> DetectionSplit:
-        """The split for scores while a teacher is trained: validation, or else test."""
-        return self.val or self.test
-
 
 def open_run_scenes(config: Config) -> RunScenes:
     """The data of a run. ``ValueError`` if it has no training annotations."""

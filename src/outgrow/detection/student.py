@@ -74,8 +74,7 @@ def train_alone(
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> list[EpochRecord]:
-    """Train ``detector`` on the student's training images with ``config.teacher_train``. It is scored on the
-    validation images, or else on the test images."""
+    """Train ``detector`` on the student's training images with ``config.teacher_train``, scored on the test images."""
     device = make_accelerator(config.teacher_train).device
     checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)
     workers = config.data.workers
@@ -88,7 +87,7 @@ def train_alone(
         config=config.teacher_train,
         make_lesson=Detect(detector.least),
         evaluate=lambda model: (
-            evaluate_detector(model, data.source, data.shown, device, workers=workers).score
+            evaluate_detector(model, data.source, data.test, device, workers=workers).score
         ),
         checkpoint=checkpoint,
     )
