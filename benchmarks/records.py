@@ -17,6 +17,8 @@ from outgrow.machine.files import sealed, unsealed
 
 PER_IMAGE = ("compared", "classification")
 """Fields with entries for single images or classes."""
+OF_BOXES = ("numbers", "errors", "cost")
+"""What is kept of ``detection``, which also has curves and pictures."""
 
 
 def copy(study: Path, target: Path, names: Mapping[str, str]) -> int:
@@ -39,6 +41,8 @@ def shorten(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
     short: dict[str, Any] = json.loads(text)
     short["config"]["out"] = None
     short["epochs"] = short["epochs"][-1:]
+    if short.get("detection"):
+        short["detection"] = {key: short["detection"][key] for key in OF_BOXES if key in short["detection"]}
     return short
 
 
