@@ -51,7 +51,9 @@ def test_the_first_page_leads_to_both(run):
     assert {f"{name}/index.html" for name in demo.CASES} <= links
     assert all((out / name / "index.html").is_file() for name in demo.CASES)
     assert all(case.title in page.text for case in demo.CASES.values())
-    assert "plain KD, with unlabelled digits" in page.text
+    assert "plain KD + unlabelled" in page.text
+    assert "over no teacher" in page.text
+    assert "with each baseline" not in page.text
     assert "outgrow, unlabelled" not in page.text
 
 

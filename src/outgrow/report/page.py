@@ -110,6 +110,8 @@ def write_overview(
             "headline": words.headline(table, about),
             "best": words.best_row(table).method,
             "groups": contrast_groups(table, about),
+            # comparisons with baselines have a table of their own
+            "alone": not table.baselines and any(row.over_none is not None for row in table.rows),
         }
         for name, table in tables.items()
     ]

@@ -132,15 +132,16 @@ CASES = {
             f"The teacher is honest but knows little: it was trained on {KNOWN} digits with true labels, until its own loss had "
             "settled. The students have 50 other digits with labels and the architecture of the teacher. The last two methods "
             "also get the remaining training digits without labels, as three quarters of each batch, in as many steps. These "
-            "include the teacher's own. All students of a seed have the same teacher, rows and views.",
+            "include the teacher's own. Where no bias of the teacher is found, outgrow is plain KD, and both have the same numbers. "
+            "All students of a seed have the same teacher, rows and views.",
         ),
         base=_base(50, "cifar/resnet8", EPOCHS["labels"], 200),
         methods={"none": {"preset": "none"}, "kd": {"preset": "kd"}},
         about={
             "none": "no teacher",
             "kd": "plain KD",
-            "kd, unlabelled": "plain KD, with unlabelled digits",
-            "outgrow, unlabelled": "outgrow, with unlabelled digits",
+            "kd, unlabelled": "plain KD + unlabelled",
+            "outgrow, unlabelled": "outgrow + unlabelled",
         },
         teacher=small_teacher,
         unlabelled={
