@@ -42,23 +42,9 @@ def checkpoint(
     seed: int,
 ) -> str:
     """Write the folder if it is not there yet, and return the detector's name."""
-    if not (folder / "config.json").is_file():
-        _write(folder, family, backbone, weights, size, width, queries, layers, classes, seed)
-    return f"hf/{folder}"
-
-
-def _write(
-    folder: Path,
-    family: str,
-    backbone: str,
-    weights: Path,
-    size: int,
-    width: int,
-    queries: int,
-    layers: int,
-    classes: tuple[str, ...],
-    seed: int,
-) -> None:
+    last = folder / "preprocessor_config.json"
+    if last.is_file():
+        return f"hf/{folder}"
     stages = timm.create_model(backbone, features_only=True).feature_info
     at = [number for number, stride in enumerate(stages.reduction()) if stride in STRIDES]
     # timm's own freezing: transformers' would take the activation out of timm's batch norms
@@ -94,4 +80,5 @@ def _write(
         "image_mean": metadata.get("mean", half),
         "image_std": metadata.get("std", half),
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(preparation))
+    last.write_text(json.dumps(preparation))
+    return f"hf/{folder}"

@@ -5,9 +5,12 @@ import torch
 from safetensors.torch import load_file
 
 from outgrow.data import DataWarning
+from outgrow.knowledge.trust import Confidence
 from outgrow.run import distill
+from outgrow.run.distillation import method_of
 from outgrow.training.checkpoint import Checkpoint
-from outgrow.training.config import build_config, merge
+from outgrow.training.config import MethodConfig, build_config, merge
+from outgrow.training.noise import with_noise
 from tests.run.test_distill import SMALL, Notes
 
 EXTRA = {"data": {"unlabelled": "digits", "unlabelled_rows": 300}, "train": {"epochs": 2}}
@@ -54,6 +57,15 @@ def test_it_changes_the_student_and_none_at_all_does_not(teacher_file, tmp_path)
     assert same(tmp_path / "plain", tmp_path / "none")
     run(teacher_file, trusting("reliability"), {"out": str(tmp_path / "reliability")})
     assert not same(tmp_path / "plain", tmp_path / "reliability")
+
+
+@pytest.mark.parametrize("rule", ["posterior", "posterior(noise=0.2)"])
+@pytest.mark.parametrize("noise", [None, torch.full((2, 2), 0.5)])
+def test_the_noise_of_labels_leaves_trust_as_it_is(rule, noise):
+    method = MethodConfig(preset="kd", rule=rule, trust="confidence(0.8)")
+    rectify, objective = method_of(build_config({"method": method.model_dump()}))
+    assert rectify.trust == Confidence(0.8)
+    assert with_noise(method, rectify, objective, noise).trust is rectify.trust
 
 
 @pytest.mark.parametrize("way", WAYS[1:])

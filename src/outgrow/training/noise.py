@@ -47,5 +47,5 @@ def with_noise(
     if not isinstance(rectify.rule, Posterior):
         return rectify
     if rule is None:
-        return Rectifier("identity", rectify.temperature)
-    return Rectifier(rule, rectify.temperature, rows="all")
+        return Rectifier("identity", rectify.temperature, trust=rectify.trust)
+    return Rectifier(rule, rectify.temperature, rows="all", trust=rectify.trust)
