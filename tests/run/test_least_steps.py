@@ -8,6 +8,7 @@ from outgrow.run.distillation import assemble, start
 from outgrow.run.layers import resolve
 from outgrow.run.study import run_study
 from outgrow.run.tasks import task_of
+from outgrow.run.work import differences
 from outgrow.training.config import build_config, merge
 from outgrow.training.progress import Reporter
 
@@ -77,8 +78,24 @@ def test_a_finished_run_is_kept_and_its_rerun_is_the_same(few, tmp_path):
     run_study(few, methods, [0], out=tmp_path)
     assert (tmp_path / "kd" / "seed0" / "record.json").stat().st_mtime_ns == stamp
     assert first["kd"][0].trained_epochs == 5
+    shorter = merge(few, {"train": {"min_steps": None}})
+    found = differences(tmp_path / "kd" / "seed0", build_config(merge(shorter, {"method": methods["kd"]})))
+    assert found == ["train.min_steps (was 10, is None)"]
+    with pytest.raises(ValueError, match="needs a folder without a run, got a finished run"):
+        run_study(shorter, methods, [0], out=tmp_path)
     again = distill(resolve(None, tmp_path / "kd" / "seed0" / "config.yaml", None, {"out": None}))
     assert len(again["epochs"]) == 5
+
+
+def test_a_run_continues_with_epochs_of_ones_own_but_not_with_fewer_than_it_has(few, tmp_path):
+    out = {"out": str(tmp_path / "run")}
+    distill({**few, **out})
+    with pytest.raises(
+        ValueError, match="needs at least the 5 epochs that are trained, got 3; raise --epochs"
+    ):
+        distill(merge(few, out, {"train": {"epochs": 3, "min_steps": None}}), resume=True)
+    more = distill(merge(few, out, {"train": {"epochs": 6, "min_steps": None}}), resume=True)
+    assert len(more["epochs"]) == 6
 
 
 def test_the_teacher_cache_has_all_epochs(few, tmp_path):

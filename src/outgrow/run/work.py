@@ -54,8 +54,10 @@ def differences(folder: Path, config: Config) -> list[str]:
     else:
         saved = build_config(known_fields(load_config(folder / "config.yaml")))
     found = differing_fields(saved, config, SECTIONS)
-    if saved.train.epochs != config.train.epochs:
-        found.append(f"train.epochs (was {saved.train.epochs}, is {config.train.epochs})")
+    for name in ("epochs", "min_steps"):  # a run may be continued with others, but is then another one
+        was, wanted = getattr(saved.train, name), getattr(config.train, name)
+        if was != wanted:
+            found.append(f"train.{name} (was {was}, is {wanted})")
     return found
 
 

@@ -26,6 +26,7 @@ MAY_CHANGE = frozenset(
         "track",
         "data.workers",
         "train.epochs",
+        "train.min_steps",
         "train.eval_every",
         "train.checkpoint_steps",
         *(

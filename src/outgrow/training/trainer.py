@@ -127,6 +127,11 @@ class Trainer:
             stateful["average"] = average
         state = self._restore(stateful) if resume else _Progress()
         history = state.history
+        if len(history) > config.epochs:
+            raise ValueError(
+                f"--resume: needs at least the {len(history)} epochs that are trained, got {config.epochs}; raise --epochs, or "
+                "leave it out."
+            )
         if history and self.on_resume is not None:
             self.on_resume(history)
         for epoch in range(len(history), config.epochs):
