@@ -129,3 +129,12 @@ def test_only_literals(text):
 )
 def test_terms_of_one_loss_are_counted(text, names):
     assert list(Objective(text).terms) == names
+
+
+@pytest.mark.parametrize(
+    "kind, text",
+    [("rule", "posterior(noise=x)"), ("rule", "lead([1])"), ("loss", "kd(x)"), ("loss", "ppi(x)")],
+)
+def test_a_word_for_a_number(kind, text):
+    with pytest.raises(ValueError, match=rf"{kind} \w+: needs a number for \w+, got .*; write such as \w+\("):
+        MAKE[kind](text)

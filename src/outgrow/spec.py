@@ -9,7 +9,10 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from types import NoneType
+from typing import NamedTuple, TypeVar, get_args
+
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -116,6 +119,19 @@ def build(registry: Mapping[str, Callable[..., T]], call: Call, *, kind: str) ->
     parameters = inspect.signature(factory).parameters
     arguments = dict(bind(factory, call, kind=kind).arguments)
     for name, value in arguments.items():
+        if not _fits(parameters[name].annotation, value):
+            raise ValueError(
+                f"{kind} {call.name}: needs a number for {name}, got {value!r}; write such as "
+                f"{call.name}({name}=0.5), or leave it out."
+            )
         if parameters[name].annotation is float and isinstance(value, int):
             arguments[name] = float(value)  # "beta=6" means 6.0
     return factory(**arguments)
+
+
+def _fits(annotation: object, value: object) -> bool:
+    """Whether a literal can be the value of a parameter. Only those that take nothing but numbers are checked."""
+    kinds = set(get_args(annotation) or (annotation,))
+    if not kinds & {int, float} or not kinds <= {int, float, NoneType, Tensor}:
+        return True
+    return isinstance(value, int | float) or (value is None and NoneType in kinds)
