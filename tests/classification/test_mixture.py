@@ -117,6 +117,12 @@ def test_a_resumed_run_has_the_same_weights(teachers, tmp_path, monkeypatch):
         )
 
 
+def test_nothing_of_several_teachers_stays_when_a_run_of_one_replaces_it(teachers, tmp_path):
+    distill(options(teachers, "foreign", out=str(tmp_path / "run")))
+    distill(options(teachers, out=str(tmp_path / "run")), overwrite=True)
+    assert {path.name for path in (tmp_path / "run").glob("*.safetensors")} == {"student.safetensors"}
+
+
 def test_a_cache_has_the_mixed_logits(teachers, tmp_path):
     def cached(*others: str) -> dict:
         return options(

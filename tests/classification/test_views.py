@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from outgrow.data import DataWarning
 from outgrow.detection import task as detection
@@ -35,6 +36,19 @@ def files(tmp_path_factory) -> dict[str, str]:
     torch.manual_seed(0)
     save_student(create_model("cifar/resnet8", 7), folder / "foreign.safetensors")
     return {path.stem: str(path) for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Images that are not square, so that each network's input size decides the size of the views."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 20), ("val", 6)):
+        for number in range(count):
+            folder = tmp_path / "photos" / split / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = torch.randint(256, (48, 40, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return tmp_path / "photos"
 
 
 def options(files, name="good", *more: dict) -> dict:
@@ -79,6 +93,29 @@ def test_beliefs_are_kept_on_disk(files, tmp_path, monkeypatch):
     monkeypatch.undo()
     plain = distill(options(files, "good"))
     assert plain["student"]["nll"] == pytest.approx(first["student"]["nll"], abs=0.05)
+
+
+def test_beliefs_in_views_of_another_size_are_computed_again(files, tmp_path, photos):
+    def said(size: int, *others: str) -> list[str]:
+        report = Notes()
+        layer = {
+            "data": {"source": f"folder:{photos}", "train_rows": None},
+            "student": {"input_size": size},
+            "teacher": {
+                "cache": str(tmp_path / "cache"),
+                "others": [{"name": "cifar/resnet8", "weights": files[other]} for other in others],
+            },
+            "train": {"epochs": 1, "batch_size": 10},
+        }
+        distill(options(files, "foreign", layer), reporter=report)
+        return [text for text in report.said if "views of each image, are those in" in text]
+
+    assert not said(16)
+    assert len(said(16)) == 1
+    assert not said(24)
+    assert len(said(24, "good")) == 1
+    assert len(said(24, "good")) == 2
+    assert not said(32, "good")
 
 
 def test_a_resumed_run_goes_on(files, tmp_path):

@@ -157,12 +157,13 @@ def freeze_teacher(
     views = train_loader(
         run.config, each_once(run.config.train), data.train, [network, student], run.device, whole=True
     )
-    first = _frozen(run, data, network, views, objective)
+    first = _frozen(run, data, network, views, objective, [network, student])
     others = other_teachers(run, student)
     if not others:
         return first
     rest = [
-        _frozen(run, data, other, views, objective, number) for number, other in enumerate(others, start=2)
+        _frozen(run, data, other, views, objective, [network, student], number)
+        for number, other in enumerate(others, start=2)
     ]
     return mixed(run, data, [first, *rest], views, eval_loader_of(run, data, network))
 
@@ -186,9 +187,16 @@ def eval_loader_of(run: RunContext, data: RunData, network: Network) -> Loader:
 
 
 def _frozen(
-    run: RunContext, data: RunData, network: Network, views: Loader, objective: Objective, number: int = 1
+    run: RunContext,
+    data: RunData,
+    network: Network,
+    views: Loader,
+    objective: Objective,
+    viewers: Sequence[Network],
+    number: int = 1,
 ) -> Taught:
-    """One teacher. ``number`` counts them, in notes and in the names of files."""
+    """One teacher. ``viewers`` are the networks for which ``views`` were made; ``number`` counts the teachers, in notes and in
+    the names of files."""
     config = run.config
     corrects = config.teacher.correct == "always" or (
         config.teacher.correct == "auto"
@@ -216,7 +224,7 @@ def _frozen(
             check_order(scores.predicted, data.test.labels, data.classes, who=f"--teacher {network.name}")
         facts |= _numbers(scores)
     if config.teacher.views > 1:
-        teacher = averaged(run, data, teacher, network, views)
+        teacher = averaged(run, data, teacher, [network, *viewers], views)
     if not (corrects or foreign):
         return Taught(teacher, TeacherRecord(**facts), scores=scores)
     name = "correction" if number == 1 else f"correction-{number}"

@@ -1,6 +1,7 @@
 """The beliefs of a run's teacher, averaged over views of each training image, and kept on disk if there is a cache."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -39,15 +40,16 @@ def check_views(config: Config, objective: Objective) -> None:
 
 
 def averaged(
-    run: RunContext, data: RunData, teacher: BaseTeacher, network: Network, views: Loader
+    run: RunContext, data: RunData, teacher: BaseTeacher, networks: Sequence[Network], views: Loader
 ) -> AveragedTeacher:
-    """``teacher`` with its beliefs averaged over the views of the first ``teacher.views`` epochs."""
+    """``teacher`` with its beliefs averaged over the views of the first ``teacher.views`` epochs. ``networks`` are its own, and
+    those whose input the views depend on."""
     number, images = run.config.teacher.views, views.num_indices
     example = teacher(next(iter(views.epoch(0))).images[:1])
     width = math.prod(example.features[PENULTIMATE].shape[1:]) if PENULTIMATE in example.features else 0
     keep = bool(width) and (4 * width * images <= FEATURE_BYTES or not example.num_classes)
     found = AveragedTeacher(teacher, images, keep_features=keep).to(run.device)
-    cache = _cache(run, data, teacher, network, images, example.num_classes, width if keep else 0)
+    cache = _cache(run, data, teacher, networks, images, example.num_classes, width if keep else 0)
     if cache is not None and _read(found, cache):
         run.report.note(
             f"teacher: its beliefs, means over {number} views of each image, are those in {cache.folder}"
@@ -72,7 +74,7 @@ def _cache(
     run: RunContext,
     data: RunData,
     teacher: BaseTeacher,
-    network: Network,
+    networks: Sequence[Network],
     images: int,
     classes: int,
     width: int,
@@ -81,7 +83,7 @@ def _cache(
         return None
     cache = TeacherCache(
         run.config.teacher.cache,
-        {**cache_facts(run, data, teacher, [network]), "classes": str(classes)},
+        {**cache_facts(run, data, teacher, networks), "classes": str(classes)},
         num_indices=images,
         num_classes=classes,
         features={PENULTIMATE: (width,)} if width else None,

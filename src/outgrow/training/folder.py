@@ -3,6 +3,7 @@
 config.yaml          the configuration; written first
 checkpoint.pt        the state of the training; checkpoint.previous.pt is the one before
 teacher.pt, teacher.safetensors, correction.safetensors
+correction-2.safetensors, ..., mixture.safetensors    with teacher.others
 student.safetensors, index.html, curves.png
 track.json, tensorboard    with --track: what the trackers have, and TensorBoard's files
 record.json          the result; written last
@@ -20,6 +21,7 @@ FILES = (
     *BEGUN,
     "teacher.previous.pt",
     "correction.safetensors",
+    "mixture.safetensors",
     "student.safetensors",
     "index.html",
     "curves.png",
@@ -71,7 +73,7 @@ def clear(out: Path) -> None:
     """Delete the files of a run; other files stay. The record is deleted first: a run without one is unfinished."""
     for name in reversed(FILES):
         (out / name).unlink(missing_ok=True)
-    for pattern in ("pictures/*.jpg", f"{TENSORBOARD}/events.out.tfevents.*"):
+    for pattern in ("correction-*.safetensors", "pictures/*.jpg", f"{TENSORBOARD}/events.out.tfevents.*"):
         for file in out.glob(pattern):
             file.unlink()
 
