@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from outgrow import Target
 from outgrow.losses.slam import SLaM, slam_loss
 from tests.reference import losses as reference
 
@@ -79,6 +80,24 @@ def test_the_accuracy_of_a_row_comes_from_the_fitted_reliability():
     accuracy = loss.reliability.probability(teacher)
     torch.testing.assert_close(loss(student, teacher, label), slam_loss(student, teacher, accuracy))
     assert not torch.allclose(loss(student, teacher, label), constant)
+
+
+def test_a_rows_accuracy_has_not_seen_its_own_label():
+    """A fitted row gets the curve without its image; that of all rows would move with its label."""
+    student, teacher = logits(40), logits(40, seed=1)
+    label = teacher.argmax(dim=1)
+    label[::3] = (label[::3] + 1) % 5
+    before, after = SLaM(), SLaM()
+    before.reliability.fit(teacher, label)
+    seen = 0
+    for row in (0, 7, 20, 33):
+        flipped = label.clone()
+        flipped[row] = teacher[row].argmin() if label[row] == teacher[row].argmax() else teacher[row].argmax()
+        after.reliability.fit(teacher, flipped)
+        target = Target(label, index=torch.arange(40))
+        assert after(student, teacher, target)[row] == before(student, teacher, target)[row]
+        seen += after(student, teacher, label)[row] != before(student, teacher, label)[row]
+    assert seen  # without the index it would be
 
 
 def test_what_it_refuses():

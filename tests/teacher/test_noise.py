@@ -115,9 +115,20 @@ class TestNoisy:
     def test_mixed_labels_are_fitted_by_their_shares(self):
         logits, _, label = drawn(rate=0.2, rows=600)
         blended = Target(label.flip(0), partner=label, mix=torch.zeros(600))
-        torch.testing.assert_close(
-            fitted(logits, blended).noise_matrix, fitted(logits, label).noise_matrix, rtol=1e-2, atol=1e-3
-        )
+        mixed, whole = fitted(logits, blended), fitted(logits, label)
+        torch.testing.assert_close(mixed.noise_matrix, whole.noise_matrix, rtol=1e-2, atol=1e-3)
+        assert mixed.noise_report.wrong == pytest.approx(whole.noise_report.wrong, abs=1e-3)
+
+    def test_the_share_of_wrong_labels_of_blended_images(self):
+        """Neither the label with the smaller share nor that with the larger one: both, by their shares."""
+        logits, _, label = drawn(rate=0.2, rows=1200)
+        generator = torch.Generator().manual_seed(1)
+        other = torch.randperm(1200, generator=generator)
+        mix = torch.rand(1200, generator=generator)
+        mix = torch.where(mix < 0.5, mix**4, 1 - (1 - mix) ** 4)  # mostly near 0 or 1
+        belief = mix[:, None] * logits.softmax(1) + (1 - mix)[:, None] * logits[other].softmax(1)
+        target = Target(label, partner=label[other], mix=mix)
+        assert fitted(belief.log(), target).noise_report.wrong == pytest.approx(0.2, abs=0.04)
 
     def test_save_and_load(self, tmp_path):
         logits, _, label = drawn(rate=0.2, rows=600)
