@@ -105,6 +105,37 @@ def test_the_task_against_the_posterior(kind, smoothing):
     assert logits.grad is None
 
 
+@pytest.mark.parametrize("rule", ["lead", "label_smooth"])
+def test_another_rule_is_the_task_at_temperature_one(rule):
+    """Whatever the temperature of the rectifier and of the losses."""
+    logits, label = batch(rows=12, classes=CLASSES)
+    student = torch.randn(12, CLASSES, dtype=torch.float64)
+    objective = Objective("kd", task_rule=make_rule(rule))
+    result = objective(student, rectify(logits, label, rule="swap", temperature=4.0), label, 0.0)
+    log_p = student.log_softmax(dim=1)
+    expected = 0.0
+    for row, y in enumerate(label.tolist()):
+        wanted = reference.RULES[rule](reference.softmax(logits[row].tolist(), 1.0), y)
+        expected -= sum(t * log_p[row, c].item() for c, t in enumerate(wanted)) / 12
+    assert result.terms["task"].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_task_weighs_classes_as_with_labels():
+    logits, label = batch(rows=12, classes=CLASSES)
+    label[3] = UNLABELLED
+    student = torch.randn(12, CLASSES, dtype=torch.float64)
+    matrix, weights = noise(), torch.linspace(0.5, 2.0, CLASSES, dtype=torch.float64)
+    objective = Objective({}, task_rule=Posterior(matrix), class_weights=weights)
+    result = objective(student, rectify(logits, label), label, 0.0)
+    expected = 0.0
+    for row, y in enumerate(label.tolist()):
+        if y != UNLABELLED:
+            t = reference.posterior(reference.softmax(logits[row].tolist(), 1.0), y, 1.0, matrix.tolist())
+            log_p = student[row].log_softmax(dim=0)
+            expected -= sum(float(weights[c]) * t[c] * float(log_p[c]) for c in range(CLASSES)) / 11
+    assert result.terms["task"].item() == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_preset_applies_it_to_all_rows():
     assert outgrow.preset("kd", rule="posterior(noise=0.2)")[0].rows == "all"
     assert outgrow.preset("kd", rule=Posterior(noise()))[0].rows == "all"

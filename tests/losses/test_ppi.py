@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from outgrow import UNLABELLED, Objective, Target, rectify
 from outgrow.losses.ppi import PPI
 from tests import contract
+from tests.reference import losses as reference
 
 
 def batch(rows=8, lacking=5, seed=0):
@@ -29,6 +30,17 @@ def test_with_cross_entropy_it_is_the_prediction_powered_loss():
     literal = literal + 0.7 * (soft[~has].mean() - soft[has].mean())
     (ours,), (theirs,) = (torch.autograd.grad(value, student) for value in (total, literal))
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_value_and_gradient_at_a_temperature(temperature):
+    """T squared and both networks softened, by the literal reference; at 1, the default, neither would be seen."""
+    student, teacher, label = batch()
+    ours = PPI(temperature)(student, teacher, label)
+    theirs = reference.ppi(student, teacher, label, temperature)
+    torch.testing.assert_close(ours, theirs)
+    a, b = (torch.autograd.grad(value, student)[0] for value in (ours, theirs))
+    torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("lacking", [0, 8])

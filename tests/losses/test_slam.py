@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from outgrow import Target
 from outgrow.losses.slam import SLaM, slam_loss
 from tests.reference import losses as reference
 
@@ -33,6 +34,16 @@ def test_a_teacher_at_chance_says_nothing():
     student = logits().requires_grad_()
     value = slam_loss(student, logits(seed=1), torch.zeros(6))
     assert (torch.autograd.grad(value.sum(), student)[0].abs() < 1e-12).all()
+
+
+def test_at_chance_only_classes_beyond_the_best_have_a_gradient():
+    student, teacher = logits().requires_grad_(), logits(seed=1)
+    value = slam_loss(student, teacher, torch.zeros(6), top=3)
+    t, log_p = teacher.softmax(dim=1), student.log_softmax(dim=1)
+    beyond = torch.ones_like(t).scatter(1, teacher.topk(3, dim=1).indices, 0.0)
+    a, b = (torch.autograd.grad(v.sum(), student)[0] for v in (value, -(beyond * t * log_p).sum(dim=1)))
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert a.any()
 
 
 def test_the_mixture_is_a_distribution():
@@ -79,6 +90,24 @@ def test_the_accuracy_of_a_row_comes_from_the_fitted_reliability():
     accuracy = loss.reliability.probability(teacher)
     torch.testing.assert_close(loss(student, teacher, label), slam_loss(student, teacher, accuracy))
     assert not torch.allclose(loss(student, teacher, label), constant)
+
+
+def test_a_rows_accuracy_has_not_seen_its_own_label():
+    """A fitted row gets the curve without its image; that of all rows would move with its label."""
+    student, teacher = logits(40), logits(40, seed=1)
+    label = teacher.argmax(dim=1)
+    label[::3] = (label[::3] + 1) % 5
+    before, after = SLaM(), SLaM()
+    before.reliability.fit(teacher, label)
+    seen = 0
+    for row in (0, 7, 20, 33):
+        flipped = label.clone()
+        flipped[row] = teacher[row].argmin() if label[row] == teacher[row].argmax() else teacher[row].argmax()
+        after.reliability.fit(teacher, flipped)
+        target = Target(label, index=torch.arange(40))
+        assert after(student, teacher, target)[row] == before(student, teacher, target)[row]
+        seen += after(student, teacher, label)[row] != before(student, teacher, label)[row]
+    assert seen  # without the index it would be
 
 
 def test_what_it_refuses():

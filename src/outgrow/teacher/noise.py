@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from outgrow.teacher.correction_fit import Data, LinearMap, Tried, apply_map, fit_map
@@ -201,8 +201,13 @@ def _fit(data: Data, start: Tried, prior: tuple[Noisy, float] | None, rate: floa
 
 
 def _share_wrong(data: Data, found: Noisy) -> float:
-    """The mean probability that a label is wrong, given its image and itself, out of fold."""
-    by_given = torch.stack(found.matrices)[data.fold, :, data.label]
-    joint = found.logits.softmax(dim=1) * by_given
-    right = joint.gather(1, data.label[:, None])[:, 0] / joint.sum(dim=1)
-    return float(data.per_image(1 - right).mean())
+    """The mean probability that a label is wrong, given its image and itself, out of fold. A blend counts both labels by
+    their shares, as its likelihood does."""
+    true, matrices = found.logits.softmax(dim=1), torch.stack(found.matrices)
+
+    def wrong(label: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        joint = true * matrices[data.fold, :, label]
+        return 1 - joint.gather(1, label[:, None])[:, 0] / joint.sum(dim=1)
+
+    mix = data.mix
+    return float(data.per_image(mix * wrong(data.label) + (1 - mix) * wrong(data.partner)).mean())
