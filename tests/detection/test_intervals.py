@@ -104,6 +104,17 @@ def test_intervals_hold_the_number_and_are_the_same_again(shared_data):
     assert gap.low < mean < gap.high
 
 
+def test_the_interval_is_the_middle_of_the_draws():
+    """2.5 % on either side, draws without such an object left out; from 20 images on."""
+    values = torch.linspace(0, 100, 1001, dtype=torch.float64)[torch.randperm(1001)]
+    missing = torch.full((50,), math.nan, dtype=torch.float64)
+    found = interval(torch.cat([values, missing]), 20)
+    assert (found.low, found.high) == pytest.approx((2.5, 97.5))
+    assert found.images == 20
+    assert interval(values, 19) == Interval(None, None, 19, "19 images")
+    assert interval(values, 1).reason == "1 image"
+
+
 def test_no_interval_from_few_images():
     found = resample(SMALL, [7, 3], [20, 10], [NOTHING, NOTHING])
     assert found.intervals["ap"] == Interval(None, None, 2, "2 images")

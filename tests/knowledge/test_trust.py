@@ -134,6 +134,18 @@ class TestReliability:
         other = fitted(rectify(logits, Target((label + 1) % 3, index=index), rule="identity")).weight
         assert torch.equal(one, other)
 
+    def test_a_labelled_row_gets_the_weight_of_the_folds_without_it(self):
+        """In a step too: of rows="all" by the index of the target; rows without a label have the curve of all."""
+        logits, label, index = fit_case()
+        fitted = Reliability(rows="all").fit(logits, label, index)
+        goal = label.clone()
+        goal[::4] = UNLABELLED
+        number = torch.where(goal == UNLABELLED, index + 1000, index)
+        weight = fitted(rectify(logits, Target(goal, index=number), rule="identity")).weight
+        out_of_fold, of_all = fitted.probability(logits, index), fitted.probability(logits)
+        assert torch.equal(weight, torch.where(goal == UNLABELLED, of_all, out_of_fold))
+        assert not torch.equal(out_of_fold[goal >= 0], of_all[goal >= 0])
+
     def test_unlabelled_rows_are_left_out_of_the_fit(self):
         logits, label, index = fit_case()
         fitted = Reliability().fit(logits, label, index)
@@ -267,6 +279,21 @@ class TestUnderTheObjective:
         (gradient,) = torch.autograd.grad(result.total, student)
         assert gradient.isfinite().all()
         assert (gradient[7] == 0).all()
+
+    @pytest.mark.parametrize("fast", ["eager", False])
+    def test_a_labelled_row_left_out_poisons_nothing_where_all_have_a_label(self, fast):
+        """Its own loss would overflow, and 0 times that is no number."""
+        student, teacher = torch.randn(4, 3), 4 * torch.eye(4, 3)
+        student[3] = torch.tensor([3e38, -3e38, 0.0])
+        student.requires_grad_()
+        teacher[3] = 0.0
+        label = torch.tensor([0, 1, 2, 0])
+        knowledge = Rectifier("identity", trust="confidence(0.5, rows=all)")(teacher, label)
+        result = Objective("kd", task_weight=0.0, fast=fast)(student, knowledge, label, 0.0)
+        (gradient,) = torch.autograd.grad(result.total, student)
+        assert result.total.isfinite()
+        assert gradient.isfinite().all()
+        assert (gradient[3] == 0).all()
 
     def test_without_a_trust_nothing_is_said_of_it(self):
         student, teacher, label = batch()

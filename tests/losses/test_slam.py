@@ -36,6 +36,16 @@ def test_a_teacher_at_chance_says_nothing():
     assert (torch.autograd.grad(value.sum(), student)[0].abs() < 1e-12).all()
 
 
+def test_at_chance_only_classes_beyond_the_best_have_a_gradient():
+    student, teacher = logits().requires_grad_(), logits(seed=1)
+    value = slam_loss(student, teacher, torch.zeros(6), top=3)
+    t, log_p = teacher.softmax(dim=1), student.log_softmax(dim=1)
+    beyond = torch.ones_like(t).scatter(1, teacher.topk(3, dim=1).indices, 0.0)
+    a, b = (torch.autograd.grad(v.sum(), student)[0] for v in (value, -(beyond * t * log_p).sum(dim=1)))
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert a.any()
+
+
 def test_the_mixture_is_a_distribution():
     """Cross-entropy with each class in turn is minus the log of what the student expects; they sum to 1."""
     student = logits(1, 4)

@@ -132,6 +132,19 @@ class TestFit:
         lacking = torch.cat([label, torch.full((7,), outgrow.UNLABELLED)])
         torch.testing.assert_close(Mixture(2).fit(more, lacking).weights, whole.weights)
 
+    def test_an_image_with_more_views_weighs_no_more(self):
+        """Copies of some rows under the same index are views of one image: the weights stay."""
+        label = labels(200)
+        teachers = [calibrated(label, seed=seed) for seed in (1, 2)]
+        index = torch.arange(200)
+        views = torch.cat([index, index[:60], index[:60], index[:60]])
+        whole = Mixture(2).fit(teachers, label, index)
+        more = Mixture(2).fit([t[views] for t in teachers], label[views], views)
+        torch.testing.assert_close(more.weights, whole.weights, rtol=1e-4, atol=1e-4)
+        assert more.report.nll == pytest.approx(whole.report.nll, abs=1e-5)
+        as_images = Mixture(2).fit([t[views] for t in teachers], label[views], torch.arange(len(views)))
+        assert not torch.allclose(as_images.weights[-1], whole.weights[-1], atol=1e-2)
+
     def test_save_and_load(self, tmp_path):
         label = labels(100)
         teachers = [calibrated(label, seed=seed) for seed in (1, 2)]
@@ -183,6 +196,18 @@ class TestTeacher:
         alone = MixedTeacher([outgrow.Teacher(net), useless], [1.0, 0.0])(images)
         assert torch.equal(alone.logits, net(images))
         assert useless.calls == 0
+
+    def test_of_all_outputs_those_without_weight_are_passed_over(self):
+        """Wherever they stand: first, too."""
+        rows = [torch.randn(4, 3) for _ in range(3)]
+        mixture = Mixture.of([0.0, 1.0, 3.0])
+        assert mixture.used == [1, 2]
+        found = mixture(rows).logits
+        assert torch.equal(found, mixture(rows[1:]).logits)
+        for row in range(4):
+            literal = reference.mixture([one[row].tolist() for one in rows], [0.0, 0.25, 0.75])
+            assert found[row].exp().tolist() == pytest.approx(literal, abs=1e-6)
+        assert torch.equal(Mixture.of([0.0, 1.0])(rows[:2]).logits, rows[1])
 
     def test_epochs_are_announced_to_all(self):
         class Told(NoTeacher):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from outgrow import PENULTIMATE, BiasCorrection, Outputs, Target
 from outgrow.knowledge.posterior import posterior
-from outgrow.teacher.noise import OneRate
+from outgrow.teacher.noise import BetweenClasses, OneRate
 
 CLASSES = 6
 
@@ -64,11 +64,13 @@ class TestNoisy:
         assert "one rate" in str(report)
 
     def test_which_class_for_which_is_found(self):
-        logits, _, label = drawn(rate=0.3, kind="next")
+        logits, true, label = drawn(rate=0.3, kind="next")
         correction = fitted(logits, label)
         assert correction.noise_report.chosen.kind == "between classes"
         expected = 0.7 * torch.eye(CLASSES) + 0.3 * torch.eye(CLASSES).roll(1, dims=1)
         assert (correction.noise_matrix - expected).abs().max() < 0.08
+        # by the column of the given label: the row of it would say what a true class is taken for
+        assert correction.noise_report.wrong == pytest.approx((label != true).float().mean().item(), abs=0.03)
 
     def test_the_belief_is_in_what_is_true(self):
         """Not in what is given: the map without noise is less certain than the true classes allow."""
@@ -147,6 +149,28 @@ class TestNoisy:
             correction = BiasCorrection(CLASSES, noise="estimate").fit(seen, label, held_out=(logits, label))
         assert correction.noise_report is None
         assert not len(correction.noise_matrix)
+
+
+@pytest.mark.parametrize("pseudo_counts", [10.0, 100.0])
+def test_the_prior_of_a_matrix_is_images_of_each_class(pseudo_counts):
+    """Where the true classes are certain, the fit is the mean of what was counted and of as many images of the prior."""
+    counts = torch.tensor([[30.0, 9.0, 1.0], [0.0, 20.0, 5.0], [2.0, 0.0, 8.0]], dtype=torch.float64)
+    prior = OneRate(0.2, 3, fixed=True, device=torch.device("cpu")).matrix()
+    noise = BetweenClasses(prior, pseudo_counts)
+    optimizer = torch.optim.LBFGS(
+        noise.parameters, max_iter=200, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        given = noise.given(torch.eye(3, dtype=torch.float64))
+        loss = noise.penalty() - (counts * given.log()).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    expected = (counts + pseudo_counts * prior) / (counts.sum(dim=1, keepdim=True) + pseudo_counts)
+    torch.testing.assert_close(noise.matrix(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_features():

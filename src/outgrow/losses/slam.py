@@ -22,8 +22,10 @@ def slam_loss(
 
     with :math:`\alpha` the ``accuracy``, how likely the teacher is right on the row, and k = ``top`` the number of the
     teacher's best classes among which its errors fall (None: all classes). The student's own :math:`p` is so fitted to the true
-    label and not to the noise. The accuracy is at least :math:`1 / k`: at that value the teacher says nothing,
-    and the gradient is 0. At accuracy 1 it is the cross-entropy with the teacher. No temperature.
+    label and not to the noise. The accuracy is at least :math:`1 / k`: at that value the teacher says nothing of its best k,
+    and the gradient is 0, but for what the teacher gives to other classes. At accuracy 1 it is the cross-entropy with the
+    teacher. With k below the number of classes :math:`m` sums to more than 1 by what the student gives to the others, times
+    :math:`(1 - \alpha) / (k - 1)`. No temperature.
 
     Reference: Kontonis et al. (NeurIPS 2023), https://arxiv.org/abs/2302.03806, the mixing operation.
 
