@@ -193,6 +193,13 @@ def test_what_it_cannot(teachers):
         _check_task(build_config(options(teachers, "useless", data={"source": "coco:x"})), detection.TASK)
 
 
+def test_a_missing_file_is_found_before_a_teacher_is_computed(teachers):
+    report = Notes()
+    with pytest.raises(ValueError, match=r"needs a file of weights, got 'nowhere.safetensors'"):
+        distill(options({**teachers, "nowhere": "nowhere.safetensors"}, "nowhere"), reporter=report)
+    assert not any("top-1" in text for text in report.said)
+
+
 def test_targets_are_joined():
     one = Target(torch.tensor([1, 2]), index=torch.tensor([5, 6]))
     both = joined([one, one])

@@ -1,16 +1,21 @@
 """A run whose teacher believes in images, not in views."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 
+from outgrow.classification.caching import cache_facts
+from outgrow.classification.data import open_run_data
 from outgrow.data import DataWarning
 from outgrow.detection import task as detection
 from outgrow.models import create_model, save_student
 from outgrow.run import distill
 from outgrow.run.distillation import _check_task, fill_cache
-from outgrow.teacher import AveragedTeacher
+from outgrow.teacher import AveragedTeacher, NoTeacher
 from outgrow.training.config import build_config, merge
+from outgrow.training.task import RunContext
 from tests.classification.test_names import Notes
 
 RUN = {
@@ -116,6 +121,22 @@ def test_beliefs_in_views_of_another_size_are_computed_again(files, tmp_path, ph
     assert len(said(24, "good")) == 1
     assert len(said(24, "good")) == 2
     assert not said(32, "good")
+
+
+def test_a_cache_knows_the_crop_of_the_student(photos):
+    """It decides which part of a photograph the teacher sees."""
+
+    def facts(source: str, **changed: object) -> dict[str, str]:
+        config = build_config(merge(RUN, {"data": {"source": source, "train_rows": None}}))
+        teacher, student = create_model("cifar/resnet8", 10), create_model("cifar/resnet8", 10)
+        student.input_spec = replace(student.input_spec, size=16, **changed)
+        run = RunContext(config, torch.device("cpu"), Notes(), None, False)
+        return cache_facts(run, open_run_data(config), NoTeacher(10), [teacher, student])
+
+    folder = f"folder:{photos}"
+    kinds = [facts(folder), facts(folder, crop_pct=0.875), facts(folder, interpolation="bilinear")]
+    assert all(kinds.count(one) == 1 for one in kinds)
+    assert facts("digits", crop_pct=0.875) == facts("digits")  # they are not cropped
 
 
 def test_a_resumed_run_goes_on(files, tmp_path):

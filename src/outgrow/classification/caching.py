@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import cast
 
-from outgrow.classification.data import RunData
-from outgrow.data import Loader
+from outgrow.classification.data import RunData, view_size
+from outgrow.data import FileSplit, Loader
 from outgrow.machine.files import readable
 from outgrow.models import Network
 from outgrow.objective import Objective
@@ -68,6 +68,9 @@ def cache_facts(
         more["beliefs"] = f"mean over {options.views} views"
     if len(members) > 1:
         more["teachers"] = " ".join(str(m.input_spec) for m in teacher.modules() if isinstance(m, Network))
+    first, last = ((spec.crop_pct, spec.interpolation) for spec in (specs[0], specs[-1]))
+    if first != last and _cropped(config, data, networks):
+        more["crop"] = f"{last[0]} {last[1]}"  # the views have the crop of the student
     return more | {
         "teacher": f"{specs[0]} {digest(teacher)} {correction}",
         "data": data.fingerprint,
@@ -75,6 +78,13 @@ def cache_facts(
         f"seed {config.seed}{_mixed(config)}",
         "precision": config.train.precision if options.precision == "as_student" else options.precision,
     }
+
+
+def _cropped(config: Config, data: RunData, networks: Sequence[Network]) -> bool:
+    """Whether the views are resized, so that they depend on the crop and the interpolation of the student."""
+    return view_size(config.data.size, data.train, networks) is not None or isinstance(
+        data.unlabelled, FileSplit
+    )
 
 
 def _mixed(config: Config) -> str:

@@ -157,8 +157,8 @@ def freeze_teacher(
     views = train_loader(
         run.config, each_once(run.config.train), data.train, [network, student], run.device, whole=True
     )
+    others = other_teachers(run, student)  # before anything is computed: a file may be missing
     first = _frozen(run, data, network, views, objective, [network, student])
-    others = other_teachers(run, student)
     if not others:
         return first
     rest = [
