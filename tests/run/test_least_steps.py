@@ -104,14 +104,3 @@ def test_the_teacher_cache_has_all_epochs(few, tmp_path):
     run = start(config)
     cached = assemble(run, task_of("digits")).taught.module
     assert cached.cache.bytes_missing(5) == 0
-
-
-def test_a_longer_run_that_lost_its_minimum_says_how_to_keep_it(few, tmp_path):
-    layer = {"out": str(tmp_path / "run")}
-    distill(build_config(few, layer))
-    with pytest.raises(
-        ValueError, match=r"the epochs that are set remove it; add --set train.min_steps=10\)"
-    ):
-        distill(build_config(few, layer, {"train": {"epochs": 6}}), resume=True)
-    record = distill(build_config(few, layer, {"train": {"epochs": 6, "min_steps": 10}}), resume=True)
-    assert len(record["epochs"]) == 6

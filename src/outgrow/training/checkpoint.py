@@ -171,12 +171,7 @@ def _differences(name: str, saved: Any, now: Any) -> list[str]:
         return []
     if name == "teacher.cache" and saved is not None and now is not None:
         return []  # another folder; but outputs with and without a cache differ by rounding
-    kept = (
-        f": the epochs that are set remove it; add --set {name}={saved}"
-        if name.endswith(".min_steps") and now is None
-        else ""
-    )
-    return [f"{name} (was {saved}, is {now}{kept})"]
+    return [f"{name} (was {saved}, is {now})"]
 
 
 def fingerprint(config: Config) -> str:
