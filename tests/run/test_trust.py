@@ -8,9 +8,9 @@ from outgrow.data import DataWarning
 from outgrow.knowledge.trust import Confidence
 from outgrow.run import distill
 from outgrow.run.distillation import method_of
-from outgrow.training.checkpoint import Checkpoint
 from outgrow.training.config import MethodConfig, build_config, merge
 from outgrow.training.noise import with_noise
+from tests.run.stops import stopped_after
 from tests.run.test_distill import SMALL, Notes
 
 EXTRA = {"data": {"unlabelled": "digits", "unlabelled_rows": 300}, "train": {"epochs": 2}}
@@ -72,23 +72,9 @@ def test_the_noise_of_labels_leaves_trust_as_it_is(rule, noise):
 def test_resumed_in_the_middle_of_an_epoch(teacher_file, tmp_path, way):
     layers = {**trusting(way, preset="outgrow"), "train": {"checkpoint_steps": 2}}
     run(teacher_file, layers, {"out": str(tmp_path / "whole")})
-
-    class Stop(Exception):
-        pass
-
-    saved, calls = Checkpoint.save, []
-
-    def save(self, *args, **kwargs):
-        saved(self, *args, **kwargs)
-        calls.append(1)
-        if len(calls) == 2:
-            raise Stop
-
     out = {"out": str(tmp_path / "cut")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save)
-        with pytest.raises(Stop):
-            run(teacher_file, layers, out)
+    with stopped_after(2):
+        run(teacher_file, layers, out)
     run(teacher_file, layers, out, resume=True)
     assert same(tmp_path / "whole", tmp_path / "cut")
 

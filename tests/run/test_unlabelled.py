@@ -16,6 +16,7 @@ from outgrow.data.unlabelled import open_unlabelled
 from outgrow.losses import LOSSES
 from outgrow.run import distill
 from outgrow.training.config import build_config, merge
+from tests.run.stops import stopped_after
 from tests.run.test_distill import SMALL
 
 EXTRA = {"data": {"unlabelled": "digits", "unlabelled_rows": 300}, "train": {"epochs": 2}}
@@ -78,26 +79,9 @@ def test_they_change_the_student(teacher_file, tmp_path):
 def test_resumed_in_the_middle_of_an_epoch(teacher_file, tmp_path, loss):
     layers = {"method": {"preset": "kd", "loss": loss}, "train": {"checkpoint_steps": 2}}
     run(teacher_file, layers, {"out": str(tmp_path / "whole")})
-
-    class Stop(Exception):
-        pass
-
-    from outgrow.training.checkpoint import Checkpoint
-
-    saved = Checkpoint.save
-    calls = []
-
-    def save(self, *args, **kwargs):
-        saved(self, *args, **kwargs)
-        calls.append(1)
-        if len(calls) == 2:
-            raise Stop
-
     out = {"out": str(tmp_path / "cut")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save)
-        with pytest.raises(Stop):
-            run(teacher_file, layers, out)
+    with stopped_after(2):
+        run(teacher_file, layers, out)
     run(teacher_file, layers, out, resume=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
