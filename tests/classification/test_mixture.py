@@ -179,6 +179,8 @@ def test_what_it_cannot(teachers):
         ValueError, match=r"teacher.others\[0\] cifar/resnet8: needs weights, got none; add `weights"
     ):
         run({"teacher": {"others": [{"name": "cifar/resnet8"}]}})
+    with pytest.raises(ValueError, match=r"teacher.others\[0\]: needs the name of a model, got 'none'; give"):
+        run({"teacher": {"others": [{"weights": "resnet8.safetensors"}]}})
     with pytest.raises(ValueError, match=r"audit: needs one teacher, got 2 .*; audit each"):
         audit_teacher(options(teachers, "useless"), rows=300)
     with pytest.raises(ValueError, match=r"needs the data's 10 classes, got a model with 7"):

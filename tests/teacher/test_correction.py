@@ -111,8 +111,20 @@ def test_a_memorised_teacher_is_left_alone_with_a_warning():
     with pytest.warns(UserWarning, match="it has memorised the former"):
         correction = BiasCorrection(6).fit(seen, label, held_out=(unseen, other))
     assert correction.is_identity
+    seen_right, unseen_right = correction.report.memory
+    assert seen_right > unseen_right + 0.02
     honest = teacher_like(other, 6, strength=8.0, seed=4)
-    BiasCorrection(6).fit(seen, label, held_out=(honest, other))  # no warning: warnings are errors here
+    left = BiasCorrection(6).fit(seen, label, held_out=(honest, other))  # no warning: warnings are errors here
+    assert left.report.memory is None
+
+
+def test_what_a_teacher_has_memorised_is_kept_in_the_file(tmp_path):
+    label, other = labels(500), labels(500, seed=4)
+    seen, unseen = teacher_like(label, 6, strength=8.0), teacher_like(other, 6, strength=1.0, seed=4)
+    with pytest.warns(UserWarning, match="it has memorised the former"):
+        correction = BiasCorrection(6).fit(seen, label, held_out=(unseen, other))
+    correction.save(tmp_path / "correction.safetensors")
+    assert BiasCorrection.load(tmp_path / "correction.safetensors").report == correction.report
 
 
 def test_a_handful_of_held_out_rows_is_no_memory():

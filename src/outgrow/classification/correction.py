@@ -79,7 +79,7 @@ def fit_correction(
         warnings.simplefilter("ignore")  # the report says the same and names the source of the rows
         correction.fit(outputs, target, held_out=held_out if config.teacher.correct == "auto" else None)
     assert correction.report is not None
-    if source and correction.report.reason.startswith("the teacher is right"):
+    if source and correction.report.memory is not None:
         report.note(f"teacher: held-out rows are the {source} images")
     report.note(str(correction.report))
     report.event("correction", **asdict(correction.report))

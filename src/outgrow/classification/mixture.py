@@ -135,7 +135,7 @@ def _memorised(
         if one.scores is None or one.record is None:
             continue
         if one.correction is not None:  # it was compared as it is, before its correction
-            if one.correction.reason.startswith("the teacher is right"):
+            if one.correction.memory is not None:
                 names.append(one.record.name)
             continue
         held_out = (

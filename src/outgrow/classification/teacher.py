@@ -68,6 +68,12 @@ def check_teachers(config: Config, objective: Objective) -> None:
             "teacher.others: needs teachers that are there, got one that is to be trained (teacher.train); train it first, and "
             "give its file: --teacher-weights RUN/teacher.safetensors."
         )
+    for number, other in enumerate(options.others):
+        if other.name in ("", "none"):
+            raise ValueError(
+                f"teacher.others[{number}]: needs the name of a model, got {other.name or 'none'!r}; give it beside the weights: "
+                "[{name: timm/resnet50, weights: FILE}]."
+            )
     if objective.reads_features:
         raise ValueError(
             "teacher.others: needs losses that read only logits, got an objective that reads the features of one teacher; "

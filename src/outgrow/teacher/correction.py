@@ -41,13 +41,18 @@ from outgrow.teacher.teacher import BaseTeacher
 
 @dataclass(frozen=True)
 class CorrectionReport:
-    """What was tried, what was chosen, and why. ``raw`` is None where the classes differ."""
+    """What was tried, what was chosen, and why. ``raw`` is None where the classes differ.
+
+    ``memory`` holds the shares of fitted and of held-out rows on which the teacher is right, if it has memorised the fitted
+    ones; else None.
+    """
 
     candidates: tuple[Candidate, ...]
     chosen: Candidate
     raw: Candidate | None
     reason: str
     num_images: int
+    memory: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -145,6 +150,7 @@ class BiasCorrection(nn.Module):
             raw=next((t.candidate for t in tried if t.candidate.source == "none"), None),
             reason=reason,
             num_images=data.num_images,
+            memory=known,
         )
         if self.noise != "none" and known is None:
             chosen = self._with_noise(data, chosen, tried)
@@ -232,6 +238,7 @@ class BiasCorrection(nn.Module):
                 raw=Candidate(**report["raw"]) if report["raw"] else None,
                 reason=report["reason"],
                 num_images=report["num_images"],
+                memory=tuple(report["memory"]) if report.get("memory") else None,
             )
             if noise := meta.get("noise_report"):
                 loaded.noise_report = NoiseReport(

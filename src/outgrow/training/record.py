@@ -92,7 +92,8 @@ class CandidateRecord(_Part):
 
 
 class CorrectionRecord(_Part):
-    """The candidates of a correction, the chosen one and the reason. ``raw`` is None if the teacher has other classes."""
+    """The candidates of a correction, the chosen one and the reason. ``raw`` is None if the teacher has other classes.
+    ``memory`` are the shares of fitted and held-out rows on which the teacher is right, if it has memorised the former."""
 
     candidates: tuple[CandidateRecord, ...]
     chosen: CandidateRecord
@@ -100,6 +101,7 @@ class CorrectionRecord(_Part):
     reason: str
     num_images: int
     used: bool = True
+    memory: tuple[float, float] | None = None
 
 
 class MemberRecord(TeacherRecord):
