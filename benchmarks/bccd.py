@@ -3,6 +3,7 @@
     python -m benchmarks.bccd train --data coco:IMAGES:ANNOTATIONS --backbones DIR --out OUT
                                     [--families fasterrcnn retinanet fcos ssdlite rtdetr dfine] [--seeds 0 1 2]
                                     [--methods none kd pkd] [--size 192] [--epochs 12] [--teacher-epochs 16]
+                                    [--few 20 --steps 600]
     python -m benchmarks.bccd table --out OUT
 
 Of each family an EfficientNet-Lite0 teaches a MobileNetV1 0.25, both from the ImageNet weights in DIR; the rest of a
@@ -15,6 +16,11 @@ and epochs. Methods:
     pkd         KD on features
     pair-pkd    pair and pkd
     other-pkd   pkd from the RetinaNet; for students that are FCOS
+
+With ``--few 20`` teacher and students have the same 20 pictures with annotations, drawn by the seed, and one teacher serves a
+seed. All students take ``--steps`` steps. Beside ``none`` and ``kd`` there is then
+
+    kd, unlabelled    the same with the rest of the training pictures, without annotations: half of a batch
 
 Finished runs are kept in OUT/FAMILY/METHOD/seedK, so an interrupted study continues; ``table`` prints those there are.
 """
@@ -40,6 +46,9 @@ from outgrow.training.record import read_record
 Layer = dict[str, Any]
 
 OTHER = "other-pkd"
+UNLABELLED = "kd, unlabelled"
+SHARE = 0.5
+"""Of pictures without annotations in a batch."""
 METHODS: dict[str, Layer] = {
     "none": {"preset": "none"},
     "kd": {"preset": "kd", "loss": "kd + box"},
@@ -47,6 +56,7 @@ METHODS: dict[str, Layer] = {
     "pkd": {"preset": "kd", "loss": "6*pkd"},
     "pair-pkd": {"preset": "kd", "loss": "kd + box + 6*pkd", "rule": "pair"},
     OTHER: {"preset": "kd", "loss": "6*pkd"},
+    UNLABELLED: {"preset": "kd", "loss": "kd + box"},
 }
 WEIGHTS = {"student": "in1k_mobilenetv1_025_128", "teacher": "in1k_tf_efficientnet_lite0"}
 BACKBONES = {"student": "mobilenetv1_025_128", "teacher": "tf_efficientnet_lite0"}
@@ -78,6 +88,8 @@ class Study:
             RECIPES["bccd"].layer,
             {"recipe": "bccd", "data": {"source": args.data}, "train": train, "teacher_train": teacher},
         )
+        if args.few:
+            self.base = merge(self.base, {"data": {"train_rows": args.few}})
 
     def model(self, family: str, part: str, seed: int) -> Layer:
         """Name and initial weights of the student or the teacher."""
@@ -99,14 +111,18 @@ class Study:
         )
         return {"name": name, "weights": None}
 
-    def teacher(self, family: str) -> Layer:
-        """The trained teacher."""
+    def teacher(self, family: str, seed: int) -> Layer:
+        """The trained teacher: one for all seeds, or with few pictures one for those of each seed."""
         folder = self.args.out / family
+        if self.args.few:
+            folder, own = folder / f"teacher-{seed}", {"seed": seed}
+        else:
+            own = {}
         file = folder / "teacher.safetensors"
         model = self.model(family, "teacher", 0)
         if not file.is_file():
             model = {**model, "train": True}
-            config = build_config(merge(self.base, {"method": {"preset": "kd"}, "teacher": model}))
+            config = build_config(merge(self.base, {"method": {"preset": "kd"}, "teacher": model}, own))
             torch.manual_seed(config.seed)
             begun = (folder / "config.yaml").is_file()
             out = config.model_copy(update={"out": str(folder)})
@@ -119,14 +135,26 @@ class Study:
         base = merge(self.base, {"student": self.model(family, "student", seed)})
         for name in asked:
             other = "retinanet" if name == OTHER else family
-            teacher = {"name": "none", "train": False} if name == "none" else self.teacher(other)
+            teacher = {"name": "none", "train": False} if name == "none" else self.teacher(other, seed)
             run_study(
-                merge(base, {"teacher": teacher}),
+                merge(base, {"teacher": teacher}, self.training(name)),
                 {name: METHODS[name]},
                 [seed],
                 out=self.args.out / family,
                 reporter=self.report,
             )
+
+
+    def training(self, method: str) -> Layer:
+        """The epochs of a student that has few pictures: all methods take as many steps of as many pictures."""
+        if not self.args.few:
+            return {}
+        batch, data = self.base["train"]["batch_size"], {}
+        if method == UNLABELLED:
+            data = {"unlabelled": self.args.data, "unlabelled_share": SHARE}
+            batch -= round(batch * SHARE)
+        epochs = round(self.args.steps / -(-self.args.few // batch))
+        return {"data": data, "train": {"epochs": epochs, "eval_every": epochs}}
 
 
 def collect(out: Path) -> dict[str, Records]:
@@ -165,12 +193,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--teacher-epochs", type=int, default=16)
+    parser.add_argument("--few", type=int, help="number of pictures with annotations")
+    parser.add_argument("--steps", type=int, default=600, help="of a student that has few pictures")
     args = parser.parse_args(arguments)
     if args.step == "table":
         print(table(args.out))
         return
     if args.data is None or args.backbones is None:
         parser.error("train needs --data and --backbones")
+    if UNLABELLED in args.methods and not args.few:
+        parser.error("kd, unlabelled needs --few: otherwise all pictures have annotations")
     study = Study(args)
     for seed in args.seeds:
         for family in args.families:

@@ -35,12 +35,12 @@ def make(family, seed=0, classes=CLASSES):
     )
 
 
-def lesson_of(student, teacher, loss):
+def lesson_of(student, teacher, loss, batch=None):
     """One step by the parts of a run: the teacher frozen for this objective, the loss set up, the gradients."""
     rectify, objective = outgrow.preset("kd", loss=loss)
     run = RunContext(Config(), torch.device("cpu"), Reporter())
     frozen = freeze(run, CLASSES, teacher, student.train(), objective)
-    told = Detect(student.least)(student, frozen, scenes())
+    told = Detect(student.least)(student, frozen, batch or scenes())
     objective.prefer_taps(levels_to_compare(told))
     objective.setup(told.student, told.teacher, num_samples=3)
     result = objective(

@@ -11,7 +11,7 @@ from outgrow.data import ArraySplit, Augment, FileSplit, ImageData, Loader, Spli
 from outgrow.data.class_map import ClassMap, read_class_map
 from outgrow.data.exclusion import excluded_rows
 from outgrow.data.identity import fingerprint
-from outgrow.data.mixed import MixedLoader
+from outgrow.data.mixed import UNLABELLED_SEED, MixedLoader
 from outgrow.data.notes import printable, some, warn_notes
 from outgrow.data.plan import ImageLoader
 from outgrow.data.source import arrange, find_data
@@ -26,8 +26,6 @@ PLAIN = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """The input of a network that does not define one."""
 LEAST = 2
 """Minimum number of images in the share of a process, unless it is empty. A batch norm needs two."""
-UNLABELLED_SEED = 1_000_003
-"""Added to the seed for unlabelled images, so that image 7 of both kinds has different views."""
 
 
 @dataclass(frozen=True)

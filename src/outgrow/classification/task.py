@@ -88,7 +88,13 @@ class Classification:
         return freeze_teacher(run, data, network, own, objective)
 
     def train_loader(
-        self, run: RunContext, data: RunData, networks: Sequence[nn.Module | None], *, whole: bool = False
+        self,
+        run: RunContext,
+        data: RunData,
+        networks: Sequence[nn.Module | None],
+        taught: Taught | None = None,
+        *,
+        whole: bool = False,
     ) -> Loader:
         nets = [None if network is None else network_of(network) for network in networks]
         unlabelled = None if data.unlabelled is None else data.unlabelled.split

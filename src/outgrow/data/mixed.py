@@ -1,4 +1,4 @@
-"""Batches of labelled and unlabelled images: :class:`MixedLoader`.
+"""Batches of labelled and unlabelled images: :class:`Mixed`, and :class:`MixedLoader` for images with one label.
 
     labelled loader    its epochs are the epochs of the training
     unlabelled loader  has epochs of its own: its batches follow one another across the epochs of the training
@@ -7,36 +7,57 @@ A batch has the labelled rows first. Rows without a label have the label :data:`
 """
 
 from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
-from outgrow.data.plan import Batch, ImageLoader
+from outgrow.data.plan import Batch, Plan
 from outgrow.outputs import UNLABELLED, Target
 
+UNLABELLED_SEED = 1_000_003
+"""Added to the seed for unlabelled images, so that image 7 of both kinds has different views."""
 
-class MixedLoader:
-    """Each batch of ``labelled``, with a batch of ``unlabelled`` appended to it.
+B = TypeVar("B")
+B_co = TypeVar("B_co", covariant=True)
+
+
+@runtime_checkable
+class Shuffled(Protocol[B_co]):
+    """What both loaders are."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def num_samples(self) -> int: ...
+
+    @property
+    def num_indices(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[B_co]: ...
+
+
+class Mixed(Generic[B]):
+    """Each batch of ``labelled``, with a batch of ``unlabelled`` appended to it by :meth:`joined`.
 
     An epoch is one pass over the labelled images. Step s of epoch e has the unlabelled batch number
     ``e * len(labelled) + s`` of an endless sequence of shuffled passes over the unlabelled images. A view of an
     unlabelled image depends on the seed, on the number of that pass and on the image.
-
-    ``target.index`` of an unlabelled row is its place in the epoch, after the numbers of the labelled images. It is
-    unique within an epoch, so a teacher cache holds such rows too. It does not name the image.
-
-    The labels of ``unlabelled`` are never read.
     """
 
-    def __init__(self, labelled: ImageLoader, unlabelled: ImageLoader) -> None:
+    def __init__(self, labelled: Shuffled[B], unlabelled: Shuffled[B]) -> None:
         self.labelled, self.unlabelled = labelled, unlabelled
         self.batch = unlabelled.plan.batch_size
-        """Unlabelled rows in a batch, over all processes."""
-        self._next: tuple[int, Iterator[Tensor]] | None = None
+        """Unlabelled images in a batch, over all processes."""
+        self._next: tuple[int, Iterator[B]] | None = None
 
     @property
     def num_samples(self) -> int:
-        """Images in an epoch, over all processes: the labelled ones once, and the unlabelled rows of all steps."""
+        """Images in an epoch, over all processes: the labelled ones once, and the unlabelled ones of all steps."""
         return self.labelled.num_samples + len(self) * self.batch
 
     @property
@@ -46,28 +67,43 @@ class MixedLoader:
     def __len__(self) -> int:
         return len(self.labelled)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        first = self.labelled.num_indices
-        own = self.unlabelled.plan.share(torch.arange(self.batch))
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[B]:
         number = epoch * len(self) + start
         # the stream of the epoch before goes on: its workers have decoded the next batches already
         stream = self._next[1] if self._next and self._next[0] == number else self._stream(number)
         for step, batch in enumerate(self.labelled.epoch(epoch, start), start=start):
-            images, number = next(stream), number + 1
+            more, number = next(stream), number + 1
             self._next = (number, stream)
-            place = first + step * self.batch + own.to(images.device)
-            yield Batch(torch.cat([batch.images, images]), _extended(batch.target, place))
+            yield self.joined(batch, more, step)
 
-    def _stream(self, number: int) -> Iterator[Tensor]:
-        """The images of the unlabelled batches from ``number`` on, without end."""
+    def joined(self, batch: B, more: B, step: int) -> B:
+        """``batch`` with the unlabelled images ``more`` appended to it."""
+        raise NotImplementedError
+
+    def _stream(self, number: int) -> Iterator[B]:
+        """The unlabelled batches from ``number`` on, without end."""
         epoch, start = divmod(number, len(self.unlabelled))
         while True:
-            for batch in self.unlabelled.epoch(epoch, start):
-                yield batch.images
+            yield from self.unlabelled.epoch(epoch, start)
             epoch, start = epoch + 1, 0
 
 
-def _extended(target: Target, place: Tensor) -> Target:
+class MixedLoader(Mixed[Batch]):
+    """:class:`Mixed` of images with one label.
+
+    ``target.index`` of an unlabelled row is its place in the epoch, after the numbers of the labelled images. It is
+    unique within an epoch, so a teacher cache holds such rows too. It does not name the image.
+
+    The labels of ``unlabelled`` are never read.
+    """
+
+    def joined(self, batch: Batch, more: Batch, step: int) -> Batch:
+        own = self.unlabelled.plan.share(torch.arange(self.batch)).to(more.images.device)
+        place = self.labelled.num_indices + step * self.batch + own
+        return Batch(torch.cat([batch.images, more.images]), _extended(batch.target, place))
+
+
+def _extended(target: Target, place: Int64[Tensor, " rows"]) -> Target:
     """``target`` with a row without a label for each of ``place``. Such rows are not blended."""
     none = torch.full_like(place, UNLABELLED)
     assert target.index is not None

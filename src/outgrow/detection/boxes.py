@@ -9,7 +9,7 @@ background, and no box has it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
@@ -26,15 +26,21 @@ class Truth:
 
     ``crowd`` are regions of many objects without a box each (COCO's ``iscrowd``). They are neither trained on
     nor background. ``index`` is the image's row in its annotation file.
+
+    An image that is not ``labelled`` has boxes that a detector found. They say where to look, not what is true: the
+    detector's losses leave the image out, and its rows have no label.
     """
 
     boxes: Float32[Tensor, "n 4"]
     label: Int64[Tensor, " n"]
     crowd: Float32[Tensor, "m 4"]
     index: int
+    labelled: bool = True
 
     def to(self, device: torch.device) -> "Truth":
-        return Truth(self.boxes.to(device), self.label.to(device), self.crowd.to(device), self.index)
+        return replace(
+            self, boxes=self.boxes.to(device), label=self.label.to(device), crowd=self.crowd.to(device)
+        )
 
 
 def as_shares(

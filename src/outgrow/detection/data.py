@@ -9,7 +9,7 @@ hf:NAME                                 :mod:`outgrow.detection.layouts.hub`
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,16 @@ class DetectionSplit:
     """Images of any size with their boxes. Images are decoded on access.
 
     ``index`` is each image's row in its annotation file. ``subset`` keeps it, so that randomness and per-sample
-    memories can use it. ``source`` reads the encoded images, which are below ``folder`` if each is a file.
+    memories can use it. ``source`` reads the encoded images, which are below ``folder`` if each is a file. ``digests``
+    are of the images of ``file``. In a split that is not ``labelled`` the boxes are those that a detector found.
     """
 
     file: AnnotationFile
     folder: str
     index: Int64[Tensor, " n"]
     source: Rows
+    digests: Digests | None = None
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.index)
@@ -73,7 +76,7 @@ class DetectionSplit:
 
     def subset(self, positions: Int64[Tensor, " m"]) -> "DetectionSplit":
         """The images at ``positions`` of this split, in that order. No data are copied."""
-        return DetectionSplit(self.file, self.folder, self.index[positions], self.source)
+        return replace(self, index=self.index[positions])
 
     def name(self, position: int) -> str:
         """The image's file name, as in the annotations."""
@@ -99,7 +102,9 @@ class DetectionSplit:
         crowd, usable = file.crowd[rows], file.usable[rows]
         drawn = usable & ~crowd
         boxes = file.boxes[rows]
-        return Truth(boxes[drawn], file.label[rows][drawn], boxes[usable & crowd], number)
+        return Truth(
+            boxes[drawn], file.label[rows][drawn], boxes[usable & crowd], number, labelled=self.labelled
+        )
 
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
         """An image, RGB, 0..255.
@@ -173,7 +178,7 @@ def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | N
     """
     notes: list[str] = []
     opening = Opening(None, on_fault, usable((cache_dir or default_cache_dir()) / "data", notes), notes)
-    listed = _listed(source, opening)
+    listed = read_listed(source, opening)
     files = {split: one.file for split, one in listed.items()}
     _check_categories(list(files.values()))
     _check_objects(files)
@@ -184,7 +189,7 @@ def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | N
         for note in one.file.notes:
             opening.note(note)
         opening.faults += one.file.faults
-        splits[split], look = _split(split, one, opening)
+        splits[split], look = split_listed(split, one, opening)
         digests[split] = look.digests
         facts += [
             split,
@@ -213,7 +218,8 @@ def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | N
     return data
 
 
-def _listed(source: str, opening: Opening) -> dict[str, Listed]:
+def read_listed(source: str, opening: Opening) -> dict[str, Listed]:
+    """The splits of ``source``, checked; their images are not looked at yet."""
     kind, _, where = source.partition(":")
     if kind not in KINDS or not where:
         raise ValueError(
@@ -226,7 +232,7 @@ def _listed(source: str, opening: Opening) -> dict[str, Listed]:
     return readers[kind](source, where, opening.on_fault)
 
 
-def _split(split: str, one: Listed, opening: Opening) -> tuple[DetectionSplit, Look]:
+def split_listed(split: str, one: Listed, opening: Opening) -> tuple[DetectionSplit, Look]:
     """The images of a split that can be used, and their digests."""
     name = f"{one.home.name}-{split}"
     identity = fingerprint([os.path.realpath(one.folder), os.path.realpath(one.file.path)])
@@ -240,7 +246,7 @@ def _split(split: str, one: Listed, opening: Opening) -> tuple[DetectionSplit, L
     note_look(rows, look, one.folder if one.rows is None else one.file.path, opening)
     key = look.key
     kept = kept_rows(rows, name=one.home.name, identity=identity, key=key, opening=opening)
-    return DetectionSplit(one.file, str(one.folder), kept, rows), look
+    return DetectionSplit(one.file, str(one.folder), kept, rows, look.digests), look
 
 
 def _check_objects(files: Mapping[str, AnnotationFile]) -> None:

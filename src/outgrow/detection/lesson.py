@@ -17,7 +17,7 @@ from outgrow.detection.boxes import BACKGROUND, Scenes, Truth, in_crowd
 from outgrow.detection.families.detector import NoDetector, Proposals, TrainingOutputs
 from outgrow.detection.scale import resized
 from outgrow.models.taps import NOT_TAPS, OBJECTS
-from outgrow.outputs import IGNORE, Knowledge, Outputs, Target
+from outgrow.outputs import IGNORE, UNLABELLED, Knowledge, Outputs, Target
 from outgrow.training.lesson import Lesson, without_rows
 
 MAX_FACTOR = 8.0
@@ -63,10 +63,14 @@ def _blank(device: torch.device, count: int) -> Scenes:
 
 
 def target_of(proposals: Proposals, truth: Sequence[Truth]) -> Target:
-    """The label of each proposal, with :data:`outgrow.IGNORE` in crowd regions."""
+    """The label of each proposal, with :data:`outgrow.IGNORE` in crowd regions. Those of an image without annotations have
+    none."""
     crowded = torch.cat([in_crowd(boxes, t) for boxes, t in zip(proposals.boxes, truth, strict=True)])
-    unknown = crowded & proposals.unmatched
-    return Target(torch.where(unknown, IGNORE, proposals.label), image=proposals.image, may_ignore=True)
+    label = torch.where(crowded & proposals.unmatched, IGNORE, proposals.label)
+    if not all(one.labelled for one in truth):
+        labelled = torch.tensor([one.labelled for one in truth], device=label.device)
+        label = torch.where(labelled[proposals.image], label, UNLABELLED)
+    return Target(label, image=proposals.image, may_ignore=True)
 
 
 def levels_to_compare(lesson: Lesson) -> list[str]:
@@ -104,9 +108,9 @@ class Balanced:
 def balance(knowledge: Knowledge) -> Knowledge:
     r"""Weight the rows so that objects and background count alike, within a limit.
 
-    If objects are a share :math:`f` of the rows, they get the share
+    On a row without a label an object is where the teacher sees one. If objects are a share :math:`f` of the rows, they get the share
     :math:`f' = \max(f, \min(\tfrac12, 8 f))` of the weight, spread evenly, and the background gets the rest.
-    The mean weight over the valid rows stays 1, so the loss keeps its scale. A batch without objects is not
+    The mean weight over the rows that count stays 1, so the loss keeps its scale. A batch without objects is not
     changed.
 
     >>> from outgrow.knowledge import rectify
@@ -114,9 +118,10 @@ def balance(knowledge: Knowledge) -> Knowledge:
     >>> balance(rectify(torch.eye(4)[label], label)).weight
     tensor([2.0000, 0.6667, 0.6667, 0.6667])
     """
-    valid = knowledge.target.valid
-    objects = (knowledge.target.label > BACKGROUND) & valid
-    share = objects.sum() / valid.sum().clamp_min(1)
+    label, counted = knowledge.target.label, knowledge.target.takes_part
+    seen = knowledge.teacher.logits.argmax(dim=1) > BACKGROUND
+    objects = torch.where(label == UNLABELLED, seen, label > BACKGROUND) & counted
+    share = objects.sum() / counted.sum().clamp_min(1)
     object_share = torch.maximum(share, (MAX_FACTOR * share).clamp_max(0.5))
     one = torch.ones_like(share)
     on_object = object_share / torch.where(share > 0, share, one)

@@ -11,6 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from outgrow.data.mixed import Mixed
 from outgrow.data.plan import Decoding, KeyedBatches, Plan
 from outgrow.detection.boxes import Scenes
 from outgrow.detection.data import DetectionSplit
@@ -71,7 +72,7 @@ class SceneLoader:
     def __init__(
         self, split: DetectionSplit, plan: Plan, views: SceneViews, device: torch.device, num_workers: int
     ) -> None:
-        self._split, self._plan, self._device = split, plan, device
+        self._split, self.plan, self._device = split, plan, device
         self._views = views
         keep = num_workers == 0 and decoded_bytes(split) <= MEMORY
         images = _Decoded(split, views, keep=keep)
@@ -82,7 +83,7 @@ class SceneLoader:
     @property
     def num_samples(self) -> int:
         """Images in the split, over all processes."""
-        return self._plan.num
+        return self.plan.num
 
     @property
     def num_indices(self) -> int:
@@ -91,11 +92,11 @@ class SceneLoader:
 
     def __len__(self) -> int:
         """Batches per epoch on this process."""
-        return len(self._plan)
+        return len(self.plan)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Scenes]:
         """The batches of ``epoch`` from step ``start`` on. Epochs may be read in any order, more than once."""
-        batches = self._plan.batches(epoch, start)
+        batches = self.plan.batches(epoch, start)
         decoded = self._decoding.epoch(epoch, start)
         for step, (positions, pixels) in enumerate(zip(batches, decoded, strict=True), start):
             # the ground truth needs no decoding, so it is made here and not sent from a worker
@@ -110,6 +111,13 @@ class SceneLoader:
                 truth=[view.truth(self._split.truth(at)).to(self._device) for at, view in shown],
                 short_side=self._views.short_side(epoch=epoch, step=step),
             )
+
+
+class MixedScenes(Mixed[Scenes]):
+    """:class:`outgrow.data.mixed.Mixed` of images with boxes: those without annotations come last."""
+
+    def joined(self, batch: Scenes, more: Scenes, step: int) -> Scenes:
+        return Scenes([*batch.images, *more.images], [*batch.truth, *more.truth], batch.short_side)
 
 
 def _is_upright(split: DetectionSplit) -> Int64[Tensor, " n"]:

@@ -31,7 +31,10 @@ class Rehearsal(Detection):
     def open_data(self, run: RunContext) -> RunScenes:
         train = _first_images(self.data.train, self.rows)
         cut = replace(self.data.source, train=train, val=None, test=_first_images(self.data.test, self.rows))
-        return RunScenes(cut, train)
+        pictures = self.data.unlabelled
+        if pictures is not None:
+            pictures = replace(pictures, split=_first_images(pictures.split, self.rows))
+        return RunScenes(cut, train, pictures)
 
     def make_teacher(self, run: RunContext, data: RunScenes, module: nn.Module | None) -> Detector | None:
         options = run.config.teacher

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from outgrow.data import drops_last
+from outgrow.data.mixed import UNLABELLED_SEED
+from outgrow.data.notes import warn_notes
 from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes
-from outgrow.detection.loader import SceneLoader, make_scene_loader
+from outgrow.detection.loader import MixedScenes, SceneLoader, make_scene_loader
+from outgrow.detection.unlabelled import Pictures, open_pictures
 from outgrow.training.config import Config, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
 
@@ -20,6 +23,7 @@ class RunScenes:
 
     source: DetectionData
     train: DetectionSplit
+    unlabelled: Pictures | None = None
 
     @property
     def val(self) -> DetectionSplit | None:
@@ -47,11 +51,27 @@ def open_run_scenes(config: Config) -> RunScenes:
             f"--data {config.data.source}: needs annotations to train on, got only some to evaluate on; pass the "
             "source that has a training split."
         )
-    limit = config.data.train_rows
-    if limit is None or limit >= len(data.train):
-        return RunScenes(data, data.train)
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
-    return RunScenes(data, data.train.subset(order[:limit]))
+    train, limit = data.train, config.data.train_rows
+    if limit is not None and limit < len(train):
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))
+        train = train.subset(order[:limit])
+    return RunScenes(data, train, _open_unlabelled(config, data, train))
+
+
+def _open_unlabelled(config: Config, data: DetectionData, train: DetectionSplit) -> Pictures | None:
+    options = config.data
+    if options.unlabelled is None:
+        return None
+    known = {"training": train, "test": data.test} | ({} if data.val is None else {"validation": data.val})
+    pictures = open_pictures(
+        options.unlabelled,
+        known=known,
+        rows=options.unlabelled_rows,
+        seed=config.seed,
+        on_fault=options.on_fault,
+    )
+    warn_notes(pictures.notes)
+    return pictures
 
 
 def train_scenes(
@@ -62,9 +82,12 @@ def train_scenes(
     *,
     least: int = 1,
     short_sides: tuple[int, ...] = (),
-) -> SceneLoader:
+    unlabelled: DetectionSplit | None = None,
+) -> SceneLoader | MixedScenes:
     """The loader of training views: this process's share of them, of sizes ``short_sides``. No batch has fewer than
-    ``least`` images."""
+    ``least`` images. With ``unlabelled`` the share ``data.unlabelled_share`` of each batch is of these, after those of
+    ``split``. A student without a teacher gets the same batches without them.
+    """
     augment = config.data.augment
     unsupported = [name for name in UNSUPPORTED if getattr(augment, name)]
     if unsupported:
@@ -73,20 +96,35 @@ def train_scenes(
             "set them to 0."
         )
     rank, world_size = rank_and_size(process_group())
-    batch_size = min(train.batch_size, len(split))
-    return make_scene_loader(
-        split,
-        batch_size=batch_size,
-        device=device,
-        seed=config.seed,
-        shuffle=True,
-        drop_last=drops_last(len(split), batch_size, least=least),
-        flip=augment.flip,
-        resized_crop=augment.resized_crop,
-        group_orientation=config.data.group_orientation,
-        short_sides=short_sides,
-        num_workers=config.data.workers,
-        rank=rank,
-        world_size=world_size,
-        least=least,
-    )
+
+    def views(split: DetectionSplit, batch_size: int, seed: int, *, drop_last: bool) -> SceneLoader:
+        return make_scene_loader(
+            split,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+            shuffle=True,
+            drop_last=drop_last,
+            flip=augment.flip,
+            resized_crop=augment.resized_crop,
+            group_orientation=config.data.group_orientation,
+            short_sides=short_sides,
+            num_workers=config.data.workers,
+            rank=rank,
+            world_size=world_size,
+            least=least,
+        )
+
+    size, extra = train.batch_size, 0
+    if unlabelled is not None:
+        extra = min(max(round(size * config.data.unlabelled_share), 1), size - least)
+        if extra < 1:
+            raise ValueError(
+                f"--unlabelled: needs train.batch_size of at least {least + 1}, got {size}; raise it."
+            )
+    size = min(size - extra, len(split))
+    loader = views(split, size, config.seed, drop_last=drops_last(len(split), size, least=least))
+    if unlabelled is None or config.method.preset == "none":
+        return loader
+    others = views(unlabelled, min(extra, len(unlabelled)), config.seed + UNLABELLED_SEED, drop_last=True)
+    return MixedScenes(loader, others)

@@ -8,17 +8,19 @@ import torch
 from torch import nn
 
 from outgrow.detection.cost import measure_cost
+from outgrow.detection.data import DetectionSplit
 from outgrow.detection.evaluation import Found, evaluate_detection, evaluate_detector
 from outgrow.detection.families.create import least_images, save_detector
-from outgrow.detection.families.detector import Detector
+from outgrow.detection.families.detector import Detector, NoDetector
 from outgrow.detection.lesson import Balanced, Detect, levels_to_compare
-from outgrow.detection.loader import SceneLoader
+from outgrow.detection.loader import MixedScenes, SceneLoader
 from outgrow.detection.page import page_sections
 from outgrow.detection.record import detection_record, draw, numbers_of
 from outgrow.detection.run_data import RunScenes, open_run_scenes, train_scenes
 from outgrow.detection.scores import check_installed
 from outgrow.detection.student import student_detector
 from outgrow.detection.teacher import freeze_teacher, make_teacher
+from outgrow.detection.unlabelled import SURE, marked_by
 from outgrow.knowledge import Rectifier
 from outgrow.models import num_parameters
 from outgrow.objective import Objective
@@ -80,8 +82,14 @@ class Detection:
         return freeze_teacher(run, data, cast(Detector | None, teacher), cast(Detector, student), objective)
 
     def train_loader(
-        self, run: RunContext, data: RunScenes, networks: Sequence[nn.Module | None], *, whole: bool = False
-    ) -> SceneLoader:
+        self,
+        run: RunContext,
+        data: RunScenes,
+        networks: Sequence[nn.Module | None],
+        taught: Taught | None = None,
+        *,
+        whole: bool = False,
+    ) -> SceneLoader | MixedScenes:
         least = max((one.least for one in networks if isinstance(one, Detector)), default=1)
         config = run.config
         return train_scenes(
@@ -91,6 +99,7 @@ class Detection:
             run.device,
             least=least,
             short_sides=config.data.short_sides,
+            unlabelled=_marked(run, data, taught),
         )
 
     def set_up(self, run: RunContext, parts: Parts) -> None:
@@ -145,7 +154,9 @@ class Detection:
             val=0 if data.val is None else len(data.val),
             test=len(data.test),
             duplicates=data.source.duplicates,
-            faults=data.source.faults,
+            faults=data.source.faults + (() if data.unlabelled is None else data.unlabelled.faults),
+            unlabelled=None if data.unlabelled is None else len(data.unlabelled.split),
+            unlabelled_fingerprint=None if data.unlabelled is None else data.unlabelled.fingerprint,
         )
 
     def results(
@@ -198,6 +209,25 @@ class Detection:
         return evaluate_detection(source, name, **options)
 
 
+def _marked(run: RunContext, data: RunScenes, taught: Taught | None) -> DetectionSplit | None:
+    """The pictures without annotations, with the boxes that the teacher finds if there is one."""
+    if data.unlabelled is None:
+        return None
+    pictures = data.unlabelled.split
+    if taught is None or isinstance(taught.module, NoDetector):
+        return pictures
+    with run.report.bar("teacher on the pictures without annotations", len(pictures)) as advance:
+        found = marked_by(
+            taught.module, pictures, run.device, workers=run.config.data.workers, advance=advance
+        )
+    objects, empty = len(found.file.label), int((found.file.first.diff()[found.index] == 0).sum())
+    run.report.note(
+        f"teacher: finds {objects:,} objects with a score of {SURE:g} or more in {len(pictures):,} pictures without annotations; "
+        f"{empty:,} of them have none"
+    )
+    return found
+
+
 def _note_ignored(run: RunContext) -> None:
     """Warn about fields that were set and have no effect on a detector."""
     default = Config()
@@ -232,18 +262,11 @@ def _refuse(config: Config, objective: Objective) -> None:
             "data.class_map: needs images with one label each, got pictures with boxes; rename the categories in the "
             "annotations as the teacher's classes are called."
         )
-    if config.data.unlabelled is not None:
-        raise ValueError(
-            f"--unlabelled {config.data.unlabelled}: needs a classifier, got a detector; leave it out: pictures without "
-            "annotations are not distilled yet."
-        )
     for name in objective.needs_unlabelled:
-        raise ValueError(
-            f"{name}: needs rows without a label, got a detector, which has none; choose another loss."
-        )
+        raise ValueError(f"{name}: needs a classifier, got a detector; choose another loss.")
     if config.method.trust is not None:
         raise ValueError(
-            f"method.trust={config.method.trust}: needs a classifier, got a detector, all of whose rows have labels; leave it out."
+            f"method.trust={config.method.trust}: needs a classifier, got a detector; leave it out."
         )
     for name in objective.needs_index:
         raise ValueError(

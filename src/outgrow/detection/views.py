@@ -4,7 +4,7 @@ As in classification, a view is a pure function of the seed, the epoch and the i
 the same random streams.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -42,7 +42,7 @@ class View:
         seen = ((centre >= 0) & (centre < self._corner.new_tensor([self.width, self.height]))).all(1)
         crowd = self._move(truth.crowd)
         crowd = crowd[(crowd[:, 2:] > crowd[:, :2]).all(1)]
-        return Truth(self._move(truth.boxes[seen]), truth.label[seen], crowd, truth.index)
+        return replace(truth, boxes=self._move(truth.boxes[seen]), label=truth.label[seen], crowd=crowd)
 
     @property
     def _corner(self) -> Float32[Tensor, " 2"]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from outgrow.losses.base import RowLoss, positive
 from outgrow.models.taps import BOX, BOX_IOU
-from outgrow.outputs import Outputs, Target, lift
+from outgrow.outputs import UNLABELLED, Outputs, Target, lift
 
 
 def box_loss(
@@ -37,12 +37,17 @@ def box_loss(
     return F.smooth_l1_loss(lift(student), teacher, beta=beta, reduction="none").sum(dim=1)
 
 
+def on_object(target: Target) -> Bool[Tensor, " rows"]:
+    """The rows that may have an object: those without a label do if their ``box_iou`` is above 0."""
+    return (target.label > 0) | (target.label == UNLABELLED)
+
+
 class Box(RowLoss):
     """:func:`box_loss` on the outputs of two detectors.
 
     Reads two features of both networks. ``box`` (rows x 4) is the regression for the row's class. ``box_iou``
     (rows) is the IoU of that box with the object that the row is matched to, 0 on background. The value of
-    background rows is 0.
+    background rows is 0. In an image without annotations the objects are those that the teacher finds.
     """
 
     reads = frozenset({"features"})
@@ -58,7 +63,7 @@ class Box(RowLoss):
                     f"box: needs the {whose}'s boxes (features {BOX!r} and {BOX_IOU!r}), got "
                     f"{', '.join(outputs.features) or 'no features'}; it is for detectors (--data coco:...)."
                 )
-        better = (target.label > 0) & (teacher.features[BOX_IOU] > student.features[BOX_IOU])
+        better = on_object(target) & (teacher.features[BOX_IOU] > student.features[BOX_IOU])
         return box_loss(student.features[BOX], teacher.features[BOX], better, beta=self.beta)
 
     def extra_repr(self) -> str:

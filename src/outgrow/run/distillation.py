@@ -183,7 +183,7 @@ def assemble(
     network = task.make_teacher(run, data, teacher)
     taught = task.freeze(run, data, network, student_net, objective)
     rectify = with_noise(config.method, rectify, objective, taught.noise)
-    loader = task.train_loader(run, data, [network, student_net], whole=whole)
+    loader = task.train_loader(run, data, [network, student_net], taught, whole=whole)
     parts = Parts(data, student_net, network, taught, rectify, objective, loader)
     # so that the connectors' initial weights do not depend on the teacher
     torch.set_rng_state(random_state)

@@ -214,8 +214,10 @@ def rehearse(
     if parts.teacher is not None:
         taught = parts.taught.module
         teacher_pass = _seconds(lambda: evaluate(taught)) * record.test / tested
+        if task.metric == "ap":  # it looks for objects in pictures without annotations, once
+            correction += teacher_pass * (record.unlabelled or 0) / record.test
         if mapped or tries_correction(config):
-            correction = teacher_pass * config.teacher.correct_views * record.train / record.test
+            correction += teacher_pass * config.teacher.correct_views * record.train / record.test
         if config.teacher.views > 1:
             correction += teacher_pass * config.teacher.views * record.train / record.test
     training = config.train.for_steps(len(loader))

@@ -132,9 +132,16 @@ class Task(Protocol):
         ...
 
     def train_loader(
-        self, run: RunContext, data: Any, networks: Sequence[nn.Module | None], *, whole: bool = False
+        self,
+        run: RunContext,
+        data: Any,
+        networks: Sequence[nn.Module | None],
+        taught: Taught | None = None,
+        *,
+        whole: bool = False,
     ) -> Batches:
-        """The loader of the training views: the share of this process, or with ``whole`` all of them."""
+        """The loader of the training views: the share of this process, or with ``whole`` all of them. Without ``taught`` it
+        has the same batches, but nothing in them that a teacher has to find first."""
         ...
 
     def set_up(self, run: RunContext, parts: Parts) -> None:

@@ -31,7 +31,9 @@ from outgrow.detection.families.detector import (
     Proposals,
     TrainingOutputs,
     anchors_of,
+    by_annotation,
     full_precision,
+    no_task,
     overlap_with_truth,
     scale_to,
     task_alone,
@@ -121,8 +123,7 @@ class DenseDetector(Detector):
         maps, heads = self._run(batch.tensors)
         with full_precision(batch.tensors):
             anchors = self.net.anchor_generator(batch, list(maps.values()))
-            losses, matched = self.losses(targets, heads, anchors, list(maps.values()))
-            task = reduce(torch.add, losses.values())
+            task, matched = self._task(targets, heads, anchors, list(maps.values()), truth)
             if not rows:
                 return task_alone(task, images, self.num_classes)
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
@@ -160,6 +161,36 @@ class DenseDetector(Detector):
         return [
             Detections(f["boxes"][at].float(), f["labels"][at], f["scores"][at].float()) for f, at in kept
         ]
+
+    def _task(
+        self,
+        targets: list[dict[str, Tensor]],
+        heads: dict[str, Tensor],
+        anchors: list[Tensor],
+        maps: Sequence[Tensor],
+        truth: Sequence[Truth],
+    ) -> tuple[Float[Tensor, ""], list[Tensor]]:
+        """The losses of the images with annotations, and the object of each anchor in all images."""
+        known, rest = by_annotation(truth)
+        if not rest:
+            losses, matched = self.losses(targets, heads, anchors, maps)
+            return reduce(torch.add, losses.values()), matched
+        task = no_task(heads)
+        found: dict[int, Tensor] = {}
+        for part in (known, rest):
+            if not part:
+                continue
+            with torch.set_grad_enabled(part is known and torch.is_grad_enabled()):
+                losses, matched = self.losses(
+                    [targets[at] for at in part],
+                    {name: value[part] for name, value in heads.items()},
+                    [anchors[at] for at in part],
+                    [value[part] for value in maps],
+                )
+            found |= dict(zip(part, matched, strict=True))
+            if part is known:
+                task = reduce(torch.add, losses.values())
+        return task, [found[at] for at in range(len(truth))]
 
     def _run(self, batch: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The maps and the outputs for all anchors. Losses and boxes need float32, as anchors take the maps' type."""

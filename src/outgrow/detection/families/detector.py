@@ -82,7 +82,8 @@ class Proposals:
 
 @dataclass(frozen=True)
 class TrainingOutputs:
-    """A training step of a detector: one row of ``outputs`` per proposal, and ``task``, the sum of its losses."""
+    """A training step of a detector: one row of ``outputs`` per proposal, and ``task``, the sum of its losses on the images
+    with annotations."""
 
     outputs: Outputs
     proposals: Proposals
@@ -173,6 +174,17 @@ class Detector(nn.Module):
             raise ValueError(
                 f"Detector {self.name}: needs training mode for a training step, got eval mode; call train() first."
             )
+
+
+def by_annotation(truth: Sequence[Truth]) -> tuple[list[int], list[int]]:
+    """The positions of the images with annotations, and of those without."""
+    known = [at for at, one in enumerate(truth) if one.labelled]
+    return known, [at for at, one in enumerate(truth) if not one.labelled]
+
+
+def no_task(values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+    """The task loss of a step without annotated images: 0, with a gradient of 0 for all weights, which DDP waits for."""
+    return torch.stack([0.0 * value.float().sum() for value in values.values()]).sum()
 
 
 def task_alone(task: Float[Tensor, ""], images: Sequence[Tensor], num_classes: int) -> TrainingOutputs:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from outgrow.detection.boxes import Detections, Truth
@@ -22,8 +24,10 @@ from outgrow.detection.families.detector import (
     Proposals,
     TrainingOutputs,
     anchors_of,
+    by_annotation,
     full_precision,
     matched_boxes,
+    no_task,
     overlap_with_truth,
     scale_to,
     task_alone,
@@ -102,13 +106,26 @@ class FasterRCNNDetector(Detector):
         batch, targets = self.net.transform(list(images), targets)
         maps = self._maps(batch.tensors)
         with full_precision(batch.tensors):
-            with _recorded_scores(self.net.rpn.head) as scores:
-                boxes, region_losses = self.net.rpn(batch, maps, targets)
+            boxes, region_losses, objectness = self._regions(batch, maps, targets, truth)
             heads = self.net.roi_heads
             boxes, matched, labels, moves = heads.select_training_samples(boxes, targets)
             vectors, logits, deltas = self._heads(maps, boxes, batch.image_sizes)
-            class_loss, box_loss = fastrcnn_loss(logits, deltas, labels, moves)
-            task = torch.stack([*region_losses.values(), class_loss, box_loss]).sum()
+            known, rest = by_annotation(truth)
+            if not rest:
+                losses = [*region_losses, *fastrcnn_loss(logits, deltas, labels, moves)]
+            elif known:
+                annotated = [truth[at].labelled for at, own in enumerate(labels) for _ in own]
+                counted = torch.tensor(annotated, device=logits.device)
+                losses = fastrcnn_loss(
+                    logits[counted],
+                    deltas[counted],
+                    [labels[at] for at in known],
+                    [moves[at] for at in known],
+                )
+                losses = [*region_losses, *losses]
+            else:
+                losses = [no_task({"objectness": objectness, "logits": logits, "deltas": deltas})]
+            task = torch.stack(losses).sum()
             if not rows:
                 return task_alone(task, images, self.num_classes)
             label = torch.cat(labels)
@@ -121,7 +138,8 @@ class FasterRCNNDetector(Detector):
                 ),
             )
             outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
-            outputs = _with_objectness(with_objects(outputs, targets, batch.tensors), scores)
+            outputs = with_objects(outputs, targets, batch.tensors)
+            outputs = replace(outputs, features={**outputs.features, OBJECTNESS: objectness})
         return TrainingOutputs(outputs, proposals, task)
 
     def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
@@ -135,7 +153,7 @@ class FasterRCNNDetector(Detector):
             outputs = self._outputs(maps, vectors, logits, deltas, boxes, back, images, proposals)
             if self.shows_regions:
                 scores, _ = self.net.rpn.head(list(maps.values()))
-                outputs = _with_objectness(outputs, scores)
+                outputs = replace(outputs, features={**outputs.features, OBJECTNESS: _by_anchor(scores)})
             return outputs
 
     @torch.no_grad()
@@ -154,6 +172,31 @@ class FasterRCNNDetector(Detector):
         finally:
             self.train(training)
         return [Detections(f["boxes"].float(), f["labels"], f["scores"].float()) for f in found]
+
+    def _regions(
+        self,
+        batch: ImageList,
+        maps: dict[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        truth: Sequence[Truth],
+    ) -> tuple[list[Tensor], list[Tensor], Float[Tensor, "images anchors"]]:
+        """The proposals of each image, the losses of those with annotations, and the score of each anchor."""
+        known, rest = by_annotation(truth)
+        if not (known and rest):
+            with _recorded_scores(self.net.rpn.head) as seen:
+                found, losses = self.net.rpn(batch, maps, targets)
+            return found, [] if rest else [*losses.values()], _by_anchor(seen)
+        boxes: dict[int, Tensor] = {}
+        scores: dict[int, Tensor] = {}
+        for part in (rest, known):  # the losses are those of the last
+            some = ImageList(batch.tensors[part], [batch.image_sizes[at] for at in part])
+            own = {name: value[part] for name, value in maps.items()}
+            with _recorded_scores(self.net.rpn.head) as seen:
+                found, losses = self.net.rpn(some, own, [targets[at] for at in part])
+            boxes |= dict(zip(part, found, strict=True))
+            scores |= dict(zip(part, _by_anchor(seen), strict=True))
+        every = range(len(truth))
+        return [boxes[at] for at in every], [*losses.values()], torch.stack([scores[at] for at in every])
 
     def _maps(self, batch: Tensor) -> dict[str, Tensor]:
         """The pyramid in float32, as the heads do not run in half precision."""
@@ -186,10 +229,9 @@ class FasterRCNNDetector(Detector):
         return Outputs(logits, {**levels, PENULTIMATE: vectors, BOX: own, BOX_IOU: overlap})
 
 
-def _with_objectness(outputs: Outputs, scores: Sequence[Tensor]) -> Outputs:
-    """``outputs`` with the scores of the region proposals by level, one for each anchor of a place, as one row an image."""
-    objectness = torch.cat([one.permute(0, 2, 3, 1).flatten(1).float() for one in scores], dim=1)
-    return replace(outputs, features={**outputs.features, OBJECTNESS: objectness})
+def _by_anchor(scores: Sequence[Tensor]) -> Float[Tensor, "images anchors"]:
+    """The scores of the region proposals by level, one for each anchor of a place, as one row an image."""
+    return torch.cat([one.permute(0, 2, 3, 1).flatten(1).float() for one in scores], dim=1)
 
 
 @contextmanager

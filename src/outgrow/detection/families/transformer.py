@@ -25,6 +25,8 @@ from outgrow.detection.families.detector import (
     Layout,
     Proposals,
     TrainingOutputs,
+    by_annotation,
+    no_task,
     task_alone,
     with_objects,
 )
@@ -113,7 +115,7 @@ class TransformerDetector(Detector):
         """The forward pass of a training step. The library draws the noise of the denoising queries at random."""
         self.check_training()
         labels = self.labels(images, truth)
-        seen = self._see(images, labels)
+        seen = self._see_all(images, labels, truth)
         assert seen.loss is not None
         if not rows:
             return task_alone(seen.loss, images, self.num_classes)
@@ -197,6 +199,35 @@ class TransformerDetector(Detector):
                 name: value.float()
                 for name, value in zip(self.levels, found.encoder_last_hidden_state, strict=True)
             },
+            loss=loss,
+        )
+
+    def _see_all(
+        self, images: Sequence[Tensor], labels: list[dict[str, Tensor]], truth: Sequence[Truth]
+    ) -> _Seen:
+        """What the network says of a batch. Images without annotations go through it by themselves: its losses, and the
+        denoising queries made of labels, are those of the others."""
+        known, rest = by_annotation(truth)
+        if not rest:
+            return self._see(images, labels)
+        parts = [self._see([images[at] for at in rest], None)]
+        loss = no_task({"logits": parts[0].logits, "boxes": parts[0].boxes})
+        if known:
+            parts.append(self._see([images[at] for at in known], [labels[at] for at in known]))
+            assert parts[1].loss is not None
+            loss = parts[1].loss
+        elif self.net.config.num_denoising > 0:
+            loss = loss + 0.0 * self.net.model.denoising_class_embed.weight.sum()
+        order = torch.tensor([*rest, *known], device=loss.device).argsort()
+
+        def joined(values: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(values))[order]
+
+        return _Seen(
+            logits=joined([part.logits for part in parts]),
+            boxes=joined([part.boxes for part in parts]),
+            vectors=joined([part.vectors for part in parts]),
+            maps={name: joined([part.maps[name] for part in parts]) for name in self.levels},
             loss=loss,
         )
 

@@ -1,0 +1,217 @@
+"""Pictures without annotations: where a teacher finds an object, the student learns what the teacher says of the place.
+
+    open_pictures    the pictures of a source, without those that are in the labelled data
+    marked           the same pictures with the boxes that a detector finds: where to look, not what is true
+    marked_by        the same with the boxes of a teacher, found once before training
+
+folder:PATH             every picture below PATH, at any depth; in a folder with splits those of train alone
+coco:, yolo:, voc:, hf: the pictures of the train split, or of all if there is none; their annotations are not used
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from outgrow.data.cache import default_cache_dir, usable
+from outgrow.data.identity import also_in, fingerprint
+from outgrow.data.notes import printable
+from outgrow.data.randomness import Stream, bits
+from outgrow.data.reading import OnFault, Opening
+from outgrow.detection.boxes import Detections
+from outgrow.detection.data import DetectionSplit, read_listed, split_listed
+from outgrow.detection.layouts.annotations import SMALLEST, AnnotationFile, Faults, check_content
+from outgrow.detection.layouts.listed import NAMES, Listed, digest_of, pictures_in, size_of_file
+from outgrow.detection.loader import make_scene_loader
+from outgrow.training.processes import process_group, rank_and_size
+
+SURE = 0.3
+"""The least score of a detection that says where to look. What the student learns there are the teacher's logits, so a doubtful
+place teaches doubt. Our choice."""
+KINDS = ("folder", "coco", "yolo", "voc", "hf")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """``split`` has no boxes. ``fingerprint`` changes whenever the pictures may have changed."""
+
+    source: str
+    split: DetectionSplit
+    fingerprint: str = field(repr=False)
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def open_pictures(
+    spec: str,
+    *,
+    known: Mapping[str, DetectionSplit],
+    rows: int | None = None,
+    seed: int = 0,
+    on_fault: OnFault = "refuse",
+    cache_dir: Path | None = None,
+) -> Pictures:
+    """The pictures of ``spec``, without annotations.
+
+    ``known`` are the labelled splits by name. Pictures that are in one of them, byte for byte, are left out: a test picture
+    must not be trained on, and a training picture has its annotations. ``rows`` keeps the first of a seeded shuffle.
+
+    ``ValueError`` for what :func:`outgrow.detection.data.open_boxes` refuses, and if no picture is left.
+    """
+    notes: list[str] = []
+    opening = Opening(None, on_fault, usable((cache_dir or default_cache_dir()) / "data", notes), notes)
+    listed = _listed(spec, opening)
+    split, look = split_listed("unlabelled", replace(listed, file=_bare(listed.file)), opening)
+    split = replace(split, labelled=False)
+    keep = np.ones(len(split), bool)
+    for name, other in known.items():
+        same = _same(split, other) & keep
+        if same.any():
+            keep &= ~same
+            opening.note(
+                f"data: left out {int(same.sum()):,} of {len(split):,} pictures of --unlabelled {printable(spec)} that are also "
+                f"{name} images, byte for byte."
+            )
+    positions = torch.from_numpy(keep).nonzero()[:, 0]
+    if not len(positions):
+        raise ValueError(
+            f"--unlabelled {spec}: needs pictures that are not in the labelled data, got {len(split):,} that all are; name "
+            "other pictures."
+        )
+    if rows is not None and rows < len(positions):
+        order = bits(seed, 0, positions, [Stream.SPLIT])[0].argsort(stable=True)
+        positions = positions[order[:rows]].sort().values
+    identity = fingerprint([*split.file.names, look.digests.tobytes(), *positions.tolist()])
+    return Pictures(spec, split.subset(positions), identity, tuple(opening.faults), tuple(opening.notes))
+
+
+def marked_by(
+    detector: Any, pictures: DetectionSplit, device: torch.device, *, workers: int = 0, advance: Any = None
+) -> DetectionSplit:
+    """:func:`marked` with what ``detector``, any module with a method ``detect(images)``, finds. Each process looks at its
+    share of the pictures."""
+    group = process_group()
+    rank, size = rank_and_size(group)
+    loader = make_scene_loader(
+        pictures,
+        batch_size=size,  # one for each process: in a larger batch smaller images would be padded
+        device=device,
+        shuffle=False,
+        num_workers=workers,
+        rank=rank,
+        world_size=size,
+    )
+    own = []
+    for scenes in loader.epoch(0):
+        own += [found.to("cpu") for found in detector.detect(scenes.images)]
+        if advance is not None:
+            advance(min(size * len(own), len(pictures)))
+    parts: list[list[Detections]] = [own]
+    if group is not None:
+        parts = [[] for _ in range(size)]
+        dist.all_gather_object(parts, own)
+    return marked(pictures, [parts[at % size][at // size] for at in range(len(pictures))])
+
+
+def marked(pictures: DetectionSplit, found: Sequence[Detections]) -> DetectionSplit:
+    """``pictures`` with those of the boxes ``found`` in each of them that have a score of :data:`SURE` or more."""
+    file, number = pictures.file, pictures.index
+    kept = [one.score >= SURE for one in found]
+    counts = torch.zeros(len(file.names), dtype=torch.int64)
+    counts[number] = torch.tensor([int(at.sum()) for at in kept], dtype=torch.int64)
+    order = number.argsort().tolist()  # rows are by image, in the order of the file
+    boxes = torch.cat([found[at].boxes[kept[at]] for at in order]).float()
+    label = torch.cat([found[at].label[kept[at]] for at in order])
+    wide, high = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
+    return replace(
+        pictures,
+        file=replace(
+            file,
+            first=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+            ids=torch.arange(len(label)),
+            label=label,
+            crowd=torch.zeros(len(label), dtype=torch.bool),
+            bbox=torch.cat([boxes[:, :2], wide[:, None], high[:, None]], dim=1).double(),
+            area=(wide * high).double(),
+            boxes=boxes,
+            usable=(wide >= SMALLEST) & (high >= SMALLEST),
+        ),
+    )
+
+
+def _listed(spec: str, opening: Opening) -> Listed:
+    kind, _, where = spec.partition(":")
+    if kind not in KINDS or not where:
+        raise ValueError(
+            "--unlabelled: needs pictures as files, from folder:PATH, coco:..., yolo:..., voc:... or hf:..., got "
+            f"{spec!r}; write for example folder:more."
+        )
+    if kind == "folder":
+        return _folder(Path(where).expanduser(), opening)
+    found = read_listed(spec, opening)
+    return found["train"] if "train" in found else next(iter(found.values()))
+
+
+def _folder(root: Path, opening: Opening) -> Listed:
+    if not root.is_dir():
+        raise ValueError(
+            f"--unlabelled: needs an existing folder of pictures, got {printable(root.absolute())}; check the path."
+        )
+    folder = root
+    split = sorted(
+        one.name for one in root.iterdir() if one.is_dir() and NAMES.get(one.name.lower()) == "train"
+    )
+    if split:
+        folder = root / split[0]
+        opening.note(
+            f"data: the unlabelled images of {printable(root)} are those in {printable(split[0])} alone."
+        )
+    pictures = pictures_in(folder)
+    if not pictures:
+        raise ValueError(
+            f"--unlabelled: needs at least one picture below {printable(folder)}, got none; add some, or name another folder."
+        )
+    faults = Faults(str(folder), opening.on_fault)
+    images = []
+    for number, picture in enumerate(pictures):
+        name = str(picture.relative_to(folder))
+        width, height = size_of_file(picture) or (0, 0)
+        if not width:
+            faults.add("image", name, "an image whose size can be read", "none")
+            continue
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+    nothing = {"images": images, "annotations": [], "categories": []}
+    file = check_content(nothing, folder, faults)
+    opening.faults += file.faults
+    return Listed(file, folder, folder, digest_of([]))
+
+
+def _bare(file: AnnotationFile) -> AnnotationFile:
+    """``file`` without its annotations."""
+    return replace(
+        file,
+        first=torch.zeros(len(file.names) + 1, dtype=torch.int64),
+        ids=file.ids[:0],
+        label=file.label[:0],
+        crowd=file.crowd[:0],
+        bbox=file.bbox[:0],
+        area=file.area[:0],
+        boxes=file.boxes[:0],
+        usable=file.usable[:0],
+    )
+
+
+def _same(split: DetectionSplit, other: DetectionSplit) -> np.ndarray:
+    """Which pictures of ``split`` are in ``other``, byte for byte."""
+    assert split.digests is not None
+    assert other.digests is not None
+    rows = also_in(split.digests[split.index.numpy()], other.digests[other.index.numpy()])
+    same = np.zeros(len(split), bool)
+    for at in (rows >= 0).nonzero()[0].tolist():
+        # the digest of a large file covers only a sample, so the bytes are compared, too
+        same[at] = split.encoded(at) == other.encoded(int(rows[at]))
+    return same

@@ -1,0 +1,303 @@
+"""Pictures without annotations: no loss of a detector reads them, no label of theirs is read, and the student learns from the
+teacher what they show."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import outgrow
+from outgrow.detection.boxes import Detections, Scenes
+from outgrow.detection.data import open_boxes
+from outgrow.detection.families.detector import FrozenDetector
+from outgrow.detection.lesson import Balanced, Detect, balance
+from outgrow.detection.loader import MixedScenes, make_scene_loader
+from outgrow.detection.unlabelled import marked, open_pictures
+from outgrow.losses.box import Box
+from outgrow.outputs import UNLABELLED
+from outgrow.run import distill
+from outgrow.training.config import build_config, merge
+from tests.detection.scenes import CLASSES, scenes, truth
+from tests.detection.test_knowledge import FAMILIES, LOSSES, lesson_of, make, refusal
+from tests.detection.test_run import NAME, SHAPE, cells, small, weights  # noqa: F401  (fixtures)
+
+each = pytest.mark.parametrize("family", FAMILIES)
+
+
+def unlabelled(boxes=((20, 10, 70, 50),), label=(2,)):
+    """A picture of the size of the first of the shared scenes, so that a batch is padded to the same size."""
+    image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(9))
+    return image, replace(truth(boxes, label, index=11), labelled=False)
+
+
+def with_unlabelled(batch, *more):
+    images, seen = zip(*(more or (unlabelled(),)), strict=True)
+    # between the labelled ones: a step may hold them in any order
+    return Scenes(
+        [*batch.images[:1], *images, *batch.images[1:]], [*batch.truth[:1], *seen, *batch.truth[1:]]
+    )
+
+
+def still(made):
+    """A student in training mode whose step depends on nothing but its batch: frozen batch norms, no sampling."""
+    made.train()
+    for module in made.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    if made.family == "fasterrcnn":
+        made.net.rpn.fg_bg_sampler.batch_size_per_image = 10**6
+        made.net.roi_heads.fg_bg_sampler.batch_size_per_image = 10**6
+    return made
+
+
+def step(student, batch):
+    torch.manual_seed(5)  # the noise of denoising queries
+    student.zero_grad()
+    answer = student(batch.images, batch.truth)
+    answer.task.backward()
+    return answer, [None if p.grad is None else p.grad.clone() for p in student.parameters()]
+
+
+@each
+def test_the_detectors_own_losses_leave_them_out(family):
+    student = still(make(family))
+    alone, gradient = step(student, scenes())
+    mixed, other = step(student, with_unlabelled(scenes()))
+    torch.testing.assert_close(mixed.task, alone.task, rtol=1e-4, atol=1e-5)
+    scale = max(float(g.abs().max()) for g in gradient if g is not None)
+    for one, two in zip(gradient, other, strict=True):
+        if one is None:
+            assert two is None or not two.any()
+        else:
+            torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4 * scale)
+    assert len(mixed.outputs.logits) > len(alone.outputs.logits)
+
+
+@each
+def test_a_poisoned_label_changes_no_bit_of_the_task(family):
+    student = still(make(family))
+    one, gradient = step(student, with_unlabelled(scenes()))
+    two, other = step(student, with_unlabelled(scenes(), unlabelled([[0, 0, 128, 96]], [3])))
+    assert torch.equal(one.task, two.task)
+    assert all(a is b or torch.equal(a, b) for a, b in zip(gradient, other, strict=True))
+
+
+@each
+def test_their_rows_have_no_label_and_the_teacher_teaches_on_them(family):
+    student, teacher = still(make(family)), FrozenDetector(make(family, seed=1), CLASSES)
+    batch = Scenes(*map(list, zip(unlabelled(), strict=True)))
+    told = Detect()(student, teacher, batch)
+    assert len(told.target.label) > 0
+    assert (told.target.label == UNLABELLED).all()
+    assert told.task.item() == 0.0
+    rectify, objective = outgrow.preset("kd", rule="pair")
+    knowledge = Balanced(rectify)(told.teacher, told.target)
+    assert not knowledge.wrong.any()
+    result = objective(told.student, knowledge, told.target, 0.5, told.task)
+    result.total.backward()
+    assert result.stats["unlabelled"] == 1.0
+    assert any(p.grad is not None and p.grad.any() for p in student.parameters())
+
+
+@each
+def test_a_row_is_chosen_for_each_box_that_the_teacher_finds(family):
+    batch = with_unlabelled(scenes(), unlabelled([[20, 10, 70, 50]], [2]))
+    proposals = still(make(family))(batch.images, batch.truth).proposals
+    assert ((proposals.label > 0) & (proposals.image == 1)).any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@each
+def test_every_loss_runs_beside_them(family, loss):
+    if refusal(family, family, loss) is not None:
+        pytest.skip("refused for this family: tests/detection/test_knowledge.py")
+    told, result = lesson_of(make(family), make(family, seed=1), loss, with_unlabelled(scenes()))
+    assert result.total.isfinite()
+    assert (told.target.label == UNLABELLED).any()
+
+
+def test_boxes_are_learnt_where_the_teacher_finds_an_object():
+    """``box`` compares with what the teacher found: its own box is the better one there."""
+    student, teacher = make("fasterrcnn"), make("fasterrcnn", seed=1)
+    batch = Scenes(*map(list, zip(unlabelled(), strict=True)))
+    told, result = lesson_of(student, teacher, "box", batch)
+    value = Box().rows(told.student, told.teacher, told.target)
+    assert (value[told.teacher.features["box_iou"] == 0] == 0).all()
+    assert (value > 0).any()
+    assert result.terms["box"] > 0
+
+
+def test_objects_of_unlabelled_rows_are_those_that_the_teacher_sees():
+    label = torch.tensor([UNLABELLED, UNLABELLED, UNLABELLED, UNLABELLED])
+    logits = torch.tensor([[0.0, 3.0], [3.0, 0.0], [3.0, 0.0], [3.0, 0.0]])
+    weight = balance(outgrow.rectify(logits, outgrow.Target(label, may_ignore=True))).weight
+    torch.testing.assert_close(weight, torch.tensor([2.0, 2 / 3, 2 / 3, 2 / 3]))
+
+
+# -- the pictures of a source --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labelled(small):  # noqa: F811
+    return open_boxes(small)
+
+
+def known(data):
+    return {"training": data.train, "test": data.test, "validation": data.val}
+
+
+def test_pictures_of_the_labelled_data_are_left_out(labelled, shared_data, tmp_path):
+    folder = tmp_path / "more" / "deep"
+    folder.mkdir(parents=True)
+    for split in (labelled.train, labelled.test):
+        for at in range(2):
+            (folder / f"{len(list(folder.iterdir()))}.jpg").write_bytes(split.encoded(at))
+    with pytest.raises(
+        ValueError, match=r"needs pictures that are not in the labelled data, got 4 that all are"
+    ):
+        open_pictures(f"folder:{tmp_path / 'more'}", known=known(labelled))
+    others = sorted((shared_data / "bccd" / "val").glob("*.jpg"))[10:13]
+    for other in others:
+        shutil.copy(other, tmp_path / "more")
+    found = open_pictures(f"folder:{tmp_path / 'more'}", known=known(labelled))
+    assert sorted(found.split.name(at) for at in range(3)) == sorted(other.name for other in others)
+    assert len(found.split) == 3
+    assert not any(found.split.truth(at).labelled or len(found.split.truth(at).boxes) for at in range(3))
+    assert [n for n in found.notes if "left out 2 of 7" in n and "test images" in n]
+    assert found.split.image(0).shape[1:] == found.split.size(0)
+
+
+def test_annotations_of_the_source_are_not_used(labelled, small, tmp_path):  # noqa: F811
+    _, images, annotations = small.split(":")
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(annotations, poisoned)
+    file = poisoned / "instances_train.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "annotations": content["annotations"][:1]}))
+    one, two = (
+        open_pictures(f"coco:{images}:{where}", known={"test": labelled.test})
+        for where in (annotations, poisoned)
+    )
+    assert one.fingerprint == two.fingerprint
+    assert len(one.split) == 6
+    assert not one.split.file.num_objects
+
+
+def test_some_of_them_are_the_first_of_a_seeded_shuffle(labelled, small):  # noqa: F811
+    options = {"known": {"test": labelled.test}}
+    few, again, others = (
+        open_pictures(small, rows=3, seed=seed, **options).split.index.tolist() for seed in (1, 1, 2)
+    )
+    assert few == again != others
+    assert len(few) == 3
+
+
+def test_what_is_no_source_of_pictures(labelled, tmp_path):
+    for spec, reason in {
+        "digits": "needs pictures as files, from folder:PATH, .* got 'digits'; write",
+        f"folder:{tmp_path / 'none'}": "needs an existing folder of pictures, got .*; check the path",
+        f"folder:{tmp_path}": "needs at least one picture below .*, got none; add some",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            open_pictures(spec, known=known(labelled))
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"an image whose size can be read, got 'none' in image broken.jpg"):
+        open_pictures(f"folder:{tmp_path}", known=known(labelled))
+
+
+def test_boxes_below_the_score_say_nothing(labelled, small):  # noqa: F811
+    pictures = open_pictures(small, known={"test": labelled.test}).split.subset(torch.tensor([4, 1]))
+    boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0], [5.0, 6.0, 20.0, 20.0]])
+    found = [
+        Detections(boxes, torch.tensor([1, 3]), torch.tensor([0.9, 0.1])),
+        Detections(boxes.flip(0), torch.tensor([2, 2]), torch.tensor([0.5, 0.4])),
+    ]
+    seen = marked(pictures, found)
+    assert [seen.truth(at).label.tolist() for at in range(2)] == [[1], [2, 2]]
+    assert seen.truth(0).boxes.tolist() == boxes[:1].tolist()
+    assert not seen.truth(1).labelled
+    assert seen.subset(torch.tensor([1])).truth(0).boxes.tolist() == boxes.flip(0).tolist()
+
+
+# -- batches -------------------------------------------------------------------------------------------------------
+
+
+def test_batches_go_through_all_of_them_and_continue_anywhere(labelled, small):  # noqa: F811
+    pictures = open_pictures(small, known={"test": labelled.test}).split
+    few = labelled.train.subset(torch.arange(4))
+
+    def loader():
+        return MixedScenes(
+            make_scene_loader(few, batch_size=2, shuffle=True, flip=True),
+            make_scene_loader(pictures, batch_size=2, shuffle=True, flip=True, seed=3, drop_last=True),
+        )
+
+    def shown(batches):
+        return [[(t.index, t.labelled) for t in batch.truth] for batch in batches]
+
+    made = loader()
+    epochs = [shown(made.epoch(epoch)) for epoch in range(3)]
+    assert all(
+        [flag for _, flag in batch] == [True, True, False, False] for epoch in epochs for batch in epoch
+    )
+    seen = [index for epoch in epochs for batch in epoch for index, flag in batch if not flag]
+    assert sorted(seen[:6]) == sorted(seen[6:]) == sorted(pictures.index.tolist())
+    assert shown(loader().epoch(1, start=1)) == epochs[1][1:]
+    assert (made.num_samples, len(made)) == (8, 2)
+
+
+# -- whole runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def taught(small, weights, tmp_path_factory):  # noqa: F811
+    """The layer of a run with a teacher that was trained for a few steps, and pictures without annotations."""
+    out = tmp_path_factory.mktemp("taught")
+    wide = f"fasterrcnn:timm/mobilenetv1_025_128?{SHAPE}&channels=8&head=24"
+    teaching = {"epochs": 30, "batch_size": 3, "lr": 5e-3, "eval_every": 30}
+    layer = {
+        "data": {"source": small, "workers": 0, "train_rows": 4},
+        "student": {"name": NAME, "weights": str(weights)},
+        "teacher": {"name": wide, "weights": str(weights), "train": True},
+        "train": {"epochs": 2, "batch_size": 4, "lr": 1e-3, "eval_every": 2},
+        "teacher_train": teaching,
+        "method": {"preset": "kd", "loss": "kd + box"},
+    }
+    distill(build_config(merge(layer, {"out": str(out / "first")})))
+    return merge(layer, {"teacher": {"train": False, "weights": str(out / "first" / "teacher.safetensors")}})
+
+
+def run(layer, out, **more):
+    return distill(build_config(merge(layer, {"out": str(out)}, more)))
+
+
+@pytest.mark.filterwarnings("ignore:data. left out:outgrow.data.notes.DataWarning")
+def test_a_run_with_pictures_without_annotations(taught, small, tmp_path):  # noqa: F811
+    _, images, annotations = small.split(":")
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(annotations, poisoned)
+    file = Path(poisoned, "instances_train.json")
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "annotations": content["annotations"][-1:]}))
+    record = run(taught, tmp_path / "one", data={"unlabelled": small})
+    assert record["data"]["train"] == 4
+    assert record["data"]["unlabelled"] == 2
+    assert record["epochs"][-1]["stats"]["unlabelled"] > 0
+    run(taught, tmp_path / "two", data={"unlabelled": f"coco:{images}:{poisoned}"})
+    alone = run(taught, tmp_path / "three")
+    assert alone["data"]["unlabelled"] is None
+    bits = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("one", "two", "three")]
+    assert bits[0] == bits[1] != bits[2]
+
+
+@pytest.mark.filterwarnings("ignore:data. left out:outgrow.data.notes.DataWarning")
+def test_a_student_without_a_teacher_does_not_see_them(taught, small, tmp_path):  # noqa: F811
+    nobody = merge(
+        taught, {"method": {"preset": "none", "loss": None}, "teacher": {"name": "none", "weights": None}}
+    )
+    record = run(nobody, tmp_path / "none", data={"unlabelled": small})
+    assert record["epochs"][-1]["stats"]["unlabelled"] == 0
