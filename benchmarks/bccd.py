@@ -144,7 +144,6 @@ class Study:
                 reporter=self.report,
             )
 
-
     def training(self, method: str) -> Layer:
         """The epochs of a student that has few pictures: all methods take as many steps of as many pictures."""
         if not self.args.few:

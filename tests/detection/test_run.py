@@ -186,10 +186,10 @@ def test_without_a_teacher(small, weights):
         ),
         ({"teacher": {"rows": "disjoint"}}, "teacher.rows: needs same for a detector, got disjoint"),
         ({"method": {"loss": "kd + crd"}}, "crd: needs the same rows in every epoch"),
-        ({"method": {"loss": "kd + ppi"}}, "ppi: needs rows without a label, got a detector"),
+        ({"method": {"loss": "kd + ppi"}}, "ppi: needs a classifier, got a detector; choose"),
         (
             {"method": {"trust": "confidence(0.8)"}},
-            "needs a classifier, got a detector, all of whose rows have labels",
+            "method.trust=.*: needs a classifier, got a detector; leave it out",
         ),
         (
             {"train": {"label_smoothing": 0.1}},

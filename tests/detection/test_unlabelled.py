@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
 import outgrow
@@ -16,7 +18,7 @@ from outgrow.detection.data import open_boxes
 from outgrow.detection.families.detector import FrozenDetector
 from outgrow.detection.lesson import Balanced, Detect, balance
 from outgrow.detection.loader import MixedScenes, make_scene_loader
-from outgrow.detection.unlabelled import marked, open_pictures
+from outgrow.detection.unlabelled import marked, marked_by, open_pictures
 from outgrow.losses.box import Box
 from outgrow.outputs import UNLABELLED
 from outgrow.run import distill
@@ -24,6 +26,7 @@ from outgrow.training.config import build_config, merge
 from tests.detection.scenes import CLASSES, scenes, truth
 from tests.detection.test_knowledge import FAMILIES, LOSSES, lesson_of, make, refusal
 from tests.detection.test_run import NAME, SHAPE, cells, small, weights  # noqa: F401  (fixtures)
+from tests.run.stops import stopped_after
 
 each = pytest.mark.parametrize("family", FAMILIES)
 
@@ -301,3 +304,47 @@ def test_a_student_without_a_teacher_does_not_see_them(taught, small, tmp_path):
     )
     record = run(nobody, tmp_path / "none", data={"unlabelled": small})
     assert record["epochs"][-1]["stats"]["unlabelled"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:data. left out:outgrow.data.notes.DataWarning")
+def test_stopped_and_continued_is_the_same_run(taught, small, tmp_path):  # noqa: F811
+    more = merge(taught, {"data": {"unlabelled": small, "unlabelled_share": 0.25}, "train": {"epochs": 3}})
+    run(more, tmp_path / "whole")
+    with stopped_after(saves=2):
+        run(more, tmp_path / "stopped")
+    distill(build_config(merge(more, {"out": str(tmp_path / "stopped")})), resume=True)
+    whole, stopped = ((tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert whole == stopped
+
+
+class _Finder:
+    """Finds the whole of each picture, with its height in thousandths as the score."""
+
+    def detect(self, images):
+        return [
+            Detections(
+                torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]]),
+                torch.tensor([1]),
+                torch.tensor([image.shape[1] / 1000]),
+            )
+            for image in images
+        ]
+
+
+def _look(rank, store, source, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    pictures = open_pictures(source, known={}).split.subset(torch.arange(5))
+    found = marked_by(_Finder(), pictures, torch.device("cpu"))
+    torch.save([found.truth(at).boxes for at in range(5)], f"{out}-{rank}")
+    dist.destroy_process_group()
+
+
+def test_processes_share_the_pictures_and_all_know_what_was_found(small, tmp_path):  # noqa: F811
+    mp.spawn(_look, (str(tmp_path / "store"), small, str(tmp_path / "found")), nprocs=2)
+    pictures = open_pictures(small, known={}).split.subset(torch.arange(5))
+    alone = marked_by(_Finder(), pictures, torch.device("cpu"))
+    for rank in (0, 1):
+        for at, boxes in enumerate(torch.load(tmp_path / f"found-{rank}")):
+            assert torch.equal(boxes, alone.truth(at).boxes)
+            assert len(boxes) == 1

@@ -30,7 +30,7 @@ Unlabelled = Annotated[
     typer.Option(
         "--unlabelled",
         metavar="SRC",
-        help="images without labels that are distilled too, such as folder:more",
+        help="images without labels (of a detector: without boxes) that are distilled too, such as folder:more",
     ),
 ]
 TeacherName = Annotated[

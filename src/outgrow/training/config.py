@@ -69,8 +69,8 @@ class DataConfig(_Section):
     """A CSV file with the columns ``teacher`` and ``data``: which classes of a teacher, or of a student's weights, are which
     of the data's, where names differ. Several of a teacher's may form one of the data's."""
     unlabelled: str | None = None
-    """Images without labels that are distilled too: a source as ``data.source``, whose labels are not used. A folder
-    may have images at any depth. Images that are also training, validation or test images are left out."""
+    """Images without labels, or pictures without boxes, that are distilled too: a source as ``data.source``, whose labels are
+    not used. A folder may have images at any depth. Images that are also training, validation or test images are left out."""
     unlabelled_share: float = Field(0.5, gt=0, lt=1)
     """Share of unlabelled images in a batch. ``train.batch_size`` counts both kinds; an epoch is one pass over
     the labelled images, so at 0.75 it has four times the steps."""
