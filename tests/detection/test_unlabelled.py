@@ -23,6 +23,7 @@ from outgrow.losses.box import Box
 from outgrow.outputs import UNLABELLED
 from outgrow.run import distill
 from outgrow.training.config import build_config, merge
+from outgrow.training.progress import Reporter
 from tests.detection.scenes import CLASSES, scenes, truth
 from tests.detection.test_knowledge import FAMILIES, LOSSES, lesson_of, make, refusal
 from tests.detection.test_run import NAME, SHAPE, cells, small, weights  # noqa: F401  (fixtures)
@@ -274,8 +275,16 @@ def taught(small, weights, tmp_path_factory):  # noqa: F811
     return merge(layer, {"teacher": {"train": False, "weights": str(out / "first" / "teacher.safetensors")}})
 
 
-def run(layer, out, **more):
-    return distill(build_config(merge(layer, {"out": str(out)}, more)))
+class Notes(Reporter):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def run(layer, out, reporter=None, **more):
+    return distill(build_config(merge(layer, {"out": str(out)}, more)), reporter=reporter)
 
 
 @pytest.mark.filterwarnings("ignore:data. left out:outgrow.data.notes.DataWarning")
@@ -291,8 +300,10 @@ def test_a_run_with_pictures_without_annotations(taught, small, tmp_path):  # no
     assert record["data"]["unlabelled"] == 2
     assert record["epochs"][-1]["stats"]["unlabelled"] > 0
     run(taught, tmp_path / "two", data={"unlabelled": f"coco:{images}:{poisoned}"})
-    alone = run(taught, tmp_path / "three")
+    notes = Notes()
+    alone = run(taught, tmp_path / "three", notes)
     assert alone["data"]["unlabelled"] is None
+    assert sum("all 4 training pictures have annotations" in note for note in notes.notes) == 1
     bits = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("one", "two", "three")]
     assert bits[0] == bits[1] != bits[2]
 
@@ -302,7 +313,9 @@ def test_a_student_without_a_teacher_does_not_see_them(taught, small, tmp_path):
     nobody = merge(
         taught, {"method": {"preset": "none", "loss": None}, "teacher": {"name": "none", "weights": None}}
     )
-    record = run(nobody, tmp_path / "none", data={"unlabelled": small})
+    notes = Notes()
+    record = run(nobody, tmp_path / "none", notes, data={"unlabelled": small})
+    assert not any("add some with" in note for note in notes.notes)
     assert record["epochs"][-1]["stats"]["unlabelled"] == 0
 
 
