@@ -7,11 +7,13 @@ lesson = Detect()(student, teacher, scenes)        # then rectify and objective,
 
     boxes.py                                      truth and detections
     layouts/                                      how images with boxes are stored: COCO, YOLO, Pascal VOC, the hub
-    data.py  views.py  loader.py  describe.py     what is read from them
+    data.py  unlabelled.py  describe.py           what is read from them; pictures without annotations
+    views.py  loader.py                           batches of views
     families/                                     detectors, created by name
     lesson.py  scale.py                           student and teacher on a batch
     run_data.py  student.py  teacher.py           the parts of a run
-    scores.py  errors.py  evaluation.py  cost.py  AP, errors by class, time and size
+    scores.py  intervals.py  errors.py            AP, how far it depends on the images, errors by class
+    evaluation.py  cost.py                        a detector on a split, its time and size
     record.py  pictures.py  page.py               a run's record, drawn images and page
     audit.py  rehearsal.py                        before a run
     export.py  predict.py  deploy/                after it
@@ -24,8 +26,9 @@ from outgrow.detection.errors import class_errors
 from outgrow.detection.families.create import create_detector, save_detector
 from outgrow.detection.families.detector import Detector, FrozenDetector
 from outgrow.detection.lesson import Balanced, Detect
-from outgrow.detection.loader import make_scene_loader
+from outgrow.detection.loader import MixedScenes, make_scene_loader
 from outgrow.detection.scores import CocoScores, coco_scores
+from outgrow.detection.unlabelled import marked_by, open_pictures
 
 __all__ = [
     "Balanced",
@@ -36,13 +39,16 @@ __all__ = [
     "Detections",
     "Detector",
     "FrozenDetector",
+    "MixedScenes",
     "Scenes",
     "Truth",
     "class_errors",
     "coco_scores",
     "create_detector",
     "make_scene_loader",
+    "marked_by",
     "open_boxes",
     "open_coco",
+    "open_pictures",
     "save_detector",
 ]
