@@ -65,7 +65,7 @@ SHAPES = {
         "student": "levels=3-5&channels=32&head=128&rois=48&proposals=300&anchors=2",
         "teacher": "levels=3-5&channels=64&head=256&rois=48&proposals=300&anchors=2",
     },
-    "retinanet": dict.fromkeys(WEIGHTS, "levels=3-5&channels=64&anchors=1"),
+    "retinanet": dict.fromkeys(WEIGHTS, "levels=3-5&channels=64"),
     "fcos": dict.fromkeys(WEIGHTS, "levels=3-5&channels=64"),
     "ssdlite": dict.fromkeys(WEIGHTS, "levels=3-5&channels=128"),
 }
