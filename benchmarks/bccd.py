@@ -170,11 +170,12 @@ def collect(out: Path) -> dict[str, Records]:
 def table(out: Path) -> str:
     """AP as the library's statistics have it, then AP50."""
     found = collect(out)
-    lines = [formats.text(compare(found, ["none"])), "", "AP50, last epoch", ""]
+    baselines = [name for name in ("none", "kd") if all(name in records for records in found.values())]
+    lines = [formats.text(compare(found, baselines)), "", "AP50, last epoch", ""]
     for family, records in found.items():
         for method, runs in records.items():
             numbers = [run.student.ap50 for run in runs if run.student.ap50 is not None]
-            lines.append(f"{family:12}{method:12}{summarize(numbers)}")
+            lines.append(f"{family:12}{method:16}{summarize(numbers)}")
     return "\n".join(lines)
 
 
