@@ -114,7 +114,9 @@ def test_a_memorised_teacher_is_left_alone_with_a_warning():
     seen_right, unseen_right = correction.report.memory
     assert seen_right > unseen_right + 0.02
     honest = teacher_like(other, 6, strength=8.0, seed=4)
-    left = BiasCorrection(6).fit(seen, label, held_out=(honest, other))  # no warning: warnings are errors here
+    left = BiasCorrection(6).fit(
+        seen, label, held_out=(honest, other)
+    )  # no warning: warnings are errors here
     assert left.report.memory is None
 
 

@@ -93,7 +93,7 @@ class TextReporter(_ReadableReporter):
 
     def event(self, kind: str, **values: Any) -> None:
         super().event(kind, **values)
-        short = {key: value for key, value in values.items() if isinstance(value, int | float | str | None)}
+        short = _short(values)
         if kind == "result" and any(isinstance(value, int | float) for value in short.values()):
             seconds = round(self.clock() - self.started, 1)
             line = json.dumps({"event": kind, "time": seconds, **short})
@@ -210,6 +210,16 @@ def _time_left(seconds: float) -> str:
         return f"{math.ceil(seconds)} s"
     minutes = math.ceil(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _short(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a result and their intervals, without its tables."""
+    short: dict[str, Any] = {
+        key: value for key, value in values.items() if isinstance(value, int | float | str | None)
+    }
+    if "intervals" in values:
+        short["intervals"] = {key: one for key, one in values["intervals"].items() if key in short}
+    return short
 
 
 def _wrapped(line: str) -> list[str]:
