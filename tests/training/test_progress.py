@@ -52,9 +52,9 @@ def test_an_epoch_is_a_line(reporter, stream):
     ]
 
 
-def test_a_teacher_in_training_has_no_teacher_that_is_wrong():
+def test_without_a_teacher_that_answers_none_is_wrong():
     reporter = TextReporter(io.StringIO())
-    reporter.event("epoch", **{**EPOCH, "network": "teacher"}, score=None, metric="top1")
+    reporter.event("epoch", **{**EPOCH, "wrong_rate": None}, score=None, metric="top1")
     assert reporter.stream.getvalue() == "  epoch   3/30  loss 1.500  (task 1.000  kd 0.500)\n"
 
 

@@ -234,8 +234,8 @@ def _epoch_line(values: Mapping[str, Any]) -> str:
     terms = "  ".join(f"{name} {value:.3f}" for name, value in values["terms"].items())
     score = values["score"]
     tested = "" if score is None else f"  test {MEASURES[values['metric']]} {score:.2f} %"
-    # a network without a teacher, such as the teacher itself, has none that is wrong
-    wrong = "" if values["network"] == "teacher" else f"  teacher wrong {100 * values['wrong_rate']:.1f} %"
+    rate = values["wrong_rate"]
+    wrong = "" if rate is None else f"  teacher wrong {100 * rate:.1f} %"
     return f"  epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.3f}  ({terms}){wrong}{tested}"
 
 

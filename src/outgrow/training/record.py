@@ -457,6 +457,12 @@ class RunRecord(_Part):
         return None if self.teacher is None else self.teacher.wrong_rate
 
     @property
+    def wrong_rate(self) -> float | None:
+        """The share of rows that the teacher got wrong in the last epoch; None without a teacher, and for one that gives no
+        logits. Older records have 0 where there is no teacher."""
+        return None if self.teacher is None else self.epochs[-1].wrong_rate
+
+    @property
     def is_mapped(self) -> bool:
         """Whether the teacher has other classes, so that it has a score only after mapping them to the student's."""
         return self.correction is not None and self.correction.raw is None
