@@ -1,11 +1,13 @@
 """The side-by-side measurements run, on tiny nets and random images; what they measure is not looked at."""
 
+import argparse
 import importlib.util
 import json
 import sys
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from benchmarks import (
     __main__,
     bccd,
@@ -22,12 +24,14 @@ from benchmarks import (
 )
 from benchmarks.turns import Worker
 from benchmarks.ways import Task
+from safetensors.torch import load_file
 
 from outgrow.models import create_model, save_student
 from outgrow.run import distill
 from outgrow.training.record import read_record
 from tests.data.helpers import encoded, picture, write_shard
 from tests.detection import coco_files
+from tests.run.stops import stopped_after
 
 TINY = ("cifar/resnet8", "cifar/resnet8")
 
@@ -215,6 +219,35 @@ def test_the_study_on_blood_cells(tmp_path, monkeypatch, capsys):
     bccd.main(["table", "--out", str(out)])
     shown = capsys.readouterr().out
     assert {"fcos", "other-pkd", "AP50, last epoch"} <= set(shown.replace("  ", "\n").split("\n"))
+
+
+def test_a_teacher_on_blood_cells_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
+    """The one of the study, stopped between two epochs, has the bits of one that was not."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = blood_cells(tmp_path / "cells")
+    net = create_model("timm/tf_efficientnet_lite0", classes=("a", "b"))
+    save_student(net, tmp_path / f"{bccd.WEIGHTS['teacher']}.safetensors")
+
+    def study(name):
+        args = argparse.Namespace(
+            data=data, backbones=tmp_path, out=tmp_path / name, size=64, epochs=1, teacher_epochs=2
+        )
+        return bccd.Study(args)
+
+    whole = study("whole").teacher("fcos")
+    with stopped_after(1):
+        study("stopped").teacher("fcos")
+    folder = tmp_path / "stopped" / "fcos"
+    assert (folder / "config.yaml").is_file()
+    assert not (folder / "teacher.safetensors").exists()
+    capsys.readouterr()
+    continued = study("stopped").teacher("fcos")
+    assert "teacher: continues after epoch 1" in capsys.readouterr().out
+    assert continued["weights"] == str(folder / "teacher.safetensors")
+    assert {**continued, "weights": None} == {**whole, "weights": None}
+    first, second = (load_file(one["weights"]) for one in (whole, continued))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_unlabelled_images_of_another_kind(tmp_path, monkeypatch, capsys):

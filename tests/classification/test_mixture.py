@@ -150,6 +150,24 @@ def test_memorised_rows_fit_no_weights(teachers, tmp_path):
     assert record["mixture"].get("nll") is None
 
 
+def test_one_that_rules_a_class_out_is_infinitely_unlikely(teachers, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self, n=10):\n        super().__init__()\n"
+        "        self.fc = torch.nn.Linear(3, n)\n\n    def forward(self, x):\n        logits = self.fc(x.mean((2, 3)))\n"
+        "        return torch.cat([torch.full_like(logits[:, :1], -torch.inf), logits[:, 1:]], dim=1)\n"
+    )
+    never = create_model(f"py:{tmp_path / 'net.py'}:Net", classes=tuple("0123456789"))
+    save_student(never, tmp_path / "never.safetensors")
+    other = {"name": never.name, "weights": str(tmp_path / "never.safetensors")}
+    layer = {"teacher": {"others": [other], "correct": "never"}, "out": str(tmp_path / "run")}
+    found = distill(merge(options(teachers), layer))["mixture"]
+    assert found["members"][1]["nll_alone"] is None
+    assert found["nll"] == pytest.approx(found["members"][0]["nll_alone"], abs=0.1)
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert "most likely. Each image has weights" in page
+    assert "<td>infinite</td>" in page
+
+
 def test_a_comparison_rehearses_it(teachers):
     one, two = (rehearse(build_config(options(teachers, *others)), Trials()) for others in ((), ("foreign",)))
     assert two.teacher_pass > 0

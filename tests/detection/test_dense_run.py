@@ -20,6 +20,7 @@ from outgrow.run.listing import listing
 from outgrow.run.predict import predict_files
 from outgrow.run.rehearsal import Trials, rehearse
 from outgrow.training.config import build_config, merge
+from outgrow.training.progress import TextReporter
 from tests.detection.test_dense import NAMES as SMALL
 from tests.detection.test_dense import detector, scenes
 from tests.detection.test_run import cells, layer, small, weights  # noqa: F401
@@ -97,16 +98,19 @@ def test_an_onnx_file_finds_the_same_boxes(family, tmp_path):
         torch.testing.assert_close(ours.score[here], theirs.score[there], rtol=1e-3, atol=1e-4)
 
 
-def test_features_across_families_and_logits_refused(small, weights, tmp_path):  # noqa: F811
+def test_features_across_families_and_logits_refused(small, weights, tmp_path, capsys):  # noqa: F811
     student, teacher = NAMES["fcos"], NAMES["retinanet"]
     config = config_of(student, teacher, small, weights, None, loss="fitnet(student='p4', teacher='p4')")
     torch.manual_seed(0)
     save_detector(create_detector(teacher, ("RBC", "WBC", "Platelets")), tmp_path / "teacher.safetensors")
     given = {"teacher": {"weights": str(tmp_path / "teacher.safetensors"), "train": False}}
     config = build_config(merge(config.model_dump(), {**given, "train": {"epochs": 1}}))
-    record = distill(config)
+    record = distill(config, reporter=TextReporter())
     assert set(record["epochs"][0]["terms"]) == {"task", "fitnet"}
-    assert record["epochs"][0]["wrong_rate"] == 0
+    assert record["epochs"][0]["wrong_rate"] is None  # it has said nothing of the rows
+    said = capsys.readouterr().out
+    assert "  epoch   1/1" in said
+    assert "teacher wrong" not in said
     for loss, named in (("kd", "kd"), ("kd + box + fitnet", "kd, box"), ("box", "box")):
         refused = build_config(merge(config.model_dump(), {"method": {"loss": loss}}))
         with pytest.raises(

@@ -164,6 +164,39 @@ def test_half_precision(dtype, way):
     torch.testing.assert_close(gradient.float(), plain_gradient.float(), rtol=4 * eps, atol=eps * 0.05)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 3.0, 4.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("far", ["student", "teacher"])
+@pytest.mark.parametrize(
+    "way", ["eager", pytest.param("native", marks=needs_compiler)], indirect=True
+)  # a device is given no row of weight 0
+def test_a_row_without_weight_adds_nothing(temperature, dtype, sign, far, way):
+    """Its divergence is infinite, or NaN, where logits are as large as they can be."""
+    student, teacher, label = batch(5, 4, dtype=dtype)
+    with torch.no_grad():
+        {"student": student, "teacher": teacher}[far][1] = sign * torch.tensor([3e38, -3e38, 0, 3e38])
+    label[1] = {"student": student, "teacher": teacher}[far][1].argmax()
+    weight = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0])
+    found = []
+    for fast in (False, True):
+        knowledge = dataclasses.replace(
+            Rectifier("pair", temperature)(teacher, label), weight=weight, partial=True
+        )
+        assert kd_fast.applies(student, knowledge, knowledge.target)
+        result = Objective(LOSSES["kd"](temperature=temperature), fast=fast)(student, knowledge, label, 0.3)
+        (gradient,) = torch.autograd.grad(result.total, student)
+        found.append((result, gradient.float()))
+    (plain, plain_gradient), (result, gradient) = found
+    assert result.total.isfinite()
+    torch.testing.assert_close(result.total, plain.total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.terms, plain.terms, rtol=1e-5, atol=1e-5)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient, plain_gradient, rtol=8 * eps, atol=max(8 * eps, 1e-5))
+    alone = torch.autograd.grad(torch.nn.functional.cross_entropy(student.float(), label), student)[0]
+    torch.testing.assert_close(gradient[1], alone[1].float(), rtol=8 * eps, atol=max(eps, 1e-6))
+
+
 @pytest.mark.parametrize("rule", RULE_NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @every_way

@@ -12,7 +12,7 @@ from outgrow.report.run_page import write_run_page
 from outgrow.report.table import Table, tabulate
 from outgrow.training.record import METRICS, parse_record
 from tests.report.reading import Page
-from tests.report.records import as_of_old, correction, detectors, images, record, study
+from tests.report.records import as_of_old, correction, detectors, features_alone, images, record, study
 
 EVIL = "<script>alert('\"1\"')</script>"
 
@@ -250,6 +250,16 @@ def test_a_wide_table_scrolls_by_itself(tmp_path):
 def test_the_reader_finds_tags_that_are_not_closed():
     with pytest.raises(AssertionError):
         Page("<div><p></div>")
+
+
+def test_a_teacher_of_features_alone_is_wrong_nowhere(tmp_path):
+    records = study()
+    rate = tabulate(records).rows[1].wrong_rate
+    assert rate == 0.25
+    assert write(tmp_path, records)[0].count("25.0 %") == 2
+    records["kd"] = [features_alone(run) for run in records["kd"]]
+    assert tabulate(records).rows[1].wrong_rate is None
+    assert write(tmp_path, records)[0].count("25.0 %") == 1
 
 
 @pytest.mark.parametrize("missing", ["none", "kd", "outgrow"])

@@ -9,7 +9,7 @@ from outgrow.report.parts import Section
 from outgrow.report.run_page import write_run_page
 from outgrow.training.record import parse_record
 from tests.report.reading import Page
-from tests.report.records import as_of_old, detector, images, record
+from tests.report.records import as_of_old, detector, features_alone, images, record
 from tests.report.test_page import assert_self_contained
 
 
@@ -51,6 +51,16 @@ def test_without_a_teacher(tmp_path):
     assert_self_contained(html, page)
     assert "made/student reaches 90.00 % without a teacher." in page.text
     assert not page.all("img")
+
+
+def test_a_teacher_of_features_alone_is_wrong_nowhere(tmp_path):
+    html, page = write(tmp_path, record("kd", 0, 90.0))
+    assert "was wrong on 25.0 % of the training views" in page.text
+    assert "wrong rows" in page.text
+    html, page = write(tmp_path, features_alone(record("kd", 0, 90.0)))
+    assert_self_contained(html, page)
+    assert "was wrong" not in page.text
+    assert "wrong rows" not in page.text
 
 
 def test_a_teacher_of_other_classes(tmp_path):

@@ -19,7 +19,7 @@ from outgrow.run import distill
 from outgrow.training.checkpoint import Checkpoint
 from outgrow.training.config import build_config, load_config, merge, with_checksum
 from outgrow.training.guard import NonFiniteLoss
-from outgrow.training.progress import Reporter
+from outgrow.training.progress import Reporter, TextReporter
 
 SMALL = {
     "data": {
@@ -342,8 +342,12 @@ def test_mixed_samples_train(teacher_file):
     assert record["epochs"][0]["loss"] > 0
 
 
-def test_the_student_alone():
-    record = run({"method": {"preset": "none"}, "train": {"epochs": 1}})
+def test_the_student_alone(capsys):
+    record = run({"method": {"preset": "none"}, "train": {"epochs": 1}}, reporter=TextReporter())
+    assert record["epochs"][0]["wrong_rate"] is None
+    said = capsys.readouterr().out
+    assert "  epoch   1/1" in said
+    assert "teacher wrong" not in said
     assert record["teacher"] == {}
     assert set(record["epochs"][0]["terms"]) == {"task"}
     assert record["compared"] is None

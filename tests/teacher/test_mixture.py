@@ -64,6 +64,34 @@ class TestWeights:
         assert torch.equal(stacking_weights(log_p, torch.ones(2)), stacking_weights(more, torch.ones(3)))
         assert stacking_weights(more[2:], torch.ones(1)).tolist() == [0.5, 0.5]
 
+    @pytest.mark.parametrize(
+        "p, best",
+        [
+            ([[0.75, 0.25]] * 3 + [[0.0, 0.25]], [0.625, 0.375]),
+            ([[0.5, 0.0]] * 3 + [[0.0, 0.5]], [0.75, 0.25]),
+            ([[0.0, 0.01]] * 4, [0.0, 1.0]),
+            ([[0.0, 0.0], [0.2, 0.1]], [1.0, 0.0]),
+        ],
+    )
+    def test_a_teacher_that_rules_labels_out_gets_what_is_most_likely(self, p, best):
+        found = stacking_weights(torch.tensor(p).log(), torch.ones(len(p)))
+        assert found.tolist() == pytest.approx(best, abs=2e-3)
+        assert found.sum() == 1
+
+    def test_a_row_without_weight_says_nothing(self):
+        """Also one whose label no teacher with weight thinks possible."""
+        log_p = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.5]]).log()
+        assert stacking_weights(log_p, torch.tensor([1.0, 1.0, 0.0])).tolist() == [1.0, 0.0]
+        assert stacking_weights(log_p, torch.zeros(3)).tolist() == [0.5, 0.5]
+
+    def test_the_only_teacher_that_thinks_a_label_possible_keeps_its_weight(self):
+        """Without it the mixture would give that label probability zero: the worst likelihood there is."""
+        p = torch.tensor([[0.9, 0.1, 0.1]] * 5000 + [[0.0, 0.5, 0.0]])
+        found = stacking_weights(p.log(), torch.ones(len(p)))
+        assert 0 < found[1] < 1e-3
+        assert found[2] == 0
+        assert ((p.double() @ found) > 0).all()
+
 
 class TestFit:
     def test_a_useless_second_teacher_gets_no_weight(self):
@@ -87,6 +115,18 @@ class TestFit:
         )
         alone = Mixture(2).fit([one, one], label)([one, one], index=index).logits
         torch.testing.assert_close(alone, one.log_softmax(1), rtol=1e-5, atol=1e-5)
+
+    def test_logits_of_minus_infinity(self):
+        label = labels(400)
+        sure, unsure = calibrated(label, noise=0.7), calibrated(label, seed=4, noise=0.8)
+        sure[torch.arange(0, 400, 8), label[::8]] = -torch.inf
+        mixture = Mixture(2).fit([sure, unsure], label)
+        assert torch.isfinite(mixture.weights).all()
+        torch.testing.assert_close(mixture.weights.sum(1), torch.ones(6))
+        assert mixture.report.alone[0] == torch.inf
+        assert mixture.report.alone[1] == pytest.approx(nll(unsure, label), abs=1e-5)
+        assert mixture.report.nll < mixture.report.alone[1]
+        assert mixture([sure, unsure]).logits.isfinite().all()
 
     def test_two_that_know_different_classes_are_better_than_either(self):
         label = labels(1500)

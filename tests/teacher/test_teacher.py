@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from outgrow import PENULTIMATE, Taps, Teacher
-from outgrow.teacher import GroupedClasses
+from outgrow.teacher import GroupedClasses, NoTeacher, SelectedClasses
 from outgrow.teacher.cache import digest
 from outgrow.teacher.teacher import grouped
 
@@ -127,3 +127,10 @@ class TestGroupedClasses:
     def test_other_groups_have_another_digest(self):
         made = [GroupedClasses(nn.Identity(), groups) for groups in (self.GROUPS, ((4, 0), (2, 3), (1, 5)))]
         assert digest(made[0]) != digest(made[1])
+
+
+def test_a_teacher_says_whether_its_logits_say_anything():
+    assert not NoTeacher(2).gives_logits
+    assert Teacher(nn.Linear(3, 2)).gives_logits
+    assert not SelectedClasses(NoTeacher(2), [0]).gives_logits
+    assert SelectedClasses(Teacher(nn.Linear(3, 2)), [0]).gives_logits

@@ -29,6 +29,7 @@ EPOCH = {
     "wrong_rate": 0.25,
 }
 BEFORE = [EpochRecord(number, 1.5, {}, 0.25, None, 0.1, 1.0, 100.0) for number in (1, 2)]
+INTERVALS = {"student": {"low": 60.7, "high": 75.3}, "per_class": {"cat": {"low": 0.5, "high": 1.5}}}
 LINE = "  epoch   3/30  loss 1.500  (task 1.000  kd 0.500)  teacher wrong 25.0 %"
 
 
@@ -51,9 +52,9 @@ def test_an_epoch_is_a_line(reporter, stream):
     ]
 
 
-def test_a_teacher_in_training_has_no_teacher_that_is_wrong():
+def test_without_a_teacher_that_answers_none_is_wrong():
     reporter = TextReporter(io.StringIO())
-    reporter.event("epoch", **{**EPOCH, "network": "teacher"}, score=None, metric="top1")
+    reporter.event("epoch", **{**EPOCH, "wrong_rate": None}, score=None, metric="top1")
     assert reporter.stream.getvalue() == "  epoch   3/30  loss 1.500  (task 1.000  kd 0.500)\n"
 
 
@@ -63,7 +64,15 @@ def test_what_a_person_reads(reporter, stream):
     reporter.resumed("student", BEFORE, "top1")
     reporter.event("run", method="kd", seed=1, score=71.234, metric="top1")
     reporter.show("student: 71.20 %")
-    reporter.event("result", teacher=90.0, student=71.2, metric="top1", out=None, per_class={"cat": 1.0})
+    reporter.event(
+        "result",
+        teacher=90.0,
+        student=71.2,
+        metric="top1",
+        out=None,
+        per_class={"cat": 1.0},
+        intervals=INTERVALS,
+    )
     lines = stream.getvalue().splitlines()
     assert lines[:4] == [
         "student made",
@@ -74,7 +83,12 @@ def test_what_a_person_reads(reporter, stream):
     if isinstance(reporter, TextReporter):  # one more line, for a script
         result = json.loads(lines.pop())
         assert result.pop("time") >= 0
-        assert result == {"event": "result", "teacher": 90.0, "student": 71.2, "metric": "top1", "out": None}
+        numbers = {"teacher": 90.0, "student": 71.2, "metric": "top1", "out": None}
+        assert result == {
+            "event": "result",
+            **numbers,
+            "intervals": {"student": INTERVALS["student"]},
+        }
     assert len(lines) == 4
 
 

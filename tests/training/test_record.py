@@ -9,7 +9,7 @@ import pytest
 
 from outgrow.training.progress import MEASURES
 from outgrow.training.record import METRICS, RunRecord, common_metric, parse_record, read_record
-from tests.report.records import as_of_old, detector, record
+from tests.report.records import as_of_old, detector, features_alone, record
 
 RESULTS = Path(__file__).parents[2] / "results" / "records"
 
@@ -47,6 +47,16 @@ def test_no_teacher():
         run = parse_record(run)
         assert (run.teacher, run.teacher_score, run.corrected_score) == (None, None, None)
         assert run.as_dict()["teacher"] == {}
+
+
+def test_the_rows_that_a_teacher_gets_wrong_if_it_says_anything_of_them():
+    assert parse_record(record("kd", 0, 90.0)).wrong_rate == 0.25
+    old = record("none", 0, 90.0, teacher=None)
+    old["epochs"][-1]["wrong_rate"] = 0.0  # as it was written once
+    assert parse_record(old).wrong_rate is None
+    of_features = parse_record(features_alone(detector("kd", 0, 90.0)))
+    assert of_features.wrong_rate is None
+    assert of_features.as_dict()["epochs"][0]["wrong_rate"] is None
 
 
 @pytest.mark.parametrize("corrected", [False, True])

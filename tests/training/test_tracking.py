@@ -92,6 +92,14 @@ def test_tensorboard_has_the_numbers_of_the_record(tensorboard):
     assert found["result/teacher"] == [(3, pytest.approx(record["teacher"]["top1"]))]
 
 
+def test_without_a_teacher_there_is_no_rate_of_it(tmp_path):
+    pytest.importorskip("tensorboard")
+    run(merge(TRACKED, {"method": {"preset": "none"}, "train": {"epochs": 1}}), tmp_path / "run")
+    found = curves(tmp_path / "run")
+    assert "student/loss" in found
+    assert not [name for name in found if "wrong" in name]
+
+
 def test_tensorboard_has_the_configuration(tensorboard):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData

@@ -7,7 +7,7 @@ import torch
 
 from outgrow.classification.correction import kept, may_have_trained_on
 from outgrow.classification.data import RunData
-from outgrow.classification.scores import Scores, evaluate
+from outgrow.classification.scores import Scores, evaluate, finite
 from outgrow.data import Loader
 from outgrow.outputs import Outputs, Target
 from outgrow.teacher import MixedTeacher, Mixture
@@ -40,12 +40,12 @@ def mixed(run: RunContext, data: RunData, members: Sequence[Taught], views: Load
             MemberRecord(
                 **record.model_dump(exclude_unset=True),
                 weight=weights[number],
-                nll_alone=None if report is None else report.alone[number],
+                nll_alone=None if report is None else finite(report.alone[number]),
                 correction=one.correction,
             )
             for number, (one, record) in enumerate(zip(members, records, strict=True))
         ),
-        nll=None if report is None else report.nll,
+        nll=None if report is None else finite(report.nll),
         num_images=None if report is None else report.num_images,
     )
     return Taught(teacher, together, scores=scores, mixture=found)

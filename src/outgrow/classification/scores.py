@@ -76,7 +76,7 @@ def evaluate(
     return Scores(
         top1=100 * int(right.sum()) / len(right),
         top5=100 * int(torch.cat(right5).sum()) / len(right),
-        nll=_finite(torch.cat(nll).mean().item()),
+        nll=finite(torch.cat(nll).mean().item()),
         predicted=guess.cpu(),
         right=right.cpu(),
         logits=torch.cat(outputs_of),
@@ -96,5 +96,6 @@ def _check_logits(logits: Float[Tensor, "rows classes"], first: int, name: str) 
         )
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """None for infinity and NaN, which a record cannot have."""
     return value if math.isfinite(value) else None

@@ -1,6 +1,6 @@
 """Evaluate a detector on a split, and ``outgrow evaluate`` for detectors."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from outgrow.detection.boxes import Detections
 from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes
 from outgrow.detection.families.create import create_detector
 from outgrow.detection.families.detector import FrozenDetector
+from outgrow.detection.intervals import resample
 from outgrow.detection.loader import make_scene_loader
 from outgrow.detection.record import numbers_of
 from outgrow.detection.scores import CocoScores, coco_scores
@@ -70,6 +71,8 @@ def evaluate_detection(
 ) -> dict[str, Any]:
     """COCO's numbers of a detector on the test images of ``source``, with AP per class.
 
+    ``intervals`` has 95 % intervals of AP, AP by size and by class. They are over the images of this test set (see
+    :mod:`outgrow.detection.intervals`), not over seeds of the training. A number that is None, for want of objects, has none.
     Without ``weights``, the published ones are downloaded. ``label`` and ``batch_size`` are for classifiers and
     ignored here. ``ValueError`` if the detector lacks a class of the data.
     """
@@ -79,6 +82,7 @@ def evaluate_detection(
     frozen = FrozenDetector(detector, data.classes)
     with report.bar(f"{name} on the test images", len(data.test)) as advance:
         found = evaluate_detector(frozen, data, data.test, device, workers=workers, advance=advance)
+    drawn = resample(data.test.annotations, data.test.image_ids, data.category_ids, found.detections)
     return {
         "model": detector.name,
         "weights": None if weights is None else str(weights),
@@ -88,4 +92,8 @@ def evaluate_detection(
         "parameters": num_parameters(detector),
         **numbers_of(found.scores),
         "per_class": found.scores.per_class,
+        "intervals": {
+            **{name: asdict(one) for name, one in drawn.intervals.items()},
+            "per_class": {name: asdict(one) for name, one in drawn.per_class.items()},
+        },
     }

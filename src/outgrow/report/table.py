@@ -23,7 +23,8 @@ class Row:
     """One method; scores in percent. Differences are paired by seed, None if there is nothing to compare with.
 
     ``outgrew`` is True where the student beats the teacher as it is, the teacher after correction, and
-    the same student without a teacher, each by a 95 % interval over seeds. ``conditions`` are those that the other
+    the same student without a teacher, each by a 95 % interval over seeds. ``wrong_rate`` is None where there was no teacher, or
+    one that gives no logits. ``conditions`` are those that the other
     methods have otherwise, where such runs were compared anyway.
     """
 
@@ -33,7 +34,7 @@ class Row:
     over_none: Difference | None
     over_teacher: Difference | None
     over_corrected: Difference | None
-    wrong_rate: float
+    wrong_rate: float | None
     parameters: int
     versus: tuple[Contrast, ...] = ()
     """Against each baseline that was asked for."""
@@ -180,6 +181,7 @@ def _tabulate(parsed: Records, *, together: int) -> Table:
     rates = _first(parsed, lambda run: run.teacher_wrong_rate)
     rows = []
     for name, runs in parsed.items():
+        wrong = [run.wrong_rate for run in runs if run.wrong_rate is not None]
         rows.append(
             Row(
                 method=name,
@@ -190,7 +192,7 @@ def _tabulate(parsed: Records, *, together: int) -> Table:
                 else _paired(runs, {run.seed: run.student_score for run in parsed[null]}, together),
                 over_teacher=_paired(runs, _own(runs, teacher), together),
                 over_corrected=_paired(runs, _own_corrected(runs, corrected), together),
-                wrong_rate=summarize([run.epochs[-1].wrong_rate for run in runs]).mean,
+                wrong_rate=summarize(wrong).mean if wrong else None,
                 parameters=runs[0].student.parameters,
             )
         )

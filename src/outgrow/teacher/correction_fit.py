@@ -157,7 +157,8 @@ class Data(NamedTuple):
         own = F.nll_loss(log_p, self.label[rows], reduction="none")
         partner = F.nll_loss(log_p, self.partner[rows], reduction="none")
         mix = self.mix[rows].to(log_p.dtype)
-        return mix * own + (1 - mix) * partner
+        # a label without a share says nothing, also one of probability 0
+        return (mix * own).masked_fill(mix == 0, 0) + ((1 - mix) * partner).masked_fill(mix == 1, 0)
 
     def per_image(self, value: Tensor) -> Float[Tensor, " images"]:
         zeros = torch.zeros(self.num_images, dtype=torch.float64, device=value.device)

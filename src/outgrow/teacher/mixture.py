@@ -236,6 +236,10 @@ def stacking_weights(
     Expectation-maximisation multiplies each weight by its gradient, which is at most 1 at the optimum, and the logarithm of the
     largest gradient bounds what is left to gain.
 
+    A row on which all teachers rule the label out is as unlikely under any weights, so it has no say; nor has a row of weight 0.
+    Without other rows all weights are equal. The only teacher that thinks some label possible keeps its weight, however small:
+    without it that label would have probability 0.
+
     Reference: Wolpert (1992), Stacked generalization; Smyth and Wolpert (1999), Linearly combining density estimators via
     stacking, section 3.
 
@@ -244,7 +248,7 @@ def stacking_weights(
     """
     teachers = log_p.shape[1]
     best = log_p.amax(dim=1, keepdim=True)
-    known = best[:, 0].isfinite()  # a label that every teacher rules out says nothing
+    known = best[:, 0].isfinite() & (weight > 0)
     p, share = (log_p - best)[known].double().exp(), weight[known].double()
     share = share / share.sum()
     found = p.new_full((teachers,), 1 / teachers)
@@ -254,7 +258,10 @@ def stacking_weights(
             if float(gradient.max()) <= 1 + TOLERANCE:
                 break
             found = found * gradient
-    found = torch.where(found < LEAST_WEIGHT, torch.zeros_like(found), found)
+    kept = found >= LEAST_WEIGHT
+    lost = ~(p[:, kept] > 0).any(dim=1)
+    kept[p[lost].argmax(dim=1)] = True
+    found = torch.where(kept, found, 0.0)
     return found / found.sum()
 
 

@@ -23,6 +23,12 @@ class BaseTeacher(nn.Module):
         if isinstance(inner, BaseTeacher):
             inner.at(epoch)
 
+    @property
+    def gives_logits(self) -> bool:
+        """Whether its logits say anything. Where they do not, it is neither right nor wrong."""
+        inner = getattr(self, "teacher", None)
+        return not isinstance(inner, BaseTeacher) or inner.gives_logits
+
 
 class Teacher(BaseTeacher):
     """``model`` as a teacher, called as ``teacher(images) -> Outputs``.
@@ -57,6 +63,8 @@ class NoTeacher(BaseTeacher):
 
     With an objective without distillation terms, the same loop then trains the student alone.
     """
+
+    gives_logits = False
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -16,12 +16,13 @@ from outgrow.training.processes import mean
 @dataclass
 class EpochRecord:
     """One epoch: means over its rows. ``score`` is the metric of the run (top-1 or box AP, in percent), None if the
-    epoch was not evaluated."""
+    epoch was not evaluated. ``wrong_rate`` is the share of rows that the teacher gets wrong, None without a teacher and for
+    one that gives no logits."""
 
     epoch: int
     loss: float
     terms: dict[str, float]
-    wrong_rate: float
+    wrong_rate: float | None
     score: float | None
     lr: float
     seconds: float

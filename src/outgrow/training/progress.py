@@ -93,7 +93,7 @@ class TextReporter(_ReadableReporter):
 
     def event(self, kind: str, **values: Any) -> None:
         super().event(kind, **values)
-        short = {key: value for key, value in values.items() if isinstance(value, int | float | str | None)}
+        short = _short(values)
         if kind == "result" and any(isinstance(value, int | float) for value in short.values()):
             seconds = round(self.clock() - self.started, 1)
             line = json.dumps({"event": kind, "time": seconds, **short})
@@ -212,6 +212,16 @@ def _time_left(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def _short(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a result and their intervals, without its tables."""
+    short: dict[str, Any] = {
+        key: value for key, value in values.items() if isinstance(value, int | float | str | None)
+    }
+    if "intervals" in values:
+        short["intervals"] = {key: one for key, one in values["intervals"].items() if key in short}
+    return short
+
+
 def _wrapped(line: str) -> list[str]:
     if len(line) <= LONGEST:
         return [line]
@@ -224,8 +234,8 @@ def _epoch_line(values: Mapping[str, Any]) -> str:
     terms = "  ".join(f"{name} {value:.3f}" for name, value in values["terms"].items())
     score = values["score"]
     tested = "" if score is None else f"  test {MEASURES[values['metric']]} {score:.2f} %"
-    # a network without a teacher, such as the teacher itself, has none that is wrong
-    wrong = "" if values["network"] == "teacher" else f"  teacher wrong {100 * values['wrong_rate']:.1f} %"
+    rate = values["wrong_rate"]
+    wrong = "" if rate is None else f"  teacher wrong {100 * rate:.1f} %"
     return f"  epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.3f}  ({terms}){wrong}{tested}"
 
 

@@ -106,7 +106,8 @@ class CorrectionRecord(_Part):
 
 class MemberRecord(TeacherRecord):
     """One of several teachers. ``weight`` is its share of the mean (mean over the folds), ``nll_alone`` the negative
-    log-likelihood of the training labels under it alone, out of fold; None if the weights were not fitted."""
+    log-likelihood of the training labels under it alone, out of fold; None if the weights were not fitted, and where it is
+    infinite."""
 
     weight: float
     nll_alone: float | None = None
@@ -115,7 +116,7 @@ class MemberRecord(TeacherRecord):
 
 class MixtureRecord(_Part):
     """Several teachers as one. ``nll`` is the negative log-likelihood of the training labels under their mean, out of fold;
-    None if the weights were not fitted. ``teacher`` of the run has the scores of all together."""
+    None if the weights were not fitted, and where it is infinite. ``num_images`` is None if they were not. ``teacher`` of the run has the scores of all together."""
 
     members: tuple[MemberRecord, ...]
     nll: float | None = None
@@ -455,6 +456,12 @@ class RunRecord(_Part):
     def teacher_wrong_rate(self) -> float | None:
         """The share of training rows that the teacher gets wrong before any correction, if it was measured."""
         return None if self.teacher is None else self.teacher.wrong_rate
+
+    @property
+    def wrong_rate(self) -> float | None:
+        """The share of rows that the teacher got wrong in the last epoch; None without a teacher, and for one that gives no
+        logits. Older records have 0 where there is no teacher."""
+        return None if self.teacher is None else self.epochs[-1].wrong_rate
 
     @property
     def is_mapped(self) -> bool:

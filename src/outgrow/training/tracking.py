@@ -156,7 +156,7 @@ class _TrackedReporter(Reporter):
             "images_per_second": values["images_per_second"],
         }
         numbers |= {f"terms/{_plain(name)}": value for name, value in values["terms"].items()}
-        if network == "student":
+        if values["wrong_rate"] is not None:
             numbers["teacher_wrong_rate"] = values["wrong_rate"]
         if values["score"] is not None:
             numbers[f"test_{metric}"] = values["score"]

@@ -278,13 +278,14 @@ class Trainer:
         lr: float,
     ) -> EpochRecord:
         loss, terms, stats = meter.read(process_group())
+        wrong_rate = stats.pop("wrong_rate", None)
         last = epoch + 1 == self.config.epochs
         due = self.evaluate is not None and ((epoch + 1) % self.config.eval_every == 0 or last)
         return EpochRecord(
             epoch=epoch + 1,
             loss=loss,
             terms=terms,
-            wrong_rate=stats.pop("wrong_rate", 0.0),
+            wrong_rate=wrong_rate if self.teacher.gives_logits else None,
             score=self.evaluate(self.student) if due and self.evaluate is not None else None,
             lr=lr,
             seconds=seconds,

@@ -309,6 +309,8 @@ def _shown(value: Any) -> str:
 class NoDetector(BaseTeacher):
     """The absence of a teacher: zero logits for every row."""
 
+    gives_logits = False
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -359,6 +361,10 @@ class FrozenDetector(BaseTeacher):
         self.register_buffer("columns", torch.tensor([0, *known]))
         self.register_buffer("foreign", torch.tensor(others, dtype=torch.long))
         self.eval()
+
+    @property
+    def gives_logits(self) -> bool:
+        return not self.features_only
 
     def train(self, mode: bool = True) -> "FrozenDetector":
         return super().train(False)

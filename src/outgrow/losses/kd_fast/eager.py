@@ -4,6 +4,7 @@ The rule itself says what wrong rows believe, so no formula of a rule stands her
 """
 
 import functools
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -70,6 +71,11 @@ def closed_form(batch: Batch, wanted: bool, scratch: Scratch = (None,) * 4) -> S
     excess = p.sub_(q)  # the gradient but for its scale
     # a class that the teacher rules out counts for nothing (0 log 0), but a NaN must be seen
     kl = (terms.nansum(dim=1) + 0 * excess.sum(dim=1)) * weight
+    # a device is given no row of weight 0, and a stride of 0 is one weight for all
+    if looks and weight.stride(0) and not math.isfinite(kl.sum()):
+        left_out = (weight == 0).nonzero()[:, 0]  # 0 times the infinite value of far logits is NaN
+        kl.index_fill_(0, left_out, 0.0)
+        excess.index_fill_(0, left_out, 0.0)
     task, hard = -of_label[:, 0], kl * wrong
     if valid is not None:
         task = task * valid

@@ -100,7 +100,7 @@ void kd_rows(const float *teacher, const float *student, const int64_t *label, c
     const int is_wrong = wrong[row] != 0;
     const double own = row_weight[row * stride];
     sums[0] += log(sum_p1) - (double)(s[a] - max_s);
-    sums[1 + is_wrong] += own * value;
+    if (own != 0) sums[1 + is_wrong] += own * value; /* the value of far logits may be infinite */
     if (!gradient) continue;
     const double weight = temperature * own * scales[1 + is_wrong];
     const float of_p1 = (float)(scales[0] / sum_p1), of_p = (float)(weight / sum_p);

@@ -1,0 +1,127 @@
+"""``outgrow evaluate`` says how far its numbers depend on which images were tested."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from PIL import Image
+
+from outgrow.data import open_data
+from outgrow.detection import evaluation as detection
+from outgrow.detection.data import open_boxes
+from outgrow.detection.families.create import create_detector, save_detector
+from outgrow.detection.intervals import resample
+from outgrow.detection.scores import coco_scores
+from outgrow.models import create_model, save_student
+from outgrow.run.evaluation import evaluate_model, summary
+from outgrow.teacher.counts import interval
+from outgrow.training.progress import TextReporter
+from tests.detection.test_scores import imitate
+
+DETECTOR = "fasterrcnn:timm/mobilenetv1_025_128?size=96&levels=3-5&rois=16&proposals=60&channels=8&head=16"
+
+
+class TestClassifier:
+    def test_top1_and_top5_have_wilsons_interval(self, tmp_path, capsys):
+        file = tmp_path / "net.safetensors"
+        torch.manual_seed(0)
+        network = create_model("cifar/resnet8", 10)
+        network.classes = open_data("digits").classes
+        save_student(network, file)
+        result = evaluate_model("digits", "cifar/resnet8", weights=file, workers=0, reporter=TextReporter())
+        images = len(open_data("digits").test)
+        assert set(result["intervals"]) == {"top1", "top5"}
+        ends = {}
+        for key, found in result["intervals"].items():
+            low, high = interval(round(result[key] * images / 100), images)
+            assert found == {"low": low, "high": high, "images": images, "reason": None}
+            assert low < result[key] < high
+            ends[key] = f"{result[key]:.2f} % [{low:.1f}, {high:.1f}]"
+        *_, line, last = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"cifar/resnet8: top-1 {ends['top1']}, top-5 {ends['top5']}, nll ")
+        last = json.loads(last)
+        assert last.pop("time") >= 0
+        assert last == {"event": "result", **result}
+
+    def test_five_classes_are_always_among_the_top_five(self, tmp_path):
+        for split in ("train", "val"):
+            for number, name in enumerate(("red", "green")):
+                for k in range(3):
+                    path = tmp_path / "photos" / split / name / f"{k}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("RGB", (32, 32), (200 * number, 9 * k, 99 * (split == "val"))).save(path)
+        file = tmp_path / "net.safetensors"
+        network = create_model("cifar/resnet8", 2)
+        network.classes = ("green", "red")
+        save_student(network, file)
+        result = evaluate_model(f"folder:{tmp_path / 'photos'}", "cifar/resnet8", weights=file, workers=0)
+        assert result["top5"] == 100
+        assert result["intervals"]["top5"] == {
+            "low": None,
+            "high": None,
+            "images": 6,
+            "reason": "2 classes",
+        }
+        assert "top-5 100.00 % (2 classes: no interval)" in summary(result)
+
+
+class TestDetector:
+    @pytest.fixture
+    def score(self, shared_data, tmp_path, monkeypatch):
+        """The result of a detector that finds what ``imitate`` says, on the first test images of the blood cells."""
+        whole = json.loads((shared_data / "bccd/annotations/instances_test.json").read_text())
+        file = tmp_path / "net.safetensors"
+        detector = create_detector(DETECTOR, ("RBC", "WBC", "Platelets"))
+        save_detector(detector, file)
+
+        def result(images):
+            kept = whole["images"][:images]
+            ids = {image["id"] for image in kept}
+            boxes = [one for one in whole["annotations"] if one["image_id"] in ids]
+            (tmp_path / "instances_test.json").write_text(
+                json.dumps({**whole, "images": kept, "annotations": boxes})
+            )
+            source = f"coco:{shared_data / 'bccd'}:{tmp_path}"
+            data = open_boxes(source)
+            truth = data.test.annotations, data.test.image_ids, data.category_ids
+            found = imitate(*truth, 0)
+            monkeypatch.setattr(
+                detection,
+                "evaluate_detector",
+                lambda *_, **__: detection.Found(found, coco_scores(*truth, found)),
+            )
+            return evaluate_model(source, DETECTOR, weights=file, workers=0), resample(*truth, found)
+
+        return result
+
+    def test_its_aps_have_those_of_the_draws(self, score):
+        result, drawn = score(72)
+        found = result["intervals"]
+        assert found.pop("per_class") == {name: asdict(one) for name, one in drawn.per_class.items()}
+        assert found == {name: asdict(one) for name, one in drawn.intervals.items()}
+        assert {"ap", "ap50", "ap75"} <= set(found)
+        assert found["ap"]["low"] < result["ap"] < found["ap"]["high"]
+        shown = {"box AP": "ap", "AP50": "ap50", "AP75": "ap75"}
+        numbers = ", ".join(
+            f"{name} {result[key]:.2f} [{found[key]['low']:.1f}, {found[key]['high']:.1f}]"
+            for name, key in shown.items()
+        )
+        assert f": {numbers} on 72 images" in summary(result)
+
+    def test_few_images_have_none_and_say_why(self, score):
+        result, _ = score(4)
+        assert result["intervals"]["ap"] == {"low": None, "high": None, "images": 4, "reason": "4 images"}
+        assert f"box AP {result['ap']:.2f} (4 images: no interval), AP50" in summary(result)
+
+
+def test_what_has_no_number_is_said():
+    about = {"model": "a", "images": 2, "parameters": 3}
+    nothing = {"metric": "ap", "ap": None, "ap50": None, "ap75": None, "intervals": {"per_class": {}}}
+    assert summary({**about, **nothing}).startswith("a: box AP none (no such object), AP50 none")
+    one = {"low": 1.0, "high": 2.0, "images": 2, "reason": None}
+    infinite = {"metric": "top1", "top1": 1.5, "top5": 1.5, "nll": None}
+    line = summary({**about, **infinite, "intervals": {"top1": one, "top5": one}})
+    assert (
+        line == "a: top-1 1.50 % [1.0, 2.0], top-5 1.50 % [1.0, 2.0], nll infinite on 2 images (3 parameters)"
+    )
