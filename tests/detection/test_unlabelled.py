@@ -18,6 +18,7 @@ from outgrow.detection.data import open_boxes
 from outgrow.detection.families.detector import FrozenDetector
 from outgrow.detection.lesson import Balanced, Detect, balance
 from outgrow.detection.loader import MixedScenes, make_scene_loader
+from outgrow.detection.run_data import train_scenes
 from outgrow.detection.unlabelled import marked, marked_by, open_pictures
 from outgrow.losses.box import Box
 from outgrow.outputs import UNLABELLED
@@ -104,7 +105,9 @@ def test_their_rows_have_no_label_and_the_teacher_teaches_on_them(family):
     result = objective(told.student, knowledge, told.target, 0.5, told.task)
     result.total.backward()
     assert result.stats["unlabelled"] == 1.0
-    assert any(p.grad is not None and p.grad.any() for p in student.parameters())
+    gradients = [p.grad for p in student.parameters() if p.requires_grad]
+    assert all(one is not None for one in gradients)  # DDP waits for all of them
+    assert any(one.any() for one in gradients)
 
 
 @each
@@ -306,6 +309,45 @@ def test_a_run_with_pictures_without_annotations(taught, small, tmp_path):  # no
     assert sum("all 4 training pictures have annotations" in note for note in notes.notes) == 1
     bits = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("one", "two", "three")]
     assert bits[0] == bits[1] != bits[2]
+
+
+@pytest.mark.filterwarnings("ignore:data. left out:outgrow.data.notes.DataWarning")
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_the_task_of_a_batch_in_parts_is_that_of_the_whole(small, weights, accumulate):  # noqa: F811
+    """RetinaNet's loss is a mean over images; with four parts three have no annotated picture."""
+    name = "retinanet:timm/mobilenetv1_025_128?size=96&channels=8"
+    net = {"name": name, "weights": str(weights)}
+    layer = {
+        "data": {
+            "source": small,
+            "workers": 0,
+            "train_rows": 3,
+            "unlabelled": small,
+            "unlabelled_share": 0.75,
+        },
+        "student": net,
+        "teacher": {**net, "train": True},
+        "train": {"epochs": 1, "batch_size": 4, "max_steps": 1},
+        "teacher_train": {"epochs": 1, "batch_size": 3, "max_steps": 1},
+        "method": {"preset": "kd", "loss": "kd"},
+    }
+    whole, parts = (
+        distill(build_config(merge(layer, {"train": {"accumulate": number}}))) for number in (1, accumulate)
+    )
+    assert parts["epochs"][0]["terms"]["task"] == pytest.approx(whole["epochs"][0]["terms"]["task"], rel=1e-3)
+
+
+def test_every_one_of_them_is_seen_whatever_its_orientation(labelled, small):  # noqa: F811
+    pictures = open_pictures(small, known={"test": labelled.test}).split
+    sizes = pictures.file.sizes.clone()
+    sizes[:2] = sizes[:2].flip(1) + 200  # two are higher than wide
+    pictures = replace(pictures, file=replace(pictures.file, sizes=sizes))
+    config = build_config(
+        {"data": {"source": small, "workers": 0, "unlabelled_share": 0.5}, "train": {"batch_size": 8}}
+    )
+    loader = train_scenes(config, config.train, labelled.train, torch.device("cpu"), unlabelled=pictures)
+    passes = [loader.unlabelled.plan.batches(epoch) for epoch in range(30)]
+    assert {int(at) for batches in passes for batch in batches for at in batch} == set(range(len(pictures)))
 
 
 @pytest.mark.filterwarnings("ignore:data. left out:outgrow.data.notes.DataWarning")

@@ -28,15 +28,27 @@ def plain_net():
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 24), nn.ReLU(), nn.Linear(24, 10))
 
 
-@pytest.mark.parametrize("method", [{"preset": "none"}, {"preset": "kd", "loss": "kd", "rule": "pair"}])
+FEW_LABELS = {"unlabelled": "digits", "unlabelled_share": 0.8}
+
+
+@pytest.mark.filterwarnings("ignore:data. left out:outgrow.data.notes.DataWarning")
+@pytest.mark.parametrize(
+    "method, data",
+    [
+        ({"preset": "none"}, {}),
+        ({"preset": "kd", "loss": "kd", "rule": "pair"}, {}),
+        ({"preset": "kd", "loss": "kd", "rule": "pair"}, FEW_LABELS),  # parts without a label
+        ({"preset": "kd", "loss": "kd + 0.5*jsd", "rule": "pair"}, FEW_LABELS),
+    ],
+)
 @pytest.mark.parametrize("parts", [3, 16])
-def test_a_batch_in_parts_gives_the_weights_of_the_whole(method, parts):
+def test_a_batch_in_parts_gives_the_weights_of_the_whole(method, data, parts):
     """80 rows are two batches and a half; the last has at most 8 parts."""
     weights = []
     for accumulate in (1, parts):
         teacher, student = plain_net(), plain_net()
         layer = {
-            "data": {"train_rows": 80},
+            "data": {"train_rows": 80, **data},
             "train": {"accumulate": accumulate, "lr": 0.01},
             "method": method,
         }

@@ -100,7 +100,11 @@ class MixedLoader(Mixed[Batch]):
     def joined(self, batch: Batch, more: Batch, step: int) -> Batch:
         own = self.unlabelled.plan.share(torch.arange(self.batch)).to(more.images.device)
         place = self.labelled.num_indices + step * self.batch + own
-        return Batch(torch.cat([batch.images, more.images]), _extended(batch.target, place))
+        return Batch(
+            torch.cat([batch.images, more.images]),
+            _extended(batch.target, place),
+            labelled=len(batch.images),
+        )
 
 
 def _extended(target: Target, place: Int64[Tensor, " rows"]) -> Target:

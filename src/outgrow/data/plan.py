@@ -33,6 +33,13 @@ class Batch:
 
     images: Float32[Tensor, "batch 3 height width"]
     target: Target
+    labelled: int | None = None
+    """How many rows have a label, which are the first ones; None for all."""
+
+    @property
+    def num_labelled(self) -> int:
+        """How many rows have a label, without looking at them."""
+        return len(self.images) if self.labelled is None else self.labelled
 
     @property
     def index(self) -> Int64[Tensor, " batch"] | None:
@@ -42,7 +49,11 @@ class Batch:
     def split(self, parts: int) -> list["Batch"]:
         """``parts`` batches: every ``parts``-th row, so that each has its share of labelled and unlabelled rows."""
         return [
-            Batch(self.images[first::parts], self.target.rows(slice(first, None, parts)))
+            Batch(
+                self.images[first::parts],
+                self.target.rows(slice(first, None, parts)),
+                labelled=len(range(first, self.num_labelled, parts)),
+            )
             for first in range(parts)
         ]
 

@@ -80,6 +80,11 @@ class Scenes:
         """The index of each image, for messages."""
         return torch.tensor([truth.index for truth in self.truth], dtype=torch.int64)
 
+    @property
+    def num_labelled(self) -> int:
+        """How many images have annotations; an image without an object may be one of them."""
+        return sum(one.labelled for one in self.truth)
+
     def split(self, parts: int) -> list["Scenes"]:
         """``parts`` batches: every ``parts``-th image."""
         return [

@@ -97,7 +97,9 @@ def train_scenes(
         )
     rank, world_size = rank_and_size(process_group())
 
-    def views(split: DetectionSplit, batch_size: int, seed: int, *, drop_last: bool) -> SceneLoader:
+    def views(
+        split: DetectionSplit, batch_size: int, seed: int, *, drop_last: bool, group: bool
+    ) -> SceneLoader:
         return make_scene_loader(
             split,
             batch_size=batch_size,
@@ -107,7 +109,7 @@ def train_scenes(
             drop_last=drop_last,
             flip=augment.flip,
             resized_crop=augment.resized_crop,
-            group_orientation=config.data.group_orientation,
+            group_orientation=group,
             short_sides=short_sides,
             num_workers=config.data.workers,
             rank=rank,
@@ -123,8 +125,11 @@ def train_scenes(
                 f"--unlabelled: needs train.batch_size of at least {least + 1}, got {size}; raise it."
             )
     size = min(size - extra, len(split))
-    loader = views(split, size, config.seed, drop_last=drops_last(len(split), size, least=least))
+    last = drops_last(len(split), size, least=least)
+    loader = views(split, size, config.seed, drop_last=last, group=config.data.group_orientation)
     if unlabelled is None or config.method.preset == "none":
         return loader
-    others = views(unlabelled, min(extra, len(unlabelled)), config.seed + UNLABELLED_SEED, drop_last=True)
+    # of any orientation: one that is rare would always be in the batch that is dropped
+    extra = min(extra, len(unlabelled))
+    others = views(unlabelled, extra, config.seed + UNLABELLED_SEED, drop_last=True, group=False)
     return MixedScenes(loader, others)

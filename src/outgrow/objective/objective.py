@@ -253,7 +253,10 @@ class Objective(nn.Module):
         target: Target | Tensor,
         progress: float,
         task: Float[Tensor, ""] | None = None,
+        *,
+        task_factor: Tensor | float = 1.0,
     ) -> ObjectiveResult:
+        """``task_factor`` multiplies the task: for a part of a batch that holds another share of its labels than of its rows."""
         student, target = as_outputs(student, whose="student"), as_target(target)
         self._check(student, knowledge, target, progress)
         if not self._checked and len(student.logits):
@@ -262,21 +265,28 @@ class Objective(nn.Module):
         # a caller's autocast would round products and dot products of what has just been lifted
         if torch.is_autocast_enabled(student.logits.device.type):
             with torch.autocast(student.logits.device.type, enabled=False):
-                return self._result(student, knowledge, target, progress, task)
-        return self._result(student, knowledge, target, progress, task)
+                return self._result(student, knowledge, target, progress, task, task_factor)
+        return self._result(student, knowledge, target, progress, task, task_factor)
 
     def _result(
-        self, student: Outputs, knowledge: Knowledge, target: Target, progress: float, task: Tensor | None
+        self,
+        student: Outputs,
+        knowledge: Knowledge,
+        target: Target,
+        progress: float,
+        task: Tensor | None,
+        task_factor: Tensor | float,
     ) -> ObjectiveResult:
         name = self._plain_kd() if self.fast and task is None else None
         if name is not None and kd_fast.applies(student.logits, knowledge, target):
-            return self._fused(name, student.logits, knowledge, target, progress)
+            return self._fused(name, student.logits, knowledge, target, progress, task_factor)
         weights = self.schedule(progress)
         count = self._count(target)
         row_weights = self._row_weights(knowledge, count.rows)
         stats = {"wrong_rate": knowledge.wrong.sum() / count.labelled, "unlabelled": count.unlabelled}
         stats |= _trust_stats(knowledge, target, count.rows)
-        task_scale = self.task_weight * (weights.task if task is None or self.schedule_task else 1.0)
+        scheduled = weights.task if task is None or self.schedule_task else 1.0
+        task_scale = task_factor * self.task_weight * scheduled
         safe = _safe(student, knowledge)
         if task is None:
             task = self._cross_entropy(student, knowledge, target, count.labelled)
@@ -305,7 +315,13 @@ class Objective(nn.Module):
         return name if getattr(term.loss, "closed_form", False) and term.rows == "all" else None
 
     def _fused(
-        self, name: str, logits: Tensor, knowledge: Knowledge, target: Target, progress: float
+        self,
+        name: str,
+        logits: Tensor,
+        knowledge: Knowledge,
+        target: Target,
+        progress: float,
+        task_factor: Tensor | float,
     ) -> ObjectiveResult:
         """Cross-entropy and one ``kd`` in a single pass; equal to the plain path."""
         term, weights = self.terms[name], self.schedule(progress)
@@ -322,7 +338,7 @@ class Objective(nn.Module):
         scale = term.scale(progress)
         easy, hard = (1 / divisor for divisor in self._divisors(knowledge, rows))
         scales = kd_fast.Scales(
-            self.task_weight * weights.task / labelled,
+            task_factor * self.task_weight * weights.task / labelled,
             scale * weights.easy * easy,
             scale * weights.hard * hard,
         )

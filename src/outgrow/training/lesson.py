@@ -55,6 +55,11 @@ class Samples(Protocol):
     @property
     def index(self) -> Tensor | None: ...
 
+    @property
+    def num_labelled(self) -> int:
+        """How many of the images have a label, without a device sync."""
+        ...
+
     def split(self, parts: int) -> Sequence["Samples"]:
         """``parts`` batches with equal shares of the images, for gradient accumulation."""
         ...

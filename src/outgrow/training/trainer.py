@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -190,23 +190,29 @@ class Trainer:
         """Compute the gradients of a step, one part of the batch after another, and return its loss.
 
         ``images`` is the number of images of the batch on all processes. With n parts each loss is weighted by the
-        share of images in its part, so that for losses on rows the gradient is that of the whole batch.
+        share of images in its part, and the task by the share of labelled ones, so that for losses on rows the gradient is
+        that of the whole batch.
         """
-        parts = self._parts(batch, images)
+        parts, group = self._parts(batch, images), process_group()
+        labelled = _total(batch.num_labelled, accelerator.device, group)
         if len(parts) == 1:
-            result = self._step(accelerator, student, objective, batch, progress, images)
+            result = self._step(accelerator, student, objective, batch, progress, labelled)
             accelerator.backward(result.total)
             return result
-        done: list[tuple[float | torch.Tensor, ObjectiveResult]] = []
+        done: list[_Part] = []
         for number, part in enumerate(parts, start=1):
-            held = _total(len(part.images), accelerator.device, process_group())
+            held = _total(len(part.images), accelerator.device, group)
+            known = _total(part.num_labelled, accelerator.device, group)
+            share, of_labelled = held / images, known / _at_least_one(labelled)
             with ExitStack() as stack:
                 for module in (student, objective) if number < len(parts) else ():
                     if isinstance(module, DistributedDataParallel):  # exchange the gradients once, at the end
                         stack.enter_context(module.no_sync())
-                result = self._step(accelerator, student, objective, part, progress, held)
-                accelerator.backward(result.total * (held / images))
-            done.append((held / images, result))
+                result = self._step(
+                    accelerator, student, objective, part, progress, known, task_factor=of_labelled / share
+                )
+                accelerator.backward(result.total * share)
+            done.append(_Part(share, of_labelled, result))
         return _summed(done)
 
     def _parts(self, batch: Samples, images: torch.Tensor | int) -> Sequence[Samples]:
@@ -223,8 +229,11 @@ class Trainer:
         objective: nn.Module,
         batch: Samples,
         progress: float,
-        images: torch.Tensor | int,
+        labelled: torch.Tensor | int,
+        *,
+        task_factor: torch.Tensor | float = 1.0,
     ) -> ObjectiveResult:
+        """The loss of a batch, which has ``labelled`` images with a label on all processes."""
         try:
             with accelerator.autocast():
                 lesson = self.make_lesson(student, self.teacher, batch)
@@ -235,12 +244,14 @@ class Trainer:
                 f"train.batch_size: needs at least two images per step for a network with batch norms, got "
                 f"{len(batch.images)}; raise it, or train on more images."
             ) from None
-        if lesson.task is not None and isinstance(images, torch.Tensor):
-            # a mean over the images of this process; DDP averages the gradients over processes
-            share = accelerator.num_processes * len(batch.images) / images
+        if lesson.task is not None and isinstance(labelled, torch.Tensor):
+            # a mean over the labelled images of this process; DDP averages the gradients over processes
+            share = accelerator.num_processes * batch.num_labelled / _at_least_one(labelled)
             lesson = replace(lesson, task=lesson.task * share)
         knowledge = self.rectify(lesson.teacher, lesson.target)
-        return objective(lesson.student, knowledge, lesson.target, progress, lesson.task)
+        return objective(
+            lesson.student, knowledge, lesson.target, progress, lesson.task, task_factor=task_factor
+        )
 
     def _steps(self) -> int:
         return min(len(self.loader), self.config.max_steps or len(self.loader))
@@ -311,20 +322,36 @@ def few_steps(config: TrainConfig, steps_per_epoch: int) -> str:
     )
 
 
-def _summed(parts: Sequence[tuple[float | torch.Tensor, ObjectiveResult]]) -> ObjectiveResult:
-    """The result of a step from those of its parts and the share of images in each."""
+class _Part(NamedTuple):
+    """The result of a part of a step, its share of the images, and of the labelled ones."""
 
-    def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    share: float | torch.Tensor
+    of_labelled: float | torch.Tensor
+    result: ObjectiveResult
+
+
+def _summed(parts: Sequence[_Part]) -> ObjectiveResult:
+    """The result of a step from those of its parts."""
+
+    def mean(values: Sequence[torch.Tensor], *, labelled: bool = False) -> torch.Tensor:
+        shares = [part.of_labelled if labelled else part.share for part in parts]
         return torch.stack(
-            [share * value.detach() for (share, _), value in zip(parts, values, strict=True)]
+            [share * value.detach() for share, value in zip(shares, values, strict=True)]
         ).sum()
 
-    first = parts[0][1]
+    results = [part.result for part in parts]
     return ObjectiveResult(
-        total=mean([result.total for _, result in parts]),
-        terms={name: mean([result.terms[name] for _, result in parts]) for name in first.terms},
-        stats={name: mean([result.stats[name] for _, result in parts]) for name in first.stats},
+        total=mean([result.total for result in results]),
+        terms={name: mean([result.terms[name] for result in results]) for name in results[0].terms},
+        stats={
+            name: mean([result.stats[name] for result in results], labelled=name == "wrong_rate")
+            for name in results[0].stats
+        },
     )
+
+
+def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
+    return count.clamp_min(1) if isinstance(count, torch.Tensor) else max(count, 1)
 
 
 def _total(images: int, device: torch.device, group: dist.ProcessGroup | None) -> torch.Tensor | int:

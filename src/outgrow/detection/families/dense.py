@@ -175,7 +175,7 @@ class DenseDetector(Detector):
         if not rest:
             losses, matched = self.losses(targets, heads, anchors, maps)
             return reduce(torch.add, losses.values()), matched
-        task = no_task(heads)
+        task = None if known else no_task(self.net)
         found: dict[int, Tensor] = {}
         for part in (known, rest):
             if not part:
@@ -190,6 +190,7 @@ class DenseDetector(Detector):
             found |= dict(zip(part, matched, strict=True))
             if part is known:
                 task = reduce(torch.add, losses.values())
+        assert task is not None
         return task, [found[at] for at in range(len(truth))]
 
     def _run(self, batch: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -182,9 +182,9 @@ def by_annotation(truth: Sequence[Truth]) -> tuple[list[int], list[int]]:
     return known, [at for at, one in enumerate(truth) if not one.labelled]
 
 
-def no_task(values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+def no_task(net: nn.Module) -> Float[Tensor, ""]:
     """The task loss of a step without annotated images: 0, with a gradient of 0 for all weights, which DDP waits for."""
-    return torch.stack([0.0 * value.float().sum() for value in values.values()]).sum()
+    return torch.stack([0.0 * one.float().sum() for one in net.parameters() if one.requires_grad]).sum()
 
 
 def task_alone(task: Float[Tensor, ""], images: Sequence[Tensor], num_classes: int) -> TrainingOutputs:
