@@ -21,6 +21,7 @@ from outgrow.detection.loader import MixedScenes, make_scene_loader
 from outgrow.detection.run_data import train_scenes
 from outgrow.detection.unlabelled import marked, marked_by, open_pictures
 from outgrow.losses.box import Box
+from outgrow.models.taps import OBJECTS
 from outgrow.outputs import UNLABELLED
 from outgrow.run import distill
 from outgrow.training.config import build_config, merge
@@ -136,6 +137,20 @@ def test_boxes_are_learnt_where_the_teacher_finds_an_object():
     assert (value[told.teacher.features["box_iou"] == 0] == 0).all()
     assert (value > 0).any()
     assert result.terms["box"] > 0
+
+
+@each
+def test_the_objects_of_maps_are_those_that_the_teacher_finds(family):
+    """What ``fgd`` weights by, of a picture without annotations as of any other."""
+    batch = with_unlabelled(scenes(), unlabelled([[0, 0, 64, 48]], [2]))  # a quarter of the picture
+    objects = Detect()(
+        still(make(family)), FrozenDetector(make(family, seed=1), CLASSES), batch
+    ).student.features[OBJECTS]
+    left, top, right, bottom = objects[1, 0].tolist()
+    assert (left, top) == (0, 0)
+    assert 0.3 < right <= 0.51
+    assert 0.3 < bottom <= 0.51
+    assert not objects[1, 1:].any()
 
 
 def test_objects_of_unlabelled_rows_are_those_that_the_teacher_sees():

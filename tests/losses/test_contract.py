@@ -1,8 +1,7 @@
-"""One contract for every loss: what a loss declares, it keeps."""
+"""One contract for every loss: what a loss declares, it keeps. Rows without a label are in test_unlabelled.py."""
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from tests import contract
 from tests.reference import features
 from tests.reference import losses as reference
 
-CARDS = Path(__file__).resolve().parents[2] / "docs" / "methods"
 NAMES = list(LOSSES)
 ROW = [name for name in NAMES if LOSSES[name]().axis == "row"]
 IMAGE = [name for name in NAMES if LOSSES[name]().axis == "image"]
@@ -359,106 +357,6 @@ class TestWeights:
         grads = [g for g in gradient(value, inputs) if g is not None]
         assert grads
         assert all((g == 0).all() for g in grads)
-
-
-@pytest.mark.parametrize("name", NAMES)
-class TestRowsWithoutALabel:
-    """A loss that needs the label says nothing of such a row; any other says what it says under every label."""
-
-    without = torch.tensor([1, 4])
-
-    def value(self, name, label, *, rows=slice(None)):
-        goal = replace(contract.target(6), label=label)
-        student, inputs = contract.leaves(contract.outputs(6))
-        at = torch.arange(6)[rows]
-        value = contract.call(
-            contract.loss(name).eval(),
-            contract.take(student, at),
-            contract.take(contract.outputs(6, seed=5), at),
-            Target(goal.label[at], goal.index[at]),
-        )
-        return value, inputs
-
-    def labels(self, name):
-        label = contract.target(6).label
-        return label, label.index_fill(0, self.without, UNLABELLED), label.index_fill(0, self.without, 3)
-
-    def reads_labels(self, name):
-        _, _, other = self.labels(name)
-        shifted = (other + 1) % 5
-        return not torch.equal(self.value(name, other)[0], self.value(name, shifted)[0])
-
-    def test_its_value_and_gradient(self, name):
-        label, lacking, other = self.labels(name)
-        plain, _ = self.value(name, label)
-        value, inputs = self.value(name, lacking)
-        assert value.isfinite().all()
-        grads = [g for g in gradient(value, inputs) if g is not None]
-        assert all(g.isfinite().all() for g in grads)
-        if LOSSES[name]().needs_label:
-            assert self.reads_labels(name)
-            assert (value[self.without] == 0).all()
-            assert all((g[self.without] == 0).all() for g in grads)
-        elif name in contract.LACKING:
-            assert not self.reads_labels(name)  # but whether there is one: has a test of its own
-        elif not self.reads_labels(name):
-            # as with any label, in value and gradient
-            again, leaves = self.value(name, other)
-            torch.testing.assert_close(value, again, rtol=0, atol=0)
-            for a, b in zip(grads, [g for g in gradient(again, leaves) if g is not None], strict=True):
-                torch.testing.assert_close(a, b, rtol=0, atol=0)
-        else:
-            assert name in ("sld", "crd", "semiparametric"), "has a test of its own for what it does"
-        if name in ROW:
-            has = label == lacking
-            torch.testing.assert_close(value[has], plain[has], rtol=0, atol=0)
-
-    def test_the_card_and_the_docstring_say_what_it_does(self, name):
-        if not self.reads_labels(name):
-            return
-        card = (CARDS / f"{name}.md").read_text()
-        assert "**Unlabelled rows**" in card
-        assert "without a label" in " ".join((LOSSES[name].__doc__ or "").split())
-
-
-@pytest.mark.parametrize("name", ROW)
-def test_a_row_without_a_label_does_not_depend_on_its_neighbours_nor_they_on_it(name):
-    run = TestRowsWithoutALabel()
-    _, lacking, _ = run.labels(name)
-    whole, _ = run.value(name, lacking)
-    for i in range(6):
-        alone, _ = run.value(name, lacking, rows=[i])
-        torch.testing.assert_close(alone[0], whole[i])
-
-
-def test_one_loss_needs_rows_without_a_label():
-    assert sorted(contract.LACKING) == ["ppi"]
-
-
-def test_some_losses_read_the_label():
-    readers = {name for name in NAMES if TestRowsWithoutALabel().reads_labels(name)}
-    assert readers == {"dkd", "nkd", "wsl", "rld", "rc", "sld", "crd", "semiparametric"}
-    assert {name for name in NAMES if LOSSES[name]().needs_label} == readers - {
-        "sld",
-        "crd",
-        "semiparametric",
-    }
-
-
-@pytest.mark.parametrize("rule", ["identity", "swap"])
-@pytest.mark.parametrize("name", [name for name in ROW if LOSSES[name]().needs_label])
-def test_standardize_says_what_its_base_says(name, rule):
-    assert LOSSES["standardize"](name).needs_label
-    label = contract.target(6).label.index_fill(0, torch.tensor([1, 4]), UNLABELLED)
-    student, (logits, *_) = contract.leaves(contract.outputs(6))
-    target = Target(label)
-    objective = Objective(LOSSES["standardize"](name), task_weight=0.0)
-    knowledge = rectify(
-        contract.outputs(6, seed=5), target, rule=rule, temperature=objective.temperature or 4.0
-    )
-    (grad,) = torch.autograd.grad(objective(student, knowledge, target, 0.5).total, logits)
-    assert (grad[[1, 4]] == 0).all()
-    assert (grad[[0, 2, 3, 5]] != 0).any(dim=1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
