@@ -180,11 +180,13 @@ def test_every_loss_trains_with_them(teacher_file, loss):
     assert torch.tensor(record["epochs"][0]["loss"]).isfinite()
 
 
-def test_a_loss_on_both_kinds_of_rows_needs_both():
+@pytest.mark.parametrize("loss", ["ppi", "standardize(base='ppi')"])
+def test_a_loss_on_both_kinds_of_rows_needs_both(loss):
+    name = loss.split("(")[0]
     with pytest.raises(
-        ValueError, match=r"ppi: needs images with and without labels, got labels for all; add"
+        ValueError, match=rf"{name}: needs images with and without labels, got labels for all; add"
     ):
-        distill(build_config(merge(SMALL, {"method": {"preset": "kd", "loss": "ppi"}})))
+        distill(build_config(merge(SMALL, {"method": {"preset": "kd", "loss": loss}})))
 
 
 def test_mixup_blends_labelled_rows_alone(teacher_file):
