@@ -78,7 +78,7 @@ class Rows:
 
 def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None = None) -> Audited:
     """Everything about the teacher that ``run.config`` names, or about ``module``, on at most ``rows`` rows of a kind."""
-    config = _unmixed(run.config)
+    asked, config = run.config, _unmixed(run.config)
     run = RunContext(config, run.device, run.report, run.out)
     data = open_run_data(config)
     chosen = choose_rows(data, rows, config)
@@ -138,7 +138,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         train_rows=len(data.train),
         num_classes=data.num_classes,
         order=order,
-        config=run.config,
+        config=asked,
         options=options,
         folder=None if run.out is None else str(run.out),
     )
@@ -167,7 +167,8 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
 
 
 def _unmixed(config: Config) -> Config:
-    """``config`` for a method with a teacher, without blended views, which have two labels, and unlabelled images."""
+    """``config`` for a method with a teacher, without blended views, which have two labels, and unlabelled images:
+    what is measured. What is said is about the configuration as it was asked."""
     augment = config.data.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     method = config.method.model_copy(update={"preset": "outgrow"})
     data = config.data.model_copy(update={"augment": augment, "unlabelled": None})
