@@ -23,7 +23,14 @@ from outgrow.classification.audit.measure import (
 from outgrow.classification.audit.normalisation import USUAL, try_normalisations
 from outgrow.classification.audit.page import Shown, page_section
 from outgrow.classification.audit.verdicts import Case, verdicts
-from outgrow.classification.data import RunData, each_once, eval_loader, open_run_data, train_loader
+from outgrow.classification.data import (
+    RunData,
+    each_once,
+    eval_loader,
+    open_run_data,
+    same_set,
+    train_loader,
+)
 from outgrow.classification.names import in_data_classes, logits_in_data_classes, match_teacher
 from outgrow.classification.order import check_order
 from outgrow.classification.task import TASK
@@ -191,7 +198,7 @@ def choose_rows(data: RunData, rows: int, config: Config) -> Rows:
             f"The source has no validation images: {HELD_OUT:.0%} of the training images were held out. The test images were "
             "not looked at."
         )
-    if _same_set(train, held):
+    if same_set(train, held):
         origin = "training"
         note += (
             " The held-out rows are training images of the source. A teacher that was trained on all of them knows both parts, "
@@ -205,15 +212,6 @@ def choose_rows(data: RunData, rows: int, config: Config) -> Rows:
         return split.subset(torch.randperm(len(split), generator=generator)[:rows].sort().values)
 
     return Rows(some_of(train), some_of(held), origin, note.strip())
-
-
-def _same_set(train: Split, other: Split) -> bool:
-    """Whether both were cut from what was read as one."""
-    for name in ("images", "source"):
-        mine, theirs = getattr(train, name, None), getattr(other, name, None)
-        if mine is not None or theirs is not None:
-            return mine is theirs
-    return True
 
 
 def _network(run: RunContext, data: RunData, module: nn.Module | None) -> Network:
