@@ -1,6 +1,7 @@
 """Audits of constructed teachers, whose faults are known: each gets the verdict that it deserves."""
 
 import csv
+import shlex
 import warnings
 
 import numpy as np
@@ -16,7 +17,7 @@ from outgrow.classification.audit.normalisation import map_out_of_fold
 from outgrow.classification.data import open_run_data
 from outgrow.run.audit import audit_teacher, options
 from outgrow.training.audit import read_audit
-from outgrow.training.config import build_config
+from outgrow.training.config import assignments, build_config
 from tests.report.reading import Page
 
 CLASSES = ("<b>bee", "ant", "cat", "dog", "eel")  # sorted, as folders are; one with a tag in it
@@ -188,6 +189,26 @@ def test_few_images_are_said(world):
     )
     assert "few_labels" in kinds(record)
     assert record.data.train == 100
+
+
+@pytest.mark.parametrize("more", [None, "folder:more"])
+def test_images_without_labels_are_not_measured_but_are_known(world, more):
+    """Nor are they read. Commands to go on with have all options of the training."""
+    data = {"source": f"folder:{world[0]}", "workers": 0, "train_rows": 100, "unlabelled": more}
+    record = audit(world, world[1], data={**data, "augment": {**PLAIN, "mixup": 0.2}})
+    few = [one for one in record.verdicts if one.kind == "few_labels"]
+    command = record.verdicts[0].command
+    assert "outgrow distill" in command
+    assert "--set data.augment.mixup=0.2" in command
+    if more is None:
+        assert few[0].text.startswith("All images are labelled and few")
+        assert "--unlabelled SRC" in few[0].command
+        assert "data.unlabelled" not in command
+    else:
+        assert not few
+        assert """--set 'data.unlabelled="folder:more"'""" in command
+    parsed = build_config(assignments([w for w in shlex.split(command) if w.startswith("data.")]))
+    assert parsed.data.unlabelled == more
 
 
 def test_other_classes_are_mapped(world):
@@ -376,8 +397,6 @@ def test_errors_say_what_to_do(world):
 
 
 def test_options_make_the_same_configuration_again():
-    import shlex
-
     from typer.testing import CliRunner
 
     from outgrow.run import cli

@@ -100,6 +100,41 @@ def test_beliefs_are_kept_on_disk(files, tmp_path, monkeypatch):
     assert plain["student"]["nll"] == pytest.approx(first["student"]["nll"], abs=0.05)
 
 
+@pytest.mark.parametrize("name", ["good", "foreign"])
+def test_beliefs_of_fewer_images_are_not_those_of_more(files, tmp_path, name, monkeypatch):
+    """Nor are the correction and the trust, which read them."""
+
+    def run(rows: int, folder: str) -> tuple[dict, Notes]:
+        layer = {
+            "data": {"train_rows": rows},
+            "method": {"trust": "reliability"},
+            "teacher": {"cache": str(tmp_path / folder)},
+            "train": {"epochs": 1},
+        }
+        report = Notes()
+        return distill(options(files, name, layer), reporter=report), report
+
+    believed = []
+    forward = AveragedTeacher.forward
+
+    def watched(self, images, *, index=None):
+        if index is not None:
+            believed.append(bool(self.known(index).all()))
+        return forward(self, images, index=index)
+
+    run(280, "shared")
+    monkeypatch.setattr(AveragedTeacher, "forward", watched)
+    record, report = run(300, "shared")
+    assert believed
+    assert all(believed)
+    assert any("its belief in each training image is the mean over 3 views" in text for text in report.said)
+    alone, _ = run(300, "alone")
+    assert record["student"]["nll"] == alone["student"]["nll"]
+    assert record["correction"] == alone["correction"]
+    _, again = run(280, "shared")
+    assert any("views of each image, are those in" in text for text in again.said)
+
+
 def test_beliefs_in_views_of_another_size_are_computed_again(files, tmp_path, photos):
     def said(size: int, *others: str) -> list[str]:
         report = Notes()

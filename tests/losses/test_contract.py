@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from outgrow import IGNORE, UNLABELLED, Objective, Outputs, Target, rectify
-from outgrow.losses import LOSSES
+from outgrow.losses import LOSSES, Loss
+from outgrow.losses.standardize import standardize_logits
 from tests import contract
 from tests.reference import features
 from tests.reference import losses as reference
@@ -357,6 +358,38 @@ class TestWeights:
         grads = [g for g in gradient(value, inputs) if g is not None]
         assert grads
         assert all((g == 0).all() for g in grads)
+
+
+OF_ITS_OWN = {
+    "softens": True,  # its temperature is for a base that is given by name
+    "transform": standardize_logits,
+    "shift_invariant": True,  # the mean of a row is taken out
+    "closed_form": False,  # the closed form is that of logits as they are
+    "process_group": None,  # the objective gives it to the base as well
+}
+"""Declarations that ``standardize`` makes itself; all others are those of its base."""
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_standardize_declares_all_that_its_base_does(name):
+    base = contract.loss(name)
+    built = LOSSES["standardize"](base)
+    declared = {key for key in Loss.__annotations__ if key != "reliability"}
+    assert {"needs_unlabelled", "needs_label", "inert", "axis"} <= declared
+    for key in declared:
+        assert getattr(built, key) == OF_ITS_OWN.get(key, getattr(base, key)), key
+    assert getattr(built, "reliability", None) is getattr(base, "reliability", None)
+    assert built.state_dict().keys() == {f"base.{key}" for key in base.state_dict()}
+
+
+@pytest.mark.parametrize("key", sorted(Loss.__annotations__.keys() - OF_ITS_OWN.keys() - {"reliability"}))
+def test_standardize_repeats_a_declaration_that_is_not_the_default(key):
+    """Also those that no loss on logits makes today."""
+    base = LOSSES["kd"]()
+    value = {"axis": "batch", "temperature": 7.0, "reads": frozenset({"logits", "features"})}.get(key)
+    value = {"all": "a reason"} if key == "inert" else value
+    setattr(base, key, not getattr(base, key) if value is None else value)
+    assert getattr(LOSSES["standardize"](base), key) == getattr(base, key)
 
 
 @pytest.mark.parametrize("name", NAMES)

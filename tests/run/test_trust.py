@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from outgrow.data import DataWarning
-from outgrow.knowledge.trust import Confidence
+from outgrow.knowledge.trust import Confidence, Reliability
 from outgrow.run import distill
 from outgrow.run.distillation import method_of
 from outgrow.training.config import MethodConfig, build_config, merge
@@ -57,6 +57,28 @@ def test_it_changes_the_student_and_none_at_all_does_not(teacher_file, tmp_path)
     assert same(tmp_path / "plain", tmp_path / "none")
     run(teacher_file, trusting("reliability"), {"out": str(tmp_path / "reliability")})
     assert not same(tmp_path / "plain", tmp_path / "reliability")
+
+
+def test_a_loss_on_standardised_logits_learns_how_often_the_teacher_is_right_on_those(
+    teacher_file, monkeypatch
+):
+    fitted, asked = [], []
+    fit, probability = Reliability.fit, Reliability.probability
+    monkeypatch.setattr(
+        Reliability, "fit", lambda self, logits, *more: (fitted.append(logits), fit(self, logits, *more))[1]
+    )
+    monkeypatch.setattr(
+        Reliability,
+        "probability",
+        lambda self, logits, *more: (asked.append(logits), probability(self, logits, *more))[1],
+    )
+    run(
+        teacher_file, {"method": {"preset": "kd", "loss": "standardize(base='slam')"}, "train": {"epochs": 1}}
+    )
+    assert len(fitted) == 1
+    assert asked
+    for logits in (fitted[0], asked[0]):
+        torch.testing.assert_close(logits.float().std(dim=1), torch.ones(len(logits)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("rule", ["posterior", "posterior(noise=0.2)"])

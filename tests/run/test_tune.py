@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from outgrow.machine.files import unsealed
 from outgrow.run import distill
@@ -105,6 +106,47 @@ def test_other_test_images_change_nothing(tmp_path):
     files = [tmp_path / which / "out" / "teachers" for which in ("one", "other")]
     one, other = (load_file(next(file.glob("*/*/teacher.safetensors"))) for file in files)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def biased(teacher_file, tmp_path_factory):  # noqa: F811
+    """A teacher with a bias that a correction takes out."""
+    weights = load_file(teacher_file)
+    (name,) = [
+        name
+        for name, value in weights.items()
+        if value.shape == (10,) and "bias" in name and name.startswith("fc")
+    ]
+    weights[name] = weights[name] + torch.linspace(0, 4, 10)
+    file = tmp_path_factory.mktemp("biased") / "teacher.safetensors"
+    with safe_open(teacher_file, "pt") as held:
+        save_file(weights, file, held.metadata())
+    return file
+
+
+CORRECTED = {"method": {"preset": "outgrow"}, "train": {"epochs": 1}}
+
+
+def test_a_search_says_what_it_cannot_know_of_a_teacher_from_a_file(biased, tmp_path):
+    """Its memory shows on test images, which no trial looks at."""
+    with pytest.warns(
+        UserWarning, match=r"tune: needs held-out images that the teacher was not .*always or never"
+    ):
+        tune(config(biased, CORRECTED), out=tmp_path, trials=1, over=["weight"], log=lambda text: None)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"teacher": {"correct": "always"}},  # the same in the run with the best values
+        {"teacher": {"correct": "never"}},
+        {"method": {"preset": "kd"}},  # it is not corrected
+        {"teacher": {"train": True, "weights": None}},  # it has not seen the held-out images
+    ],
+)
+def test_a_search_does_not_say_so_where_it_makes_no_difference(biased, tmp_path, layer):
+    asked = config(biased, CORRECTED, layer)
+    assert tune(asked, out=tmp_path, trials=1, over=["weight"], log=lambda text: None) is not None
 
 
 def test_a_run_with_weight_auto_has_the_trials_in_its_record(teacher_file, tmp_path, monkeypatch):  # noqa: F811

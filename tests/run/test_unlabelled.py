@@ -10,12 +10,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from outgrow import UNLABELLED, Objective, Outputs, Target, rectify
 from outgrow.classification.data import open_run_data, train_loader
+from outgrow.classification.task import without_labels
 from outgrow.data import ArraySplit, DataWarning, open_data
 from outgrow.data.unlabelled import open_unlabelled
-from outgrow.losses import LOSSES
+from outgrow.losses import LOSSES, make_loss
 from outgrow.run import distill
 from outgrow.training.config import build_config, merge
+from tests import contract
+from tests.classification.test_names import Notes
 from tests.run.stops import stopped_after
 from tests.run.test_distill import SMALL
 
@@ -96,6 +100,67 @@ def test_the_teacher_cache_holds_them(teacher_file, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2  # other images in other steps
 
 
+@pytest.mark.parametrize("text", [*LOSSES, "standardize(base='dkd')"])
+def test_a_loss_that_leaves_out_images_without_a_label_is_told(text):
+    """Every loss is tried on a batch of which a half has no label, with numbers that its memory does not know."""
+    built = contract.loss(text) if text in LOSSES else make_loss(text).double()
+    objective = Objective(built, task_weight=0.0).eval()
+    goal = contract.target(6)
+    label, index = goal.label.clone(), goal.index.clone()
+    label[3:], index[3:] = UNLABELLED, contract.NUM_SAMPLES + torch.arange(3)
+    goal = Target(label, index=index)
+    student, leaves = contract.leaves(contract.outputs(6))
+    knowledge = rectify(
+        contract.outputs(6, seed=5), goal, rule="identity", temperature=objective.temperature or 4.0
+    )
+    total = objective(student, knowledge, goal, 0.5).total
+    grads = [g for g in torch.autograd.grad(total, leaves, allow_unused=True) if g is not None]
+    adds = any(bool((g[3:] != 0).any()) for g in grads)
+    config = build_config(merge(SMALL, EXTRA))
+    assert (without_labels(config, objective) is None) == adds
+
+
+def test_the_weight_of_such_a_loss_is_as_it_is_told():
+    objective = Objective("dkd", task_weight=0.0)
+    rows = torch.arange(6).remainder(3)  # the rows without a label repeat those with one
+    few, all_rows = contract.outputs(3), contract.take(contract.outputs(3), rows)
+    label = torch.tensor([0, 1, 2])
+    values = []
+    for student, target in ((few, label), (all_rows, torch.cat([label, torch.full((3,), UNLABELLED)]))):
+        teacher = Outputs(student.logits.roll(1, dims=1))
+        knowledge = rectify(teacher, target, temperature=objective.temperature)
+        values.append(objective(student, knowledge, target, 0.5).total)
+    assert values[1] == pytest.approx(values[0] / 2)
+    half = without_labels(build_config(merge(SMALL, EXTRA)), objective)
+    assert "weight on labelled images is about 0.5 of that without --unlabelled" in half
+
+
+def test_a_run_says_what_a_loss_does_on_images_without_a_label(teacher_file):
+    def said(loss: str, **more) -> list[str]:
+        report = Notes()
+        run(
+            teacher_file,
+            {"method": {"preset": "kd", "loss": loss, **more}, "train": {"epochs": 1}},
+            reporter=report,
+        )
+        return [text for text in report.said if "adds nothing on images without a label" in text]
+
+    (alone,) = said("dkd")
+    assert alone.startswith("warning: dkd, which needs a label, adds nothing")
+    assert '--loss "kd + dkd"' in alone
+    (beside,) = said("kd + nkd", normalize="subset")
+    assert beside == "nkd, which needs a label, adds nothing on images without a label; kd counts them."
+    (memory,) = said("crd(dim=8, negatives=16)")
+    assert memory.startswith("warning: crd, whose memory has only labelled images, adds nothing")
+    assert not said("kd")
+    report = Notes()
+    labelled = {"teacher": {"train": False, "rows": "same", "weights": str(teacher_file)}}
+    distill(
+        build_config(merge(SMALL, labelled, {"method": {"preset": "kd", "loss": "dkd"}})), reporter=report
+    )
+    assert not any("without a label" in text for text in report.said)
+
+
 def test_other_unlabelled_images_are_another_run(teacher_file, tmp_path):
     run(teacher_file, {"out": str(tmp_path)})
     teacher = {"teacher": {"train": False, "rows": "same", "weights": str(teacher_file)}}
@@ -115,11 +180,13 @@ def test_every_loss_trains_with_them(teacher_file, loss):
     assert torch.tensor(record["epochs"][0]["loss"]).isfinite()
 
 
-def test_a_loss_on_both_kinds_of_rows_needs_both():
+@pytest.mark.parametrize("loss", ["ppi", "standardize(base='ppi')"])
+def test_a_loss_on_both_kinds_of_rows_needs_both(loss):
+    name = loss.split("(")[0]
     with pytest.raises(
-        ValueError, match=r"ppi: needs images with and without labels, got labels for all; add"
+        ValueError, match=rf"{name}: needs images with and without labels, got labels for all; add"
     ):
-        distill(build_config(merge(SMALL, {"method": {"preset": "kd", "loss": "ppi"}})))
+        distill(build_config(merge(SMALL, {"method": {"preset": "kd", "loss": loss}})))
 
 
 def test_mixup_blends_labelled_rows_alone(teacher_file):

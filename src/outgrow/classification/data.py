@@ -76,6 +76,15 @@ class RunData:
         return None if self.class_map is None else self.class_map.aliases
 
 
+def same_set(train: Split, other: Split) -> bool:
+    """Whether both were cut from what was read as one."""
+    for name in ("images", "source"):
+        mine, theirs = getattr(train, name, None), getattr(other, name, None)
+        if mine is not None or theirs is not None:
+            return mine is theirs
+    return True
+
+
 def open_run_data(config: Config) -> RunData:
     """The data of a run. ``ValueError`` if there are no training images."""
     options = config.data

@@ -103,8 +103,8 @@ class Rehearsal(Classification):
         """On made-up rows: those of the rehearsal may be too few, and the teacher's logits have no meaning."""
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(100, self.data.num_classes, generator=generator)
-        for reliability in wanted(parts):
-            reliability.fit(logits, logits.argmax(dim=1)).to(run.device)
+        for reliability, reads in wanted(parts):
+            reliability.fit(reads(logits), logits.argmax(dim=1)).to(run.device)
 
     def cache(self, run: RunContext, parts: Parts, *, epochs: int) -> BaseTeacher:
         return parts.taught.module

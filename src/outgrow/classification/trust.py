@@ -1,8 +1,9 @@
 """What a run must learn of its teacher before rows can be weighed by how reliable it is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
 from outgrow.classification.data import each_once, train_loader
 from outgrow.data import Loader
@@ -14,14 +15,15 @@ from outgrow.teacher.counts import has_memorised
 from outgrow.training.task import Parts, RunContext
 
 
-def wanted(parts: Parts) -> Iterator[Reliability]:
-    """What is to be fitted: the reliability of the rectifier, and those of losses."""
+def wanted(parts: Parts) -> Iterator[tuple[Reliability, Callable[[Tensor], Tensor]]]:
+    """What is to be fitted: the reliability of the rectifier, and those of losses. Each with a function from the teacher's logits
+    to those that it will read."""
     if isinstance(parts.rectify.trust, Reliability):
-        yield parts.rectify.trust
+        yield parts.rectify.trust, Tensor.clone
     for term in parts.objective.terms.values():
         reliability = getattr(term.loss, "reliability", None)
         if isinstance(reliability, Reliability):
-            yield reliability
+            yield reliability, getattr(term.loss, "transform", None) or Tensor.clone
 
 
 def fit_reliability(run: RunContext, parts: Parts, teacher: Network | None, student: Network) -> None:
@@ -38,9 +40,9 @@ def fit_reliability(run: RunContext, parts: Parts, teacher: Network | None, stud
     train = each_once(run.config.train)
     views = train_loader(run.config, train, parts.data.train, [teacher, student], run.device, whole=True)
     outputs, target = _beliefs(run, parts.taught.module.to(run.device), views)
-    for reliability in found:
-        reliability.fit(outputs, target).to(run.device)
-    run.report.note(f"teacher: {found[0]}")
+    for reliability, reads in found:
+        reliability.fit(reads(outputs.logits), target).to(run.device)
+    run.report.note(f"teacher: {found[0][0]}")
     record, rows = parts.taught.record, len(target.label)
     top1 = None if record is None else record.top1_corrected or record.top1
     if top1 is None:

@@ -1,5 +1,6 @@
 """The beliefs of a run's teacher, averaged over views of each training image, and kept on disk if there is a cache."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -81,9 +82,12 @@ def _cache(
 ) -> TeacherCache | None:
     if run.config.teacher.cache is None or not classes:
         return None
+    # a file has one belief for each image of its run: that of a run with fewer images lacks some
+    indices = data.train.index.cpu().sort().values.numpy().astype(np.int64)
+    facts = {"classes": str(classes), "images": hashlib.sha256(indices.tobytes()).hexdigest()[:16]}
     cache = TeacherCache(
         run.config.teacher.cache,
-        {**cache_facts(run, data, teacher, networks), "classes": str(classes)},
+        cache_facts(run, data, teacher, networks) | facts,
         num_indices=images,
         num_classes=classes,
         features={PENULTIMATE: (width,)} if width else None,

@@ -67,7 +67,8 @@ class Fixture:
 
 
 class Loss(nn.Module):
-    """The base class of losses. Its attributes are declarations that the objective and the tests read."""
+    """The base class of losses. Its attributes are declarations that the objective, a run and the tests read. A loss that wraps
+    another one declares what that one does."""
 
     axis: Axis = "row"
     temperature: float | None = None
@@ -96,7 +97,8 @@ class Loss(nn.Module):
     every rule. A loss that reads no logits needs no entry."""
 
     reliability: Reliability
-    """How often the teacher is right on a row, of a loss that asks for it; a run fits it before training."""
+    """How often the teacher is right on a row, of a loss that asks for it. A run fits it before training, on logits after
+    :attr:`transform`."""
     closed_form: bool = False
     """Whether ``outgrow.losses.kd_fast`` computes it and its gradient in one pass."""
     needs_index: bool = False

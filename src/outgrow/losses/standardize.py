@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from outgrow.knowledge.trust import Reliability
 from outgrow.losses.base import Fixture, Loss, positive
 from outgrow.outputs import Outputs, Target, as_outputs, lift, with_logits
 
@@ -94,14 +95,23 @@ class Standardize(Loss):
         self.temperature = base.temperature
         self.zero_at_match = base.zero_at_match
         self.detaches = base.detaches
+        self.draws = base.draws
         self.needs_label = base.needs_label
-        self.reads = base.reads
+        self.needs_unlabelled = base.needs_unlabelled
         self.needs_index = base.needs_index
+        self.batch_statistics = base.batch_statistics
+        self.inert = base.inert
+        self.reads = base.reads
         self.transform = standardize_logits
 
     @property
     def wrapped(self) -> Loss:
         return self.base
+
+    @property
+    def reliability(self) -> Reliability:  # type: ignore[override]  # of base: a second module would be saved twice
+        """That of ``base``. Fit it on standardised logits, as ``base`` reads no others."""
+        return self.base.reliability
 
     def student_taps(self, features: Collection[str]) -> frozenset[str]:
         return self.base.student_taps(features)

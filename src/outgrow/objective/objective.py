@@ -204,6 +204,11 @@ class Objective(nn.Module):
         return [name for name, term in self.terms.items() if getattr(term.loss, "needs_index", False)]
 
     @property
+    def needs_label(self) -> list[str]:
+        """The terms that are zero on rows without a label."""
+        return [name for name, term in self.terms.items() if getattr(term.loss, "needs_label", False)]
+
+    @property
     def needs_unlabelled(self) -> list[str]:
         """The terms that are zero without rows that have no label."""
         return [name for name, term in self.terms.items() if getattr(term.loss, "needs_unlabelled", False)]

@@ -23,7 +23,14 @@ from outgrow.classification.audit.measure import (
 from outgrow.classification.audit.normalisation import USUAL, try_normalisations
 from outgrow.classification.audit.page import Shown, page_section
 from outgrow.classification.audit.verdicts import Case, verdicts
-from outgrow.classification.data import RunData, each_once, eval_loader, open_run_data, train_loader
+from outgrow.classification.data import (
+    RunData,
+    each_once,
+    eval_loader,
+    open_run_data,
+    same_set,
+    train_loader,
+)
 from outgrow.classification.names import in_data_classes, logits_in_data_classes, match_teacher
 from outgrow.classification.order import check_order
 from outgrow.classification.task import TASK
@@ -78,7 +85,7 @@ class Rows:
 
 def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None = None) -> Audited:
     """Everything about the teacher that ``run.config`` names, or about ``module``, on at most ``rows`` rows of a kind."""
-    config = _unmixed(run.config)
+    asked, config = run.config, _unmixed(run.config)
     run = RunContext(config, run.device, run.report, run.out)
     data = open_run_data(config)
     chosen = choose_rows(data, rows, config)
@@ -138,7 +145,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         train_rows=len(data.train),
         num_classes=data.num_classes,
         order=order,
-        config=run.config,
+        config=asked,
         options=options,
         folder=None if run.out is None else str(run.out),
     )
@@ -167,7 +174,8 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
 
 
 def _unmixed(config: Config) -> Config:
-    """``config`` for a method with a teacher, without blended views, which have two labels, and unlabelled images."""
+    """``config`` for a method with a teacher, without blended views, which have two labels, and unlabelled images:
+    what is measured. What is said is about the configuration as it was asked."""
     augment = config.data.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     method = config.method.model_copy(update={"preset": "outgrow"})
     data = config.data.model_copy(update={"augment": augment, "unlabelled": None})
@@ -190,7 +198,7 @@ def choose_rows(data: RunData, rows: int, config: Config) -> Rows:
             f"The source has no validation images: {HELD_OUT:.0%} of the training images were held out. The test images were "
             "not looked at."
         )
-    if _same_set(train, held):
+    if same_set(train, held):
         origin = "training"
         note += (
             " The held-out rows are training images of the source. A teacher that was trained on all of them knows both parts, "
@@ -204,15 +212,6 @@ def choose_rows(data: RunData, rows: int, config: Config) -> Rows:
         return split.subset(torch.randperm(len(split), generator=generator)[:rows].sort().values)
 
     return Rows(some_of(train), some_of(held), origin, note.strip())
-
-
-def _same_set(train: Split, other: Split) -> bool:
-    """Whether both were cut from what was read as one."""
-    for name in ("images", "source"):
-        mine, theirs = getattr(train, name, None), getattr(other, name, None)
-        if mine is not None or theirs is not None:
-            return mine is theirs
-    return True
 
 
 def _network(run: RunContext, data: RunData, module: nn.Module | None) -> Network:
