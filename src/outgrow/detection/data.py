@@ -25,11 +25,11 @@ from outgrow.data.reading import OnFault, Opening, kept_rows, note_look
 from outgrow.data.splits import Rows
 from outgrow.detection.boxes import Truth
 from outgrow.detection.layouts.annotations import AnnotationFile
-from outgrow.detection.layouts.coco import read_coco
-from outgrow.detection.layouts.hub import read_hub
+from outgrow.detection.layouts.coco import coco_pictures, read_coco
+from outgrow.detection.layouts.hub import hub_pictures, read_hub
 from outgrow.detection.layouts.listed import Listed
-from outgrow.detection.layouts.voc import read_voc
-from outgrow.detection.layouts.yolo import read_yolo
+from outgrow.detection.layouts.voc import read_voc, voc_pictures
+from outgrow.detection.layouts.yolo import read_yolo, yolo_pictures
 
 KINDS = ("coco", "yolo", "voc", "hf")
 
@@ -229,6 +229,15 @@ def read_listed(source: str, opening: Opening) -> dict[str, Listed]:
     if kind == "hf":
         return read_hub(where, opening)
     readers = {"coco": read_coco, "yolo": read_yolo, "voc": read_voc}
+    return readers[kind](source, where, opening.on_fault)
+
+
+def read_pictures(source: str, opening: Opening) -> Listed:
+    """The pictures of ``source``, a source of :data:`KINDS`. Its annotations need not be there, and are not read."""
+    kind, _, where = source.partition(":")
+    if kind == "hf":
+        return hub_pictures(where, opening)
+    readers = {"coco": coco_pictures, "yolo": yolo_pictures, "voc": voc_pictures}
     return readers[kind](source, where, opening.on_fault)
 
 

@@ -341,8 +341,8 @@ def _check_scale(
 
 
 @_without_collector()
-def load_content(path: Path) -> dict[str, list[Any]]:
-    """The three lists of a file in COCO's layout, without the polygons and keypoints of its entries."""
+def load_content(path: Path, lists: Sequence[str] = _LISTS) -> dict[str, list[Any]]:
+    """The ``lists`` of a file in COCO's layout, without the polygons and keypoints of its entries."""
     try:
         data = path.read_bytes()
         text = data.decode(json.detect_encoding(data), errors="surrogatepass")  # as json.loads
@@ -353,19 +353,23 @@ def load_content(path: Path) -> dict[str, list[Any]]:
             f"data: needs COCO annotations in JSON, got {path}, which cannot be read ({error}); restore the "
             "file, or pass another."
         ) from error
-    for key in _LISTS:
+    for key in lists:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             got = ", ".join(sorted(content)) if isinstance(content, dict) else f"a {type(content).__name__}"
             raise ValueError(
-                f"data: needs lists of images, annotations and categories, got {path} without a list of {key} "
+                f"data: needs {_named(lists)}, got {path} without a list of {key} "
                 f"(it has: {got}); pass an instances file in COCO's layout."
             )
-    for key in ("images", "categories"):
-        if not content[key]:
+    for key in lists:
+        if key != "annotations" and not content[key]:
             raise ValueError(
                 f"data: needs one or more {key}, got an empty list in {path}; add some, or leave the file out."
             )
-    return {key: content[key] for key in _LISTS}
+    return {key: content[key] for key in lists}
+
+
+def _named(lists: Sequence[str]) -> str:
+    return "lists of images, annotations and categories" if len(lists) > 1 else f"a list of {lists[0]}"
 
 
 def _without_shapes(entry: dict[str, Any]) -> dict[str, Any]:
