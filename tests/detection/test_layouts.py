@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -124,6 +125,53 @@ def test_all_faults_of_a_file_are_said_at_once(tmp_path):
     assert "left out 13 images and annotations of" in file.notes[0]
     with pytest.raises(ValueError, match="positive whole number of pixels as width, got 0 in image 9"):
         read_annotations(write_json(tmp_path / "c.json", [{**image(9), "width": 0}], []), on_fault="skip")
+
+
+PLACES = {
+    "coco": r"annotation 10 of \S*instances_{split}\.json",
+    "roboflow": r"annotation 10 of \S*{folder}/_annotations\.coco\.json",
+    "yolo": r"line 1 of \S*{folder}/labels/{split}1\.txt",
+    "voc": r"object 1 of \S*{split}1\.xml",
+    "hub": r"object 0 of row 0 of \S* \({split}\)",
+}
+
+
+def spoil(layout, root, split):
+    """A box of negative width in each split."""
+    if layout == "yolo":
+        (path,) = (root / {"val": "valid"}.get(split, split) / "labels").glob(f"{split}1.txt")
+        path.write_text("9 0.5 0.5 0.1 0.1\n")
+    elif layout == "voc":
+        path = root / "Annotations" / f"{split}1.xml"
+        path.write_text(path.read_text().replace("<xmax>25", "<xmax>2"))
+    else:
+        path = root / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        content["annotations"][0]["bbox"][2] = -1
+        path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("layout", ["coco", *LAYOUTS])
+def test_the_faults_of_all_splits_are_said_at_once(layout, tmp_path):
+    root, annotations = write(tmp_path / "coco", "train", "val", "test")
+    early = layout in ("coco", "roboflow", "hub")
+    for split in ("train", "val") if early else ():
+        spoil("coco", root, split)
+    source = f"coco:{root}"
+    if layout != "coco":
+        source = LAYOUTS[layout](root, annotations, tmp_path / "other")
+    for split in () if early else ("train", "val"):
+        spoil(layout, tmp_path / "other", split)
+    with pytest.raises(
+        ValueError, match=r"^data: needs entries .* got 2 with faults in .*train.* and .*val"
+    ) as caught:
+        open_boxes(source)
+    for split in ("train", "val"):
+        assert re.search(
+            PLACES[layout].format(split=split, folder={"val": "valid"}.get(split, split)), str(caught.value)
+        )
+    with pytest.warns(DataWarning, match="left out 1 images and annotations"):
+        assert len(open_boxes(source, on_fault="skip").faults) == 2
 
 
 def test_what_was_skipped_is_in_the_record(tmp_path):

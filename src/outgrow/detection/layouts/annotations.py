@@ -29,7 +29,7 @@ _LISTS = ("images", "annotations", "categories")
 _SHAPES = ("segmentation", "keypoints")
 """Keys of an annotation that can hold thousands of numbers and that no box needs."""
 SHOWN = 10
-"""The most faults of a file that a message has in full."""
+"""The most faults that a message has in full."""
 Content = Mapping[str, list[Any]]
 """Lists of images, annotations and categories, in COCO's layout."""
 
@@ -45,6 +45,31 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.place}: needs {self.needed}, got {self.got!r}"
+
+
+class FaultyEntries(ValueError):
+    """The faults of ``paths``, which are one or more files."""
+
+    def __init__(self, faults: Sequence[Fault], paths: Sequence[str]) -> None:
+        self.faults, self.paths = faults, paths
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        if len(self.faults) == 1:
+            (one,) = self.faults
+            return f"data: needs {one.needed}, got {one.got!r} in {one.place}; correct this {one.kind} or remove it."
+        advice = "correct them"
+        if all(fault.kind != "category" for fault in self.faults):  # no entry can do without its category
+            advice += ", or leave them out with --set data.on_fault=skip"
+        return (
+            f"data: needs entries without faults, got {len(self.faults):,} with faults in "
+            f"{' and '.join(map(printable, self.paths))} ({_listed(self.faults)}); {advice}."
+        )
+
+
+def _listed(faults: Sequence[Fault]) -> str:
+    more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
+    return "; ".join(map(str, faults[:SHOWN])) + more
 
 
 @dataclass
@@ -63,26 +88,18 @@ class Faults:
         self.found.append(Fault(kind, place or f"{kind} {number} of {printable(self.path)}", needed, got))
 
     def settle(self) -> list[str]:
-        """``ValueError`` for faults that are not to be skipped; else a note about those that were."""
+        """``FaultyEntries`` for faults that are not to be skipped; else a note about those that were.
+
+        Faults of categories are never skipped. They are raised alone, as those of annotations may come from them.
+        """
+        categories = [fault for fault in self.found if fault.kind == "category"]
+        if categories or (self.found and self.on_fault == "refuse"):
+            raise FaultyEntries(categories or self.found, [self.path])
         if not self.found:
             return []
-        first, count = self.found[0], len(self.found)
-        category = next((fault for fault in self.found if fault.kind == "category"), None)
-        if category is not None or (self.on_fault == "refuse" and count == 1):
-            one = category or first
-            raise ValueError(
-                f"data: needs {one.needed}, got {one.got!r} in {one.place}; correct this {one.kind} or remove it."
-            )
-        listed = "; ".join(map(str, self.found[:SHOWN])) + (
-            f"; and {count - SHOWN} more" if count > SHOWN else ""
-        )
-        if self.on_fault == "refuse":
-            raise ValueError(
-                f"data: needs entries without faults, got {count} with faults in {printable(self.path)} ({listed}); correct "
-                "them, or leave them out with --set data.on_fault=skip."
-            )
         return [
-            f"data: left out {count:,} images and annotations of {printable(self.path)} with faults ({listed})."
+            f"data: left out {len(self.found):,} images and annotations of {printable(self.path)} with faults "
+            f"({_listed(self.found)})."
         ]
 
 

@@ -21,7 +21,15 @@ from outgrow.detection.layouts.annotations import (
     load_content,
     read_annotations,
 )
-from outgrow.detection.layouts.listed import NAMES, SPLITS, Listed, digest_of, hold_out, only_pictures
+from outgrow.detection.layouts.listed import (
+    NAMES,
+    SPLITS,
+    Listed,
+    digest_of,
+    hold_out,
+    only_pictures,
+    read_each,
+)
 
 _PREFIX = "instances_"
 _WITHOUT_BOXES = "image_info_"
@@ -35,11 +43,13 @@ def read_coco(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     if annotations is None:
         return _read_roboflow(images, on_fault)
     paths = _split_files(annotations) if annotations.is_dir() else {"test": annotations}
-    found = {}
-    for split, path in paths.items():
-        file = read_annotations(path, on_fault=on_fault)
-        found[split] = Listed(file, _image_folder(images, path, file.names[0]), images, digest_of([path]))
-    return found
+
+    def read(split: str) -> Listed:
+        file = read_annotations(paths[split], on_fault=on_fault)
+        folder = _image_folder(images, paths[split], file.names[0])
+        return Listed(file, folder, images, digest_of([paths[split]]))
+
+    return read_each(paths, read)
 
 
 def coco_pictures(source: str, where: str, on_fault: OnFault) -> Listed:
@@ -116,11 +126,13 @@ def _roboflow_files(root: Path) -> dict[str, Path]:
 def _read_roboflow(root: Path, on_fault: OnFault) -> dict[str, Listed]:
     paths = _roboflow_files(root)
     contents = _without_umbrella({split: load_content(path) for split, path in paths.items()})
-    found = {}
-    for split, path in paths.items():
+
+    def read(split: str) -> Listed:
+        path = paths[split]
         file = check_content(contents[split], path, Faults(str(path), on_fault))
-        found[split] = Listed(file, path.parent, path.parent, digest_of([path]))
-    return hold_out(found, root)
+        return Listed(file, path.parent, path.parent, digest_of([path]))
+
+    return hold_out(read_each(paths, read), root)
 
 
 def _without_umbrella(contents: dict[str, Any]) -> dict[str, Content]:

@@ -12,7 +12,7 @@ from outgrow.data.hub import OBJECTS, HubImages, image_column, load_hub
 from outgrow.data.identity import fingerprint
 from outgrow.data.reading import Opening
 from outgrow.detection.layouts.annotations import AnnotationFile, Faults, check_content
-from outgrow.detection.layouts.listed import Listed, hold_out, seen_size, without_objects
+from outgrow.detection.layouts.listed import Listed, hold_out, read_each, seen_size, without_objects
 
 _CATEGORIES = ("category", "label", "category_id", "categories", "labels")
 _NAME = "{:08d}"
@@ -24,15 +24,16 @@ def read_hub(where: str, opening: Opening) -> dict[str, Listed]:
     splits, home = load_hub(where, opening)
     tables = {split: _objects(data, where) for split, data in splits.items()}
     classes = _classes(tables.values(), where)
-    found: dict[str, Listed] = {}
-    for split, data in splits.items():
-        rows = _rows(data, where, split, home)
+
+    def read(split: str) -> Listed:
+        rows = _rows(splits[split], where, split, home)
         faults = Faults(rows.name, opening.on_fault)
         content = _content(rows, tables[split], classes, faults)
         file = check_content(content, Path(rows.name), faults)
         digest = fingerprint(map(str, (*content["images"], *content["annotations"]))).encode()
-        found[split] = _listed(file, rows, digest)
-    return hold_out(found, where)
+        return _listed(file, rows, digest)
+
+    return hold_out(read_each(splits, read), where)
 
 
 def hub_pictures(where: str, opening: Opening) -> Listed:

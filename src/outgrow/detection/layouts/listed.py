@@ -3,14 +3,14 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from outgrow.data.files import PICTURES, read_bytes
 from outgrow.data.notes import printable
 from outgrow.data.splits import Rows
-from outgrow.detection.layouts.annotations import AnnotationFile, Faults, check_content
+from outgrow.detection.layouts.annotations import AnnotationFile, Faults, FaultyEntries, check_content
 
 SPLITS = ("train", "val", "test")
 NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -39,6 +39,21 @@ def digest_of(files: Iterable[Path]) -> bytes:
     for file in files:
         total.update(hashlib.sha256(read_bytes(file)).digest())
     return total.digest()
+
+
+def read_each(splits: Iterable[str], read: Callable[[str], Listed]) -> dict[str, Listed]:
+    """``read`` of each of ``splits``. The faults of all of them are raised at once."""
+    found: dict[str, Listed] = {}
+    faulty: list[FaultyEntries] = []
+    for split in splits:
+        try:
+            found[split] = read(split)
+        except FaultyEntries as error:
+            faulty.append(error)
+    if faulty:
+        faults = [fault for error in faulty for fault in error.faults]
+        raise FaultyEntries(faults, [path for error in faulty for path in error.paths])
+    return found
 
 
 def hold_out(found: dict[str, Listed], where: object) -> dict[str, Listed]:

@@ -17,7 +17,14 @@ from outgrow.data.files import PICTURES, read_bytes
 from outgrow.data.notes import printable
 from outgrow.data.reading import OnFault
 from outgrow.detection.layouts.annotations import Faults, check_content
-from outgrow.detection.layouts.listed import Listed, digest_of, hold_out, only_pictures, size_of_file
+from outgrow.detection.layouts.listed import (
+    Listed,
+    digest_of,
+    hold_out,
+    only_pictures,
+    read_each,
+    size_of_file,
+)
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _Object = tuple[str, str, bool, list[float] | None, object]
@@ -46,15 +53,16 @@ def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     objects = [one for split in parsed.values() for found in split.values() for one in found.objects]
     classes = sorted({one[0] for one in objects if one[0]})
     first = 0 if any(one[3] is not None and min(one[3][:2]) < 1 for one in objects) else 1
-    found: dict[str, Listed] = {}
-    for split, split_objects in parsed.items():
+
+    def read(split: str) -> Listed:
         faults = Faults(f"{root / 'ImageSets/Main' / split}.txt", on_fault)
-        content = _content(root, split_objects, pictures, classes, first, faults)
-        files = [root / "Annotations" / f"{name}.xml" for name in split_objects]
+        content = _content(root, parsed[split], pictures, classes, first, faults)
+        files = [root / "Annotations" / f"{name}.xml" for name in parsed[split]]
         folder = root / "JPEGImages"
         file = check_content(content, root, faults)
-        found[split] = Listed(file, folder, folder, digest_of(path for path in files if path.is_file()))
-    return hold_out(found, root)
+        return Listed(file, folder, folder, digest_of(path for path in files if path.is_file()))
+
+    return hold_out(read_each(parsed, read), root)
 
 
 def voc_pictures(source: str, where: str, on_fault: OnFault) -> Listed:

@@ -21,12 +21,14 @@ from outgrow.data.notes import printable
 from outgrow.data.reading import OnFault
 from outgrow.detection.layouts.annotations import Faults, check_content
 from outgrow.detection.layouts.listed import (
+    SPLITS,
     Listed,
     common_folder,
     digest_of,
     hold_out,
     only_pictures,
     pictures_in,
+    read_each,
     size_of_file,
 )
 from outgrow.machine.files import parse_yaml
@@ -40,10 +42,9 @@ def read_yolo(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     """The splits of ``yolo:WHERE``."""
     path, facts = _facts(source, where)
     names = _names(path, facts.get("names"))
-    found: dict[str, Listed] = {}
-    for key, split in _KEYS.items():
-        if facts.get(key) and split not in found:
-            found[split] = _split(path, facts, key, names, on_fault)
+    keys = {split: key for key, split in reversed(_KEYS.items()) if facts.get(key)}
+    splits = [split for split in SPLITS if split in keys]
+    found = read_each(splits, lambda split: _split(path, facts, keys[split], names, on_fault))
     return hold_out(found, path)
 
 
