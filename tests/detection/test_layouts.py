@@ -258,6 +258,21 @@ def test_yolos_file_of_paths_and_named_numbers(tmp_path):
             open_boxes(f"yolo:{other}")
 
 
+def test_yolos_missing_pictures_are_left_out(tmp_path):
+    yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    other = tmp_path / "other"
+    paths = ["gone/a.png", *(str(path) for path in sorted((other / "valid" / "images").iterdir()))]
+    (other / "val.txt").write_text("\n".join(paths))
+    (other / "data.yaml").write_text("val: val.txt\nnames: [dog, cat, bird]\n")
+    with pytest.raises(
+        ValueError, match=r"an image whose size can be read, got 'none' in image .*gone/a\.png of"
+    ):
+        open_boxes(f"yolo:{other}")
+    with pytest.warns(DataWarning, match="left out 1 images"):
+        data = open_boxes(f"yolo:{other}", on_fault="skip")
+    assert (len(data.test), len(data.faults)) == (4, 1)
+
+
 def test_vocs_marks_and_faults(tmp_path):
     source = voc(*write(tmp_path / "coco"), tmp_path / "other")
     path = tmp_path / "other" / "Annotations" / "train1.xml"

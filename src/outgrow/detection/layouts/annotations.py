@@ -9,7 +9,7 @@ import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -140,6 +140,25 @@ class AnnotationFile:
     def rows(self, number: int) -> slice:
         """The rows of image ``number``."""
         return slice(int(self.first[number]), int(self.first[number + 1]))
+
+    def only(self, keep: Bool[Tensor, " images"]) -> "AnnotationFile":
+        """The file with the images ``keep`` alone, in its order."""
+        counts = self.first.diff()
+        rows = keep.repeat_interleave(counts)
+        return replace(
+            self,
+            names=tuple(name for name, kept in zip(self.names, keep.tolist(), strict=True) if kept),
+            image_ids=self.image_ids[keep],
+            sizes=self.sizes[keep],
+            first=torch.cat([self.first[:1], counts[keep].cumsum(0)]),
+            ids=self.ids[rows],
+            label=self.label[rows],
+            crowd=self.crowd[rows],
+            bbox=self.bbox[rows],
+            area=self.area[rows],
+            boxes=self.boxes[rows],
+            usable=self.usable[rows],
+        )
 
     def as_coco(self, numbers: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
         """The images ``numbers`` in COCO's layout, with the file's ids and boxes, for COCO's AP.
