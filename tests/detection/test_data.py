@@ -209,6 +209,33 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
         open_coco(source)
 
 
+def test_missing_images_can_be_left_out(tmp_path: Path) -> None:
+    source = write(tmp_path, "train", "val")
+    (tmp_path / "train" / "5.png").unlink()
+    data = open_coco(source, on_fault="skip")
+    assert data.train is not None
+    assert (data.train.image_ids, len(data.test)) == ([11, 8], 3)
+    assert data.train.image(1).shape[1:] == data.train.size(1)
+    assert data.train.truth(0).boxes.tolist() == [[0, 70, 6, 80], [30, 40, 50, 41]]
+    assert [entry["id"] for entry in data.train.annotations["annotations"]] == [2, 3, 4, 5, 6, 7]
+    (fault,) = data.faults
+    assert re.fullmatch(r"image 5 of .*train\.json: needs an existing file, got '.*train/5\.png'", fault)
+    assert any("left out 1 images and annotations of" in note and fault in note for note in data.notes)
+    (tmp_path / "train" / "8.png").unlink()
+    assert len(open_coco(source, on_fault="skip").faults) == 2
+    (tmp_path / "train" / "5.png").write_bytes((tmp_path / "val" / "5.png").read_bytes())
+    (tmp_path / "train" / "11.png").unlink()
+    other = open_coco(source, on_fault="skip")
+    assert other.train is not None
+    assert (other.train.image_ids, other.fingerprint != data.fingerprint) == ([5], True)
+    (tmp_path / "train" / "5.png").unlink()
+    with pytest.raises(ValueError, match=r"needs all 3 images of .*, got 3 missing"):
+        open_coco(source, on_fault="skip")
+    (tmp_path / "train" / "8.png").write_bytes((tmp_path / "val" / "8.png").read_bytes())
+    with pytest.raises(ValueError, match="needs an object to train on, got 1 images without a box"):
+        open_coco(source, on_fault="skip")
+
+
 def test_a_picture_of_another_size(tmp_path: Path) -> None:
     split = open_one(tmp_path, [image(11), image(5, height=50, width=60)], [GOOD]).test
     with pytest.raises(

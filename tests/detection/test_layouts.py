@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -126,6 +127,53 @@ def test_all_faults_of_a_file_are_said_at_once(tmp_path):
         read_annotations(write_json(tmp_path / "c.json", [{**image(9), "width": 0}], []), on_fault="skip")
 
 
+PLACES = {
+    "coco": r"annotation 10 of \S*instances_{split}\.json",
+    "roboflow": r"annotation 10 of \S*{folder}/_annotations\.coco\.json",
+    "yolo": r"line 1 of \S*{folder}/labels/{split}1\.txt",
+    "voc": r"object 1 of \S*{split}1\.xml",
+    "hub": r"object 0 of row 0 of \S* \({split}\)",
+}
+
+
+def spoil(layout, root, split):
+    """A box of negative width in each split."""
+    if layout == "yolo":
+        (path,) = (root / {"val": "valid"}.get(split, split) / "labels").glob(f"{split}1.txt")
+        path.write_text("9 0.5 0.5 0.1 0.1\n")
+    elif layout == "voc":
+        path = root / "Annotations" / f"{split}1.xml"
+        path.write_text(path.read_text().replace("<xmax>25", "<xmax>2"))
+    else:
+        path = root / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        content["annotations"][0]["bbox"][2] = -1
+        path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("layout", ["coco", *LAYOUTS])
+def test_the_faults_of_all_splits_are_said_at_once(layout, tmp_path):
+    root, annotations = write(tmp_path / "coco", "train", "val", "test")
+    early = layout in ("coco", "roboflow", "hub")
+    for split in ("train", "val") if early else ():
+        spoil("coco", root, split)
+    source = f"coco:{root}"
+    if layout != "coco":
+        source = LAYOUTS[layout](root, annotations, tmp_path / "other")
+    for split in () if early else ("train", "val"):
+        spoil(layout, tmp_path / "other", split)
+    with pytest.raises(
+        ValueError, match=r"^data: needs entries .* got 2 with faults in .*train.* and .*val"
+    ) as caught:
+        open_boxes(source)
+    for split in ("train", "val"):
+        assert re.search(
+            PLACES[layout].format(split=split, folder={"val": "valid"}.get(split, split)), str(caught.value)
+        )
+    with pytest.warns(DataWarning, match="left out 1 images and annotations"):
+        assert len(open_boxes(source, on_fault="skip").faults) == 2
+
+
 def test_what_was_skipped_is_in_the_record(tmp_path):
     images, annotations = write(tmp_path)
     path = annotations / "instances_train.json"
@@ -208,6 +256,21 @@ def test_yolos_file_of_paths_and_named_numbers(tmp_path):
         (other / "data.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             open_boxes(f"yolo:{other}")
+
+
+def test_yolos_missing_pictures_are_left_out(tmp_path):
+    yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    other = tmp_path / "other"
+    paths = ["gone/a.png", *(str(path) for path in sorted((other / "valid" / "images").iterdir()))]
+    (other / "val.txt").write_text("\n".join(paths))
+    (other / "data.yaml").write_text("val: val.txt\nnames: [dog, cat, bird]\n")
+    with pytest.raises(
+        ValueError, match=r"an image whose size can be read, got 'none' in image .*gone/a\.png of"
+    ):
+        open_boxes(f"yolo:{other}")
+    with pytest.warns(DataWarning, match="left out 1 images"):
+        data = open_boxes(f"yolo:{other}", on_fault="skip")
+    assert (len(data.test), len(data.faults)) == (4, 1)
 
 
 def test_vocs_marks_and_faults(tmp_path):

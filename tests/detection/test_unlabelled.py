@@ -26,8 +26,10 @@ from outgrow.outputs import UNLABELLED
 from outgrow.run import distill
 from outgrow.training.config import build_config, merge
 from outgrow.training.progress import Reporter
+from tests.detection.layouts import LAYOUTS
 from tests.detection.scenes import CLASSES, scenes, truth
 from tests.detection.test_knowledge import FAMILIES, LOSSES, lesson_of, make, refusal
+from tests.detection.test_layouts import write as write_splits
 from tests.detection.test_run import NAME, SHAPE, cells, small, weights  # noqa: F401  (fixtures)
 from tests.run.stops import stopped_after
 
@@ -207,6 +209,131 @@ def test_annotations_of_the_source_are_not_used(labelled, small, tmp_path):  # n
     assert one.fingerprint == two.fingerprint
     assert len(one.split) == 6
     assert not one.split.file.num_objects
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch):
+    """Pictures of a train and a val split with boxes, in COCO's layout."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return write_splits(tmp_path / "plain")
+
+
+def content_of(file, **changes):
+    content = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def no_label_files(root):
+    for path in root.rglob("labels"):
+        shutil.rmtree(path)
+    path = root / "data.yaml"
+    path.write_text(path.read_text().split("nc:")[0])
+
+
+def no_lists(root):
+    shutil.rmtree(root / "Annotations")
+    shutil.rmtree(root / "ImageSets")
+    for path in (root / "JPEGImages").glob("val*"):
+        path.unlink()
+
+
+def no_objects(root):
+    import datasets
+
+    (path,) = (root / "data").glob("train*")
+    data = datasets.Dataset.from_parquet(str(path), cache_dir=str(root / "cache"))
+    datasets.Dataset.from_list(
+        list(data.select_columns("image").cast_column("image", datasets.Image(decode=False))),
+        features=datasets.Features({"image": datasets.Image()}),
+    ).to_parquet(path)
+    next((root / "data").glob("valid*")).unlink()
+
+
+STRIPPED = {
+    "roboflow": lambda root: content_of(
+        root / "train" / "_annotations.coco.json", annotations=None, categories=None
+    ),
+    "yolo": no_label_files,
+    "voc": no_lists,
+    "hub": no_objects,
+}
+SPOILED = {
+    "roboflow": lambda root: content_of(
+        root / "train" / "_annotations.coco.json", annotations=["none"], categories=[3]
+    ),
+    "yolo": lambda root: (root / "train" / "labels" / "train1.txt").write_text("9 40 50 60 70"),
+    "voc": lambda root: (root / "Annotations" / "train1.xml").write_text("<annotation>"),
+}
+
+
+def names(found):
+    return sorted(found.split.encoded(at) for at in range(len(found.split)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_source_of_pictures_needs_no_annotations(layout, plain, tmp_path):
+    images, annotations = plain
+    expected = open_pictures(f"folder:{images / 'train'}", known={})
+    source = LAYOUTS[layout](images, annotations, tmp_path / "other")
+    whole = open_pictures(source, known={})
+    assert names(whole) == names(expected)
+    assert len(names(whole)) == 4
+    for spoil in (SPOILED.get(layout), STRIPPED[layout]):
+        if spoil is not None:
+            spoil(tmp_path / "other")
+            found = open_pictures(source, known={})
+            assert names(found) == names(whole)
+            assert found.fingerprint == whole.fingerprint
+            assert (found.notes, found.faults) == ((), ())
+            assert found.split.image(0).shape[1:] == found.split.size(0)
+    data = open_boxes(f"coco:{images}:{annotations}")
+    with pytest.raises(ValueError, match="that are not in the labelled data, got 4 that all are"):
+        open_pictures(source, known={"training": data.train})
+
+
+@pytest.mark.parametrize("name", ["image_info_train.json", "instances_train.json"])
+def test_cocos_unlabelled_set_lists_images_alone(name, plain):
+    images, annotations = plain
+    (annotations / "instances_val.json").unlink()
+    file = annotations / "instances_train.json"
+    content_of(file, annotations=None)
+    file = file.rename(annotations / name)
+    expected = names(open_pictures(f"folder:{images / 'train'}", known={}))
+    for where in (annotations, file):
+        assert names(open_pictures(f"coco:{images}:{where}", known={})) == expected
+    assert names(open_pictures(f"coco:{images}", known={})) == expected
+    content_of(file, images=[])
+    with pytest.raises(ValueError, match=r"needs one or more images, got an empty list in .*; add some"):
+        open_pictures(f"coco:{images}", known={})
+    content_of(file, images=None)
+    with pytest.raises(ValueError, match=r"needs a list of images, got .*json without a list of images"):
+        open_pictures(f"coco:{images}", known={})
+    shutil.copy(file, annotations / "captions.json")
+    if name != "instances_train.json":
+        with pytest.raises(
+            ValueError, match=r"needs .* a single file that lists images, got captions.json, im"
+        ):
+            open_pictures(f"coco:{images}", known={})
+
+
+def test_faults_of_pictures_are_named(plain, tmp_path):
+    images, annotations = plain
+    file = annotations / "instances_train.json"
+    content_of(file, images=[*json.loads(file.read_text())["images"], {"id": 9}, {"file_name": "gone.png"}])
+    with pytest.raises(
+        ValueError, match=r"got 2 with faults .*image number 4 of .*text as file_name.*image gone\.png of"
+    ):
+        open_pictures(f"coco:{images}:{annotations}", known={})
+    found = open_pictures(f"coco:{images}:{annotations}", known={}, on_fault="skip")
+    assert len(found.split) == 4
+    assert len(found.faults) == 2
+    assert "left out 2 images" in found.notes[0]
+    (tmp_path / "data.yaml").write_text("names: [a]\n")
+    with pytest.raises(ValueError, match=r"needs the images of a split \(train\) in .*, got names; add them"):
+        open_pictures(f"yolo:{tmp_path}", known={})
+    with pytest.raises(ValueError, match=r"needs JPEGImages in .*, got no JPEGImages in .*; pass the folder"):
+        open_pictures(f"voc:{tmp_path}", known={})
 
 
 def test_some_of_them_are_the_first_of_a_seeded_shuffle(labelled, small):  # noqa: F811

@@ -8,12 +8,13 @@ hf:NAME                                 :mod:`outgrow.detection.layouts.hub`
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int64, UInt8
+import torch
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from outgrow.data.cache import default_cache_dir, usable
@@ -24,12 +25,12 @@ from outgrow.data.pixels import VERSION, decode, to_tensor
 from outgrow.data.reading import OnFault, Opening, kept_rows, note_look
 from outgrow.data.splits import Rows
 from outgrow.detection.boxes import Truth
-from outgrow.detection.layouts.annotations import AnnotationFile
-from outgrow.detection.layouts.coco import read_coco
-from outgrow.detection.layouts.hub import read_hub
+from outgrow.detection.layouts.annotations import AnnotationFile, Faults
+from outgrow.detection.layouts.coco import coco_pictures, read_coco
+from outgrow.detection.layouts.hub import hub_pictures, read_hub
 from outgrow.detection.layouts.listed import Listed
-from outgrow.detection.layouts.voc import read_voc
-from outgrow.detection.layouts.yolo import read_yolo
+from outgrow.detection.layouts.voc import read_voc, voc_pictures
+from outgrow.detection.layouts.yolo import read_yolo, yolo_pictures
 
 KINDS = ("coco", "yolo", "voc", "hf")
 
@@ -194,10 +195,13 @@ def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | N
         facts += [
             split,
             one.digest,
-            *one.file.names,
+            *splits[split].file.names,
             look.digests.tobytes(),
             *splits[split].index.tolist(),
         ]
+    _check_objects(
+        {split: one.file for split, one in splits.items()}
+    )  # without the images that were left out
     test = splits["test"].file
     duplicates = None
     if "train" in splits:
@@ -232,12 +236,22 @@ def read_listed(source: str, opening: Opening) -> dict[str, Listed]:
     return readers[kind](source, where, opening.on_fault)
 
 
+def read_pictures(source: str, opening: Opening) -> Listed:
+    """The pictures of ``source``, a source of :data:`KINDS`. Its annotations need not be there, and are not read."""
+    kind, _, where = source.partition(":")
+    if kind == "hf":
+        return hub_pictures(where, opening)
+    readers = {"coco": coco_pictures, "yolo": yolo_pictures, "voc": voc_pictures}
+    return readers[kind](source, where, opening.on_fault)
+
+
 def split_listed(split: str, one: Listed, opening: Opening) -> tuple[DetectionSplit, Look]:
     """The images of a split that can be used, and their digests."""
     name = f"{one.home.name}-{split}"
     identity = fingerprint([os.path.realpath(one.folder), os.path.realpath(one.file.path)])
+    file = one.file
     if one.rows is None:
-        paths = _image_paths(one.home, one.folder, one.file)
+        file, paths = _image_paths(one.home, one.folder, file, opening)
         rows: Rows = PathList(paths)
         look = look_at(paths, opening.store(name, identity))
     else:
@@ -246,7 +260,7 @@ def split_listed(split: str, one: Listed, opening: Opening) -> tuple[DetectionSp
     note_look(rows, look, one.folder if one.rows is None else one.file.path, opening)
     key = look.key
     kept = kept_rows(rows, name=one.home.name, identity=identity, key=key, opening=opening)
-    return DetectionSplit(one.file, str(one.folder), kept, rows, look.digests), look
+    return DetectionSplit(file, str(one.folder), kept, rows, look.digests), look
 
 
 def _check_objects(files: Mapping[str, AnnotationFile]) -> None:
@@ -289,8 +303,13 @@ def _check_categories(files: list[AnnotationFile]) -> None:
             )
 
 
-def _image_paths(images: Path, folder: Path, file: AnnotationFile) -> list[str]:
-    """The paths of all images of a file. Each must be a regular file below ``images``, and only listed once."""
+def _image_paths(
+    images: Path, folder: Path, file: AnnotationFile, opening: Opening
+) -> tuple[AnnotationFile, list[str]]:
+    """``file`` and the paths of its images; with ``on_fault="skip"`` without missing ones.
+
+    Each must be a regular file below ``images``, and only listed once.
+    """
     paths = [os.path.join(folder, name) for name in file.names]
     missing, links, folders = [], [], set()
     for place, path in enumerate(paths):
@@ -305,6 +324,11 @@ def _image_paths(images: Path, folder: Path, file: AnnotationFile) -> list[str]:
         folders.add(os.path.dirname(path))
         if not stat.S_ISREG(found.st_mode):
             missing.append(place)
+    if missing and opening.on_fault == "skip" and len(missing) < len(paths):
+        keep = torch.ones(len(paths), dtype=torch.bool)
+        keep[missing] = False
+        _leave_out(file, keep, "an existing file", [paths[place] for place in missing], opening)
+        return _image_paths(images, folder, file.only(keep), opening)
     if missing:
         first = missing[0]
         raise ValueError(
@@ -329,4 +353,17 @@ def _image_paths(images: Path, folder: Path, file: AnnotationFile) -> list[str]:
                 "remove one of the links and its entry."
             )
         known[target] = place
-    return paths
+    return file, paths
+
+
+def _leave_out(
+    file: AnnotationFile, keep: Bool[Tensor, " images"], needed: str, got: Sequence[str], opening: Opening
+) -> None:
+    """Note the images of ``file`` that are not to ``keep`` as faults: each needs ``needed``, and has ``got`` instead."""
+    numbers = file.image_ids[~keep].tolist()
+    faults = Faults(file.path, "skip")
+    for number, one in zip(numbers, got, strict=True):
+        faults.add("image", number, needed, one)
+    for note in faults.settle():
+        opening.note(note)
+    opening.faults += map(str, faults.found)

@@ -5,7 +5,7 @@
     marked_by        the same with the boxes of a teacher, found once before training
 
 folder:PATH             every picture below PATH, at any depth; in a folder with splits those of train alone
-coco:, yolo:, voc:, hf: the pictures of the train split, or of all if there is none; their annotations are not used
+coco:, yolo:, voc:, hf: the pictures of the train split, else of the first one; annotations are not read and need not be there
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,17 @@ from outgrow.data.notes import printable
 from outgrow.data.randomness import Stream, bits
 from outgrow.data.reading import OnFault, Opening
 from outgrow.detection.boxes import Detections
-from outgrow.detection.data import DetectionSplit, read_listed, split_listed
-from outgrow.detection.layouts.annotations import SMALLEST, AnnotationFile, Faults, check_content
-from outgrow.detection.layouts.listed import NAMES, Listed, digest_of, pictures_in, size_of_file
+from outgrow.detection.data import KINDS as LAYOUTS
+from outgrow.detection.data import DetectionSplit, read_pictures, split_listed
+from outgrow.detection.layouts.annotations import SMALLEST, Faults
+from outgrow.detection.layouts.listed import NAMES, Listed, only_pictures, pictures_in
 from outgrow.detection.loader import make_scene_loader
 from outgrow.training.processes import process_group, rank_and_size
 
 SURE = 0.3
 """The least score of a detection that says where to look. What the student learns there are the teacher's logits, so a doubtful
 place teaches doubt. Our choice."""
-KINDS = ("folder", "coco", "yolo", "voc", "hf")
+KINDS = ("folder", *LAYOUTS)
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,16 @@ def open_pictures(
     ``known`` are the labelled splits by name. Pictures that are in one of them, byte for byte, are left out: a test picture
     must not be trained on, and a training picture has its annotations. ``rows`` keeps the first of a seeded shuffle.
 
-    ``ValueError`` for what :func:`outgrow.detection.data.open_boxes` refuses, and if no picture is left.
+    ``ValueError`` for a missing path, and for pictures that are missing or whose size cannot be read (with
+    ``on_fault="skip"`` these are left out), and if no picture is left.
     """
     notes: list[str] = []
     opening = Opening(None, on_fault, usable((cache_dir or default_cache_dir()) / "data", notes), notes)
     listed = _listed(spec, opening)
-    split, look = split_listed("unlabelled", replace(listed, file=_bare(listed.file)), opening)
+    for note in listed.file.notes:
+        opening.note(note)
+    opening.faults += listed.file.faults
+    split, look = split_listed("unlabelled", listed, opening)
     split = replace(split, labelled=False)
     keep = np.ones(len(split), bool)
     for name, other in known.items():
@@ -152,8 +157,7 @@ def _listed(spec: str, opening: Opening) -> Listed:
         )
     if kind == "folder":
         return _folder(Path(where).expanduser(), opening)
-    found = read_listed(spec, opening)
-    return found["train"] if "train" in found else next(iter(found.values()))
+    return read_pictures(spec, opening)
 
 
 def _folder(root: Path, opening: Opening) -> Listed:
@@ -175,34 +179,8 @@ def _folder(root: Path, opening: Opening) -> Listed:
         raise ValueError(
             f"--unlabelled: needs at least one picture below {printable(folder)}, got none; add some, or name another folder."
         )
-    faults = Faults(str(folder), opening.on_fault)
-    images = []
-    for number, picture in enumerate(pictures):
-        name = str(picture.relative_to(folder))
-        width, height = size_of_file(picture) or (0, 0)
-        if not width:
-            faults.add("image", name, "an image whose size can be read", "none")
-            continue
-        images.append({"id": number, "file_name": name, "width": width, "height": height})
-    nothing = {"images": images, "annotations": [], "categories": []}
-    file = check_content(nothing, folder, faults)
-    opening.faults += file.faults
-    return Listed(file, folder, folder, digest_of([]))
-
-
-def _bare(file: AnnotationFile) -> AnnotationFile:
-    """``file`` without its annotations."""
-    return replace(
-        file,
-        first=torch.zeros(len(file.names) + 1, dtype=torch.int64),
-        ids=file.ids[:0],
-        label=file.label[:0],
-        crowd=file.crowd[:0],
-        bbox=file.bbox[:0],
-        area=file.area[:0],
-        boxes=file.boxes[:0],
-        usable=file.usable[:0],
-    )
+    names = [str(picture.relative_to(folder)) for picture in pictures]
+    return only_pictures(names, folder, folder, Faults(str(folder), opening.on_fault))
 
 
 def _same(split: DetectionSplit, other: DetectionSplit) -> np.ndarray:

@@ -9,7 +9,7 @@ import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -29,7 +29,7 @@ _LISTS = ("images", "annotations", "categories")
 _SHAPES = ("segmentation", "keypoints")
 """Keys of an annotation that can hold thousands of numbers and that no box needs."""
 SHOWN = 10
-"""The most faults of a file that a message has in full."""
+"""The most faults that a message has in full."""
 Content = Mapping[str, list[Any]]
 """Lists of images, annotations and categories, in COCO's layout."""
 
@@ -45,6 +45,31 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.place}: needs {self.needed}, got {self.got!r}"
+
+
+class FaultyEntries(ValueError):
+    """The faults of ``paths``, which are one or more files."""
+
+    def __init__(self, faults: Sequence[Fault], paths: Sequence[str]) -> None:
+        self.faults, self.paths = faults, paths
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        if len(self.faults) == 1:
+            (one,) = self.faults
+            return f"data: needs {one.needed}, got {one.got!r} in {one.place}; correct this {one.kind} or remove it."
+        advice = "correct them"
+        if all(fault.kind != "category" for fault in self.faults):  # no entry can do without its category
+            advice += ", or leave them out with --set data.on_fault=skip"
+        return (
+            f"data: needs entries without faults, got {len(self.faults):,} with faults in "
+            f"{' and '.join(map(printable, self.paths))} ({_listed(self.faults)}); {advice}."
+        )
+
+
+def _listed(faults: Sequence[Fault]) -> str:
+    more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
+    return "; ".join(map(str, faults[:SHOWN])) + more
 
 
 @dataclass
@@ -63,26 +88,18 @@ class Faults:
         self.found.append(Fault(kind, place or f"{kind} {number} of {printable(self.path)}", needed, got))
 
     def settle(self) -> list[str]:
-        """``ValueError`` for faults that are not to be skipped; else a note about those that were."""
+        """``FaultyEntries`` for faults that are not to be skipped; else a note about those that were.
+
+        Faults of categories are never skipped. They are raised alone, as those of annotations may come from them.
+        """
+        categories = [fault for fault in self.found if fault.kind == "category"]
+        if categories or (self.found and self.on_fault == "refuse"):
+            raise FaultyEntries(categories or self.found, [self.path])
         if not self.found:
             return []
-        first, count = self.found[0], len(self.found)
-        category = next((fault for fault in self.found if fault.kind == "category"), None)
-        if category is not None or (self.on_fault == "refuse" and count == 1):
-            one = category or first
-            raise ValueError(
-                f"data: needs {one.needed}, got {one.got!r} in {one.place}; correct this {one.kind} or remove it."
-            )
-        listed = "; ".join(map(str, self.found[:SHOWN])) + (
-            f"; and {count - SHOWN} more" if count > SHOWN else ""
-        )
-        if self.on_fault == "refuse":
-            raise ValueError(
-                f"data: needs entries without faults, got {count} with faults in {printable(self.path)} ({listed}); correct "
-                "them, or leave them out with --set data.on_fault=skip."
-            )
         return [
-            f"data: left out {count:,} images and annotations of {printable(self.path)} with faults ({listed})."
+            f"data: left out {len(self.found):,} images and annotations of {printable(self.path)} with faults "
+            f"({_listed(self.found)})."
         ]
 
 
@@ -123,6 +140,25 @@ class AnnotationFile:
     def rows(self, number: int) -> slice:
         """The rows of image ``number``."""
         return slice(int(self.first[number]), int(self.first[number + 1]))
+
+    def only(self, keep: Bool[Tensor, " images"]) -> "AnnotationFile":
+        """The file with the images ``keep`` alone, in its order."""
+        counts = self.first.diff()
+        rows = keep.repeat_interleave(counts)
+        return replace(
+            self,
+            names=tuple(name for name, kept in zip(self.names, keep.tolist(), strict=True) if kept),
+            image_ids=self.image_ids[keep],
+            sizes=self.sizes[keep],
+            first=torch.cat([self.first[:1], counts[keep].cumsum(0)]),
+            ids=self.ids[rows],
+            label=self.label[rows],
+            crowd=self.crowd[rows],
+            bbox=self.bbox[rows],
+            area=self.area[rows],
+            boxes=self.boxes[rows],
+            usable=self.usable[rows],
+        )
 
     def as_coco(self, numbers: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
         """The images ``numbers`` in COCO's layout, with the file's ids and boxes, for COCO's AP.
@@ -341,8 +377,8 @@ def _check_scale(
 
 
 @_without_collector()
-def load_content(path: Path) -> dict[str, list[Any]]:
-    """The three lists of a file in COCO's layout, without the polygons and keypoints of its entries."""
+def load_content(path: Path, lists: Sequence[str] = _LISTS) -> dict[str, list[Any]]:
+    """The ``lists`` of a file in COCO's layout, without the polygons and keypoints of its entries."""
     try:
         data = path.read_bytes()
         text = data.decode(json.detect_encoding(data), errors="surrogatepass")  # as json.loads
@@ -353,19 +389,23 @@ def load_content(path: Path) -> dict[str, list[Any]]:
             f"data: needs COCO annotations in JSON, got {path}, which cannot be read ({error}); restore the "
             "file, or pass another."
         ) from error
-    for key in _LISTS:
+    for key in lists:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             got = ", ".join(sorted(content)) if isinstance(content, dict) else f"a {type(content).__name__}"
             raise ValueError(
-                f"data: needs lists of images, annotations and categories, got {path} without a list of {key} "
+                f"data: needs {_named(lists)}, got {path} without a list of {key} "
                 f"(it has: {got}); pass an instances file in COCO's layout."
             )
-    for key in ("images", "categories"):
-        if not content[key]:
+    for key in lists:
+        if key != "annotations" and not content[key]:
             raise ValueError(
                 f"data: needs one or more {key}, got an empty list in {path}; add some, or leave the file out."
             )
-    return {key: content[key] for key in _LISTS}
+    return {key: content[key] for key in lists}
+
+
+def _named(lists: Sequence[str]) -> str:
+    return "lists of images, annotations and categories" if len(lists) > 1 else f"a list of {lists[0]}"
 
 
 def _without_shapes(entry: dict[str, Any]) -> dict[str, Any]:

@@ -4,39 +4,63 @@ objects     bbox (left, top, width, height in pixels) and category, or label; ar
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from outgrow.data.hub import OBJECTS, HubImages, image_column, load_hub
 from outgrow.data.identity import fingerprint
 from outgrow.data.reading import Opening
-from outgrow.detection.layouts.annotations import Faults, check_content
-from outgrow.detection.layouts.listed import Listed, hold_out, seen_size
+from outgrow.detection.layouts.annotations import AnnotationFile, Faults, check_content
+from outgrow.detection.layouts.listed import Listed, hold_out, read_each, seen_size, without_objects
 
 _CATEGORIES = ("category", "label", "category_id", "categories", "labels")
+_NAME = "{:08d}"
+"""The name of the image of a row."""
 
 
 def read_hub(where: str, opening: Opening) -> dict[str, Listed]:
     """The splits of ``hf:WHERE``."""
-    import datasets
-
     splits, home = load_hub(where, opening)
     tables = {split: _objects(data, where) for split, data in splits.items()}
     classes = _classes(tables.values(), where)
-    found: dict[str, Listed] = {}
-    for split, data in splits.items():
-        column = image_column(data, where)
-        name = f"{where} ({split})"
-        rows = HubImages(data.cast_column(column, datasets.Image(decode=False)), column, name, home)
-        faults = Faults(name, opening.on_fault)
+
+    def read(split: str) -> Listed:
+        rows = _rows(splits[split], where, split, home)
+        faults = Faults(rows.name, opening.on_fault)
         content = _content(rows, tables[split], classes, faults)
-        file = check_content(content, Path(name), faults)
+        file = check_content(content, Path(rows.name), faults)
         digest = fingerprint(map(str, (*content["images"], *content["annotations"]))).encode()
-        kept = file.image_ids.tolist()
-        found[split] = Listed(
-            file, Path(home), Path(home), digest, HubImages(rows.dataset.select(kept), column, name, home)
-        )
-    return hold_out(found, where)
+        return _listed(file, rows, digest)
+
+    return hold_out(read_each(splits, read), where)
+
+
+def hub_pictures(where: str, opening: Opening) -> Listed:
+    """The images of the training split, or of the first split there is. No other column is read."""
+    splits, home = load_hub(where, opening)
+    split, data = next(iter(splits.items()))
+    rows = _rows(data, where, split, home)
+    sizes = [seen_size(picture) for picture in rows.stream()]
+    names = [_NAME.format(number) for number in range(len(rows))]
+    file = without_objects(names, sizes, Path(rows.name), Faults(rows.name, opening.on_fault))
+    return _listed(file, rows, b"")
+
+
+def _rows(data: Any, where: str, split: str, home: str) -> HubImages:
+    import datasets
+
+    column = image_column(data, where)
+    images = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return HubImages(images, column, f"{where} ({split})", home)
+
+
+def _listed(file: AnnotationFile, rows: HubImages, digest: bytes) -> Listed:
+    """The images of ``file``, whose ids are rows."""
+    home = Path(rows.home)
+    return Listed(
+        file, home, home, digest, replace(rows, dataset=rows.dataset.select(file.image_ids.tolist()))
+    )
 
 
 class _Table:
@@ -104,7 +128,7 @@ def _content(
             faults.add("image", number, "an image whose size can be read", "none")
             continue
         width, height = size
-        images.append({"id": number, "file_name": f"{number:08d}", "width": width, "height": height})
+        images.append({"id": number, "file_name": _NAME.format(number), "width": width, "height": height})
         for at, (box, kind) in enumerate(
             zip(columns.get("bbox", ()), columns.get(table.kind, ()), strict=False)
         ):

@@ -3,14 +3,14 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from outgrow.data.files import PICTURES, read_bytes, read_picture
+from outgrow.data.files import PICTURES, read_bytes
 from outgrow.data.notes import printable
 from outgrow.data.splits import Rows
-from outgrow.detection.layouts.annotations import AnnotationFile
+from outgrow.detection.layouts.annotations import AnnotationFile, Faults, FaultyEntries, check_content
 
 SPLITS = ("train", "val", "test")
 NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -41,6 +41,21 @@ def digest_of(files: Iterable[Path]) -> bytes:
     return total.digest()
 
 
+def read_each(splits: Iterable[str], read: Callable[[str], Listed]) -> dict[str, Listed]:
+    """``read`` of each of ``splits``. The faults of all of them are raised at once."""
+    found: dict[str, Listed] = {}
+    faulty: list[FaultyEntries] = []
+    for split in splits:
+        try:
+            found[split] = read(split)
+        except FaultyEntries as error:
+            faulty.append(error)
+    if faulty:
+        faults = [fault for error in faulty for fault in error.faults]
+        raise FaultyEntries(faults, [path for error in faulty for path in error.paths])
+    return found
+
+
 def hold_out(found: dict[str, Listed], where: object) -> dict[str, Listed]:
     """If only val is held out, it becomes test. ``ValueError`` without either."""
     if "test" not in found and "val" in found:
@@ -62,12 +77,39 @@ def pictures_in(folder: Path) -> list[Path]:
     )
 
 
+def only_pictures(names: Sequence[str], folder: Path, home: Path, faults: Faults) -> Listed:
+    """The pictures ``names`` below ``folder`` without annotations, in the sizes that their files have."""
+    sizes = [size_of_file(folder / name) for name in names]
+    return Listed(without_objects(names, sizes, folder, faults), folder, home, digest_of([]))
+
+
+def without_objects(
+    names: Sequence[str], sizes: Sequence[tuple[int, int] | None], path: Path, faults: Faults
+) -> AnnotationFile:
+    """The images ``names`` with no object. One without a size is a fault. ``ValueError`` for no images."""
+    if not names:
+        raise ValueError(
+            f"data: needs at least one picture in {printable(path)}, got none; add some, or name another source."
+        )
+    images = []
+    for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        if size is None:
+            faults.add("image", name, "an image whose size can be read", "none")
+        else:
+            images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+    return check_content({"images": images, "annotations": [], "categories": []}, path, faults)
+
+
 def seen_size(data: bytes) -> tuple[int, int] | None:
     """Width and height of an encoded image as a viewer shows it; None if its header cannot be read."""
+    return _seen(io.BytesIO(data))
+
+
+def _seen(file: io.BytesIO | io.BufferedReader) -> tuple[int, int] | None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(file) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(274) in _SIDEWAYS else (width, height)
     except Exception:  # decoders raise OSError, SyntaxError, struct.error, ...
@@ -75,8 +117,11 @@ def seen_size(data: bytes) -> tuple[int, int] | None:
 
 
 def size_of_file(path: Path) -> tuple[int, int] | None:
-    """:func:`seen_size` of a file."""
-    return seen_size(read_picture(str(path)))
+    """:func:`seen_size` of a file, of which only the header is read; None for a missing file, too."""
+    if not path.is_file():  # reading a pipe would block
+        return None
+    with open(path, "rb") as file:
+        return _seen(file)
 
 
 def common_folder(paths: Sequence[Path]) -> Path:

@@ -17,7 +17,14 @@ from outgrow.data.files import PICTURES, read_bytes
 from outgrow.data.notes import printable
 from outgrow.data.reading import OnFault
 from outgrow.detection.layouts.annotations import Faults, check_content
-from outgrow.detection.layouts.listed import Listed, digest_of, hold_out, size_of_file
+from outgrow.detection.layouts.listed import (
+    Listed,
+    digest_of,
+    hold_out,
+    only_pictures,
+    read_each,
+    size_of_file,
+)
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _Object = tuple[str, str, bool, list[float] | None, object]
@@ -33,19 +40,11 @@ class _Annotated(NamedTuple):
 
 def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     """The splits of ``voc:WHERE``."""
-    root = Path(where).expanduser()
-    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        if not (root / name).is_dir():
-            raise ValueError(
-                f"data: needs Annotations, JPEGImages and ImageSets/Main in {source!r}, got no {name} in {root.absolute()}; "
-                "pass the folder above them, such as VOCdevkit/VOC2012."
-            )
+    root = _root(source, where, "Annotations", "JPEGImages", "ImageSets/Main")
     names = {split: _listed(root, split) for split in ("train", "val", "test")}
     if not names["train"] and not names["val"]:
         names["train"] = _listed(root, "trainval")
-    pictures = {
-        path.stem: path for path in sorted((root / "JPEGImages").iterdir()) if path.suffix.lower() in PICTURES
-    }
+    pictures = _pictures(root)
     parsed = {
         split: {name: _annotated(root / "Annotations" / f"{name}.xml") for name in listed}
         for split, listed in names.items()
@@ -54,15 +53,43 @@ def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     objects = [one for split in parsed.values() for found in split.values() for one in found.objects]
     classes = sorted({one[0] for one in objects if one[0]})
     first = 0 if any(one[3] is not None and min(one[3][:2]) < 1 for one in objects) else 1
-    found: dict[str, Listed] = {}
-    for split, split_objects in parsed.items():
+
+    def read(split: str) -> Listed:
         faults = Faults(f"{root / 'ImageSets/Main' / split}.txt", on_fault)
-        content = _content(root, split_objects, pictures, classes, first, faults)
-        files = [root / "Annotations" / f"{name}.xml" for name in split_objects]
+        content = _content(root, parsed[split], pictures, classes, first, faults)
+        files = [root / "Annotations" / f"{name}.xml" for name in parsed[split]]
         folder = root / "JPEGImages"
         file = check_content(content, root, faults)
-        found[split] = Listed(file, folder, folder, digest_of(path for path in files if path.is_file()))
-    return hold_out(found, root)
+        return Listed(file, folder, folder, digest_of(path for path in files if path.is_file()))
+
+    return hold_out(read_each(parsed, read), root)
+
+
+def voc_pictures(source: str, where: str, on_fault: OnFault) -> Listed:
+    """The pictures of the training list; without one all of JPEGImages."""
+    root = _root(source, where, "JPEGImages")
+    pictures = _pictures(root)
+    stems = _listed(root, "train") or _listed(root, "trainval") or list(pictures)
+    names = [pictures[stem].name if stem in pictures else stem for stem in stems]
+    folder = root / "JPEGImages"
+    return only_pictures(names, folder, folder, Faults(str(folder), on_fault))
+
+
+def _root(source: str, where: str, *needed: str) -> Path:
+    root = Path(where).expanduser()
+    for name in needed:
+        if not (root / name).is_dir():
+            raise ValueError(
+                f"data: needs {', '.join(needed)} in {source!r}, got no {name} in {root.absolute()}; pass the folder above, "
+                "such as VOCdevkit/VOC2012."
+            )
+    return root
+
+
+def _pictures(root: Path) -> dict[str, Path]:
+    """The pictures by their names without the suffix."""
+    paths = sorted((root / "JPEGImages").iterdir())
+    return {path.stem: path for path in paths if path.suffix.lower() in PICTURES}
 
 
 def _listed(root: Path, split: str) -> list[str]:

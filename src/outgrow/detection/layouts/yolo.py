@@ -21,11 +21,14 @@ from outgrow.data.notes import printable
 from outgrow.data.reading import OnFault
 from outgrow.detection.layouts.annotations import Faults, check_content
 from outgrow.detection.layouts.listed import (
+    SPLITS,
     Listed,
     common_folder,
     digest_of,
     hold_out,
+    only_pictures,
     pictures_in,
+    read_each,
     size_of_file,
 )
 from outgrow.machine.files import parse_yaml
@@ -37,19 +40,33 @@ _ROUNDING = 1e-3
 
 def read_yolo(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     """The splits of ``yolo:WHERE``."""
-    path = Path(where).expanduser()
-    if path.is_dir():
-        path = path / "data.yaml"
-    facts = _facts(source, path)
+    path, facts = _facts(source, where)
     names = _names(path, facts.get("names"))
-    found: dict[str, Listed] = {}
-    for key, split in _KEYS.items():
-        if facts.get(key) and split not in found:
-            found[split] = _split(path, facts, key, names, on_fault)
+    keys = {split: key for key, split in reversed(_KEYS.items()) if facts.get(key)}
+    splits = [split for split in SPLITS if split in keys]
+    found = read_each(splits, lambda split: _split(path, facts, keys[split], names, on_fault))
     return hold_out(found, path)
 
 
-def _facts(source: str, path: Path) -> dict[str, Any]:
+def yolo_pictures(source: str, where: str, on_fault: OnFault) -> Listed:
+    """The images of the training split, or of the first split there is."""
+    path, facts = _facts(source, where)
+    key = next((key for key in _KEYS if facts.get(key)), None)
+    if key is None:
+        raise ValueError(
+            f"data: needs the images of a split (train) in {path}, got {', '.join(map(str, facts)) or 'nothing'}; add them."
+        )
+    pictures = _pictures_of(path, facts, key)
+    home = common_folder(pictures)
+    names = [os.path.relpath(picture, home) for picture in pictures]
+    return only_pictures(names, home, home, Faults(f"{path} ({key})", on_fault))
+
+
+def _facts(source: str, where: str) -> tuple[Path, dict[str, Any]]:
+    """The path of a data.yaml and its content."""
+    path = Path(where).expanduser()
+    if path.is_dir():
+        path = path / "data.yaml"
     if not path.is_file():
         raise ValueError(
             f"data: needs an existing data.yaml in {source!r}, got {path.absolute()}; check the path."
@@ -64,7 +81,7 @@ def _facts(source: str, path: Path) -> dict[str, Any]:
         raise ValueError(
             f"data: needs train, val and names in {path}, got {type(facts).__name__}; pass the data.yaml of the set."
         )
-    return facts
+    return path, facts
 
 
 def _names(path: Path, names: Any) -> tuple[str, ...]:
@@ -78,11 +95,16 @@ def _names(path: Path, names: Any) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], on_fault: OnFault) -> Listed:
+def _pictures_of(path: Path, facts: dict[str, Any], key: str) -> list[Path]:
     stated = facts[key] if isinstance(facts[key], list) else [facts[key]]
     pictures = [picture for one in stated for picture in _pictures(_place(path, facts, str(one)), path, key)]
     if not pictures:
         raise ValueError(f"data: needs images in {key} of {path}, got none in {stated}; check the folder.")
+    return pictures
+
+
+def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], on_fault: OnFault) -> Listed:
+    pictures = _pictures_of(path, facts, key)
     labels = [_label_file(picture) for picture in pictures]
     if not any(label.is_file() for label in labels):
         raise ValueError(
