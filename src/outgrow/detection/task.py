@@ -230,8 +230,9 @@ def _marked(run: RunContext, data: RunScenes, taught: Taught | None) -> Detectio
             taught.module, pictures, run.device, workers=run.config.data.workers, advance=advance
         )
     objects, empty = len(found.file.label), int((found.file.first.diff()[found.index] == 0).sum())
+    warning = "" if objects else "warning: "
     run.report.note(
-        f"teacher: finds {objects:,} objects with a score of {SURE:g} or more in {len(pictures):,} pictures without annotations; "
+        f"{warning}teacher: finds {objects:,} objects with a score of {SURE:g} or more in {len(pictures):,} pictures without annotations; "
         f"{empty:,} of them have none"
     )
     return found
