@@ -276,3 +276,77 @@ class TestRun:
         assert "no classifier; with a linear probe" in verdict.text
         assert record.teacher.matched == "by a linear probe"
         assert json.loads((tmp_path / "audit.json").read_text())
+
+
+class TestBackbonesOfHuggingFace:
+    """A model that was saved without a classifier teaches through a probe, as one of timm."""
+
+    SHAPE = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+
+    def saved(self, folder: Path, kind: str, **more):
+        transformers = pytest.importorskip("transformers")
+        torch.manual_seed(0)
+        shape = (
+            {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+            if kind == "ResNet"
+            else self.SHAPE
+        )
+        config = getattr(transformers, f"{kind}Config")(**shape)
+        net = getattr(transformers, f"{kind}Model")(config, **more).eval()
+        net.save_pretrained(folder)
+        stated = {
+            "image_mean": [0.1, 0.2, 0.3],
+            "image_std": [0.4, 0.5, 0.6],
+            "size": {"height": 32, "width": 32},
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(stated))
+        return net
+
+    @pytest.mark.parametrize(
+        "kind, more, width",
+        [("ViT", {}, 16), ("ViT", {"add_pooling_layer": False}, 16), ("Dinov2", {}, 16), ("ResNet", {}, 16)],
+    )
+    def test_its_features_are_the_models_own(self, tmp_path, kind, more, width):
+        net = self.saved(tmp_path, kind, **more)
+        network = create_model(f"hf/{tmp_path}").eval()
+        assert (network.num_classes, network.classes, has_head(network)) == (0, None, False)
+        images = torch.rand(3, 3, 32, 32)
+        found = net(pixel_values=network.prepare(images))
+        pooled = None if more else found.pooler_output
+        wanted = found.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        outputs = Taps(network, [PENULTIMATE])(images)
+        assert outputs.logits.shape == (3, 0)
+        torch.testing.assert_close(outputs.features[PENULTIMATE], wanted)
+        assert wanted.shape == (3, width)
+
+    def test_as_a_student_it_gets_a_head(self, tmp_path):
+        self.saved(tmp_path, "ViT")
+        student = create_model(f"hf/{tmp_path}", 3)
+        assert student.num_classes == 3
+        assert has_head(student)
+
+    def test_weights_of_another_net_are_refused(self, tmp_path):
+        self.saved(tmp_path, "ViT")
+        state = load_file(tmp_path / "model.safetensors")
+        save_file(
+            {name: value for name, value in state.items() if "layernorm" not in name},
+            tmp_path / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        with pytest.raises(
+            ValueError, match=r"needs weights for all of the backbone, got none for .*layernorm"
+        ):
+            create_model(f"hf/{tmp_path}")
+
+    def test_a_run(self, tmp_path):
+        self.saved(tmp_path / "net", "ViT")
+        record = distill(build_config(merge(RUN, {"teacher": {"name": f"hf/{tmp_path / 'net'}"}})))
+        assert record["teacher"]["classes"] == 0
+        assert record["correction"]["chosen"]["source"] == "features"

@@ -43,7 +43,8 @@ def create_model(
       among them, and for backbones that are published without a classifier, ``network.num_classes`` is 0.
     - ``torchvision/NAME``: its classifiers.
     - ``hf/NAME``: an id on the Hugging Face hub, with its published weights; or a local directory, with its
-      weights, or with random ones if it has only ``config.json``. ``pretrained`` is not needed.
+      weights, or with random ones if it has only ``config.json``. ``pretrained`` is not needed. A model that was saved
+      without a classifier has ``network.num_classes`` 0.
     - ``py:FILE:CALLABLE``: your own file, which is run. The callable takes the number of classes (no argument
       if ``num_classes`` is None) and returns a module that takes images in [0, 1], or a :class:`Network`.
 

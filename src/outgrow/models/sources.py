@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from torch import nn
+from torch import Tensor, nn
 
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
@@ -179,6 +179,9 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
 
     If a local directory has weights, they are loaded, also without ``pretrained``. If it has only
     ``config.json``, the weights are random, which adds a note. No code from either source is run.
+
+    Weights of a backbone without a classifier (a ``ViTModel`` or ``Dinov2Model``) give a network with 0 classes, which returns
+    features, if no number of classes is asked for.
     """
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
@@ -206,15 +209,19 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
         same_classes = num_classes is None or num_classes == config.num_labels
         if num_classes is not None and not same_classes:
             config.num_labels = num_classes
-        fresh = False
-        if pretrained or stored:
+        fresh, headless = False, num_classes is None and _is_backbone(config)
+        net: nn.Module
+        if headless and (pretrained or stored):
+            net = _Backbone(_hf_backbone(rest, config))
+        elif pretrained or stored:
             net, fresh = _hf_weights(rest, config, same_classes, own_head=num_classes is None)
         else:
             if input_size is not None and hasattr(config, "image_size"):
                 config.image_size = input_size
             net = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
         spec, guessed = _hf_spec(rest, config)
-    count = int(config.num_labels)
+    headless = isinstance(net, _Backbone)
+    count = 0 if headless else int(config.num_labels)
     names = tuple(str(config.id2label[number]) for number in range(count)) if same_classes else ()
     placeholders = all(name == f"LABEL_{number}" for number, name in enumerate(names))
     network = Network(
@@ -222,7 +229,7 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
         name=f"hf/{rest}",
         num_classes=count,
         input_spec=spec,
-        classes=None if placeholders or fresh else names,
+        classes=None if placeholders or fresh or headless else names,
         weights="published" if pretrained or stored else None,
     )
     if fresh:
@@ -231,6 +238,50 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
     if not (pretrained or stored):
         network.notes.append(f"hf/{rest}: random weights")
     return network
+
+
+class _Backbone(nn.Module):
+    """A model without a classifier: one vector of features an image.
+
+    That is the model's own pooled vector, if its weights have one. Otherwise it is the first token, or the mean over places.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.net(pixel_values=images)
+        pooled = getattr(found, "pooler_output", None)
+        if pooled is not None:
+            return cast(Tensor, pooled.flatten(1))
+        last: Tensor = found.last_hidden_state
+        return last[:, 0] if last.dim() == 3 else last.mean(dim=(2, 3))
+
+
+def _is_backbone(config: Any) -> bool:
+    """Whether a configuration names only models without a classifier."""
+    named = config.architectures or []
+    return bool(named) and not any("For" in name for name in named)
+
+
+def _hf_backbone(rest: str, config: Any) -> nn.Module:
+    from transformers import AutoModel
+
+    with fetching(f"hf/{rest}", True, hub=False):
+        net, facts = AutoModel.from_pretrained(
+            rest, config=config, output_loading_info=True, trust_remote_code=False
+        )
+    lacking = sorted(map(str, facts["missing_keys"]))
+    if lacking and all(key.startswith("pooler.") for key in lacking):
+        net.pooler, lacking = None, []  # weights without it, as those of masked autoencoders
+    if lacking:
+        raise ValueError(
+            f"hf/{rest}: needs weights for all of the backbone, got none for {', '.join(lacking[:5])}"
+            f"{', ...' if len(lacking) > 5 else ''}; these are weights of another net: save the whole model again."
+        )
+    check_tensors(net.state_dict(), {}, Path(rest))
+    return net
 
 
 def _hf_weights(rest: str, config: Any, same_classes: bool, *, own_head: bool) -> tuple[nn.Module, bool]:
