@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from outgrow import UNLABELLED
-from outgrow.data import ArraySplit, Augment, make_loader
-from outgrow.data.mixed import MixedLoader
+from outgrow.data import ArraySplit, Augment, MixedLoader, make_loader
 
 LABELLED, UNLABELLED_IMAGES, BATCH, EXTRA = 20, 13, 6, 4
 

@@ -6,6 +6,7 @@ from outgrow.models import create_model, save_student
 from outgrow.run import distill, fill_cache
 from outgrow.run.distillation import assemble, start
 from outgrow.run.layers import resolve
+from outgrow.run.listing import listing
 from outgrow.run.study import run_study
 from outgrow.run.tasks import task_of
 from outgrow.run.work import differences
@@ -40,6 +41,8 @@ def test_a_training_from_scratch_has_a_minimum_and_one_from_published_weights_ha
     config = resolve("default", None, None, {})
     assert config.train.min_steps == config.teacher_train.min_steps == 1000
     assert resolve("finetune", None, None, {}).train.min_steps is None
+    (said,) = [line for line in listing("recipes") if line.startswith("finetune")]
+    assert "no least number of steps" in said
 
 
 @pytest.mark.parametrize("length", [{"epochs": 3}, {"max_steps": 2}])

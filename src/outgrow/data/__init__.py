@@ -7,6 +7,7 @@ for batch in loader.epoch(0):
 """
 
 from outgrow.data.loader import Batch, Loader, make_loader
+from outgrow.data.mixed import MixedLoader
 from outgrow.data.notes import DataWarning
 from outgrow.data.plan import drops_last
 from outgrow.data.source import open_data
@@ -21,6 +22,7 @@ __all__ = [
     "FileSplit",
     "ImageData",
     "Loader",
+    "MixedLoader",
     "Split",
     "drops_last",
     "make_loader",

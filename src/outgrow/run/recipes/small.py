@@ -18,7 +18,10 @@ def small_recipes() -> dict[str, Recipe]:
             "CIFAR-100 on 2 CPU cores in ten minutes: ResNet-8 on 5,000 images, a ResNet-20 teacher on the others",
             CIFAR100_SMALL,
         ),
-        "finetune": Recipe("a pretrained student on your own images, ten epochs of AdamW", FINETUNE),
+        "finetune": Recipe(
+            "a pretrained student on your own images, ten epochs of AdamW; no least number of steps, as more steps made it worse",
+            FINETUNE,
+        ),
     }
 
 
