@@ -1,5 +1,8 @@
 """``fgd``: focal and global distillation of maps."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -123,3 +126,19 @@ def test_an_objective_takes_it_for_maps():
     objective.prefer_taps(["a"])
     objective.setup(student, teacher, num_samples=3)
     assert [pair.student_path for pair in objective.terms["fgd"].loss.pairs] == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["RetinaNet", "FCOS"])
+def test_the_guide_writes_out_the_constants_of_the_card(kind):
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    (row,) = re.findall(
+        rf"^\| one-stage .*\({kind}\) \| (.*?) \|", (docs / "methods" / "fgd.md").read_text(), re.M
+    )
+    constants = [float(value) for value in re.sub(r" \(.*?\)", "", row).split(", ")]
+    (text,) = re.findall(
+        rf'^\| {kind} \| `"(fgd.*)"` \|$', (docs / "guide" / "detection.md").read_text(), re.M
+    )
+    built = make_loss(text)
+    assert isinstance(built, FGD)
+    assert [built.alpha, built.beta, built.gamma, built.relation] == constants
+    assert built.alpha / FGD().alpha == pytest.approx({"RetinaNet": 20, "FCOS": 32}[kind])
