@@ -153,8 +153,10 @@ def test_pictures_are_turned_as_their_annotations_say(tmp_path: Path) -> None:
         assert pixels[0].float().mean() == 127.5
     entry = {**image(1), "height": 60, "width": 90}
     write_json(root / "a" / "instances_val.json", [entry], [annotation(1, 1, [1, 1, 9, 9])])
-    with pytest.raises(ValueError, match="needs an image of 90x60"):
-        opened(f"coco:{root}:{root / 'a'}", tmp_path).test.image(0)
+    with pytest.raises(
+        ValueError, match="needs an image of the 90 x 60 pixels that its entry states, got '80 x 100"
+    ):
+        opened(f"coco:{root}:{root / 'a'}", tmp_path)
 
 
 def test_the_same_picture_for_training_and_testing(tmp_path: Path) -> None:
