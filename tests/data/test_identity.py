@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import outgrow.data.cache as cache
 import outgrow.data.identity as identity
@@ -27,8 +28,6 @@ def opened(root: Path, **options: Any) -> ImageData:
 
 
 def set_of_bmp(root: Path, colour: int) -> None:
-    from PIL import Image
-
     for split in ("train", "val"):
         for name in "ab":
             for k in range(4):
@@ -192,3 +191,26 @@ def test_a_pack_that_is_damaged_while_it_is_read(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         assert opened(tmp_path / "r").test.image(5).shape == (3, 100, 100)
+
+
+def test_sizes_are_cached_with_the_digests(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[274] = 6
+    paths = [str(tmp_path / name) for name in ("upright.png", "turned.jpg", "broken.jpg")]
+    Image.new("RGB", (30, 20)).save(paths[0])
+    Image.new("RGB", (30, 20)).save(paths[1], exif=exif)
+    Path(paths[2]).write_bytes(b"no image")
+    for path in paths:
+        os.utime(path, ns=(1, 1))
+    monkeypatch.setattr(
+        "outgrow.data.identity._SETTLED", -(10**12)
+    )  # files that were just written are cached, too
+    store = tmp_path / "store.looks"
+    expected = [[[30, 20], [30, 20]], [[30, 20], [20, 30]], [[0, 0], [0, 0]]]
+    assert look_at(paths, store).sizes is None
+    for _ in range(2):  # read, because the first look had no need of them; then from the cache
+        sizes = look_at(paths, store, with_sizes=True).sizes
+        assert sizes is not None
+        assert sizes.tolist() == expected
+        monkeypatch.setattr("outgrow.data.identity.sizes_of", None)
+    assert look_at(paths, store).digests.any(1).all()

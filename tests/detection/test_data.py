@@ -11,7 +11,7 @@ import torch
 from outgrow.detection.data import DetectionData, open_coco
 from outgrow.detection.layouts.annotations import read_annotations
 
-from .coco_files import CATEGORIES, annotation, image, write_json, write_pictures
+from .coco_files import CATEGORIES, annotation, image, picture, write_json, write_pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore::outgrow.data.DataWarning")  # splits share pictures here
 
@@ -236,10 +236,42 @@ def test_missing_images_can_be_left_out(tmp_path: Path) -> None:
         open_coco(source, on_fault="skip")
 
 
-def test_a_picture_of_another_size(tmp_path: Path) -> None:
-    split = open_one(tmp_path, [image(11), image(5, height=50, width=60)], [GOOD]).test
+def test_pictures_of_another_size_are_faults(tmp_path: Path) -> None:
+    """Somebody has shrunk the pictures and left the boxes: those of all splits are named before training starts."""
+    source = write(tmp_path, "train", "val")
+    open_coco(source)
+    for wrong, right in (("train/5", "val/8"), ("val/8", "val/5")):
+        shutil.copy(tmp_path / f"{right}.png", tmp_path / f"{wrong}.png")
+    for _ in range(2):  # from the cache, too
+        with pytest.raises(ValueError, match=r"got 2 with faults in .*train\.json and .*val\.json") as caught:
+            open_coco(source)
+        assert re.search(
+            r"image 5 of \S*train\.json: needs an image of the 50 x 60 pixels that its entry states, got '100 x 80 in "
+            r"\S*train/5\.png'; image 8 of \S*val\.json",
+            str(caught.value),
+        )
+        data = open_coco(source, on_fault="skip")
+        assert data.train is not None
+        assert (data.train.image_ids, data.test.image_ids) == ([11, 8], [11, 5])
+        assert len(data.faults) == 2
+        assert data.test.image(1).shape[1:] == data.test.size(1)
+        assert data.duplicates == 1
+    write_json(
+        tmp_path / "annotations" / "instances_val.json",
+        [image(5, height=9)],
+        [annotation(1, 5, [1, 1, 5, 5])],
+    )
     with pytest.raises(
-        ValueError, match=r"60x50 in .*/5\.png, the size of image 5 in .*boxes\.json, got 50x60; restore"
+        ValueError, match=r"needs an image of the 100 x 9 pixels .*; correct this image or remove it"
+    ):
+        open_coco(f"coco:{tmp_path}:{tmp_path / 'annotations' / 'instances_val.json'}", on_fault="skip")
+
+
+def test_a_picture_that_changes_its_size_later_is_named(tmp_path: Path) -> None:
+    split = open_one(tmp_path, IMAGES, [GOOD]).test
+    picture(5, height=50, width=60).save(tmp_path / "5.png")
+    with pytest.raises(
+        ValueError, match=r"50x60 in .*/5\.png, the size of image 5 in .*boxes\.json, got 60x50; restore"
     ):
         split.image(1)
     assert split.image(0).shape == (3, 80, 100)

@@ -273,6 +273,14 @@ def test_yolos_missing_pictures_are_left_out(tmp_path):
     assert (len(data.test), len(data.faults)) == (4, 1)
 
 
+def test_yolos_smallest_boxes_are_no_shares(tmp_path):
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    path = tmp_path / "other" / "train" / "labels" / "train1.txt"
+    path.write_text(f"{path.read_text()}0 0.005 0.005 0.005 0.005\n")
+    with pytest.warns(DataWarning, match="1 of 10 boxes in .* not trained on"):
+        assert open_boxes(source).faults == ()
+
+
 def test_vocs_marks_and_faults(tmp_path):
     source = voc(*write(tmp_path / "coco"), tmp_path / "other")
     path = tmp_path / "other" / "Annotations" / "train1.xml"

@@ -98,7 +98,9 @@ def test_a_box_that_is_there_twice_counts_once(tmp_path: Path) -> None:
 
 def test_boxes_as_fractions(tmp_path: Path) -> None:
     boxes = [annotation(k, 1, [0.1, 0.2, 0.3, 0.05 * k]) for k in range(1, 9)]
-    with pytest.raises(ValueError, match=r"got 8 of 8 smaller ones in .* look like fractions of the image"):
+    with pytest.raises(
+        ValueError, match=r"got 8 of 8 in .* look like fractions of the image \(annotation 1: .*; mul"
+    ):
         read_annotations(write_json(tmp_path / "b.json", IMAGES, boxes))
 
 
@@ -109,6 +111,45 @@ def test_boxes_as_corners(tmp_path: Path) -> None:
         ValueError, match=r"needs bbox as left, top, width and height, got .* fit as left, top, right"
     ):
         read_annotations(write_json(tmp_path / "b.json", IMAGES, boxes))
+
+
+def test_a_few_boxes_as_fractions(tmp_path: Path) -> None:
+    """Each is a fault, also where most boxes are in pixels. A box without an area is none."""
+    shares = [annotation(50 + k, 1, [0.1, 0.2, 0.3, 0.1 * k]) for k in range(1, 4)]
+    shares += [annotation(60, 2, [0, 0, 1, 1]), annotation(61, 2, [0, 0, 0, 0])]
+    path = write_json(tmp_path / "b.json", IMAGES, [*BOXES[:6], *shares])
+    message = r"got 4 with faults in .*annotation 51 of \S*b\.json: needs a bbox .* in pixels, not shares of the image, got \[0\.1"
+    with pytest.raises(ValueError, match=message):
+        read_annotations(path)
+    file = read_annotations(path, on_fault="skip")
+    assert (len(file.ids), len(file.faults)) == (7, 4)
+    few = write_json(tmp_path / "b.json", IMAGES, [annotation(1, 1, [0.1, 0.2, 0.3, 0.4])])
+    with pytest.raises(ValueError, match=r"got 1 of 1 in .* look like fractions"):
+        read_annotations(few, on_fault="skip")
+    small = [{**image(1), "height": 1, "width": 1}]
+    assert read_annotations(
+        write_json(tmp_path / "b.json", small, [annotation(1, 1, [0, 0, 1, 1])])
+    ).usable.all()
+
+
+@pytest.mark.parametrize("num", [1, 2, 4])
+def test_a_few_boxes_as_corners(num: int, tmp_path: Path) -> None:
+    boxes = [annotation(k, 1, [60 - k, 45, 90 + k, 75]) for k in range(num)]
+    path = write_json(tmp_path / "b.json", IMAGES, boxes)
+    if num == 1:
+        assert "cross the border" in read_annotations(path).notes[0]
+        return
+    with pytest.raises(
+        ValueError, match=rf"got {num} of {num} that cross the border .* fit as left, top, right"
+    ):
+        read_annotations(path)
+    inside = [*boxes, annotation(9, 2, [10, 10, 40, 30])]
+    assert (
+        f"{num} of {num + 1} boxes"
+        in read_annotations(write_json(tmp_path / "b.json", IMAGES, inside)).notes[0]
+    )
+    beyond = [*boxes, annotation(9, 2, [-30, 45, 200, 90])]
+    assert "cross the border" in read_annotations(write_json(tmp_path / "b.json", IMAGES, beyond)).notes[0]
 
 
 def test_boxes_that_are_dropped_or_clipped_are_said(tmp_path: Path) -> None:
@@ -153,8 +194,10 @@ def test_pictures_are_turned_as_their_annotations_say(tmp_path: Path) -> None:
         assert pixels[0].float().mean() == 127.5
     entry = {**image(1), "height": 60, "width": 90}
     write_json(root / "a" / "instances_val.json", [entry], [annotation(1, 1, [1, 1, 9, 9])])
-    with pytest.raises(ValueError, match="needs an image of 90x60"):
-        opened(f"coco:{root}:{root / 'a'}", tmp_path).test.image(0)
+    with pytest.raises(
+        ValueError, match="needs an image of the 90 x 60 pixels that its entry states, got '80 x 100"
+    ):
+        opened(f"coco:{root}:{root / 'a'}", tmp_path)
 
 
 def test_the_same_picture_for_training_and_testing(tmp_path: Path) -> None:

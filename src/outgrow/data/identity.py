@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outgrow.data.files import unreadable
-from outgrow.data.pixels import has_frames
+from outgrow.data.pixels import has_frames, sizes_of
 from outgrow.machine.files import NotWritten, write_atomically
 
 WHOLE_SET = 2 << 30
@@ -37,9 +37,9 @@ _BLOCK = 16 << 10
 _SETTLED = 3 * 10**9
 """Nanoseconds after a change from which on a further change gets a different mtime or ctime."""
 _THREADS = 8
-_MAGIC = b"outgrow looks 1\n"
-_FRAMES, _SAMPLED = 1, 2
-_ENTRY = np.dtype([("quick", "<u8"), ("digest", "u1", 16), ("flags", "u1")])
+_MAGIC = b"outgrow looks 2\n"
+_FRAMES, _SAMPLED, _SIZED = 1, 2, 4
+_ENTRY = np.dtype([("quick", "<u8"), ("digest", "u1", 16), ("flags", "u1"), ("sizes", "<u4", (2, 2))])
 
 Digests = NDArray[np.uint8]
 """n x 16: a digest of each image's encoded bytes; zeros for images that were not read."""
@@ -56,6 +56,8 @@ class Look:
     """How many files were not read completely."""
     quick: str
     """A hash of the files' stat facts: it changes with every write to any of them, and differs between copies."""
+    sizes: NDArray[np.uint32] | None = None
+    """n x 2 x 2: width and height as stored, and as EXIF turns the image; zeros for a header that cannot be read."""
 
     @classmethod
     def unknown(cls, num: int) -> "Look":
@@ -82,8 +84,8 @@ def fingerprint(parts: Iterable[object]) -> str:
     return digest.hexdigest()
 
 
-def look_at(paths: Sequence[str], store: Path | None) -> Look:
-    """The :class:`Look` of the files ``paths``; ``store`` is the file that caches digests."""
+def look_at(paths: Sequence[str], store: Path | None, *, with_sizes: bool = False) -> Look:
+    """The :class:`Look` of the files ``paths``; ``store`` is the file that caches digests and sizes."""
     now = time.time_ns()
     entries = np.zeros(len(paths), _ENTRY)
     sizes = np.zeros(len(paths), np.int64)
@@ -111,11 +113,15 @@ def look_at(paths: Sequence[str], store: Path | None) -> Look:
         entries["quick"][row] = int.from_bytes(hashlib.sha256(facts).digest()[:8], "little")
     sampled = (sizes > WHOLE_FILE) & (int(sizes.sum()) > WHOLE_SET)
     known = _fill_known(entries, _read_store(store), sampled)
+    if with_sizes:
+        known &= (entries["flags"] & _SIZED) > 0
 
     def look(row: int) -> None:
-        digest, frames = _look(paths[row], int(sizes[row]), sample=bool(sampled[row]))
+        digest, frames, entries["sizes"][row] = _look(
+            paths[row], int(sizes[row]), sample=bool(sampled[row]), with_sizes=with_sizes
+        )
         entries["digest"][row] = np.frombuffer(digest, np.uint8)
-        entries["flags"][row] = _FRAMES * frames + _SAMPLED * bool(sampled[row])
+        entries["flags"][row] = _FRAMES * frames + _SAMPLED * bool(sampled[row]) + _SIZED * with_sizes
 
     unknown = (~known).nonzero()[0].tolist()
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -128,6 +134,7 @@ def look_at(paths: Sequence[str], store: Path | None) -> Look:
         (entries["flags"] & _FRAMES) > 0,
         int(sampled.sum()),
         fingerprint([entries["quick"].tobytes()]),
+        np.ascontiguousarray(entries["sizes"]) if with_sizes else None,
     )
 
 
@@ -177,12 +184,15 @@ def _digest(data: bytes, size: int) -> bytes:
     return total.digest()[:16]
 
 
-def _look(path: str, size: int, *, sample: bool) -> tuple[bytes, bool]:
+def _look(path: str, size: int, *, sample: bool, with_sizes: bool) -> tuple[bytes, bool, object]:
+    def sizes(image: io.BytesIO | io.BufferedReader) -> object:
+        return (sizes_of(image) if with_sizes else None) or 0
+
     try:
         with open(path, "rb") as file:
             if not sample and size <= (8 << 20):
                 data = file.read()
-                return _digest(data, len(data)), has_frames(data)
+                return _digest(data, len(data)), has_frames(data), sizes(io.BytesIO(data))
             head = file.read(_BLOCK)
             parts: Iterator[bytes] = iter(lambda: file.read(1 << 20), b"")
             if sample:
@@ -191,7 +201,8 @@ def _look(path: str, size: int, *, sample: bool) -> tuple[bytes, bool]:
             total.update(head)
             for part in parts:
                 total.update(part)
-            return total.digest()[:16], has_frames(head)
+            file.seek(0)
+            return total.digest()[:16], has_frames(head), sizes(file)
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -213,6 +224,7 @@ def _fill_known(entries: np.ndarray, stored: np.ndarray, sampled: NDArray[np.boo
     known = (found["quick"] == entries["quick"]) & (((found["flags"] & _SAMPLED) > 0) == sampled)
     entries["digest"][known] = found["digest"][known]
     entries["flags"][known] = found["flags"][known]
+    entries["sizes"][known] = found["sizes"][known]
     return known
 
 

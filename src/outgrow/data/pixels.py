@@ -41,6 +41,8 @@ _TURNS = {
     8: "ROTATE_90",
 }
 """PIL's transpose method that undoes each of EXIF's orientations."""
+_SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations whose width is the stored height."""
 
 
 def decode(data: bytes, *, where: Callable[[], str], stored_size: tuple[int, int] | None = None) -> "Image":
@@ -69,6 +71,22 @@ def decode(data: bytes, *, where: Callable[[], str], stored_size: tuple[int, int
             f"data: needs images that Pillow can decode, got {where()} ({len(data)} bytes: {_reason(error)}); "
             "replace the file or remove it from the data set."
         ) from error
+
+
+def sizes_of(file: io.BytesIO | io.BufferedReader) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Width and height of an encoded image as stored, and as a viewer shows it. Only its header is read.
+
+    None if that cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            sideways = _orientation(image) in _SIDEWAYS
+    except Exception:  # decoders raise OSError, SyntaxError, struct.error, ...
+        return None
+    return (width, height), (height, width) if sideways else (width, height)
 
 
 def to_tensor(image: "Image") -> UInt8[Tensor, "3 height width"]:

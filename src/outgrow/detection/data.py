@@ -28,7 +28,7 @@ from outgrow.detection.boxes import Truth
 from outgrow.detection.layouts.annotations import AnnotationFile, Faults
 from outgrow.detection.layouts.coco import coco_pictures, read_coco
 from outgrow.detection.layouts.hub import hub_pictures, read_hub
-from outgrow.detection.layouts.listed import Listed
+from outgrow.detection.layouts.listed import Listed, read_each
 from outgrow.detection.layouts.voc import read_voc, voc_pictures
 from outgrow.detection.layouts.yolo import read_yolo, yolo_pictures
 
@@ -186,11 +186,13 @@ def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | N
     splits: dict[str, DetectionSplit] = {}
     digests: dict[str, Digests] = {}
     facts: list[object] = [VERSION]
-    for split, one in listed.items():
-        for note in one.file.notes:
+    for file in files.values():
+        for note in file.notes:
             opening.note(note)
-        opening.faults += one.file.faults
-        splits[split], look = split_listed(split, one, opening)
+        opening.faults += file.faults
+    looks = read_each(listed, lambda split: split_listed(split, listed[split], opening))
+    for split, one in listed.items():
+        splits[split], look = looks[split]
         digests[split] = look.digests
         facts += [
             split,
@@ -253,7 +255,11 @@ def split_listed(split: str, one: Listed, opening: Opening) -> tuple[DetectionSp
     if one.rows is None:
         file, paths = _image_paths(one.home, one.folder, file, opening)
         rows: Rows = PathList(paths)
-        look = look_at(paths, opening.store(name, identity))
+        look = look_at(paths, opening.store(name, identity), with_sizes=one.stated)
+        if one.stated:
+            keep = _as_stated(file, paths, look, opening)
+            file, rows = file.only(keep), PathList([paths[at] for at in keep.nonzero()[:, 0].tolist()])
+            look = replace(look, digests=look.digests[keep.numpy()], frames=look.frames[keep.numpy()])
     else:
         rows = one.rows
         look = look_at_rows(rows.stream(), len(rows))
@@ -327,7 +333,10 @@ def _image_paths(
     if missing and opening.on_fault == "skip" and len(missing) < len(paths):
         keep = torch.ones(len(paths), dtype=torch.bool)
         keep[missing] = False
-        _leave_out(file, keep, "an existing file", [paths[place] for place in missing], opening)
+        faults = Faults(file.path, "skip")
+        for place in missing:
+            faults.add("image", int(file.image_ids[place]), "an existing file", paths[place])
+        _settle(faults, opening)
         return _image_paths(images, folder, file.only(keep), opening)
     if missing:
         first = missing[0]
@@ -356,14 +365,30 @@ def _image_paths(
     return file, paths
 
 
-def _leave_out(
-    file: AnnotationFile, keep: Bool[Tensor, " images"], needed: str, got: Sequence[str], opening: Opening
-) -> None:
-    """Note the images of ``file`` that are not to ``keep`` as faults: each needs ``needed``, and has ``got`` instead."""
-    numbers = file.image_ids[~keep].tolist()
-    faults = Faults(file.path, "skip")
-    for number, one in zip(numbers, got, strict=True):
-        faults.add("image", number, needed, one)
+def _as_stated(
+    file: AnnotationFile, paths: Sequence[str], look: Look, opening: Opening
+) -> Bool[Tensor, " images"]:
+    """Which images have the size that ``file`` states, by the rule of :meth:`DetectionSplit.image`.
+
+    Others are faults. An image whose header cannot be read is not one of them: decoding says what is wrong with it.
+    """
+    assert look.sizes is not None
+    sizes = torch.from_numpy(
+        look.sizes.astype("int64")
+    )  # of each image as stored and as turned: width, height
+    keep = ((sizes == file.sizes.flip(1)[:, None]).all(2) | (sizes == 0).all(2)).any(1)
+    faults = Faults(file.path, opening.on_fault if keep.any() else "refuse")
+    for place in (~keep).nonzero()[:, 0].tolist():
+        (height, width), (wide, high) = file.sizes[place].tolist(), sizes[place, 1].tolist()
+        needed = f"an image of the {width} x {height} pixels that its entry states"
+        number, got = int(file.image_ids[place]), f"{wide} x {high} in {printable(paths[place])}"
+        faults.add("image", number, needed, got)
+    _settle(faults, opening)
+    return keep
+
+
+def _settle(faults: Faults, opening: Opening) -> None:
+    """:meth:`Faults.settle`, with its note and faults added to those of ``opening``."""
     for note in faults.settle():
         opening.note(note)
     opening.faults += map(str, faults.found)

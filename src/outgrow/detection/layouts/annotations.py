@@ -23,8 +23,8 @@ from outgrow.data.reading import OnFault
 SMALLEST = 1.0
 """Boxes with a shorter side than this, in pixels, are not trained on. COCO has a few of width 0, which
 torchvision's references drop, too. Widths near 0 are as bad, as box regression takes their logarithm."""
-_ENOUGH = 8
-"""The least number of boxes from which their unit is guessed."""
+_ENOUGH, _LEAST = 8, 2
+"""The least number of boxes from which corners are recognised: if some cross the border of their image, and if all do."""
 _LISTS = ("images", "annotations", "categories")
 _SHAPES = ("segmentation", "keypoints")
 """Keys of an annotation that can hold thousands of numbers and that no box needs."""
@@ -199,8 +199,8 @@ def read_annotations(path: Path, *, on_fault: OnFault = "refuse") -> AnnotationF
     ``ValueError`` with the file and the id for unreadable JSON, no images, missing keys, duplicate or unknown ids,
     an image with two ids or outside the folder of images, sizes that are not positive, and boxes that are not four
     finite numbers, have a negative side or are outside their image. All faults are reported at once; with
-    ``on_fault="skip"`` images and annotations with faults are left out. Boxes that are most likely fractions of
-    the image, or corners, are refused, too.
+    ``on_fault="skip"`` images and annotations with faults are left out. A box that is most likely in fractions of the
+    image is a fault. If most are, or all are most likely corners, the file is refused.
     """
     return check_content(load_content(path), path, Faults(str(path), on_fault))
 
@@ -218,8 +218,11 @@ def _without_collector() -> Iterator[None]:
 
 
 @_without_collector()
-def check_content(content: Content, path: Path, faults: Faults) -> AnnotationFile:
-    """The content of a file, checked as by :func:`read_annotations`. ``faults`` may have some already."""
+def check_content(content: Content, path: Path, faults: Faults, *, in_pixels: bool = False) -> AnnotationFile:
+    """The content of a file, checked as by :func:`read_annotations`. ``faults`` may have some already.
+
+    ``in_pixels``: boxes were converted to pixels, so that small ones are no shares.
+    """
     categories = _Entries(faults, "category", content["categories"]).checked("name")
     order = sorted(categories)
     labels = {number: label for label, number in enumerate(order, start=1)}
@@ -251,6 +254,8 @@ def check_content(content: Content, path: Path, faults: Faults) -> AnnotationFil
         if complaint:
             faults.add("annotation", number, *complaint)
             del annotations[number]
+    if not in_pixels:
+        _leave_out_shares(path, annotations, images, faults)
     if not images and faults.on_fault == "skip":
         faults.on_fault = "refuse"
     notes = faults.settle()
@@ -331,6 +336,31 @@ def _without_copies(
     ]
 
 
+def _leave_out_shares(
+    path: Path,
+    annotations: dict[int, dict[str, Any]],
+    images: Mapping[int, dict[str, Any]],
+    faults: Faults,
+) -> None:
+    """Boxes that are shares of their image are faults; ``ValueError`` if most are. Boxes without an area are none."""
+    shares = [
+        number
+        for number, entry in annotations.items()
+        if max(entry["bbox"]) <= 1 < max(images[entry["image_id"]][side] for side in ("height", "width"))
+        and min(entry["bbox"][2:]) > 0
+    ]
+    if 2 * len(shares) > len(annotations):
+        raise ValueError(
+            f"data: needs boxes in pixels, got {len(shares)} of {len(annotations)} in {path} that look like fractions of the "
+            f"image (annotation {shares[0]}: {annotations[shares[0]]['bbox']}); multiply them by its width and height."
+        )
+    for number in shares:
+        bbox = annotations.pop(number)["bbox"]
+        faults.add(
+            "annotation", number, "a bbox (left, top, width, height) in pixels, not shares of the image", bbox
+        )
+
+
 def _check_scale(
     path: Path,
     ids: Int64[Tensor, " rows"],
@@ -343,15 +373,9 @@ def _check_scale(
     num, dropped = len(bbox), (~usable).nonzero().squeeze(1)
     if 2 * len(dropped) > num:
         row = int(dropped[0])
-        fractions = bool((bbox <= 1).all())
-        hint = (
-            "they look like fractions of the image: multiply them by its width and height"
-            if fractions
-            else "bbox is left, top, width and height in pixels"
-        )
         raise ValueError(
             f"data: needs boxes of at least {SMALLEST:.0f} pixel, got {len(dropped)} of {num} smaller ones in {path} (annotation "
-            f"{int(ids[row])}: {bbox[row].tolist()}); {hint}."
+            f"{int(ids[row])}: {bbox[row].tolist()}); bbox is left, top, width and height in pixels."
         )
     if len(dropped):
         notes.append(
@@ -361,8 +385,9 @@ def _check_scale(
     limit = sizes.flip(1).to(torch.float64)
     over = ((bbox[:, :2] < -1) | (bbox[:, :2] + bbox[:, 2:] > limit + 1)).any(1).nonzero().squeeze(1)
     if len(over):
-        as_corners = (bbox[:, 2:] > bbox[:, :2]).all() and (bbox[:, 2:] <= limit + 1).all()
-        if num >= _ENOUGH and as_corners and 10 * len(over) >= num:
+        inside = (bbox[:, :2] >= -1) & (bbox[:, 2:] > bbox[:, :2]) & (bbox[:, 2:] <= limit + 1)
+        many = num >= _ENOUGH and 10 * len(over) >= num
+        if inside.all() and (many or len(over) == num >= _LEAST):
             row = int(over[0])
             raise ValueError(
                 f"data: needs bbox as left, top, width and height, got {len(over)} of {num} that cross the border of "

@@ -47,7 +47,7 @@ def read_coco(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     def read(split: str) -> Listed:
         file = read_annotations(paths[split], on_fault=on_fault)
         folder = _image_folder(images, paths[split], file.names[0])
-        return Listed(file, folder, images, digest_of([paths[split]]))
+        return Listed(file, folder, images, digest_of([paths[split]]), stated=True)
 
     return read_each(paths, read)
 
@@ -130,7 +130,7 @@ def _read_roboflow(root: Path, on_fault: OnFault) -> dict[str, Listed]:
     def read(split: str) -> Listed:
         path = paths[split]
         file = check_content(contents[split], path, Faults(str(path), on_fault))
-        return Listed(file, path.parent, path.parent, digest_of([path]))
+        return Listed(file, path.parent, path.parent, digest_of([path]), stated=True)
 
     return hold_out(read_each(paths, read), root)
 

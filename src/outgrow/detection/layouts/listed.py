@@ -6,24 +6,26 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from outgrow.data.files import PICTURES, read_bytes
 from outgrow.data.notes import printable
+from outgrow.data.pixels import sizes_of
 from outgrow.data.splits import Rows
 from outgrow.detection.layouts.annotations import AnnotationFile, Faults, FaultyEntries, check_content
 
+T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Splits by the names of their folders."""
-_SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations whose width is the stored height."""
 
 
 @dataclass(frozen=True)
 class Listed:
     """The images of ``file`` are below ``folder`` by name, or in ``rows``; links must stay below ``home``.
 
-    ``digest`` identifies the content of the annotations.
+    ``digest`` identifies the content of the annotations. Sizes that are ``stated`` there are still to be compared with
+    the images.
     """
 
     file: AnnotationFile
@@ -31,6 +33,7 @@ class Listed:
     home: Path
     digest: bytes
     rows: Rows | None = None
+    stated: bool = False
 
 
 def digest_of(files: Iterable[Path]) -> bytes:
@@ -41,9 +44,9 @@ def digest_of(files: Iterable[Path]) -> bytes:
     return total.digest()
 
 
-def read_each(splits: Iterable[str], read: Callable[[str], Listed]) -> dict[str, Listed]:
+def read_each(splits: Iterable[str], read: Callable[[str], T]) -> dict[str, T]:
     """``read`` of each of ``splits``. The faults of all of them are raised at once."""
-    found: dict[str, Listed] = {}
+    found: dict[str, T] = {}
     faulty: list[FaultyEntries] = []
     for split in splits:
         try:
@@ -102,18 +105,8 @@ def without_objects(
 
 def seen_size(data: bytes) -> tuple[int, int] | None:
     """Width and height of an encoded image as a viewer shows it; None if its header cannot be read."""
-    return _seen(io.BytesIO(data))
-
-
-def _seen(file: io.BytesIO | io.BufferedReader) -> tuple[int, int] | None:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(274) in _SIDEWAYS else (width, height)
-    except Exception:  # decoders raise OSError, SyntaxError, struct.error, ...
-        return None
+    found = sizes_of(io.BytesIO(data))
+    return None if found is None else found[1]
 
 
 def size_of_file(path: Path) -> tuple[int, int] | None:
@@ -121,7 +114,8 @@ def size_of_file(path: Path) -> tuple[int, int] | None:
     if not path.is_file():  # reading a pipe would block
         return None
     with open(path, "rb") as file:
-        return _seen(file)
+        found = sizes_of(file)
+    return None if found is None else found[1]
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
