@@ -143,7 +143,7 @@ EXPECTED = {
     "teacher cache on a read-only disk": [(REFUSED, "teacher.cache: needs a folder that can be written")],
     "teacher cache is a file": [
         (REFUSED, "teacher.cache: needs a folder, got the file"),
-        (REFUSED, "teacher.cache: needs a folder that can"),
+        (REFUSED, "teacher.cache: needs a folder, got the file"),
     ],
     "the disk of the teacher cache fills up": [
         (MACHINE, "needs (to write|[0-9.]+ .iB for) .*No space left on device")

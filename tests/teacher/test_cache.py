@@ -15,7 +15,14 @@ from outgrow.losses import LOSSES
 from outgrow.machine.files import NotWritten
 from outgrow.models import create_model
 from outgrow.run import distill, fill_cache
-from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest, feature_half, to_half
+from outgrow.teacher.cache import (
+    CachedTeacher,
+    TeacherCache,
+    check_cache_folder,
+    digest,
+    feature_half,
+    to_half,
+)
 from outgrow.training.config import build_config, merge
 from outgrow.training.progress import Reporter
 from tests.run.test_distill import SMALL
@@ -444,3 +451,15 @@ def test_a_disk_that_fills_up_is_a_message(tmp_path, monkeypatch):
     with pytest.raises(NotWritten, match=r"needs .* for .*, got No space left on device; free some room"):
         make(tmp_path).start(0)
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_runs_that_start_at_once_do_not_disturb_one_another(tmp_path):
+    """Each looks whether the folder of the cache can be made; none of them makes or removes it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(40):
+            folder = tmp_path / str(number) / "cache"
+            list(pool.map(check_cache_folder, [folder] * 8))
+            assert not folder.parent.exists()
+    assert list(tmp_path.iterdir()) == []

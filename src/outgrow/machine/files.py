@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,12 @@ def check_writable(folder: Path, *, what: str, room: int = 0) -> None:
         raise ValueError(f"{what}: needs a folder, got the file {folder}; name another.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ".outgrow-test", b"test")
-        (folder / ".outgrow-test").unlink()
+        with tempfile.TemporaryFile(
+            dir=folder
+        ) as file:  # of a name of its own: other processes may test, too
+            file.write(b"test")
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise ValueError(

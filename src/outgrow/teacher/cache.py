@@ -179,12 +179,13 @@ def check_cache_folder(folder: Path) -> None:
     A folder that cannot be written but has a cache is accepted: whether that is complete is not known yet. The check
     leaves no new folder, as the run may not fill a cache (a rehearsal).
     """
-    existed = folder.exists()
+    place = folder
+    while (
+        not place.exists()
+    ):  # in the nearest folder that is there: to make and remove one would disturb another run
+        place = place.parent
     try:
-        check_writable(folder, what="teacher.cache")
-        if not existed:
-            with contextlib.suppress(OSError):  # another run may have started to use it
-                folder.rmdir()
+        check_writable(place, what="teacher.cache")
     except ValueError:
         if not any(folder.glob("*/facts.json")):
             raise
