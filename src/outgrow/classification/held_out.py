@@ -67,5 +67,6 @@ def _rests_on_the_labels(taught: Taught) -> bool:
         members = (one.correction for one in taught.mixture.members)
         return taught.mixture.nll is not None or any(one is not None and one.used for one in members)
     found = taught.correction
-    checked = found is not None and found.raw is not None and found.memory is None
-    return checked and (found.used or taught.noise is not None)
+    if found is None or found.raw is None or found.memory is not None:
+        return False
+    return found.used or taught.noise is not None
