@@ -106,6 +106,7 @@ nitpick_ignore_regex = [
     # other libraries: their references are on other servers
     (r"py:.*", r"(torch|jaxtyping|collections|typing|pathlib|PIL|pydantic|numpy|abc)\..*"),
     (r"py:class", r"outgrow\.data\.plan\.ImageLoader"),  # what a caller needs of it is Loader
+    (r"py:.*", r"outgrow\.data\.mixed\.(Shuffled|B|B_co)"),  # the same: what make_loader returns
     (r"py:.*", r"(Tensor|nn\.Module|Module|Callable|Image|ast|outgrow\.spec\.T)"),
 ]
 autodoc_default_options = {"members": True, "member-order": "bysource"}

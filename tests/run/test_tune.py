@@ -135,6 +135,13 @@ def test_a_search_says_what_it_cannot_know_of_a_teacher_from_a_file(biased, tmp_
         tune(config(biased, CORRECTED), out=tmp_path, trials=1, over=["weight"], log=lambda text: None)
 
 
+def test_a_search_says_so_of_several_teachers_whose_weights_are_fitted(teacher_file, biased, tmp_path):  # noqa: F811
+    others = {"teacher": {"others": [{"name": "cifar/resnet8", "weights": str(biased)}]}}
+    asked = config(teacher_file, {"method": {"preset": "kd"}, "train": {"epochs": 1}}, others)
+    with pytest.warns(UserWarning, match=r"tune: needs held-out images that the teacher was not"):
+        tune(asked, out=tmp_path, trials=1, over=["weight"], log=lambda text: None)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
