@@ -56,6 +56,33 @@ def test_a_detector_is_measured_on_held_out_pictures(source, tmp_path):
         torch.testing.assert_close(value, before[name], msg=name)
 
 
+def test_few_annotated_pictures_are_said(source, tmp_path, monkeypatch):
+    """With the command to go on; not beside pictures without annotations, nor for a teacher that finds nothing."""
+    where = source("train", "val", "test")
+    data = open_run_scenes(build_config({"data": {"source": where}}))
+
+    def kinds(**options):
+        config = {"data": {"source": where, "workers": 0, **options}, "out": str(tmp_path / "out")}
+        record = audit_teacher(config, teacher=detector(classes=data.classes), overwrite=True)
+        return [one.kind for one in record.verdicts], record.verdicts[-1]
+
+    assert kinds()[0] == ["below_majority"]
+    monkeypatch.setattr("outgrow.detection.audit.USELESS", 0.0)
+    found, last = kinds()
+    assert found == ["usable", "few_labels"]
+    assert last.reason.startswith("5 pictures to train on.")
+    assert last.command.startswith(f"outgrow distill --data {where} ")
+    assert last.command.endswith(
+        " --student fasterrcnn:BACKBONE --preset kd --unlabelled SRC --out runs/first"
+    )
+    assert last.text in Page((tmp_path / "out" / "index.html").read_text()).text
+    picture = coco_files.image(99)
+    coco_files.write_pictures(tmp_path / "more", [picture])
+    assert kinds(unlabelled=f"folder:{tmp_path / 'more'}")[0] == ["usable"]
+    monkeypatch.setattr("outgrow.detection.audit.FEW", 4)
+    assert kinds()[0] == ["usable"]
+
+
 def test_the_same_audit_gives_the_same_rows(source):
     where = source("train", "val")
     data = open_run_scenes(build_config({"data": {"source": where}}))

@@ -19,7 +19,7 @@ from outgrow.detection.page import COUNTS, NUMBERS, percent
 from outgrow.detection.record import errors_by_class, numbers_of
 from outgrow.detection.run_data import RunScenes, open_run_scenes
 from outgrow.detection.scores import check_installed
-from outgrow.detection.task import TASK
+from outgrow.detection.task import FEW, TASK
 from outgrow.detection.teacher import make_teacher
 from outgrow.models import num_parameters
 from outgrow.report.parts import Section
@@ -82,7 +82,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         rules=rule_effects(logits[objects], label[objects]) if bool(objects.any()) else (),
     )
     return Audited(
-        verdicts=(_verdict(numbers, config, options),),
+        verdicts=_verdicts(numbers, len(data.train), config, options),
         teacher=AuditedTeacher(
             name=detector.name,
             parameters=num_parameters(detector),
@@ -161,9 +161,30 @@ def _counted(logits: Tensor, label: Tensor, where: Tensor) -> Counted | None:
     return Counted.of(int((logits.argmax(1) == label)[where].sum()), rows) if rows else None
 
 
+def _verdicts(
+    numbers: DetectorAudit, annotated: int, config: Config, options: Options
+) -> tuple[Verdict, ...]:
+    """The first one is the one to act on. A teacher that finds nothing has nothing to say of more pictures."""
+    main = _verdict(numbers, config, options)
+    if main.kind == "below_majority" or annotated > FEW or config.data.unlabelled is not None:
+        return (main,)
+    few = Verdict(
+        kind="few_labels",
+        text="All pictures have annotations, and they are few: the teacher can only tell you about pictures whose boxes you drew.",
+        reason=f"{annotated:,} pictures to train on. More of the same kind, even without annotations, let the teacher say something "
+        "new.",
+        command=f"outgrow distill {options(config)}{_student(config)} --preset kd --unlabelled SRC --out runs/first",
+    )
+    return main, few
+
+
+def _student(config: Config) -> str:
+    return "" if config.student.name else " --student fasterrcnn:BACKBONE"
+
+
 def _verdict(numbers: DetectorAudit, config: Config, options: Options) -> Verdict:
     ap = max(numbers.numbers.get("ap") or 0.0, 0.0)
-    student = "" if config.student.name else " --student fasterrcnn:BACKBONE"
+    student = _student(config)
     best = f"box AP {ap:.1f} on {numbers.pictures:,} held-out images"
     if ap < USELESS:
         alone = options(config.model_copy(update={"teacher": type(config.teacher)()}))

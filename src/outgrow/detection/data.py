@@ -201,9 +201,8 @@ def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | N
             look.digests.tobytes(),
             *splits[split].index.tolist(),
         ]
-    _check_objects(
-        {split: one.file for split, one in splits.items()}
-    )  # without the images that were left out
+    # images may have been left out meanwhile
+    _check_objects({split: one.file for split, one in splits.items()})
     test = splits["test"].file
     duplicates = None
     if "train" in splits:
