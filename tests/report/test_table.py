@@ -94,3 +94,17 @@ def test_runs_that_cannot_be_paired_are_refused(tmp_path):
     (tmp_path / "kd" / "seed0" / "record.json").write_text("{}")
     with pytest.raises(ValueError, match=r"needs a valid record in .*record.json, got .* errors"):
         read_records(tmp_path)
+
+
+def test_without_a_correction_each_method_is_compared_with_its_own_teacher_twice():
+    """Also where methods have other teachers, or other seeds."""
+    table = tabulate(
+        {
+            "none": [record("none", seed, 40.0 + seed, teacher=None) for seed in (0, 1)],
+            "kd": [record("kd", 0, 41.0)],
+            "other": [record("kd", seed, 45.0 + seed, teacher=30.0) for seed in (0, 1)],
+        }
+    )
+    row = next(row for row in table.rows if row.method == "other")
+    assert row.over_teacher.mean == row.over_corrected.mean == 15.5
+    assert table.corrected is None

@@ -191,7 +191,9 @@ def _tabulate(parsed: Records, *, together: int) -> Table:
                 if null is None or name == null
                 else _paired(runs, {run.seed: run.student_score for run in parsed[null]}, together),
                 over_teacher=_paired(runs, _own(runs, teacher), together),
-                over_corrected=_paired(runs, _own_corrected(runs, corrected), together),
+                over_corrected=_paired(
+                    runs, _own_corrected(runs, corrected) or _own(runs, teacher), together
+                ),
                 wrong_rate=summarize(wrong).mean if wrong else None,
                 parameters=runs[0].student.parameters,
             )
@@ -262,9 +264,9 @@ def _first(records: Records, number: Callable[[RunRecord], float | None]) -> ByS
 
 
 def _corrected(records: Records) -> BySeed:
-    """The teacher after correction, seed by seed; as it is where the correction left it alone."""
+    """The teacher after correction, seed by seed; as it is where the correction left it alone. Empty where none was sought."""
     sought = {name: runs for name, runs in records.items() if runs[0].correction is not None}
     return _first(
-        sought or records,
+        sought,
         lambda run: run.teacher_score if run.corrected_score is None else run.corrected_score,
     )
