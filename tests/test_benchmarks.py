@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import sys
+import warnings
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,7 @@ from benchmarks.turns import Worker
 from benchmarks.ways import Task
 from safetensors.torch import load_file
 
+from outgrow.data import DataWarning
 from outgrow.models import create_model, save_student
 from outgrow.run import distill
 from outgrow.training.record import read_record
@@ -219,6 +221,18 @@ def test_the_study_on_blood_cells(tmp_path, monkeypatch, capsys):
     bccd.main(["table", "--out", str(out)])
     shown = capsys.readouterr().out
     assert {"fcos", "other-pkd", "AP50, last epoch"} <= set(shown.replace("  ", "\n").split("\n"))
+    few = [*words, "--out", str(tmp_path / "few"), "--few", "2", "--steps", "2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # some of the pictures have annotations
+        bccd.main([*few, "--methods", "kd", bccd.UNLABELLED])
+    found = {file.parts[-3]: json.loads(file.read_text()) for file in (tmp_path / "few").rglob("record.json")}
+    assert {name: one["data"]["unlabelled"] for name, one in found.items()} == {
+        "kd": None,
+        bccd.UNLABELLED: 2,
+    }
+    assert (tmp_path / "few" / "fcos" / "teacher-0" / "teacher.safetensors").is_file()
+    with pytest.raises(SystemExit):
+        bccd.main([*words, "--methods", bccd.UNLABELLED])
 
 
 def test_a_teacher_on_blood_cells_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
@@ -230,18 +244,18 @@ def test_a_teacher_on_blood_cells_that_was_stopped_goes_on(tmp_path, monkeypatch
 
     def study(name):
         args = argparse.Namespace(
-            data=data, backbones=tmp_path, out=tmp_path / name, size=64, epochs=1, teacher_epochs=2
+            data=data, backbones=tmp_path, out=tmp_path / name, size=64, epochs=1, teacher_epochs=2, few=None
         )
         return bccd.Study(args)
 
-    whole = study("whole").teacher("fcos")
+    whole = study("whole").teacher("fcos", 0)
     with stopped_after(1):
-        study("stopped").teacher("fcos")
+        study("stopped").teacher("fcos", 0)
     folder = tmp_path / "stopped" / "fcos"
     assert (folder / "config.yaml").is_file()
     assert not (folder / "teacher.safetensors").exists()
     capsys.readouterr()
-    continued = study("stopped").teacher("fcos")
+    continued = study("stopped").teacher("fcos", 0)
     assert "teacher: continues after epoch 1" in capsys.readouterr().out
     assert continued["weights"] == str(folder / "teacher.safetensors")
     assert {**continued, "weights": None} == {**whole, "weights": None}
