@@ -345,6 +345,21 @@ class TestBackbonesOfHuggingFace:
         ):
             create_model(f"hf/{tmp_path}")
 
+    def test_a_model_of_images_and_text_is_refused(self, tmp_path):
+        transformers = pytest.importorskip("transformers")
+        tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        config = transformers.CLIPConfig(
+            vision_config={**tower, "image_size": 32, "patch_size": 8},
+            text_config={**tower, "vocab_size": 100},
+            projection_dim=16,
+        )
+        transformers.CLIPModel(config).save_pretrained(tmp_path)
+        with pytest.raises(
+            ValueError,
+            match=r"needs a model that takes images alone, got CLIPModel, which takes input_ids; save",
+        ):
+            create_model(f"hf/{tmp_path}")
+
     def test_a_run(self, tmp_path):
         self.saved(tmp_path / "net", "ViT")
         record = distill(build_config(merge(RUN, {"teacher": {"name": f"hf/{tmp_path / 'net'}"}})))

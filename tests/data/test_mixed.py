@@ -110,3 +110,15 @@ def test_unlabelled_rows_are_not_blended():
 def test_fewer_unlabelled_images_than_a_batch_takes():
     mixed = loader(extra=2, num=2)
     assert all(len(b.images) - int((b.target.label >= 0).sum()) == 2 for b in mixed.epoch(0))
+
+
+def test_a_smaller_last_batch_of_unlabelled_images_is_refused():
+    own, rest = split(8, 0), split(7, 1)
+    labelled = make_loader(own, batch_size=4, shuffle=True)
+    with pytest.raises(
+        ValueError,
+        match=r"MixedLoader: needs unlabelled batches of one size, got a last one of 3 instead of 4; make",
+    ):
+        MixedLoader(labelled, make_loader(rest, batch_size=4, shuffle=True))
+    MixedLoader(labelled, make_loader(rest, batch_size=4, shuffle=True, drop_last=True))
+    MixedLoader(labelled, make_loader(own, batch_size=4, shuffle=True))

@@ -181,7 +181,7 @@ def test_pictures_of_the_labelled_data_are_left_out(labelled, shared_data, tmp_p
         for at in range(2):
             (folder / f"{len(list(folder.iterdir()))}.jpg").write_bytes(split.encoded(at))
     with pytest.raises(
-        ValueError, match=r"needs pictures that are not in the labelled data, got 4 that all are"
+        ValueError, match=r"needs images that are not in the labelled data, got 4 that all are"
     ):
         open_pictures(f"folder:{tmp_path / 'more'}", known=known(labelled))
     others = sorted((shared_data / "bccd" / "val").glob("*.jpg"))[10:13]
@@ -336,6 +336,17 @@ def test_faults_of_pictures_are_named(plain, tmp_path):
         open_pictures(f"voc:{tmp_path}", known={})
 
 
+def test_digests_of_parts_are_not_compared_with_those_of_whole_files(labelled, small):  # noqa: F811
+    """In a large set the digest of a large file covers a part of it. A copy in a small folder has another one."""
+    checked = open_pictures(small, known={"test": labelled.test})
+    assert not any("not checked" in note for note in checked.notes)
+    found = open_pictures(small, known={"test": replace(labelled.test, sampled=True)})
+    assert any(
+        "it was not checked whether unlabelled images of" in note and "are also test images" in note
+        for note in found.notes
+    )
+
+
 def test_some_of_them_are_the_first_of_a_seeded_shuffle(labelled, small):  # noqa: F811
     options = {"known": {"test": labelled.test}}
     few, again, others = (
@@ -447,6 +458,11 @@ def test_a_run_with_pictures_without_annotations(taught, small, tmp_path):  # no
     run(taught, tmp_path / "two", data={"unlabelled": f"coco:{images}:{poisoned}"})
     notes = Notes()
     alone = run(taught, tmp_path / "three", notes)
+    assert not any("adds nothing" in note for note in notes.notes)
+    blind = Notes()
+    short = {"train": {"epochs": 1, "max_steps": 1, "eval_every": 1}, "method": {"loss": "dkd + box"}}
+    distill(build_config(merge(taught, {"data": {"unlabelled": small}}, short)), reporter=blind)
+    assert any(note.startswith("dkd, which needs a label, adds nothing") for note in blind.notes)
     assert alone["data"]["unlabelled"] is None
     assert sum("all 4 training pictures have annotations" in note for note in notes.notes) == 1
     bits = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("one", "two", "three")]

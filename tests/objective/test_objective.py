@@ -334,3 +334,26 @@ def test_one_rule_cannot_serve_two_temperatures():
     ):
         outgrow.preset("paper", loss="kd + dkd(temperature=2)")
     outgrow.preset("paper", loss="kd + dkd(temperature=2)", rule="swap")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("loss", ["kd", "jsd"])
+def test_a_factor_on_the_task_is_one_on_the_task_alone(fast, loss):
+    """On the path in one pass and on the plain one, in value and gradient."""
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn(6, 4, generator=generator) for _ in range(2))
+    label = torch.arange(6) % 4
+    found = {}
+    for factor in (0.0, 1.0, 0.25):
+        rectify, objective = outgrow.preset("kd", loss=loss)
+        objective.fast = fast
+        student = logits.clone().requires_grad_()
+        result = objective(student, rectify(teacher, label), label, 0.0, task_factor=factor)
+        result.total.backward()
+        found[factor] = (result, student.grad)
+    for name in found[1.0][0].terms:
+        wanted = 0.25 if name == "task" else 1.0
+        torch.testing.assert_close(found[0.25][0].terms[name], wanted * found[1.0][0].terms[name])
+    mixed = 0.25 * found[1.0][1] + 0.75 * found[0.0][1]
+    torch.testing.assert_close(found[0.25][1], mixed)
+    assert not torch.allclose(found[0.25][1], found[1.0][1])

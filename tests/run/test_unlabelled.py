@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from outgrow import UNLABELLED, Objective, Outputs, Target, rectify
 from outgrow.classification.data import open_run_data, train_loader
-from outgrow.classification.task import without_labels
 from outgrow.data import ArraySplit, DataWarning, open_data
 from outgrow.data.unlabelled import open_unlabelled
 from outgrow.losses import LOSSES, make_loss
 from outgrow.run import distill
 from outgrow.training.config import build_config, merge
+from outgrow.training.unlabelled import without_labels
 from tests import contract
 from tests.classification.test_names import Notes
 from tests.run.stops import stopped_after

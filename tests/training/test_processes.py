@@ -335,7 +335,7 @@ PARTS = (
 
 
 @pytest.mark.parametrize(
-    "name, sets", [("mixed", MIXED), ("unlabelled", (*MIXED, *UNLABELLED)), ("parts", PARTS)]
+    "name, sets", [("mixed", MIXED), ("unlabelled", (*MIXED, *UNLABELLED)), ("parts", (*PARTS, *UNLABELLED))]
 )
 def test_a_run_on_two_processes_is_the_run_on_one(folder, trained, name, sets):
     """Through torchrun, with a relation, mixup and an uneven last batch; with unlabelled images; with batches in parts

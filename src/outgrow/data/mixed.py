@@ -50,6 +50,12 @@ class Mixed(Generic[B]):
     """
 
     def __init__(self, labelled: Shuffled[B], unlabelled: Shuffled[B]) -> None:
+        plan = unlabelled.plan
+        if plan.num % plan.batch_size and not plan.drop_last:
+            raise ValueError(
+                f"{type(self).__name__}: needs unlabelled batches of one size, got a last one of {plan.num % plan.batch_size} instead "
+                f"of {plan.batch_size}; make that loader with drop_last=True."
+            )
         self.labelled, self.unlabelled = labelled, unlabelled
         self.batch = unlabelled.plan.batch_size
         """Unlabelled images in a batch, over all processes."""

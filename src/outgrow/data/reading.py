@@ -76,7 +76,7 @@ def split_of(
         rows, labels, digests = Kept(rows, kept), labels[kept], digests[kept.numpy()]
         key = fingerprint([key, *kept.tolist()])
     cache = CacheFile.of(opening.cache, name, identity, key, opening.notes)
-    return Part(cached_split(rows, labels, pack=pack, cache=cache), rows, digests)
+    return Part(cached_split(rows, labels, pack=pack, cache=cache), rows, digests, bool(look.sampled))
 
 
 def note_look(rows: Rows, look: Look, where: object, opening: Opening) -> None:

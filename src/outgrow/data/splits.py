@@ -157,6 +157,8 @@ class Part:
     split: Split
     rows: Rows | None = None
     digests: Digests | None = None
+    sampled: bool = False
+    """Whether digests of large files cover only a part of them, as in large sets."""
 
     def describe(self, row: int) -> str:
         """Where an image is, for messages."""

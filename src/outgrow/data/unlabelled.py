@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from outgrow.data.identity import Digests, also_in, fingerprint
 from outgrow.data.notes import printable
@@ -50,48 +52,56 @@ def open_unlabelled(
     """
     found = find_data(spec, labelled=False, on_fault=on_fault, cache_dir=cache_dir)
     part = found.parts["train"] if "train" in found.parts else next(iter(found.parts.values()))
-    notes = [*found.notes]
-    keep = np.ones(len(part.split), bool)
-    unchecked = [name for name, (other, _) in (known or {}).items() if not _comparable(part, other)]
-    if unchecked:
+    same = {name: _same(part, other, split) for name, (other, split) in (known or {}).items()}
+    positions, notes = left_over(spec, len(part.split), same, rows=rows, seed=seed)
+    identity = fingerprint([found.fingerprint, *_ranges(positions.tolist())])
+    return UnlabelledImages(
+        spec, part.split.subset(positions), identity, found.faults, (*found.notes, *notes)
+    )
+
+
+def left_over(
+    spec: str, total: int, same: Mapping[str, np.ndarray | None], *, rows: int | None, seed: int
+) -> tuple[Int64[Tensor, " left"], list[str]]:
+    """Which of ``total`` unlabelled images are in none of the labelled splits, and what there is to say of the others.
+
+    ``same`` marks by the name of a split the images that are in it, byte for byte; None where that cannot be known. ``rows``
+    keeps the first of a seeded shuffle. ``ValueError`` if no image is left.
+    """
+    notes = []
+    if unchecked := [name for name, mask in same.items() if mask is None]:
         notes.append(
             f"data: it was not checked whether unlabelled images of {printable(spec)} are also {' or '.join(unchecked)} images: "
             "the sets are too large, or kept in other ways."
         )
-    for name, (other, split) in (known or {}).items():
-        same = _same(part, other, split) & keep
-        if same.any():
-            keep &= ~same
+    keep = np.ones(total, bool)
+    for name, mask in same.items():
+        here = np.zeros(total, bool) if mask is None else mask & keep
+        if here.any():
+            keep &= ~here
             notes.append(
-                f"data: left out {int(same.sum()):,} of {len(part.split):,} unlabelled images of {printable(spec)} that are "
-                f"also {name} images, byte for byte."
+                f"data: left out {int(here.sum()):,} of {total:,} unlabelled images of {printable(spec)} that are also {name} "
+                "images, byte for byte."
             )
     positions = torch.from_numpy(keep).nonzero()[:, 0]
     if not len(positions):
         raise ValueError(
-            f"--unlabelled {spec}: needs images that are not in the labelled data, got {len(part.split):,} that all are; "
-            "name other images."
+            f"--unlabelled {spec}: needs images that are not in the labelled data, got {total:,} that all are; name other images."
         )
     if rows is not None and rows < len(positions):
         order = bits(seed, 0, positions, [Stream.SPLIT])[0].argsort(stable=True)
         positions = positions[order[:rows]].sort().values
-    identity = fingerprint([found.fingerprint, *_ranges(positions.tolist())])
-    return UnlabelledImages(spec, part.split.subset(positions), identity, found.faults, tuple(notes))
+    return positions, notes
 
 
-def _comparable(part: Part, other: Part) -> bool:
-    """Whether both have digests of the same kind: of encoded files, or of pixels."""
-    digests = (part.digests, other.digests)
-    return all(held is not None and held.any() for held in digests) and (part.rows is None) == (
-        other.rows is None
-    )
-
-
-def _same(part: Part, other: Part, split: Split) -> np.ndarray:
-    """Which images of ``part`` are in ``split``, which was cut from ``other``."""
+def _same(part: Part, other: Part, split: Split) -> np.ndarray | None:
+    """Which images of ``part`` are in ``split``, which was cut from ``other``; None if their digests are of other kinds: of
+    files and of pixels, or of whole files and of parts of them."""
     mine, theirs = part.digests, other.digests
-    if mine is None or theirs is None or not _comparable(part, other):
-        return np.zeros(len(part.split), bool)
+    if mine is None or theirs is None or not mine.any() or not theirs.any():
+        return None
+    if (part.rows is None, part.sampled) != (other.rows is None, other.sampled):
+        return None
     own: Digests = mine[part.split.index.numpy()]
     return np.asarray(also_in(own, theirs[split.index.numpy()]) >= 0)
 

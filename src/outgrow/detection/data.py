@@ -49,6 +49,8 @@ class DetectionSplit:
     index: Int64[Tensor, " n"]
     source: Rows
     digests: Digests | None = None
+    sampled: bool = False
+    """Whether digests of large files cover only a part of them, as in large sets."""
     labelled: bool = True
 
     def __len__(self) -> int:
@@ -265,7 +267,7 @@ def split_listed(split: str, one: Listed, opening: Opening) -> tuple[DetectionSp
     note_look(rows, look, one.folder if one.rows is None else one.file.path, opening)
     key = look.key
     kept = kept_rows(rows, name=one.home.name, identity=identity, key=key, opening=opening)
-    return DetectionSplit(file, str(one.folder), kept, rows, look.digests), look
+    return DetectionSplit(file, str(one.folder), kept, rows, look.digests, bool(look.sampled)), look
 
 
 def _check_objects(files: Mapping[str, AnnotationFile]) -> None:
@@ -372,9 +374,8 @@ def _as_stated(
     Others are faults. An image whose header cannot be read is not one of them: decoding says what is wrong with it.
     """
     assert look.sizes is not None
-    sizes = torch.from_numpy(
-        look.sizes.astype("int64")
-    )  # of each image as stored and as turned: width, height
+    # width and height of each image as stored, and as turned
+    sizes = torch.from_numpy(look.sizes.astype("int64"))
     keep = ((sizes == file.sizes.flip(1)[:, None]).all(2) | (sizes == 0).all(2)).any(1)
     faults = Faults(file.path, opening.on_fault if keep.any() else "refuse")
     for place in (~keep).nonzero()[:, 0].tolist():

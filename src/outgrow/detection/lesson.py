@@ -108,10 +108,10 @@ class Balanced:
 def balance(knowledge: Knowledge) -> Knowledge:
     r"""Weight the rows so that objects and background count alike, within a limit.
 
-    On a row without a label an object is where the teacher sees one. If objects are a share :math:`f` of the rows, they get the share
+    If objects are a share :math:`f` of the rows, they get the share
     :math:`f' = \max(f, \min(\tfrac12, 8 f))` of the weight, spread evenly, and the background gets the rest.
     The mean weight over the rows that count stays 1, so the loss keeps its scale. A batch without objects is not
-    changed.
+    changed. On a row without a label there is an object where the teacher sees one.
 
     >>> from outgrow.knowledge import rectify
     >>> label = torch.tensor([1, 0, 0, 0])

@@ -32,6 +32,7 @@ from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.processes import is_main
 from outgrow.training.record import Both, CostRecord, DataRecord, RunRecord, StudentRecord
 from outgrow.training.task import Parts, RunContext, Task, Taught
+from outgrow.training.unlabelled import without_labels
 
 IGNORED = {
     "teacher": ("fold", "precision", "compile", "cache_features", "correct_views"),
@@ -65,6 +66,8 @@ class Detection:
     def check(self, run: RunContext, objective: Objective) -> None:
         _note_ignored(run)
         _refuse(run.config, objective)
+        if run.config.data.unlabelled is not None and (note := without_labels(run.config, objective)):
+            run.report.note(note)
 
     def make_student(
         self, run: RunContext, data: RunScenes, objective: Objective, module: nn.Module | None

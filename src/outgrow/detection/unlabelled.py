@@ -20,8 +20,8 @@ import torch.distributed as dist
 from outgrow.data.cache import default_cache_dir, usable
 from outgrow.data.identity import also_in, fingerprint
 from outgrow.data.notes import printable
-from outgrow.data.randomness import Stream, bits
 from outgrow.data.reading import OnFault, Opening
+from outgrow.data.unlabelled import left_over
 from outgrow.detection.boxes import Detections
 from outgrow.detection.data import KINDS as LAYOUTS
 from outgrow.detection.data import DetectionSplit, read_pictures, split_listed
@@ -72,24 +72,10 @@ def open_pictures(
     opening.faults += listed.file.faults
     split, look = split_listed("unlabelled", listed, opening)
     split = replace(split, labelled=False)
-    keep = np.ones(len(split), bool)
-    for name, other in known.items():
-        same = _same(split, other) & keep
-        if same.any():
-            keep &= ~same
-            opening.note(
-                f"data: left out {int(same.sum()):,} of {len(split):,} pictures of --unlabelled {printable(spec)} that are also "
-                f"{name} images, byte for byte."
-            )
-    positions = torch.from_numpy(keep).nonzero()[:, 0]
-    if not len(positions):
-        raise ValueError(
-            f"--unlabelled {spec}: needs pictures that are not in the labelled data, got {len(split):,} that all are; name "
-            "other pictures."
-        )
-    if rows is not None and rows < len(positions):
-        order = bits(seed, 0, positions, [Stream.SPLIT])[0].argsort(stable=True)
-        positions = positions[order[:rows]].sort().values
+    same = {name: _same(split, other) for name, other in known.items()}
+    positions, more = left_over(spec, len(split), same, rows=rows, seed=seed)
+    for note in more:
+        opening.note(note)
     identity = fingerprint([*split.file.names, look.digests.tobytes(), *positions.tolist()])
     return Pictures(spec, split.subset(positions), identity, tuple(opening.faults), tuple(opening.notes))
 
@@ -183,10 +169,11 @@ def _folder(root: Path, opening: Opening) -> Listed:
     return only_pictures(names, folder, folder, Faults(str(folder), opening.on_fault))
 
 
-def _same(split: DetectionSplit, other: DetectionSplit) -> np.ndarray:
-    """Which pictures of ``split`` are in ``other``, byte for byte."""
-    assert split.digests is not None
-    assert other.digests is not None
+def _same(split: DetectionSplit, other: DetectionSplit) -> np.ndarray | None:
+    """Which pictures of ``split`` are in ``other``, byte for byte; None if digests of one cover whole files and of the other
+    parts of them."""
+    if split.digests is None or other.digests is None or split.sampled != other.sampled:
+        return None
     rows = also_in(split.digests[split.index.numpy()], other.digests[other.index.numpy()])
     same = np.zeros(len(split), bool)
     for at in (rows >= 0).nonzero()[0].tolist():

@@ -69,9 +69,8 @@ def check_writable(folder: Path, *, what: str, room: int = 0) -> None:
         raise ValueError(f"{what}: needs a folder, got the file {folder}; name another.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(
-            dir=folder
-        ) as file:  # of a name of its own: other processes may test, too
+        # of a name of its own, as other processes may test at the same time
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"test")
             file.flush()
             os.fsync(file.fileno())

@@ -272,6 +272,11 @@ def _hf_backbone(rest: str, config: Any) -> nn.Module:
         net, facts = AutoModel.from_pretrained(
             rest, config=config, output_loading_info=True, trust_remote_code=False
         )
+    if net.main_input_name != "pixel_values":
+        raise ValueError(
+            f"hf/{rest}: needs a model that takes images alone, got {type(net).__name__}, which takes {net.main_input_name}; save "
+            "its part for images, or use a classifier."
+        )
     lacking = sorted(map(str, facts["missing_keys"]))
     if lacking and all(key.startswith("pooler.") for key in lacking):
         net.pooler, lacking = None, []  # weights without it, as those of masked autoencoders

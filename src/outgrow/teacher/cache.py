@@ -179,11 +179,8 @@ def check_cache_folder(folder: Path) -> None:
     A folder that cannot be written but has a cache is accepted: whether that is complete is not known yet. The check
     leaves no new folder, as the run may not fill a cache (a rehearsal).
     """
-    place = folder
-    while (
-        not place.exists()
-    ):  # in the nearest folder that is there: to make and remove one would disturb another run
-        place = place.parent
+    # in the nearest folder that is there: to make and remove one would disturb another run
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     try:
         check_writable(place, what="teacher.cache")
     except ValueError:

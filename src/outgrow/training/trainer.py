@@ -145,8 +145,8 @@ class Trainer:
                 if config.progress == "step":
                     progress = (epoch * self._steps() + step) / total_steps
                 seed_step(seed, epoch * self._steps() + step, group)
-                images = _total(len(batch.images), accelerator.device, group)
-                result = self._backward(accelerator, student, objective, batch, progress, images)
+                images, labelled = _totals(batch, accelerator.device, group)
+                result = self._backward(accelerator, student, objective, batch, progress, images, labelled)
                 guard.before_step(result, batch, epoch, step)
                 if config.clip is not None:
                     accelerator.clip_grad_norm_(student.parameters(), config.clip)
@@ -186,23 +186,22 @@ class Trainer:
         batch: Samples,
         progress: float,
         images: torch.Tensor | int,
+        labelled: torch.Tensor | int,
     ) -> ObjectiveResult:
         """Compute the gradients of a step, one part of the batch after another, and return its loss.
 
-        ``images`` is the number of images of the batch on all processes. With n parts each loss is weighted by the
+        ``images`` is the number of images of the batch on all processes, ``labelled`` of those with a label. With n parts each loss is weighted by the
         share of images in its part, and the task by the share of labelled ones, so that for losses on rows the gradient is
         that of the whole batch.
         """
-        parts, group = self._parts(batch, images), process_group()
-        labelled = _total(batch.num_labelled, accelerator.device, group)
+        parts = self._parts(batch, images)
         if len(parts) == 1:
             result = self._step(accelerator, student, objective, batch, progress, labelled)
             accelerator.backward(result.total)
             return result
         done: list[_Part] = []
         for number, part in enumerate(parts, start=1):
-            held = _total(len(part.images), accelerator.device, group)
-            known = _total(part.num_labelled, accelerator.device, group)
+            held, known = _totals(part, accelerator.device, process_group())
             share, of_labelled = held / images, known / _at_least_one(labelled)
             with ExitStack() as stack:
                 for module in (student, objective) if number < len(parts) else ():
@@ -354,10 +353,14 @@ def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
     return count.clamp_min(1) if isinstance(count, torch.Tensor) else max(count, 1)
 
 
-def _total(images: int, device: torch.device, group: dist.ProcessGroup | None) -> torch.Tensor | int:
-    """The number of images in a step over all processes, whose shares may differ."""
+def _totals(
+    batch: Samples, device: torch.device, group: dist.ProcessGroup | None
+) -> tuple[torch.Tensor | int, torch.Tensor | int]:
+    """The numbers of images in a step, and of those with a label, over all processes, whose shares may differ."""
+    counts = len(batch.images), batch.num_labelled
     if group is None:
-        return images
-    total = torch.tensor(float(images), device=device)
-    dist.all_reduce(total, group=group)
-    return total
+        return counts
+    totals = torch.tensor(counts, dtype=torch.float32, device=device)
+    dist.all_reduce(totals, group=group)
+    images, labelled = totals.unbind()
+    return images, labelled
