@@ -1,7 +1,8 @@
 """The study of results/study.md: regimes of teachers x methods x seeds, at a long and a short budget.
 
-    python -m benchmarks.study prepare --cifar100 DIR --out OUT            # splits and teachers, once
+    python -m benchmarks.study prepare --cifar100 DIR --weights FILE --out OUT   # splits, teachers
     python -m benchmarks.study train --out OUT [--epochs 216] [--seeds 0 1 2] [--regimes weak biased] [--methods kd outgrow]
+    python -m benchmarks.study train --out OUT --few [--unlabelled 0 20000] [--student cifar/resnet20] ...
     python -m benchmarks.study train --out OUT --epochs 648 --seeds 0 --regimes     # students alone, three times as long
     python -m benchmarks.study table --out OUT
 
@@ -16,15 +17,20 @@ A student, ResNet-8, takes steps of 64 images for 216 epochs (17,000 steps), or 
     strong    ResNet-20 on all 20,000
     weak      ResNet-8 on 5,000 of them
     biased    the strong one, with a head that was fitted on labels of which 45 % are the next class
+    memorised ResNet-20 on the 10,000 images of which the students have some
+    foreign   MobileNetV1 0.25 with the ImageNet weights of ``--weights``, on images enlarged to 128 pixels
+    noisy     the strong one; of the labels of its students 20 % are wrong
+    second    the student of `outgrow, weight 4, unlabelled` from the biased teacher (with ``--few``)
 
-With ``--few`` a student has 500 labels and 2,500 steps, and each method runs with and without the unlabelled images,
-which are then three quarters of a batch. ``--unlabelled 500 2500`` takes so many of them instead of all.
+With ``--few`` a student has 500 labels and 2,500 steps (``--steps``), and each method runs with and without the unlabelled
+images, which are then three quarters of a batch. ``--unlabelled 500 2500`` takes so many of them instead.
 
 All methods of a seed have the same rows, views, initial student and teacher. Finished runs are kept, so a study that
 was interrupted continues. Convergence is checked with students alone at three times the budget.
 """
 
 import argparse
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -65,8 +71,22 @@ TEACHERS: dict[str, Layer] = {
     "strong": {"student": {"name": "cifar/resnet20"}, "train": {"epochs": 40, "batch_size": 128}},
     "weak": {"student": {"name": "cifar/resnet8"}, "data": {"train_rows": ROWS}, "train": {"epochs": SHORT}},
 }
-MODELS = {"strong": "cifar/resnet20", "weak": "cifar/resnet8", "biased": "cifar/resnet20"}
+MEMORISED: Layer = {"student": {"name": "cifar/resnet20"}, "train": {"epochs": 48, "batch_size": 128}}
+MODELS = {
+    "strong": "cifar/resnet20",
+    "weak": "cifar/resnet8",
+    "biased": "cifar/resnet20",
+    "memorised": "cifar/resnet20",
+    "foreign": "timm/mobilenetv1_025_128",
+    "noisy": "cifar/resnet20",
+    "second": "cifar/resnet8",
+}
+"""Of the teacher of each regime."""
+SECOND_OF = ("few-biased", "outgrow, weight 4, unlabelled")
 FLIPPED = 0.45
+WRONG = 0.2
+"""Of the labels in the regime ``noisy``."""
+STUDENT = "cifar/resnet8"
 METHODS: dict[str, Layer] = {
     "none": {"preset": "none"},
     "kd": {"preset": "kd"},
@@ -80,14 +100,41 @@ METHODS: dict[str, Layer] = {
     "outgrow, weight 4": {"preset": "outgrow", "weight": 4.0},
     "outgrow + pair": {"preset": "outgrow", "rule": "pair"},
     "standardize": {"preset": "kd", "loss": "9*standardize"},
+    "outgrow + standardize": {"preset": "outgrow", "loss": "9*standardize"},
+    "dkd": {"preset": "kd", "loss": "dkd"},
+    "outgrow + dkd": {"preset": "outgrow", "loss": "dkd"},
+    "features": {"preset": "kd", "loss": "kd + 100*fitnet"},
+    "outgrow + features": {"preset": "outgrow", "loss": "kd + 100*fitnet"},
     "swap": {"preset": "kd", "rule": "swap"},
     "project": {"preset": "kd", "rule": "project"},
     "drop": {"preset": "drop"},
     "released": {"preset": "released"},
+    "pair, weight 4": {"preset": "kd", "rule": "pair", "weight": 4.0},
+    "outgrow + pair, weight 4": {"preset": "outgrow", "rule": "pair", "weight": 4.0},
+    "swap, weight 4": {"preset": "kd", "rule": "swap", "weight": 4.0},
+    "project, weight 4": {"preset": "kd", "rule": "project", "weight": 4.0},
+    "drop, weight 4": {"preset": "drop", "weight": 4.0},
+    "features, weight 4": {"preset": "kd", "loss": "kd + 25*fitnet", "weight": 4.0},
+    "outgrow + features, weight 4": {"preset": "outgrow", "loss": "kd + 25*fitnet", "weight": 4.0},
+    "posterior": {"preset": "outgrow", "rule": "posterior"},
+    "posterior, weight 4": {"preset": "outgrow", "rule": "posterior", "weight": 4.0},
+    "posterior as task, weight 4": {
+        "preset": "outgrow",
+        "rule": "posterior",
+        "task": "posterior",
+        "weight": 4.0,
+    },
+    # the paper's loss, one factor at a time
+    "paper: constant": {"preset": "paper", "schedule": "constant"},
+    "paper: only drops": {"preset": "drop", "normalize": "subset"},
+    "paper: only corrects": {"preset": "kd", "rule": "pair", "normalize": "subset"},
+    "paper: only schedule": {"preset": "paper", "rule": "identity"},
+    "paper: by rows": {"preset": "paper", "normalize": "rows"},
+    "paper: task stays": {"preset": "paper", "schedule": "grow"},
 }
 
 
-def base_of(out: Path, part: str = "student", epochs: int = SHORT) -> Layer:
+def base_of(out: Path, part: str = "student", epochs: int = SHORT, student: str = STUDENT) -> Layer:
     own = {
         "recipe": "cifar100-small",
         "data": {
@@ -98,13 +145,18 @@ def base_of(out: Path, part: str = "student", epochs: int = SHORT) -> Layer:
             "workers": 0,
         },
         "teacher": {"name": "none", "train": False},
+        "student": {"name": student},
         "train": {"epochs": epochs, "eval_every": epochs // 3},
     }
     return merge(RECIPES["cifar100-small"].layer, own)
 
 
-def prepare(cifar100: Path, out: Path) -> None:
-    """Cut the data, and train the teachers."""
+def part_of(regime: str) -> str:
+    return "noisy" if regime == "noisy" else "student"
+
+
+def prepare(cifar100: Path, out: Path, weights: Path) -> None:
+    """Cut the data, and train the teachers. ``weights`` is the file of the foreign one."""
     train = pa.concat_tables(pq.read_table(file) for file in sorted(cifar100.glob("**/train-*.parquet")))
     test = pa.concat_tables(pq.read_table(file) for file in sorted(cifar100.glob("**/test-*.parquet")))
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(2026))
@@ -117,15 +169,40 @@ def prepare(cifar100: Path, out: Path) -> None:
         else:
             pq.write_table(test, folder / "test-00000-of-00001.parquet")
         pq.write_table(table, folder / "train-00000-of-00001.parquet")
-    for name, layer in TEACHERS.items():
-        layer = merge(base_of(out, "teacher"), {"data": {"train_rows": None}}, layer)
+    spoil(out)
+    parts = {**dict.fromkeys(TEACHERS, "teacher"), "memorised": "student"}
+    for name, layer in {**TEACHERS, "memorised": MEMORISED}.items():
+        layer = merge(base_of(out, parts[name]), {"data": {"train_rows": None}}, layer)
         layer["train"]["eval_every"] = layer["train"]["epochs"]
         run_study(layer, {name: METHODS["none"]}, [100], out=out / "teachers", reporter=make_reporter())
     bias(out)
+    foreign = weights_of(out, "foreign")
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(weights, foreign)
 
 
-def weights_of(out: Path, regime: str) -> Path:
-    return out / "teachers" / regime / "seed100" / "student.safetensors"
+def weights_of(out: Path, regime: str, seed: int = 0) -> Path:
+    if regime == "second":
+        return out.joinpath(*SECOND_OF) / f"seed{seed}" / "student.safetensors"
+    return out / "teachers" / ("strong" if regime == "noisy" else regime) / "seed100" / "student.safetensors"
+
+
+def spoil(out: Path) -> None:
+    """Copy the students' images with a share ``WRONG`` of the training labels replaced by any other class."""
+    source, folder = out / "data" / "student", out / "data" / "noisy"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "test-00000-of-00001.parquet", folder)
+    table = pq.read_table(source / "train-00000-of-00001.parquet")
+    place = table.column_names.index("coarse_label")
+    labels = torch.tensor(table["coarse_label"].to_pylist())
+    generator = torch.Generator().manual_seed(1)
+    classes = int(labels.max()) + 1
+    others = (labels + torch.randint(1, classes, labels.shape, generator=generator)) % classes
+    labels = torch.where(torch.rand(len(labels), generator=generator) < WRONG, others, labels)
+    table = table.set_column(
+        place, table.schema.field(place), pa.array(labels.numpy(), table.schema.types[place])
+    )
+    pq.write_table(table, folder / "train-00000-of-00001.parquet")
 
 
 def bias(out: Path) -> None:
@@ -156,35 +233,70 @@ def bias(out: Path) -> None:
     save_student(network, file)
 
 
-def train(out: Path, regime: str, methods: Mapping[str, Layer], seed: int, epochs: int) -> None:
-    base = base_of(out, epochs=epochs)
+def teacher_of(out: Path, regime: str, seed: int, cache: str) -> Layer:
+    teacher = {"name": MODELS[regime], "weights": str(weights_of(out, regime, seed))}
+    return {
+        "teacher": {**teacher, "cache": str(out / "cache" / cache)},
+        # the views of the student, whatever the teacher makes of them
+        "data": {"size": 32} if regime == "foreign" else {},
+    }
+
+
+def train(out: Path, regime: str, methods: Mapping[str, Layer], seed: int, epochs: int, student: str) -> None:
+    base = base_of(out, part_of(regime), epochs, student)
+    named = {_named(name, student): method for name, method in methods.items()}
     if regime != "alone":
-        cache = str(out / "cache" / f"{regime}-seed{seed}")
-        teacher = {"name": MODELS[regime], "weights": str(weights_of(out, regime)), "cache": cache}
-        base = merge(base, {"teacher": teacher})
-    run_study(base, methods, [seed], out=out / f"{regime}-{epochs}", reporter=make_reporter())
+        train_alone(merge(base, {}), out / f"{regime}-{epochs}", seed, regime)
+        base = merge(base, teacher_of(out, regime, seed, f"{regime}-seed{seed}"))
+    run_study(base, named, [seed], out=out / f"{regime}-{epochs}", reporter=make_reporter())
+
+
+def train_alone(base: Layer, folder: Path, seed: int, regime: str) -> None:
+    """The null of a regime that has labels of its own."""
+    if regime == "noisy":
+        run_study(base, {"none": METHODS["none"]}, [seed], out=folder, reporter=make_reporter())
 
 
 def train_few(
-    out: Path, regime: str, methods: Mapping[str, Layer], seed: int, amounts: Sequence[int]
+    out: Path,
+    regime: str,
+    methods: Mapping[str, Layer],
+    seed: int,
+    amounts: Sequence[int],
+    steps: int,
+    student: str,
 ) -> None:
     """500 labels; each method with a teacher also with unlabelled images, in as many steps of as many images."""
-    base = merge(base_of(out), {"data": {"train_rows": FEW}})
+    base = merge(base_of(out, part_of(regime), student=student), {"data": {"train_rows": FEW}})
     batch = base["train"]["batch_size"]
-    layers: dict[str, Layer] = {"": {"train": _steps(FEW, batch)}}
-    if regime != "alone":
-        teacher = {"name": MODELS[regime], "weights": str(weights_of(out, regime))}
-        base = merge(base, {"teacher": teacher})
-        training = _steps(FEW, batch - round(batch * SHARE))
+    alone = {"train": _steps(steps, FEW, batch)}
+    end = "" if steps == FEW_STEPS else f"-{steps}"
+    layers: dict[str, Layer] = {}
+    if regime == "alone":
+        layers[""] = alone
+    else:
+        train_alone(merge(base, alone), out / f"few-{regime}{end}", seed, regime)
+        training = _steps(steps, FEW, batch - round(batch * SHARE))
         for amount in amounts:
-            data = {"unlabelled": f"parquet:{_some(out, amount)}", "unlabelled_share": SHARE}
-            layers[_suffix(amount)] = {"data": data, "train": training}
+            data = (
+                {"unlabelled": f"parquet:{_some(out, amount)}", "unlabelled_share": SHARE} if amount else None
+            )
+            own = alone if data is None else {"data": data, "train": training}
+            layers[_suffix(amount)] = merge(
+                own, teacher_of(out, regime, seed, f"few-{regime}-{amount}-seed{seed}")
+            )
     for suffix, layer in layers.items():
-        named = {f"{name}{suffix}": method for name, method in methods.items()}
-        run_study(merge(base, layer), named, [seed], out=out / f"few-{regime}", reporter=make_reporter())
+        named = {f"{_named(name, student)}{suffix}": method for name, method in methods.items()}
+        run_study(merge(base, layer), named, [seed], out=out / f"few-{regime}{end}", reporter=make_reporter())
+
+
+def _named(method: str, student: str) -> str:
+    return method if student == STUDENT else f"{student.partition('/')[2]}: {method}"
 
 
 def _suffix(amount: int) -> str:
+    if not amount:
+        return ""
     return ", unlabelled" if amount == PARTS["unlabelled"] else f", {amount:,} unlabelled"
 
 
@@ -201,9 +313,9 @@ def _some(out: Path, amount: int) -> Path:
     return folder
 
 
-def _steps(rows: int, batch: int) -> Layer:
-    """Epochs for ``FEW_STEPS`` steps."""
-    epochs = round(FEW_STEPS / -(-rows // batch))
+def _steps(steps: int, rows: int, batch: int) -> Layer:
+    """Epochs for so many steps."""
+    epochs = round(steps / -(-rows // batch))
     return {"epochs": epochs, "eval_every": epochs}
 
 
@@ -231,19 +343,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cifar100", type=Path, help="folder of the train-* and test-*.parquet of CIFAR-100")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--weights", type=Path, help="file of MobileNetV1 0.25 with ImageNet weights")
+    parser.add_argument("--student", default=STUDENT)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--regimes", nargs="*", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--steps", type=int, default=FEW_STEPS, help="with --few")
+    parser.add_argument("--regimes", nargs="*", default=["strong", "weak", "biased"], choices=MODELS)
     parser.add_argument("--methods", nargs="+", default=["kd", "outgrow", "pair", "paper"], choices=METHODS)
     parser.add_argument("--few", action="store_true", help="500 labels, with and without unlabelled images")
-    parser.add_argument("--unlabelled", type=int, nargs="+", default=[AMOUNTS[-1]], choices=AMOUNTS)
+    parser.add_argument("--unlabelled", type=int, nargs="+", default=[0, AMOUNTS[-1]], choices=(0, *AMOUNTS))
     args = parser.parse_args()
     none = {"none": METHODS["none"]}
     if args.step == "prepare":
-        prepare(args.cifar100, args.out)
+        prepare(args.cifar100, args.out, args.weights)
     elif args.step == "table":
         print(formats.text(compare(collect(args.out))))
     else:
-        step = partial(train_few, amounts=args.unlabelled) if args.few else partial(train, epochs=args.epochs)
+        step = partial(train, epochs=args.epochs)
+        if args.few:
+            step = partial(train_few, amounts=args.unlabelled, steps=args.steps)
+        step = partial(step, student=args.student)
         for seed in args.seeds:
             step(args.out, "alone", none, seed)
             for regime in args.regimes:

@@ -165,15 +165,19 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def contrasts(baseline: str, pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Contrast]:
-    """All comparisons with one baseline: each pair is the scores of a method and of the baseline, by seed."""
+    """All comparisons with one baseline: each pair is the scores of a method and of the baseline, by seed.
+
+    Pairs of one seed have no interval and no p-value, so they are not counted among the comparisons.
+    """
     found = [differences(values, others) for values, others in pairs]
     p_values = [t_test(one) for one in found]
     corrected = iter(holm([p for p in p_values if p is not None]))
+    counted = sum(p is not None for p in p_values)
     return [
         Contrast(
             baseline,
             paired(values, others),
-            paired(values, others, together=len(pairs)),
+            paired(values, others, together=counted),
             p,
             sign_flips(one),
             None if p is None else next(corrected),

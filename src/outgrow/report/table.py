@@ -132,11 +132,13 @@ def compare(studies: Mapping[str, AnyRecords], baselines: Sequence[str] = ()) ->
     """The tables of one or more studies that belong together, with intervals and p-values that know of each other.
 
     ``baselines`` are names of methods; without any they are the student without a teacher and plain distillation.
-    All comparisons with one baseline, over all studies, are corrected together.
+    All comparisons with one baseline, over all studies, are corrected together. Those of one seed say nothing that could be
+    corrected and are not counted.
     """
     parsed = {name: parse_records(records) for name, records in studies.items()}
     chosen = {name: _baselines(records, baselines) for name, records in parsed.items()}
-    number = sum(max(len(records) - 1, 1) for records in parsed.values())
+    several = [sum(len(runs) > 1 for runs in records.values()) for records in parsed.values()]
+    number = max(sum(max(methods - 1, min(methods, 1)) for methods in several), 1)
     tables = {name: _tabulate(records, together=number) for name, records in parsed.items()}
     found: dict[str, dict[str, list[Contrast]]] = {name: {} for name in parsed}
     # one position is one family: the first baseline of every study, the second of every study
