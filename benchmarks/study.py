@@ -233,10 +233,10 @@ def bias(out: Path) -> None:
     save_student(network, file)
 
 
-def teacher_of(out: Path, regime: str, seed: int, cache: str) -> Layer:
-    teacher = {"name": MODELS[regime], "weights": str(weights_of(out, regime, seed))}
+def teacher_of(out: Path, regime: str, seed: int, cache: str | None) -> Layer:
+    where = None if cache is None else str(out / "cache" / cache)
     return {
-        "teacher": {**teacher, "cache": str(out / "cache" / cache)},
+        "teacher": {"name": MODELS[regime], "weights": str(weights_of(out, regime, seed)), "cache": where},
         # the views of the student, whatever the teacher makes of them
         "data": {"size": 32} if regime == "foreign" else {},
     }
