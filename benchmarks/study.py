@@ -282,9 +282,8 @@ def train_few(
                 {"unlabelled": f"parquet:{_some(out, amount)}", "unlabelled_share": SHARE} if amount else None
             )
             own = alone if data is None else {"data": data, "train": training}
-            layers[_suffix(amount)] = merge(
-                own, teacher_of(out, regime, seed, f"few-{regime}-{amount}-seed{seed}")
-            )
+            cache = f"few-{regime}-{amount}-seed{seed}" if amount == PARTS["unlabelled"] else None
+            layers[_suffix(amount)] = merge(own, teacher_of(out, regime, seed, cache))
     for suffix, layer in layers.items():
         named = {f"{_named(name, student)}{suffix}": method for name, method in methods.items()}
         run_study(merge(base, layer), named, [seed], out=out / f"few-{regime}{end}", reporter=make_reporter())
