@@ -130,7 +130,7 @@ METHODS: dict[str, Layer] = {
     "paper: only corrects": {"preset": "kd", "rule": "pair", "normalize": "subset"},
     "paper: only schedule": {"preset": "paper", "rule": "identity"},
     "paper: by rows": {"preset": "paper", "normalize": "rows"},
-    "paper: task stays": {"preset": "paper", "schedule": "grow"},
+    "paper: task stays": {"preset": "paper", "schedule": "linear_keep"},
 }
 
 
