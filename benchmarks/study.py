@@ -46,7 +46,8 @@ from outgrow.data import open_data
 from outgrow.models import create_model, save_student
 from outgrow.models.taps import PENULTIMATE, Taps
 from outgrow.report import formats
-from outgrow.report.table import Records, compare
+from outgrow.report.statistics import contrasts
+from outgrow.report.table import Records, compare, scores_of
 from outgrow.run.recipes import RECIPES
 from outgrow.run.study import run_study
 from outgrow.training.config import TrainConfig, merge
@@ -62,6 +63,8 @@ SHORT = 72
 ROWS = 5_000
 FEW = 500
 FEW_STEPS = 2_500
+LONG_STEPS = 7_500
+"""To see whether ``FEW_STEPS`` are enough."""
 SHARE = 0.75
 """Of unlabelled images in a batch."""
 AMOUNTS = (500, 2_500, 10_000, 20_000)
@@ -87,6 +90,7 @@ FLIPPED = 0.45
 WRONG = 0.2
 """Of the labels in the regime ``noisy``."""
 STUDENT = "cifar/resnet8"
+LARGER = ("cifar/resnet14", "cifar/resnet20")
 METHODS: dict[str, Layer] = {
     "none": {"preset": "none"},
     "kd": {"preset": "kd"},
@@ -132,6 +136,25 @@ METHODS: dict[str, Layer] = {
     "paper: by rows": {"preset": "paper", "normalize": "rows"},
     "paper: task stays": {"preset": "paper", "schedule": "linear_keep"},
 }
+
+
+GROUPS = {
+    f"5,000 labels, {EPOCHS} epochs": f"{{}}-{EPOCHS}",
+    f"5,000 labels, {SHORT} epochs": f"{{}}-{SHORT}",
+    "500 labels": "few-{}",
+    f"500 labels, {LONG_STEPS:,} steps": f"few-{{}}-{LONG_STEPS}",
+}
+"""Of tables, with the names of their regimes. Each answers its own question, so each is corrected by itself."""
+OURS = {"few-biased": "outgrow, weight 4, unlabelled", "few-foreign": "outgrow, weight 4, unlabelled"}
+PUBLISHED = (
+    "kd, weight 4",
+    "pair, weight 4",
+    "swap, weight 4",
+    "project, weight 4",
+    "drop, weight 4",
+    "standardize",
+    "paper",
+)
 
 
 def base_of(out: Path, part: str = "student", epochs: int = SHORT, student: str = STUDENT) -> Layer:
@@ -318,20 +341,49 @@ def _steps(steps: int, rows: int, batch: int) -> Layer:
     return {"epochs": epochs, "eval_every": epochs}
 
 
-def collect(out: Path) -> dict[str, Records]:
-    """Finished runs by regime and epochs; the student alone stands beside each."""
+Group = dict[str, Records]
+"""Records by regime, of regimes whose intervals are widened together."""
+
+
+def collect(out: Path) -> dict[str, Group]:
+    """Finished runs by group, regime and method; the student alone stands beside each."""
     found: dict[str, Records] = {}
     for file in sorted(out.glob("*/*/seed*/record.json"), key=lambda f: int(f.parent.name[4:])):
         found.setdefault(file.parts[-4], {}).setdefault(file.parts[-3], []).append(read_record(file))
     suffixes = ["", *(_suffix(amount) for amount in AMOUNTS)]
-    order = [f"{name}{suffix}" for name in METHODS for suffix in suffixes]
-    tables = {}
-    for form in (f"{{}}-{EPOCHS}", f"{{}}-{SHORT}", "few-{}"):
+    methods = [*METHODS, *(_named(name, student) for student in LARGER for name in METHODS)]
+    order = [f"{name}{suffix}" for name in methods for suffix in suffixes]
+    groups: dict[str, Group] = {}
+    for title, form in GROUPS.items():
         for regime in (form.format(name) for name in MODELS):
             if regime in found:
                 both = {**found.get(form.format("alone"), {}), **found[regime]}
-                tables[regime] = {name: both[name] for name in order if name in both}
-    return tables
+                records = {name: both[name] for name in order if name in both}
+                groups.setdefault(title, {})[regime] = records
+    return groups
+
+
+def published(group: Group) -> list[str]:
+    """Our correction against the published ones, on the same teachers; intervals hold for all lines together."""
+    members = [
+        (regime, ours, other)
+        for regime, ours in OURS.items()
+        for other in (f"{name}, unlabelled" for name in PUBLISHED)
+        if ours in group.get(regime, {}) and other in group[regime]
+    ]
+    pairs = [scores_of(group[regime][ours], group[regime][other]) for regime, ours, other in members]
+    lines = []
+    for (regime, ours, other), found in zip(members, contrasts("", pairs), strict=True):
+        p = "" if found.p_holm is None else f"  p {found.p_holm:.3f}"
+        lines.append(f"{regime:13}{ours} over {other:30}{found.together}  {found.together.n} seeds{p}")
+    return lines
+
+
+def table(out: Path) -> str:
+    groups = collect(out)
+    blocks = [f"# {title}\n\n{formats.text(compare(group))}" for title, group in groups.items()]
+    blocks += ["\n".join(lines) for group in groups.values() if (lines := published(group))]
+    return "\n\n".join(blocks)
 
 
 def main() -> None:
@@ -355,7 +407,7 @@ def main() -> None:
     if args.step == "prepare":
         prepare(args.cifar100, args.out, args.weights)
     elif args.step == "table":
-        print(formats.text(compare(collect(args.out))))
+        print(table(args.out))
     else:
         step = partial(train, epochs=args.epochs)
         if args.few:
