@@ -90,7 +90,6 @@ FLIPPED = 0.45
 WRONG = 0.2
 """Of the labels in the regime ``noisy``."""
 STUDENT = "cifar/resnet8"
-LARGER = ("cifar/resnet14", "cifar/resnet20")
 METHODS: dict[str, Layer] = {
     "none": {"preset": "none"},
     "kd": {"preset": "kd"},
@@ -143,6 +142,7 @@ GROUPS = {
     f"5,000 labels, {SHORT} epochs": f"{{}}-{SHORT}",
     "500 labels": "few-{}",
     f"500 labels, {LONG_STEPS:,} steps": f"few-{{}}-{LONG_STEPS}",
+    "500 labels, a student of the teacher's size": "few-{}-resnet20",
 }
 """Of tables, with the names of their regimes. Each answers its own question, so each is corrected by itself."""
 OURS = {"few-biased": "outgrow, weight 4, unlabelled", "few-foreign": "outgrow, weight 4, unlabelled"}
@@ -267,11 +267,11 @@ def teacher_of(out: Path, regime: str, seed: int, cache: str | None) -> Layer:
 
 def train(out: Path, regime: str, methods: Mapping[str, Layer], seed: int, epochs: int, student: str) -> None:
     base = base_of(out, part_of(regime), epochs, student)
-    named = {_named(name, student): method for name, method in methods.items()}
+    folder = out / f"{regime}-{epochs}{_size(student)}"
     if regime != "alone":
-        train_alone(merge(base, {}), out / f"{regime}-{epochs}", seed, regime)
+        train_alone(base, folder, seed, regime)
         base = merge(base, teacher_of(out, regime, seed, f"{regime}-seed{seed}"))
-    run_study(base, named, [seed], out=out / f"{regime}-{epochs}", reporter=make_reporter())
+    run_study(base, methods, [seed], out=folder, reporter=make_reporter())
 
 
 def train_alone(base: Layer, folder: Path, seed: int, regime: str) -> None:
@@ -293,12 +293,12 @@ def train_few(
     base = merge(base_of(out, part_of(regime), student=student), {"data": {"train_rows": FEW}})
     batch = base["train"]["batch_size"]
     alone = {"train": _steps(steps, FEW, batch)}
-    end = "" if steps == FEW_STEPS else f"-{steps}"
+    folder = out / f"few-{regime}{'' if steps == FEW_STEPS else f'-{steps}'}{_size(student)}"
     layers: dict[str, Layer] = {}
     if regime == "alone":
         layers[""] = alone
     else:
-        train_alone(merge(base, alone), out / f"few-{regime}{end}", seed, regime)
+        train_alone(merge(base, alone), folder, seed, regime)
         training = _steps(steps, FEW, batch - round(batch * SHARE))
         for amount in amounts:
             data = (
@@ -308,12 +308,12 @@ def train_few(
             cache = f"few-{regime}-{amount}-seed{seed}" if amount == PARTS["unlabelled"] else None
             layers[_suffix(amount)] = merge(own, teacher_of(out, regime, seed, cache))
     for suffix, layer in layers.items():
-        named = {f"{_named(name, student)}{suffix}": method for name, method in methods.items()}
-        run_study(merge(base, layer), named, [seed], out=out / f"few-{regime}{end}", reporter=make_reporter())
+        named = {f"{name}{suffix}": method for name, method in methods.items()}
+        run_study(merge(base, layer), named, [seed], out=folder, reporter=make_reporter())
 
 
-def _named(method: str, student: str) -> str:
-    return method if student == STUDENT else f"{student.partition('/')[2]}: {method}"
+def _size(student: str) -> str:
+    return "" if student == STUDENT else f"-{student.partition('/')[2]}"
 
 
 def _suffix(amount: int) -> str:
@@ -351,8 +351,7 @@ def collect(out: Path) -> dict[str, Group]:
     for file in sorted(out.glob("*/*/seed*/record.json"), key=lambda f: int(f.parent.name[4:])):
         found.setdefault(file.parts[-4], {}).setdefault(file.parts[-3], []).append(read_record(file))
     suffixes = ["", *(_suffix(amount) for amount in AMOUNTS)]
-    methods = [*METHODS, *(_named(name, student) for student in LARGER for name in METHODS)]
-    order = [f"{name}{suffix}" for name in methods for suffix in suffixes]
+    order = [f"{name}{suffix}" for name in METHODS for suffix in suffixes]
     groups: dict[str, Group] = {}
     for title, form in GROUPS.items():
         for regime in (form.format(name) for name in MODELS):
