@@ -137,14 +137,6 @@ METHODS: dict[str, Layer] = {
 }
 
 
-GROUPS = {
-    f"5,000 labels, {EPOCHS} epochs": f"{{}}-{EPOCHS}",
-    f"5,000 labels, {SHORT} epochs": f"{{}}-{SHORT}",
-    "500 labels": "few-{}",
-    f"500 labels, {LONG_STEPS:,} steps": f"few-{{}}-{LONG_STEPS}",
-    "500 labels, a student of the teacher's size": "few-{}-resnet20",
-}
-"""Of tables, with the names of their regimes. Each answers its own question, so each is corrected by itself."""
 OURS = {"few-biased": "outgrow, weight 4, unlabelled", "few-foreign": "outgrow, weight 4, unlabelled"}
 PUBLISHED = (
     "kd, weight 4",
@@ -178,8 +170,8 @@ def part_of(regime: str) -> str:
     return "noisy" if regime == "noisy" else "student"
 
 
-def prepare(cifar100: Path, out: Path, weights: Path) -> None:
-    """Cut the data, and train the teachers. ``weights`` is the file of the foreign one."""
+def prepare(cifar100: Path, out: Path, weights: Path | None) -> None:
+    """Cut the data, and train the teachers. ``weights`` is the file of the foreign one, None for none."""
     train = pa.concat_tables(pq.read_table(file) for file in sorted(cifar100.glob("**/train-*.parquet")))
     test = pa.concat_tables(pq.read_table(file) for file in sorted(cifar100.glob("**/test-*.parquet")))
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(2026))
@@ -199,9 +191,10 @@ def prepare(cifar100: Path, out: Path, weights: Path) -> None:
         layer["train"]["eval_every"] = layer["train"]["epochs"]
         run_study(layer, {name: METHODS["none"]}, [100], out=out / "teachers", reporter=make_reporter())
     bias(out)
-    foreign = weights_of(out, "foreign")
-    foreign.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(weights, foreign)
+    if weights is not None:
+        foreign = weights_of(out, "foreign")
+        foreign.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(weights, foreign)
 
 
 def weights_of(out: Path, regime: str, seed: int = 0) -> Path:
@@ -341,6 +334,17 @@ def _steps(steps: int, rows: int, batch: int) -> Layer:
     return {"epochs": epochs, "eval_every": epochs}
 
 
+def groups_of_tables() -> dict[str, str]:
+    """The groups, with the names of their regimes. Each answers its own question, so each is corrected by itself."""
+    return {
+        f"5,000 labels, {EPOCHS} epochs": f"{{}}-{EPOCHS}",
+        f"5,000 labels, {SHORT} epochs": f"{{}}-{SHORT}",
+        "500 labels": "few-{}",
+        f"500 labels, {LONG_STEPS:,} steps": f"few-{{}}-{LONG_STEPS}",
+        "500 labels, a student of the teacher's size": "few-{}-resnet20",
+    }
+
+
 Group = dict[str, Records]
 """Records by regime, of regimes whose intervals are widened together."""
 
@@ -353,7 +357,7 @@ def collect(out: Path) -> dict[str, Group]:
     suffixes = ["", *(_suffix(amount) for amount in AMOUNTS)]
     order = [f"{name}{suffix}" for name in METHODS for suffix in suffixes]
     groups: dict[str, Group] = {}
-    for title, form in GROUPS.items():
+    for title, form in groups_of_tables().items():
         for regime in (form.format(name) for name in MODELS):
             if regime in found:
                 both = {**found.get(form.format("alone"), {}), **found[regime]}

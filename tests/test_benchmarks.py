@@ -101,7 +101,7 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "PARTS", {"student": 80, "teacher": 80, "unlabelled": 40})
     for name, value in {"ROWS": 64, "FEW": 48, "FEW_STEPS": 3, "EPOCHS": 3, "AMOUNTS": (10, 40)}.items():
         monkeypatch.setattr(study, name, value)
-    for layer in study.TEACHERS.values():
+    for layer in (*study.TEACHERS.values(), study.MEMORISED):
         monkeypatch.setitem(layer, "train", {"epochs": 1, "eval_every": 1})
     monkeypatch.setitem(study.TEACHERS["weak"], "data", {"train_rows": 64})
 
@@ -117,7 +117,19 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
 
     words = ["--seeds", "0", "--regimes", "biased", "--methods", "kd"]
     run("train", *words)
-    run("train", "--few", *words, "--unlabelled", "10", "40")
+    run("train", "--few", *words, "--unlabelled", "0", "10", "40")
+    run(
+        "train",
+        "--few",
+        "--seeds",
+        "0",
+        "--regimes",
+        "noisy",
+        "--methods",
+        "outgrow, weight 4",
+        "--unlabelled",
+        "40",
+    )
     records = {
         file.relative_to(tmp_path / "out").parts[:2]: json.loads(file.read_text())
         for file in (tmp_path / "out").rglob("record.json")
@@ -126,6 +138,11 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
     assert records["few-biased", "kd, 10 unlabelled"]["data"]["unlabelled"] == 10
     assert records["few-biased", "kd"]["data"]["unlabelled"] is None
     assert records["alone-3", "none"]["data"]["train"] == 64
+    assert "data/noisy" in records["few-noisy", "none"]["config"]["data"]["source"]  # a null of its own
+    wrong = read_labels(tmp_path / "out" / "data" / "noisy") != read_labels(
+        tmp_path / "out" / "data" / "student"
+    )
+    assert 0.1 < wrong.mean() < 0.3
     assert "kd, seed 0: top-1" in run("train", *words)  # read again
     assert {"biased-3", "few-biased", "kd, 10 unlabelled", "kd, unlabelled"} <= set(
         run("table").replace("  ", "\n").split("\n")
@@ -137,6 +154,11 @@ def read_images(folder):
     table = pq.read_table(file)
     column = next(name for name in ("img", "image") if name in table.column_names)
     return {row["bytes"] for row in table[column].to_pylist()}
+
+
+def read_labels(folder):
+    (file,) = folder.glob("train-*.parquet")
+    return pq.read_table(file)["coarse_label"].to_numpy()
 
 
 def test_records_in_results_say_nothing_about_a_machine(tmp_path):

@@ -84,6 +84,13 @@ def test_two_studies_are_one_family():
     assert two.together.low < one.together.low
 
 
+def test_a_method_of_one_seed_is_not_counted():
+    both = compare({"": {**study(), "tried once": study(seeds=1)["kd"]}})[""]
+    assert both.together == 2
+    assert both.rows[2].versus[1].together == tables()[""].rows[2].versus[1].together
+    assert compare({"": study(seeds=1)})[""].together == 1
+
+
 def test_a_table_by_itself_is_not_widened():
     assert tabulate(study()).together == 1
     assert tabulate(study()).rows[2].versus == ()

@@ -83,6 +83,14 @@ def test_all_comparisons_with_a_baseline():
     assert first.shown == (joint.low > 0)
 
 
+def test_comparisons_of_one_seed_are_not_counted():
+    """They have no interval, so they cannot widen that of another."""
+    first, one = contrasts("kd", [(VALUES, OTHERS), (VALUES[:1], OTHERS[:1])])
+    assert first.together == first.difference
+    assert first.p_holm == first.p
+    assert one.p is None
+
+
 def test_one_seed_shows_nothing():
     (one,) = contrasts("none", [([91.0], [90.0])])
     assert (one.p, one.p_exact, one.p_holm, one.shown) == (None, None, None, False)
