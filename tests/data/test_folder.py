@@ -324,7 +324,22 @@ def test_duplicates_follow_the_cuts(tmp_path: Path, opened: Open) -> None:
 def test_the_same_image_in_two_classes(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     shutil.copy(tmp_path / "p" / "train" / "a" / "001.png", tmp_path / "p" / "train" / "b" / "copy.png")
-    noted(opened(tmp_path / "p"), "1 train images are in another class too, byte for byte")
+    noted(opened(tmp_path / "p"), "1 of 7 images in p-train are in another class too, byte for byte")
+
+
+def test_copies_in_one_class(tmp_path: Path, opened: Open) -> None:
+    write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2})
+    shutil.copy(tmp_path / "p" / "val" / "a" / "000.png", tmp_path / "p" / "val" / "a" / "000 (1).png")
+    noted(opened(tmp_path / "p"), "1 of 5 images in p-val are copies, byte for byte", "and each counts")
+
+
+def test_a_class_that_loses_all_its_training_images(tmp_path: Path, opened: Open) -> None:
+    write_folder(tmp_path / "p", {"train/a": 3, "train/b": 2, "val/a": 1, "val/b": 1})
+    for file in (tmp_path / "p" / "train" / "b").iterdir():
+        file.write_bytes(file.read_bytes()[:40])
+    noted(
+        opened(tmp_path / "p", on_fault="skip"), "1 of 2 classes have test images but no training images (b)"
+    )
 
 
 def test_skipped_images_are_counted_and_named(tmp_path: Path, opened: Open) -> None:
