@@ -457,6 +457,11 @@ class TestErrors:
     def test_configuration(self):
         with pytest.raises(ValueError, match=r"there is no field train.epoch; did you mean train.epochs"):
             build_config({"train": {"epoch": 3}})
+        for section, field in (("train", "epochs"), ("train", "lr"), ("data", "val_fraction")):
+            with pytest.raises(ValueError, match=f"{section}.{field}: needs a number, got true"):
+                build_config({section: {field: True}})
+        with pytest.raises(ValueError, match="seed: input should be less than or equal to"):
+            build_config({"seed": 10**20})
         with pytest.raises(ValueError, match=r"train.lr: input should be greater than 0, got -1; correct"):
             build_config({"train": {"lr": -1}})
         with pytest.raises(ValueError, match=r"train.milestones: needs rising .*, got \[0.5, 0.1\]; write"):
