@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from outgrow.data import DataWarning, FileSplit, ImageData, Split, open_data
+from outgrow.data.folder import check_outside
 from outgrow.data.pixels import to_tensor
 
 from .helpers import picture, write_folder
@@ -41,6 +42,27 @@ def noted(data: ImageData, *parts: str) -> ImageData:
     for part in parts:
         assert any(part in note for note in data.notes), data.notes
     return data
+
+
+@pytest.mark.parametrize(
+    ("layout", "out", "read"),
+    [
+        (("a", "b"), "run", True),
+        (("a", "b"), "a/run", True),
+        (("train/a", "train/b"), "train/run", True),
+        (("train/a", "train/b"), "run", False),
+        (("a", "b"), ".runs/1", False),
+        (("a", "b"), "../run", False),
+    ],
+)
+def test_a_run_is_no_class(tmp_path: Path, layout: tuple[str, ...], out: str, read: bool) -> None:
+    """The folder of a run among the class folders would be one of them at the next run."""
+    write_folder(tmp_path / "p", dict.fromkeys(layout, 3))
+    if read:
+        with pytest.raises(ValueError, match="--out: needs a folder outside of the images, got"):
+            check_outside(tmp_path / "p" / out, f"folder:{tmp_path / 'p'}")
+    else:
+        check_outside(tmp_path / "p" / out, f"folder:{tmp_path / 'p'}")
 
 
 def test_notes_are_warnings(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from outgrow.data.files import PICTURES, PathList, Seen, folders_in, look_into, notes_of
+from outgrow.data.files import PICTURES, PathList, Seen, folders_in, is_hidden, look_into, notes_of
 from outgrow.data.identity import fingerprint, look_at
 from outgrow.data.notes import printable, some
 from outgrow.data.reading import Opening, split_of
@@ -105,6 +105,22 @@ def open_pictures(root: Path, opening: Opening) -> Found:
         opening=opening,
     )
     return Found((), {"train": part}, fingerprint([*inside, look.digests.tobytes()]))
+
+
+def check_outside(out: Path, spec: str) -> None:
+    """``ValueError`` where files written to ``out`` would be read as a class, or as images, of the folder of ``spec``."""
+    kind, _, where = spec.partition(":")
+    root, out = Path(where).expanduser().resolve(), out.resolve()
+    if kind not in ("folder", "imagenet") or not root.is_dir() or out == root or not out.is_relative_to(root):
+        return
+    below = out.relative_to(root).parts
+    splits = [name for name in folders_in(root) if name.lower() in SPLIT_NAMES]
+    beside = bool(splits) and below[0] not in splits  # left out when the images are read
+    if not beside and not any(map(is_hidden, below)):
+        raise ValueError(
+            f"--out: needs a folder outside of the images, got {printable(out)}, which would be read as one of a class of "
+            f"{printable(spec)}; name a folder elsewhere."
+        )
 
 
 def find_layout(root: Path, opening: Opening) -> Layout:

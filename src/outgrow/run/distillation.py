@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from outgrow.data.folder import check_outside
 from outgrow.knowledge import Rectifier
 from outgrow.machine.files import sealed, write_atomically
 from outgrow.objective import Objective, preset
@@ -147,6 +148,8 @@ def start(
         cache = Path(config.teacher.cache)
         on_main(lambda: check_cache_folder(cache))
     if out is not None:
+        for source in filter(None, (config.data.source, config.data.unlabelled)):
+            check_outside(out, source)
         on_main(lambda: open_folder(out, config, resume=resume, overwrite=overwrite))
     return RunContext(config, device, report, out, resume)
 
