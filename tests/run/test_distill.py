@@ -1,5 +1,6 @@
 """Whole runs on real digits: records, folders, resumption, and what users get wrong."""
 
+import errno
 import json
 import re
 import warnings
@@ -16,7 +17,7 @@ from outgrow.machine import norm_relu
 from outgrow.machine.files import unsealed
 from outgrow.models import create_model, load_weights, save_student
 from outgrow.run import distill
-from outgrow.training.checkpoint import Checkpoint
+from outgrow.training.checkpoint import Checkpoint, read_state
 from outgrow.training.config import build_config, load_config, merge, with_checksum
 from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter, TextReporter
@@ -244,6 +245,15 @@ def test_when_all_checkpoints_are_damaged(tmp_path, teacher_file, monkeypatch):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=r"needs an undamaged checkpoint, got .* delete the damaged files"):
         run(*layers, resume=True)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(ValueError, match=r"readable checkpoint, got .*c\.pt \(Permission denied\); change"):
+        read_state(tmp_path / "c.pt")
 
 
 def test_resume_under_other_threads_says_so(tmp_path, teacher_file, monkeypatch):
