@@ -144,6 +144,19 @@ def test_resume_refuses_another_configuration(tmp_path, teacher_file):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("fault", [{"data": {"source": "folder:nowhere"}}, {"method": {"weight": -1.0}}])
+def test_a_refused_run_leaves_its_folder_free(tmp_path, fault):
+    layers = ({"out": str(tmp_path), "train": {"epochs": 1}},)
+    with pytest.raises(ValueError, match="nowhere|weight"):
+        run(*layers, fault)
+    assert list(tmp_path.iterdir()) == []
+    run(*layers)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="got a finished run"):
+        run(*layers, fault)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_folder_holds_one_run(tmp_path, teacher_file):
     layers = (with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
     first = run(*layers)
