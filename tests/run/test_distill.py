@@ -147,7 +147,7 @@ def test_resume_refuses_another_configuration(tmp_path, teacher_file):
 @pytest.mark.parametrize("fault", [{"data": {"source": "folder:nowhere"}}, {"method": {"weight": -1.0}}])
 def test_a_refused_run_leaves_its_folder_free(tmp_path, fault):
     layers = ({"out": str(tmp_path), "train": {"epochs": 1}},)
-    with pytest.raises(ValueError, match="nowhere|weight"):
+    with pytest.raises(ValueError, match=r"nowhere|weight"):
         run(*layers, fault)
     assert list(tmp_path.iterdir()) == []
     run(*layers)
