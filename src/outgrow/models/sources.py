@@ -20,6 +20,7 @@ from urllib.request import getproxies
 
 from torch import Tensor, nn
 
+from outgrow.machine.files import digest
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.structure import heads_of, num_outputs, replace_heads, soften_heads
@@ -459,6 +460,14 @@ def _users_code(rest: str) -> Iterator[None]:
             f"py:{rest}: needs a file that runs, and a callable that takes the number of classes (no argument for the net's "
             f"own number), got {type(error).__name__}{where}: {error}; correct the file."
         ) from error
+
+
+def net_identity(name: str) -> str:
+    """``name``, with a hash of the file of a net of the user's: the same weights in another net give other outputs."""
+    file = name.removeprefix("py:").rpartition(":")[0]
+    if not name.startswith("py:") or not Path(file).is_file():
+        return name
+    return f"{name} {digest([Path(file).read_bytes()]).hex()[:16]}"
 
 
 def imagenet_classes() -> tuple[str, ...]:

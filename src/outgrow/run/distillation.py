@@ -17,6 +17,7 @@ from torch import nn
 from outgrow.data.folder import check_outside
 from outgrow.knowledge import Rectifier
 from outgrow.machine.files import sealed, write_atomically
+from outgrow.models.sources import net_identity
 from outgrow.objective import Objective, preset
 from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
@@ -282,7 +283,12 @@ def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
     taught = parts.taught.module
     teacher = "none" if parts.teacher is None else digest(getattr(taught, "uncached", taught))
     facts = {**machine_facts(data.fingerprint), "classes": ", ".join(data.classes), "teacher": teacher}
-    more = {"unlabelled": data.unlabelled_fingerprint, "data.class_map": data.class_map}
+    more = {
+        f"{whose}.name": net_identity(name)
+        for whose, name in (("student", run.config.student.name), ("teacher", run.config.teacher.name))
+        if name is not None and name.startswith("py:")
+    }
+    more |= {"unlabelled": data.unlabelled_fingerprint, "data.class_map": data.class_map}
     return facts | {name: value for name, value in more.items() if value}
 
 
