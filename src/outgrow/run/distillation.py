@@ -283,7 +283,7 @@ def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
     taught = parts.taught.module
     teacher = "none" if parts.teacher is None else digest(getattr(taught, "uncached", taught))
     facts = {**machine_facts(data.fingerprint), "classes": ", ".join(data.classes), "teacher": teacher}
-    more = {
+    more: dict[str, str | None] = {
         f"{whose}.name": net_identity(name)
         for whose, name in (("student", run.config.student.name), ("teacher", run.config.teacher.name))
         if name is not None and name.startswith("py:")
