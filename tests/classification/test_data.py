@@ -18,7 +18,7 @@ from outgrow.classification.data import (
     view_size,
 )
 from outgrow.classification.task import TASK, network_of
-from outgrow.data import ArraySplit, FileSplit, Split
+from outgrow.data import ArraySplit, DataWarning, FileSplit, Split
 from outgrow.data.files import PathList
 from outgrow.models import InputSpec, Network, create_model
 from outgrow.objective import Objective
@@ -243,3 +243,9 @@ def test_faults_reach_the_record(photos: Path, tmp_path: Path) -> None:
         record = outgrow.distill(config)
     assert record["data"]["faults"] == [str(bad)]
     assert record["data"]["train"] == 15
+
+
+def test_few_rows_that_leave_out_a_class_are_said(photos: Path) -> None:
+    config = configured(f"folder:{photos}", "cifar/resnet8", train_rows=1)
+    with pytest.warns(DataWarning, match="1 of 2 classes have test images but no training images"):
+        open_run_data(config)

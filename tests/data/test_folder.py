@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from outgrow.data import DataWarning, FileSplit, ImageData, Split, open_data
+from outgrow.data.folder import check_outside
 from outgrow.data.pixels import to_tensor
 
 from .helpers import picture, write_folder
@@ -41,6 +42,27 @@ def noted(data: ImageData, *parts: str) -> ImageData:
     for part in parts:
         assert any(part in note for note in data.notes), data.notes
     return data
+
+
+@pytest.mark.parametrize(
+    ("layout", "out", "read"),
+    [
+        (("a", "b"), "run", True),
+        (("a", "b"), "a/run", True),
+        (("train/a", "train/b"), "train/run", True),
+        (("train/a", "train/b"), "run", False),
+        (("a", "b"), ".runs/1", False),
+        (("a", "b"), "../run", False),
+    ],
+)
+def test_a_run_is_no_class(tmp_path: Path, layout: tuple[str, ...], out: str, read: bool) -> None:
+    """The folder of a run among the class folders would be one of them at the next run."""
+    write_folder(tmp_path / "p", dict.fromkeys(layout, 3))
+    if read:
+        with pytest.raises(ValueError, match="--out: needs a folder outside of the images, got"):
+            check_outside(tmp_path / "p" / out, f"folder:{tmp_path / 'p'}")
+    else:
+        check_outside(tmp_path / "p" / out, f"folder:{tmp_path / 'p'}")
 
 
 def test_notes_are_warnings(tmp_path: Path) -> None:
@@ -324,7 +346,22 @@ def test_duplicates_follow_the_cuts(tmp_path: Path, opened: Open) -> None:
 def test_the_same_image_in_two_classes(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     shutil.copy(tmp_path / "p" / "train" / "a" / "001.png", tmp_path / "p" / "train" / "b" / "copy.png")
-    noted(opened(tmp_path / "p"), "1 train images are in another class too, byte for byte")
+    noted(opened(tmp_path / "p"), "1 of 7 images in p-train are in another class too, byte for byte")
+
+
+def test_copies_in_one_class(tmp_path: Path, opened: Open) -> None:
+    write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2})
+    shutil.copy(tmp_path / "p" / "val" / "a" / "000.png", tmp_path / "p" / "val" / "a" / "000 (1).png")
+    noted(opened(tmp_path / "p"), "1 of 5 images in p-val are copies, byte for byte", "and each counts")
+
+
+def test_a_class_that_loses_all_its_training_images(tmp_path: Path, opened: Open) -> None:
+    write_folder(tmp_path / "p", {"train/a": 3, "train/b": 2, "val/a": 1, "val/b": 1})
+    for file in (tmp_path / "p" / "train" / "b").iterdir():
+        file.write_bytes(file.read_bytes()[:40])
+    noted(
+        opened(tmp_path / "p", on_fault="skip"), "1 of 2 classes have test images but no training images (b)"
+    )
 
 
 def test_skipped_images_are_counted_and_named(tmp_path: Path, opened: Open) -> None:

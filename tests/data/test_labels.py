@@ -49,7 +49,7 @@ def opened(root: Path, **options: Any) -> ImageData:
         (["image", "label", "kind"], "kind", "kind"),
         (["image", "fine_label", "coarse_label"], None, "fine_label, coarse_label; choose one of them with --label fine_label"),
         (["image", "label", "labels"], None, "label, labels; choose one"),
-        (["image", "class"], None, "'label' in its name in here, got the columns image, class"),
+        (["image", "class"], None, "'label' in its name in here, got the columns image, class; choose one of them with --label class"),
         (["image", "label"], "fine", "the label column 'fine' in here, got the columns image, label"),
     ],
 )  # fmt: skip
@@ -78,10 +78,34 @@ def test_classes_of_all_splits(tmp_path: Path) -> None:
 def test_text_is_sorted(tmp_path: Path) -> None:
     write(tmp_path / "p" / "train.parquet", label=["dog", "cat", "zebra"])
     write(tmp_path / "p" / "test.parquet", label=pa.array(["dog", "ant"]).dictionary_encode())
-    data = opened(tmp_path / "p")
+    with pytest.warns(DataWarning, match=r"1 of 4 classes have test images but no training images \(ant\)"):
+        data = opened(tmp_path / "p")
     assert data.classes == ("ant", "cat", "dog", "zebra")
     assert data.train is not None
     assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([2, 1, 3], [2, 0])
+
+
+def test_spellings_of_one_label_are_said(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "train.parquet", label=["cat", "cat ", "dog", "Dog"])
+    write(tmp_path / "p" / "test.parquet", label=["cat", "dog"])
+    with pytest.warns(DataWarning, match=r"2 labels in .* have several spellings \('Dog' and 'dog'\)"):
+        assert opened(tmp_path / "p").num_classes == 4
+
+
+def test_one_label_column_for_all_splits(tmp_path: Path) -> None:
+    """The column that only train calls label, and one of coarser classes that test has alone."""
+    write(tmp_path / "p" / "train.parquet", label=[0, 1, 2], coarse_label=[0, 0, 1])
+    write(tmp_path / "p" / "test.parquet", coarse_label=[0, 0, 1])
+    with pytest.raises(ValueError, match=r"got 'label' in train and 'coarse_label' in test; .* --label"):
+        opened(tmp_path / "p")
+    assert opened(tmp_path / "p", label="coarse_label").num_classes == 2
+
+
+def test_a_column_of_images_is_not_printed(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "train.parquet", label=[0, 1, 2])
+    with pytest.raises(ValueError, match="a bytes at row 0") as error:
+        opened(tmp_path / "p", label="image")
+    assert len(str(error.value)) < 500
 
 
 def test_truth_values(tmp_path: Path) -> None:
@@ -272,6 +296,20 @@ def test_hub_names_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     arrow.write_bytes(arrow.read_bytes()[:-500])
     with pytest.raises(ValueError, match="data set"):
         open_data(f"hf:{copied}", cache_dir=tmp_path / "cache")
+
+
+def test_one_label_column_for_all_splits_of_the_hub(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+
+    def of(column: str) -> Any:
+        kinds = datasets.Features({"image": datasets.Image(), column: datasets.Value("int64")})
+        images = [{"bytes": encoded(picture(next(NUMBER))), "path": None} for _ in range(4)]
+        return datasets.Dataset.from_dict({"image": images, column: [0, 1, 0, 1]}, features=kinds)
+
+    datasets.DatasetDict(train=of("label"), test=of("species_label")).save_to_disk(tmp_path / "h")
+    with pytest.raises(ValueError, match="got 'label' in train and 'species_label' in test"):
+        open_data(f"hf:{tmp_path / 'h'}", cache_dir=tmp_path / "cache")
 
 
 def test_hub_paths_stay_inside(tmp_path: Path) -> None:

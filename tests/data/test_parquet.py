@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -172,6 +174,13 @@ def test_errors(tmp_path: Path) -> None:
     write_shard(tmp_path / "bytes" / "train.parquet", [*pictures, None], {"label": [0, 1, 1, 0]})
     with pytest.raises(ValueError, match=r"got none at row 3 of .*train\.parquet \(picture_3\.png\)"):
         plain(tmp_path / "bytes")
+    table = pa.table({"image": [{"path": "0.png"}, {"path": "1.png"}], "label": [0, 1]})
+    (tmp_path / "paths").mkdir()
+    pq.write_table(table, tmp_path / "paths" / "train.parquet")
+    with pytest.raises(
+        ValueError, match=r"got none at row 0 of .*train\.parquet \(0\.png\); embed the images"
+    ):
+        plain(tmp_path / "paths")
     write_shard(tmp_path / "broken" / "train.parquet", [*pictures, b"no"], {"label": [0, 1, 1, 0]})
     with pytest.raises(
         ValueError, match=r"Pillow can decode, got row 3 of .*train\.parquet \(picture_3\.png\)"

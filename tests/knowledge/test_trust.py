@@ -193,6 +193,8 @@ class TestReliability:
         logits, label, _ = fit_case()
         with pytest.raises(ValueError, match=r"needs at least 10 labelled images for 5 folds, got 4; give"):
             Reliability().fit(logits[:8], label[:8], torch.arange(8) // 2)
+        with pytest.raises(ValueError, match=r"reliability: needs labels in 0..\d+, got 99; check"):
+            Reliability().fit(logits, torch.full_like(label, 99))
         with pytest.raises(ValueError, match=r"needs to be fitted, got none; call .fit"):
             Reliability().probability(logits)
         with pytest.raises(ValueError, match="needs at least 2 folds, got 1"):

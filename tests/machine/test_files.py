@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +59,10 @@ def test_folders_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"--out: needs a folder, got the file .*; name another"):
         check_writable(tmp_path / "file", what="--out")
+    with pytest.raises(
+        ValueError, match=r"--out: needs a folder that can be written, got a+ \(File name too"
+    ):
+        check_writable(Path("a" * 300), what="--out")
     with pytest.raises(
         ValueError, match=r"--out: needs a folder that can be written, got .*; name another or change"
     ):

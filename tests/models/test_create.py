@@ -191,6 +191,12 @@ def whole(num_classes):
 
 def nothing(num_classes):
     return None
+
+def broken(num_classes):
+    return nn.Linear("a", num_classes)
+
+def bare():
+    return small()
 """
 
 
@@ -205,6 +211,16 @@ def test_a_file_of_the_users(tmp_path: Path) -> None:
     assert create_model(f"py:{file}:whole", 4).input_spec.size == 8
     with pytest.raises(ValueError, match=r"returns an nn.Module, got NoneType; return the net"):
         create_model(f"py:{file}:nothing", 4)
+    with pytest.raises(
+        ValueError, match=r"needs a file that runs, .*, got TypeError in line 16: .*; correct"
+    ):
+        create_model(f"py:{file}:broken", 4)
+    with pytest.raises(ValueError, match=r"a callable that takes the number of classes .*, got TypeError"):
+        create_model(f"py:{file}:bare", 4)
+    for text, error in (("def (", "SyntaxError"), ("import nowhere_at_all", "ModuleNotFoundError in line 1")):
+        (tmp_path / "faulty.py").write_text(text)
+        with pytest.raises(ValueError, match=f"needs a file that runs, .*, got {error}: "):
+            create_model(f"py:{tmp_path / 'faulty.py'}:small")
     with pytest.raises(ValueError, match=r"needs a callable named 'large' in .*, got none; define it"):
         create_model(f"py:{file}:large", 4)
     with pytest.raises(

@@ -387,6 +387,18 @@ def test_a_part_of_a_larger_module(tmp_path: Path) -> None:
         assert equal(ours.net, net(seed=1).net)
 
 
+@pytest.mark.parametrize("prefix", ["_fsdp_wrapped_module.", "student.model.", "task.encoder.net."])
+@pytest.mark.parametrize("others", [{}, {"criterion.weight": torch.ones(10)}])
+def test_any_prefix_of_all_names_or_of_a_part(prefix: str, others: State, tmp_path: Path) -> None:
+    """A part inside one that fits is the same part, no question."""
+    torch.save(
+        {"state_dict": {**prefixed(prefix)(net(seed=1).net.state_dict()), **others}}, tmp_path / "c.pt"
+    )
+    ours = net()
+    load_weights(ours, tmp_path / "c.pt", role="exact")
+    assert equal(ours.net, net(seed=1).net)
+
+
 def test_two_parts_that_fit_are_a_question(tmp_path: Path) -> None:
     state = net().net.state_dict()
     torch.save({"first": state, "second": numbered(state)}, tmp_path / "two.pt")
@@ -635,6 +647,14 @@ class TestClassesOfAStudent:
         with pytest.warns(
             UserWarning, match="has 2 class names for a head of 10 classes; the names are ignored"
         ):
+            assert create_model("cifar/resnet8", weights=tmp_path / "c.pt").classes is None
+
+    @pytest.mark.parametrize(
+        "stated", [{"classes": "bird,cat"}, {"class_to_idx": {f"class {k}": k + 1 for k in range(10)}}]
+    )
+    def test_names_that_cannot_be_read_are_said(self, stated: dict, tmp_path: Path) -> None:
+        torch.save({"model": net().net.state_dict(), **stated}, tmp_path / "c.pt")
+        with pytest.warns(UserWarning, match=f"has class names under {next(iter(stated))} that are not"):
             assert create_model("cifar/resnet8", weights=tmp_path / "c.pt").classes is None
 
 

@@ -1,6 +1,8 @@
 """The objective: the paper and the released code replayed by hand, and what may not go wrong."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -211,6 +213,28 @@ class TestErrors:
         student, teacher, label = batch()
         with pytest.raises(ValueError, match=r"progress in \[0, 1\], got 3"):
             Objective("kd")(student, Rectifier()(teacher, label), label, 3.0)
+
+    def test_arguments_of_another_kind(self):
+        """In a process of its own, as these tests check types."""
+        code = (
+            "import torch, outgrow\n"
+            "rectify, objective = outgrow.preset('kd')\n"
+            "logits, label = torch.zeros(2, 3), torch.tensor([0, 1])\n"
+            "for arguments in ((logits, label, 0.0), (rectify(logits, label), label, None)):\n"
+            "    try:\n"
+            "        objective(logits, *arguments)\n"
+            "    except ValueError as error:\n"
+            "        print(error)\n"
+        )
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert "needs knowledge, got Tensor; pass what the rectifier returns" in said
+        assert "progress in [0, 1], got None" in said
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+    @pytest.mark.parametrize("name", ["weight", "task_weight"])
+    def test_weights(self, name, value):
+        with pytest.raises(ValueError, match=f"Objective: {name} needs a finite number of at least 0, got"):
+            outgrow.preset("kd", **{name: value})
 
     def test_rows(self):
         student, teacher, label = batch()

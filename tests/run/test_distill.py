@@ -1,5 +1,6 @@
 """Whole runs on real digits: records, folders, resumption, and what users get wrong."""
 
+import errno
 import json
 import re
 import warnings
@@ -16,7 +17,7 @@ from outgrow.machine import norm_relu
 from outgrow.machine.files import unsealed
 from outgrow.models import create_model, load_weights, save_student
 from outgrow.run import distill
-from outgrow.training.checkpoint import Checkpoint
+from outgrow.training.checkpoint import Checkpoint, read_state
 from outgrow.training.config import build_config, load_config, merge, with_checksum
 from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter, TextReporter
@@ -143,6 +144,19 @@ def test_resume_refuses_another_configuration(tmp_path, teacher_file):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("fault", [{"data": {"source": "folder:nowhere"}}, {"method": {"weight": -1.0}}])
+def test_a_refused_run_leaves_its_folder_free(tmp_path, fault):
+    layers = ({"out": str(tmp_path), "train": {"epochs": 1}},)
+    with pytest.raises(ValueError, match=r"nowhere|weight"):
+        run(*layers, fault)
+    assert list(tmp_path.iterdir()) == []
+    run(*layers)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="got a finished run"):
+        run(*layers, fault)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_folder_holds_one_run(tmp_path, teacher_file):
     layers = (with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
     first = run(*layers)
@@ -244,6 +258,15 @@ def test_when_all_checkpoints_are_damaged(tmp_path, teacher_file, monkeypatch):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=r"needs an undamaged checkpoint, got .* delete the damaged files"):
         run(*layers, resume=True)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(ValueError, match=r"readable checkpoint, got .*c\.pt \(Permission denied\); change"):
+        read_state(tmp_path / "c.pt")
 
 
 def test_resume_under_other_threads_says_so(tmp_path, teacher_file, monkeypatch):
@@ -457,6 +480,11 @@ class TestErrors:
     def test_configuration(self):
         with pytest.raises(ValueError, match=r"there is no field train.epoch; did you mean train.epochs"):
             build_config({"train": {"epoch": 3}})
+        for section, field in (("train", "epochs"), ("train", "lr"), ("data", "val_fraction")):
+            with pytest.raises(ValueError, match=f"{section}.{field}: needs a number, got true"):
+                build_config({section: {field: True}})
+        with pytest.raises(ValueError, match="seed: input should be less than or equal to"):
+            build_config({"seed": 10**20})
         with pytest.raises(ValueError, match=r"train.lr: input should be greater than 0, got -1; correct"):
             build_config({"train": {"lr": -1}})
         with pytest.raises(ValueError, match=r"train.milestones: needs rising .*, got \[0.5, 0.1\]; write"):
@@ -547,6 +575,7 @@ def test_fused_norms_without_a_compiler_say_so(monkeypatch):
         run(FAST, {"method": {"preset": "none"}})
 
 
+@pytest.mark.filterwarnings("ignore:data. .* no training images")  # 20 digits are not of all classes
 @pytest.mark.parametrize(
     "rows, batches", [(96, [32, 32, 32]), (97, [32, 32, 32]), (98, [32, 32, 32, 2]), (20, [20])]
 )

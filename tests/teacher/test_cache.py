@@ -463,3 +463,48 @@ def test_runs_that_start_at_once_do_not_disturb_one_another(tmp_path):
             list(pool.map(check_cache_folder, [folder] * 8))
             assert not folder.parent.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(192, 8), nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        return self.head(torch.ACTIVATION(self.hidden(images.flatten(1))))
+"""
+
+
+def test_other_code_with_the_same_weights_is_another_net(tmp_path):
+    """A teacher of the user's: its cache is not read after its file was changed, and its run is not resumed."""
+    file = tmp_path / "nets.py"
+    config = build_config(
+        {
+            "data": {"source": "digits", "train_rows": 96, "workers": 0},
+            "teacher": {"name": f"py:{file}:Net", "train": True, "cache": str(tmp_path / "cache")},
+            "teacher_train": {"epochs": 1},
+            "student": {"name": f"py:{file}:Net"},
+            "method": {"preset": "kd"},
+            "train": {"epochs": 1, "batch_size": 32},
+            "out": str(tmp_path / "run"),
+        }
+    )
+    file.write_text(NET.replace("ACTIVATION", "relu"))
+    distill(config)
+    weights = {
+        "name": f"py:{file}:Net",
+        "weights": str(tmp_path / "run" / "teacher.safetensors"),
+        "train": False,
+    }
+    again = merge(config.model_dump(), {"teacher": weights, "out": None})
+    distill(build_config(again))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    file.write_text(NET.replace("ACTIVATION", "tanh"))
+    distill(build_config(again))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    with pytest.raises(ValueError, match=r"got other values of student.name \(was py:.*, is py:"):
+        distill(build_config(merge(config.model_dump(), {"train": {"epochs": 2}})), resume=True)

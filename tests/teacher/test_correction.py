@@ -247,6 +247,40 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"labels in 0..2, got [345]; num_classes is"):
             BiasCorrection(3).fit(torch.zeros(40, 3), torch.full((40,), 5))
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_logits_that_are_not_finite(self, value):
+        logits = teacher_like(labels(40, 3), 3)
+        logits[7, 1] = value
+        with pytest.raises(ValueError, match="needs finite logits, got NaN or infinity in row 7"):
+            BiasCorrection(3).fit(logits, labels(40, 3))
+
+    def test_probabilities_are_warned_of(self):
+        with pytest.warns(UserWarning, match="teacher: needs logits, got rows .* which are probabilities"):
+            BiasCorrection(3).fit(teacher_like(labels(40, 3), 3).softmax(dim=1), labels(40, 3))
+
+    def test_indices_below_0(self):
+        """They mean no image of the training set where a correction is used."""
+        with pytest.raises(ValueError, match="needs indices from 0, got -1"):
+            BiasCorrection(3).fit(teacher_like(labels(40, 3), 3), labels(40, 3), torch.arange(40) - 1)
+
+    def test_held_out_rows_of_other_classes(self):
+        logits, label = teacher_like(labels(40, 3), 3), labels(40, 3)
+        for other in ((torch.zeros(9, 5), torch.zeros(9).long()), (torch.zeros(9, 3), torch.full((9,), 7))):
+            with pytest.raises(
+                ValueError, match="needs held-out outputs and labels of the teacher's 3 classes"
+            ):
+                BiasCorrection(3).fit(logits, label, held_out=other)
+
+    @pytest.mark.parametrize("strength", [1.0, 30.0])
+    def test_the_outputs_of_another_teacher(self, strength):
+        label = labels(200, 3)
+        logits = teacher_like(label, 3) * strength
+        moved = logits if strength > 1 else logits[:, [1, 2, 0]]
+        correction = BiasCorrection(3).fit(moved, label)
+        assert correction.source == ("scale" if strength > 1 else "logits")
+        with pytest.raises(ValueError, match="outputs of the teacher that it was fitted to, 3 a row, got 4"):
+            correction(torch.zeros(2, 4))
+
     def test_lengths(self):
         with pytest.raises(ValueError, match="40 rows, 39 labels"):
             BiasCorrection(3).fit(torch.zeros(40, 3), torch.zeros(39, dtype=torch.long))

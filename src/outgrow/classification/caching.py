@@ -7,6 +7,7 @@ from outgrow.classification.data import RunData, view_size
 from outgrow.data import FileSplit, Loader
 from outgrow.machine.files import readable
 from outgrow.models import Network
+from outgrow.models.sources import net_identity
 from outgrow.objective import Objective
 from outgrow.teacher import BaseTeacher, CorrectedTeacher, MixedTeacher
 from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest
@@ -64,6 +65,8 @@ def cache_facts(
         one.correction.source if isinstance(one, CorrectedTeacher) else "none" for one in members
     )
     more = {} if data.class_map is None else {"class map": data.class_map.digest}
+    # nets with the same weights may differ: in their padding, their activation, or their code
+    more["net"] = " ".join(net_identity(m.name) for m in teacher.modules() if isinstance(m, Network))
     if options.views > 1:
         more["beliefs"] = f"mean over {options.views} views"
     if len(members) > 1:

@@ -14,7 +14,7 @@ from outgrow.data.identity import fingerprint
 from outgrow.data.mixed import UNLABELLED_SEED, MixedLoader
 from outgrow.data.notes import printable, some, warn_notes
 from outgrow.data.plan import ImageLoader
-from outgrow.data.source import arrange, find_data
+from outgrow.data.source import arrange, find_data, untaught
 from outgrow.data.splits import Found, Part
 from outgrow.data.unlabelled import UnlabelledImages, open_unlabelled
 from outgrow.models import InputSpec, Network
@@ -104,6 +104,7 @@ def open_run_data(config: Config) -> RunData:
     if count is not None and count < len(data.train):
         order = _shuffled(config, len(data.train))
         train, others = data.train.subset(order[:count]), data.train.subset(order[count:])
+        warn_notes(note for note in untaught(train, data.test, data.classes) if note not in data.notes)
     run = RunData(
         data,
         train,

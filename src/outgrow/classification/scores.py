@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from outgrow.data import Loader
-from outgrow.outputs import as_outputs, lift
+from outgrow.outputs import as_outputs, lift, warn_if_probabilities
 from outgrow.training.guard import NonFiniteScores
 
 
@@ -59,7 +59,9 @@ def evaluate(
                 with autocast():
                     outputs = as_outputs(model(batch.images))
             logits, label = lift(outputs.logits), batch.target.label
-            _check_logits(logits, done, type(model).__name__)
+            _check_logits(logits, label, done, type(model).__name__)
+            if not done:
+                warn_if_probabilities(logits, whose=type(model).__name__)
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices
             predicted.append(top[:, 0])
             right5.append((top == label[:, None]).any(dim=1))
@@ -84,8 +86,18 @@ def evaluate(
     )
 
 
-def _check_logits(logits: Float[Tensor, "rows classes"], first: int, name: str) -> None:
-    """:class:`NonFiniteScores` for rows without a top class: those with NaN, +inf, or -inf for every class."""
+def _check_logits(
+    logits: Float[Tensor, "rows classes"], label: Int[Tensor, " images"], first: int, name: str
+) -> None:
+    """:class:`NonFiniteScores` for rows without a top class: those with NaN, +inf, or -inf for every class.
+
+    ``ValueError`` if there is not one row for each label, or a label is not among the classes.
+    """
+    if len(logits) != len(label) or int(label.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"scores: needs one row of logits for each of {len(label)} images, with all classes up to label {int(label.max())}, "
+            f"got shape {tuple(logits.shape)} from {name}; check its number of classes."
+        )
     bad = logits.isnan().any(dim=1) | ~logits.amax(dim=1).isfinite()
     if bool(bad.any()):
         where = (bad.nonzero()[:4, 0] + first).tolist()

@@ -23,6 +23,8 @@ SEPARATORS = re.compile(r"[\s_\-\u00ad\u2010-\u2015\u2212]+")
 NUMBER = re.compile(r"[0-9]+")
 INVENTED = re.compile(r"label[_ ]?[0-9]+", re.IGNORECASE)
 """Hugging Face's default class names (LABEL_0, ...) for a model without names."""
+NAME_KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class", "id2label", "label_names")
+"""The keys of class names in a file's metadata."""
 WORDNET = re.compile(r"n[0-9]{8}")
 IN_ORDER = 0.99
 """A list of words is in ImageNet's class order if at least this share of its 1,000 words fits the class at its
@@ -160,7 +162,7 @@ def stated_names(statements: Mapping[str, object]) -> tuple[str, ...] | None:
     >>> stated_names({"class_to_idx": {"dog": 1, "cat": 0}})
     ('cat', 'dog')
     """
-    for key in ("classes", "class_names", "class_to_idx", "idx_to_class", "id2label", "label_names"):
+    for key in NAME_KEYS:
         value = statements.get(key)
         if isinstance(value, list | tuple) and value and all(isinstance(name, str | int) for name in value):
             return tuple(map(str, value))

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from outgrow.data.files import PICTURES, PathList, Seen, folders_in, look_into, notes_of
-from outgrow.data.identity import also_in, fingerprint, look_at
+from outgrow.data.files import PICTURES, PathList, Seen, folders_in, is_hidden, look_into, notes_of
+from outgrow.data.identity import fingerprint, look_at
 from outgrow.data.notes import printable, some
 from outgrow.data.reading import Opening, split_of
 from outgrow.data.splits import Found, Part
@@ -72,7 +72,6 @@ def open_folder(root: Path, opening: Opening) -> Found:
             pack=False,
             opening=opening,
         )
-        _note_two_labels(split, parts[split], classes, opening)
     return Found(tuple(classes), parts, fingerprint(facts), flat=layout.flat)
 
 
@@ -106,6 +105,22 @@ def open_pictures(root: Path, opening: Opening) -> Found:
         opening=opening,
     )
     return Found((), {"train": part}, fingerprint([*inside, look.digests.tobytes()]))
+
+
+def check_outside(out: Path, spec: str) -> None:
+    """``ValueError`` where files written to ``out`` would be read as a class, or as images, of the folder of ``spec``."""
+    kind, _, where = spec.partition(":")
+    root, out = Path(where).expanduser().resolve(), out.resolve()
+    if kind not in ("folder", "imagenet") or not root.is_dir() or out == root or not out.is_relative_to(root):
+        return
+    below = out.relative_to(root).parts
+    splits = [name for name in folders_in(root) if name.lower() in SPLIT_NAMES]
+    beside = bool(splits) and below[0] not in splits  # left out when the images are read
+    if not beside and not any(map(is_hidden, below)):
+        raise ValueError(
+            f"--out: needs a folder outside of the images, got {printable(out)}, which would be read as one of a class of "
+            f"{printable(spec)}; name a folder elsewhere."
+        )
 
 
 def find_layout(root: Path, opening: Opening) -> Layout:
@@ -306,17 +321,3 @@ def _note_depth(folder: Path, seen: Mapping[str, Seen], opening: Opening) -> Non
         f"data: {count} images in {printable(folder)} are in subfolders of class folders and have that class "
         f"({printable(name)}/{printable(sorted(found.below)[0])} is {printable(name)})."
     )
-
-
-def _note_two_labels(split: str, part: Part, classes: Sequence[str], opening: Opening) -> None:
-    """Add a note if the same image is in two classes: one of the labels is wrong."""
-    assert part.digests is not None
-    labels, first = part.split.labels, torch.from_numpy(also_in(part.digests, part.digests))
-    other = ((first >= 0) & (labels != labels[first])).nonzero()[:, 0]
-    if len(other):
-        at = int(other[0])
-        places = [part.describe(row) for row in (int(first[at]), at)]
-        opening.note(
-            f"data: {len(other)} {split} images are in another class too, byte for byte (the first is {places[0]}, "
-            f"also {places[1]}); one of the labels is wrong."
-        )

@@ -9,7 +9,7 @@ from typing import Any
 from outgrow.data.files import read_picture
 from outgrow.data.folder import SPLIT_NAMES
 from outgrow.data.identity import fingerprint, look_at
-from outgrow.data.labels import choose_label, column_of, to_classes
+from outgrow.data.labels import check_same, choose_label, column_of, to_classes
 from outgrow.data.notes import printable
 from outgrow.data.reading import Opening, look_inside, split_of
 from outgrow.data.splits import Found, Part
@@ -156,9 +156,13 @@ def open_hub(where: str, opening: Opening) -> Found:
     named, home = load_hub(where, opening)
     images, columns = {}, {}
     facts: list[object] = []
+    chosen_of = {
+        split: choose_label(data.column_names, opening.label, where=where) if opening.labelled else ""
+        for split, data in named.items()
+    }
+    check_same(chosen_of, printable(where))
     for split, data in named.items():
-        column = image_column(data, where)
-        chosen = choose_label(data.column_names, opening.label, where=where) if opening.labelled else ""
+        column, chosen = image_column(data, where), chosen_of[split]
         name = f"column {chosen or column!r} of {where} ({split})"
         try:
             values = list(data[chosen]) if chosen else []

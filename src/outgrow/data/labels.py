@@ -3,15 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from reprlib import Repr
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from outgrow.data.classes import spelling
 from outgrow.data.notes import some
 from outgrow.data.reading import Opening
 from outgrow.data.splits import check_labels
+
+SHORT = Repr()
+"""Prints a value of any size in a few words: a label column may be one of images."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,23 @@ def choose_label(columns: Sequence[str], label: str | None, *, where: str) -> st
                 f"data: needs one label column in {where}, got {', '.join(exact or candidates)}; choose one of them with "
                 f"--label {(exact or candidates)[0]} (label= in Python)."
             )
+    others = [name for name in columns if name.lower() not in ("img", "image")]
     needed = f"the label column {label!r}" if label is not None else "a column with 'label' in its name"
     raise ValueError(
-        f"data: needs {needed} in {where}, got the columns {', '.join(columns)}; choose one of them "
-        f"with label={(candidates or list(columns) or ['label'])[0]!r}."
+        f"data: needs {needed} in {where}, got the columns {', '.join(columns)}; choose one of them with --label "
+        f"{(candidates or others or ['label'])[0]} (label= in Python)."
     )
+
+
+def check_same(chosen: Mapping[str, str], where: str) -> None:
+    """``ValueError`` unless the label column has the same name in every split: another one may count other classes."""
+    (first, column), *others = chosen.items()
+    for split, other in others:
+        if other != column:
+            raise ValueError(
+                f"data: needs one label column for all splits of {where}, got {column!r} in {first} and {other!r} in {split}; "
+                f"choose a column that both have with --label (label= in Python), or rename one."
+            )
 
 
 def column_of(values: Any, names: tuple[str, ...] | None, where: str) -> Column:
@@ -83,6 +100,7 @@ def to_classes(
     if kinds == {True} or names is None:
         present = sorted({value for column in columns for value in column.values})
         names = tuple(present) if kinds == {True} else _numbered(present, columns[0].where, opening)
+        _note_spellings(names, columns[0].where, opening)
     place = {name: number for number, name in enumerate(names)}
     labels = {}
     for split, parts in splits.items():
@@ -116,9 +134,9 @@ def _complaint(value: object, *, text: bool) -> str | None:
     if isinstance(value, str) and not value.strip():
         return "an empty text"
     if not isinstance(value, int | str):
-        return f"{value!r}, a {type(value).__name__}"
+        return f"{SHORT.repr(value)}, a {type(value).__name__}"
     if isinstance(value, str) is not text:
-        return f"{value!r} beside {'text' if text else 'numbers'}"
+        return f"{SHORT.repr(value)} beside {'text' if text else 'numbers'}"
     if isinstance(value, int) and value >= 1 << 31:
         return f"the number {value}, which is too large for a class"
     return None
@@ -150,6 +168,20 @@ def _named(columns: Sequence[Column], opening: Opening) -> tuple[str, ...] | Non
             f"data: {other.where} has the classes in another order than {named[0].where}; they are matched by name."
         )
     return first
+
+
+def _note_spellings(names: Sequence[str], where: str, opening: Opening) -> None:
+    """Note labels that may be meant as one class: they differ only in case, spaces, hyphens or Unicode form."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(spelling(name), []).append(name)
+    several = [same for same in alike.values() if len(same) > 1]
+    if several:
+        first = " and ".join(map(ascii, several[0]))
+        opening.note(
+            f"data: {len(several)} labels in {where} have several spellings ({first}), which are classes of their own; "
+            "write them alike if they are one class."
+        )
 
 
 def _numbered(present: Sequence[int], where: str, opening: Opening) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 from outgrow.data.files import is_hidden, unreadable
 from outgrow.data.folder import SPLIT_NAMES
 from outgrow.data.identity import Look, also_in, fingerprint, look_at
-from outgrow.data.labels import Column, choose_label, column_of, to_classes
+from outgrow.data.labels import Column, check_same, choose_label, column_of, to_classes
 from outgrow.data.notes import printable, some
 from outgrow.data.reading import Opening, look_inside, split_of
 from outgrow.data.splits import Found, Part
@@ -32,6 +32,7 @@ def open_parquet(root: Path, opening: Opening) -> Found:
     numbers.
     """
     opened = {split: Shards.open(files, opening) for split, files in _shards(root, opening).items()}
+    check_same({split: shards.label for split, shards in opened.items()}, printable(root))
     classes: tuple[str, ...] = ()
     labels = {split: opening.no_labels(len(shards)) for split, shards in opened.items()}
     if opening.labelled:
@@ -207,7 +208,9 @@ _GROUPS = _Groups()
 def _bytes_of(column: Any) -> Any:
     import pyarrow as pa
 
-    return column.field("bytes") if pa.types.is_struct(column.type) else column
+    if not pa.types.is_struct(column.type):
+        return column
+    return column.field("bytes") if column.type.get_field_index("bytes") >= 0 else pa.nulls(len(column))
 
 
 @contextlib.contextmanager

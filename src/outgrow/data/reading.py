@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from outgrow.data.cache import CacheFile, cached_split
-from outgrow.data.identity import Look, fingerprint, look_at_rows, read_look, write_look
+from outgrow.data.identity import Look, also_in, fingerprint, look_at_rows, read_look, write_look
 from outgrow.data.notes import printable, some
 from outgrow.data.pixels import VERSION, decode
 from outgrow.data.splits import Kept, Part, Rows
@@ -76,7 +76,33 @@ def split_of(
         rows, labels, digests = Kept(rows, kept), labels[kept], digests[kept.numpy()]
         key = fingerprint([key, *kept.tolist()])
     cache = CacheFile.of(opening.cache, name, identity, key, opening.notes)
-    return Part(cached_split(rows, labels, pack=pack, cache=cache), rows, digests, bool(look.sampled))
+    part = Part(cached_split(rows, labels, pack=pack, cache=cache), rows, digests, bool(look.sampled))
+    if opening.labelled:
+        _note_copies(part, name, opening)
+    return part
+
+
+def _note_copies(part: Part, name: str, opening: Opening) -> None:
+    """Note images that a split has more than once, byte for byte: with another label, and with the same one."""
+    assert part.digests is not None
+    assert part.rows is not None
+    labels, first = part.split.labels, torch.from_numpy(also_in(part.digests, part.digests))
+    copies = (first >= 0) & (first != torch.arange(len(first)))
+    other = labels != labels[first]
+    for which, what in (
+        (other, "are in another class too, byte for byte ({}); one of the labels is wrong."),
+        (~other, "are copies, byte for byte ({}), and each counts; remove them if that is not meant."),
+    ):
+        found = [(row, int(first[row])) for row in (copies & which).nonzero()[:, 0].tolist()]
+        if (
+            part.sampled
+        ):  # the digest of a large file covers only some blocks, so compare these files completely
+            found = [pair for pair in found if part.rows.read(pair[0]) == part.rows.read(pair[1])]
+        if found:
+            places = " is ".join(part.describe(row) for row in found[0])
+            opening.note(
+                f"data: {len(found)} of {len(labels):,} images in {printable(name)} {what.format(places)}"
+            )
 
 
 def note_look(rows: Rows, look: Look, where: object, opening: Opening) -> None:

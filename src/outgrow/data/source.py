@@ -11,7 +11,7 @@ What the string may be::
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -210,6 +210,7 @@ def arrange(
         identity = fingerprint([identity, val_fraction, seed])
     duplicates = None
     if train is not None:
+        notes += untaught(train, test, found.classes)
         duplicates = _duplicates(found, train, test, tested, notes)
     return ImageData(
         spec,
@@ -222,6 +223,17 @@ def arrange(
         faults=found.faults,
         notes=tuple(notes),
     )
+
+
+def untaught(train: Split, test: Split, classes: Sequence[str]) -> list[str]:
+    """A note if classes of the test images have no training image."""
+    lacking = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    if not lacking or not classes:
+        return []
+    return [
+        f"data: {len(lacking)} of {len(classes)} classes have test images but no training images "
+        f"({some([classes[label] for label in lacking])}): no label teaches them, and each of their test images counts."
+    ]
 
 
 def _duplicates(found: Found, train: Split, test: Split, tested: str, notes: list[str]) -> int | None:

@@ -119,6 +119,10 @@ class Reliability(nn.Module):
         logits, target = as_outputs(outputs, whose="teacher").logits, as_target(target)
         if index is None:
             index = torch.arange(len(logits), device=logits.device) if target.index is None else target.index
+        if (target.label >= logits.shape[1]).any():
+            raise ValueError(
+                f"reliability: needs labels in 0..{logits.shape[1] - 1}, got {int(target.label.max())}; check the labels."
+            )
         right = ~wrong_rows(logits, target)[target.valid]
         at = confidence(logits)[target.valid]
         index = index[target.valid]

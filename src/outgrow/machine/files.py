@@ -65,9 +65,9 @@ def check_writable(folder: Path, *, what: str, room: int = 0) -> None:
     """
     import shutil
 
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{what}: needs a folder, got the file {folder}; name another.")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{what}: needs a folder, got the file {folder}; name another.")
         folder.mkdir(parents=True, exist_ok=True)
         # of a name of its own, as other processes may test at the same time
         with tempfile.TemporaryFile(dir=folder) as file:

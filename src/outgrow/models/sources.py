@@ -9,6 +9,7 @@ import importlib.util
 import json
 import socket
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from urllib.request import getproxies
 
 from torch import Tensor, nn
 
+from outgrow.machine.files import digest
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.structure import heads_of, num_outputs, replace_heads, soften_heads
@@ -421,13 +423,15 @@ def build_file(rest: str, num_classes: int | None, pretrained: bool, input_size:
             f"py:{rest}: needs py:FILE:CALLABLE with a file that exists, got file {file!r} and callable "
             f"{attribute!r}; use for example py:nets.py:small_net."
         )
-    build = getattr(_run(path), attribute, None)
+    with _users_code(rest):
+        build = getattr(_run(path), attribute, None)
     if not callable(build):
         raise ValueError(
             f"py:{rest}: needs a callable named {attribute!r} in {path}, got none; "
             "define it as a function from the number of classes to an nn.Module."
         )
-    net = build() if num_classes is None else build(num_classes)
+    with _users_code(rest):
+        net = build() if num_classes is None else build(num_classes)
     if isinstance(net, Network):
         return net
     if not isinstance(net, nn.Module):
@@ -436,6 +440,34 @@ def build_file(rest: str, num_classes: int | None, pretrained: bool, input_size:
         )
     count = num_outputs(heads_of(net)[0][1]) if num_classes is None else num_classes
     return Network(net, name=f"py:{rest}", num_classes=count, input_spec=PLAIN_SPEC)
+
+
+@contextmanager
+def _users_code(rest: str) -> Iterator[None]:
+    """Turn an exception of the user's own file into a ``ValueError`` with its name and line."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        own = [
+            step
+            for step in traceback.extract_tb(error.__traceback__)
+            if step.filename == rest.rpartition(":")[0]
+        ]
+        where = f" in line {own[-1].lineno}" if own else ""
+        raise ValueError(
+            f"py:{rest}: needs a file that runs, and a callable that takes the number of classes (no argument for the net's "
+            f"own number), got {type(error).__name__}{where}: {error}; correct the file."
+        ) from error
+
+
+def net_identity(name: str) -> str:
+    """``name``, with a hash of the file of a net of the user's: the same weights in another net give other outputs."""
+    file = name.removeprefix("py:").rpartition(":")[0]
+    if not name.startswith("py:") or not Path(file).is_file():
+        return name
+    return f"{name} {digest([Path(file).read_bytes()]).hex()[:16]}"
 
 
 def imagenet_classes() -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from outgrow.data.classes import NAME_KEYS
 from outgrow.machine.files import CHECKSUM, tensors_checksum, write_atomically
 from outgrow.models.array_pickle import is_array_pickle, read_array_pickle
 
@@ -45,7 +46,7 @@ BOOKKEEPING = ("num_batches_tracked", "total_ops", "total_params")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 METADATA_KEYS = (
     *("arch", "architecture", "model_name", "model", "input_spec", "mean", "std", "num_classes"),
-    *("classes", "class_names", "class_to_idx", "idx_to_class", "id2label", "label_names"),
+    *NAME_KEYS,
 )
 """The keys of a torch.save file that are read as metadata."""
 DEEPEST = 4
@@ -146,7 +147,7 @@ def candidates(file: WeightFile) -> list[tuple[str, dict[str, Tensor]]]:
     found = list(_states(file.found, ()))
     if not found:
         got = (
-            few([str(key) for key in file.found])
+            few([str(key) for key in file.found]) or "nothing"
             if isinstance(file.found, Mapping)
             else type(file.found).__name__
         )

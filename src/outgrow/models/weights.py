@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from outgrow.data.classes import match_classes, renamed, stated_names
+from outgrow.data.classes import NAME_KEYS, match_classes, renamed, stated_names
 from outgrow.models.cifar import CIFAR_MODELS
 from outgrow.models.network import InputSpec, Network
 from outgrow.models.structure import bare_net, heads_of, place_heads, replace_heads, soften_heads
@@ -284,8 +284,10 @@ def _choose(
     closest: _Fit | None = None
     others: list[_Fit] = []
     for source, state in candidates(file):
-        fits = []
+        fits: list[_Fit] = []
         for place, part in _parts(source, state):
+            if any(place.startswith(f"{found.source}.") for found in fits):
+                continue  # a part of one that fits: its prefix was stripped there
             fit = _fit(place, part, own, head_keys, role)
             if fit.head is None:
                 closest = fit if closest is None or fit.common > closest.common else closest
@@ -312,13 +314,13 @@ def _split(source: str) -> tuple[str, ...]:
 
 
 def _parts(source: str, state: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """A state dict itself, then its parts below each common prefix, moving averages first."""
+    """A state dict itself, then its parts below each prefix that several or all keys share, moving averages first."""
     yield source, state
     counts: Counter[str] = Counter()
     for key in state:
         pieces = key.split(".")
         counts.update(".".join(pieces[:depth]) + "." for depth in range(1, min(len(pieces), 4)))
-    inner = [prefix for prefix, count in counts.items() if 1 < count < len(state)]
+    inner = [prefix for prefix, count in counts.items() if count > 1]
     for prefix in sorted(inner, key=lambda prefix: rank(_split(prefix))):
         below = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         yield f"{source}.{prefix}".strip("."), below
@@ -534,6 +536,13 @@ def states_normalisation(metadata: Mapping[str, Any]) -> bool:
 
 def _stated_classes(file: WeightFile, file_classes: int | None) -> tuple[str, ...] | None:
     names = stated_names(file.metadata)
+    unread = [key for key in NAME_KEYS if isinstance(file.metadata.get(key), str | list | tuple | Mapping)]
+    if names is None and unread:
+        warnings.warn(
+            f"load_weights: {file.path.name} has class names under {few(unread)} that are not a list of names or numbers from "
+            "0, and are ignored: the order of its classes is unknown.",
+            stacklevel=4,
+        )
     if names is not None and file_classes is not None and len(names) != file_classes:
         warnings.warn(
             f"load_weights: {file.path.name} has {len(names)} class names for a head of {file_classes} classes; the names "

@@ -7,6 +7,7 @@ with ``w_task, w_easy, w_hard`` from the schedule. A term on rows is a sum of ro
 weights; a term on images or on the whole batch gets the same weights, so that all add up.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -133,6 +134,11 @@ class Objective(nn.Module):
             raise ValueError(
                 f"Objective: label_smoothing needs a share in [0, 1), got {label_smoothing}; 0.1 is common."
             )
+        for name, value in (("weight", weight), ("task_weight", task_weight)):
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(
+                    f"Objective: {name} needs a finite number of at least 0, got {value}; 1 is the default."
+                )
         self.terms = {
             name: replace(term, weight=term.weight * weight) for name, term in named_terms(loss).items()
         }
@@ -519,7 +525,12 @@ class Objective(nn.Module):
         return (blend * target.valid).sum() / count
 
     def _check(self, student: Outputs, knowledge: Knowledge, target: Target, progress: float) -> None:
-        if not 0 <= progress <= 1:
+        if not isinstance(knowledge, Knowledge):
+            raise ValueError(
+                f"objective: needs knowledge, got {type(knowledge).__name__}; pass what the rectifier returns: "
+                "knowledge = rectify(teacher(images), target)."
+            )
+        if not isinstance(progress, int | float | Tensor) or not 0 <= progress <= 1:
             raise ValueError(
                 f"objective: needs progress in [0, 1], got {progress}; pass completed epochs over all epochs."
             )

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from outgrow.data.folder import check_outside
 from outgrow.knowledge import Rectifier
 from outgrow.machine.files import sealed, write_atomically
+from outgrow.models.sources import net_identity
 from outgrow.objective import Objective, preset
 from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
 from outgrow.training.acceleration import make_accelerator
 from outgrow.training.config import Config, TrainConfig, build_config, settle
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
-from outgrow.training.folder import open_folder, write_config
+from outgrow.training.folder import open_folder, release, write_config
 from outgrow.training.meter import EpochRecord
 from outgrow.training.noise import wanted_noise, with_noise
 from outgrow.training.processes import is_main, on_main, process_group
@@ -78,7 +80,12 @@ def _distill(
     tuning: tuple[TrialRecord, ...],
 ) -> RunRecord:
     task = task_of(run.config.data.source)
-    parts = assemble(run, task, teacher, student)
+    try:
+        parts = assemble(run, task, teacher, student)
+    except ValueError:
+        if run.out is not None and not run.resume and is_main():
+            release(run.out)
+        raise
     before = task.before_training(run, parts)
     history, scores = train(run, task, parts)
     record = RunRecord(
@@ -147,6 +154,8 @@ def start(
         cache = Path(config.teacher.cache)
         on_main(lambda: check_cache_folder(cache))
     if out is not None:
+        for source in filter(None, (config.data.source, config.data.unlabelled)):
+            check_outside(out, source)
         on_main(lambda: open_folder(out, config, resume=resume, overwrite=overwrite))
     return RunContext(config, device, report, out, resume)
 
@@ -274,7 +283,12 @@ def _facts(task: Task, run: RunContext, parts: Parts) -> dict[str, str]:
     taught = parts.taught.module
     teacher = "none" if parts.teacher is None else digest(getattr(taught, "uncached", taught))
     facts = {**machine_facts(data.fingerprint), "classes": ", ".join(data.classes), "teacher": teacher}
-    more = {"unlabelled": data.unlabelled_fingerprint, "data.class_map": data.class_map}
+    more: dict[str, str | None] = {
+        f"{whose}.name": net_identity(name)
+        for whose, name in (("student", run.config.student.name), ("teacher", run.config.teacher.name))
+        if name is not None and name.startswith("py:")
+    }
+    more |= {"unlabelled": data.unlabelled_fingerprint, "data.class_map": data.class_map}
     return facts | {name: value for name, value in more.items() if value}
 
 

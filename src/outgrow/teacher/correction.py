@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from outgrow.models.weight_file import read_safetensors, write_weights
-from outgrow.outputs import Outputs, Target, as_outputs, as_target, with_logits
+from outgrow.outputs import Outputs, Target, as_outputs, as_target, warn_if_probabilities, with_logits
 from outgrow.teacher.correction_fit import (
     Candidate,
     Data,
@@ -132,6 +132,7 @@ class BiasCorrection(nn.Module):
         """
         outputs, target = as_outputs(outputs, whose="teacher"), as_target(target)
         data = Data.build(outputs, target, index, self.num_classes, self.folds)
+        warn_if_probabilities(outputs.logits, whose="teacher")
         same_classes = outputs.num_classes == self.num_classes
         known = memorised(outputs, target, held_out) if same_classes else None
         tried = list(try_all(data, outputs, same_classes, only_raw=known is not None))
@@ -195,6 +196,14 @@ class BiasCorrection(nn.Module):
         if self.is_identity:
             return outputs
         inputs = inputs_of(outputs, self.source)
+        fitted, got = self.weight.shape[1], inputs.shape[1]
+        if self.source == "scale":
+            fitted, got = self.num_classes, outputs.num_classes
+        if got != fitted:
+            raise ValueError(
+                f"BiasCorrection: needs outputs of the teacher that it was fitted to, {fitted} a row, got {got}; fit one for "
+                "this teacher."
+            )
         moves = outputs.num_classes == self.num_classes and self.source in ("scale", "logits")
         base = centred(outputs.logits) if moves else None
         result = self._mapped(self.folds, inputs, base)
@@ -304,6 +313,12 @@ def memorised(
     if held_out is None:
         return None
     other, other_target = as_outputs(held_out[0], whose="teacher"), as_target(held_out[1])
+    largest = int(other_target.label.max()) if len(other_target.label) else 0
+    if other.num_classes != outputs.num_classes or largest >= outputs.num_classes:
+        raise ValueError(
+            f"BiasCorrection.fit: needs held-out outputs and labels of the teacher's {outputs.num_classes} classes, got "
+            f"{other.num_classes} classes and labels up to {largest}; pass those of images like the fitted ones."
+        )
     fitted, held = _right(outputs, target), _right(other, other_target)
     # below 2 points a correction is worth more than the optimism costs
     if float(fitted.mean() - held.mean()) <= 0.02 or not _apart(fitted, held):

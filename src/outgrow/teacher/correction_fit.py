@@ -111,8 +111,17 @@ class Data(NamedTuple):
                 f"{caller}: needs labels in 0..{num_classes - 1}, got {int(target.label[strange][0])}; "
                 "num_classes is the number of the student's classes."
             )
+        if outputs.num_classes and not outputs.logits.amax(dim=1).isfinite().all():
+            row = int((~outputs.logits.amax(dim=1).isfinite()).nonzero()[0])
+            raise ValueError(
+                f"{caller}: needs finite logits, got NaN or infinity in row {row}; run the teacher in float32 or check its input."
+            )
         keep = target.valid.nonzero()[:, 0]
         label, index = target.label[keep], index[keep]
+        if len(index) and int(index.min()) < 0:
+            raise ValueError(
+                f"{caller}: needs indices from 0, got {int(index.min())}; number the training images from 0."
+            )
         images, image = index.unique(return_inverse=True)
         if len(images) < 2 * folds:
             raise ValueError(

@@ -144,6 +144,10 @@ def read_state(path: Path) -> dict[str, Any] | None:
         if not content.startswith(MAGIC) or stated != digest([payload]):
             return None
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except PermissionError as error:  # it may be whole
+        raise ValueError(
+            f"--resume: needs a readable checkpoint, got {path} ({error.strerror}); change its permissions."
+        ) from error
     except Exception:  # torch raises many types for a damaged file
         return None
     return state if isinstance(state, dict) else None

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,6 +26,16 @@ class _Section(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: Any) -> Any:
+        """Pydantic would read ``true`` as 1."""
+        annotation = cls.model_fields[info.field_name].annotation
+        kinds = get_args(annotation) or (annotation,)
+        if isinstance(value, bool) and (int in kinds or float in kinds) and bool not in kinds:
+            raise ValueError(f"needs a number, got {str(value).lower()}; write it as a number")
+        return value
 
 
 class AugmentConfig(_Section):
@@ -344,7 +354,7 @@ class Config(_Section):
     """The student's training."""
     teacher_train: TrainConfig = TrainConfig()
     """The training of the teacher, with teacher.train."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**62)
     """Seed of all random choices. Equal seeds give equal results on one machine."""
     out: str | None = None
     """Folder of the run; None writes nothing."""

@@ -78,6 +78,12 @@ def clear(out: Path) -> None:
             file.unlink()
 
 
+def release(out: Path) -> None:
+    """Remove the ``config.yaml`` of a run that was refused before it wrote anything else: the folder holds no run."""
+    if not any((out / name).exists() for name in FILES if name not in ("config.yaml", TRACKED)):
+        (out / "config.yaml").unlink(missing_ok=True)
+
+
 def _check_same(path: Path, config: Config) -> None:
     saved = build_config(known_fields(load_config(path)))
     every = tuple(name for name in Config.model_fields if name not in ("recipe", "out"))
