@@ -323,6 +323,37 @@ def test_classes_in_another_order_are_sorted(tmp_path):
         create_detector(TINY, ("cat", "dog", "fox"), weights=tmp_path / "d.safetensors")
 
 
+def test_a_detector_is_found_in_the_files_of_training_scripts(tmp_path):
+    made, batch = detector(), scenes()
+    state = made.net.state_dict()
+    average = torch.optim.swa_utils.AveragedModel(made.net, use_buffers=True).state_dict()
+    for content in (
+        {"model": {}, "model_ema": average},
+        {"state_dict": {f"model.{key}": value for key, value in state.items()}},
+        {"model": {f"_orig_mod.module.{key}": value for key, value in state.items()}},
+    ):
+        torch.save({**content, "classes": list(CLASSES), "epoch": 3}, tmp_path / "d.pt")
+        again = create_detector(TINY, weights=tmp_path / "d.pt")
+        same_boxes(again.detect(batch.images), made.detect(batch.images))
+
+
+def test_a_file_without_its_last_layer_says_nothing_of_classes(tmp_path):
+    """Its scores would be those of random weights."""
+    state = detector().net.state_dict()
+    last = [key for key in state if "cls_score" in key]
+    torch.save({"model": state, "classes": ["cat", "dog"]}, tmp_path / "fewer.pt")
+    for key in last:
+        state.pop(key)
+    torch.save({"model": state, "classes": list(CLASSES)}, tmp_path / "none.pt")
+    for name, got in (("fewer", "one for 3 classes"), ("none", "none")):
+        with pytest.raises(
+            ValueError, match=rf"needs a last layer for the classes .* got .*{name}\.pt with {got};"
+        ):
+            create_detector(TINY, weights=tmp_path / f"{name}.pt")
+        with pytest.warns(UserWarning, match="the last layer is not loaded"):
+            create_detector(TINY, ("a", "b"), weights=tmp_path / f"{name}.pt")
+
+
 def test_the_name_must_mean_the_detector_in_the_file(tmp_path):
     made = detector()
     save_detector(made, tmp_path / "d.safetensors")

@@ -346,13 +346,13 @@ class FrozenDetector(BaseTeacher):
         match = match_classes(detector.classes, len(detector.classes), classes)
         if match.columns is None:
             raise ValueError(
-                f"teacher {detector.name}: needs the student's classes among its own, by name, got no "
+                f"{detector.name}: needs the classes of the data among its own, by name, got no "
                 f"{', '.join(match.missing[:5])}{', ...' if len(match.missing) > 5 else ''}; its classes are "
                 f"{', '.join(detector.classes[:8])}{', ...' if len(detector.classes) > 8 else ''}. Rename the categories "
-                "in the annotations, or train a teacher for them (--train-teacher)."
+                "in the annotations, or train a detector for them (a teacher with --train-teacher)."
             )
         if match.how == "position":
-            warnings.warn(f"teacher {detector.name}: its classes are taken {match.note}.", stacklevel=2)
+            warnings.warn(f"{detector.name}: its classes are taken {match.note}.", stacklevel=2)
         self.detector = detector.requires_grad_(False)
         self.detector.shows_regions = regions
         self.features_only = features_only
