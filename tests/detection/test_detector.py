@@ -254,6 +254,17 @@ def test_autocast_keeps_boxes_in_full_precision():
     assert found[0].boxes.dtype == torch.float32
 
 
+def test_an_image_that_would_be_resized_to_nothing_is_refused():
+    made, batch = detector(), scenes()
+    thin = torch.zeros(3, 2, 2 * made.net.transform.max_size)
+    assert len(made.detect([thin])) == 1
+    with pytest.raises(
+        ValueError, match=r"needs images at most \d+ times as long as wide .* got one of \d+x2; leave"
+    ):
+        made.detect([torch.zeros(3, 2, 2 * made.net.transform.max_size + 1)])
+    assert len(made.train()(batch.images, batch.truth).outputs.logits)
+
+
 # --- files
 
 
