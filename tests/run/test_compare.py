@@ -526,6 +526,37 @@ def test_the_live_table_has_a_cell_for_each_run(done):
     assert isinstance(board, Board)
 
 
+def test_seeds_on_other_images_are_no_study(tmp_path):
+    """A picture is replaced between two calls of the command: the seeds of one table would be of two data sets."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for place, name in enumerate(("cat", "dog")):
+            for number in range(6):
+                path = tmp_path / "pets" / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = generator.integers(0, 99, (16, 16, 3), dtype=np.uint8)
+                pixels[..., place] += 99
+                Image.fromarray(pixels).save(path)
+    section = {"methods": ["none"], "seeds": 1}
+    pets = {"data": {"source": f"folder:{tmp_path / 'pets'}", "train_rows": None}, "train": {"batch_size": 4}}
+    out = tmp_path / "out"
+    run_compare(plan_of(out, section, pets), log=str)
+    Image.fromarray(pixels // 2).save(path)
+    run_compare(plan_of(out, section, pets), log=str)  # nothing to train: the table stays that of its runs
+    for more in ({"seeds": 2}, {"methods": {"none": {"preset": "none"}, "again": {"preset": "none"}}}):
+        plan = plan_of(out, {**section, **more}, pets)
+        with pytest.raises(
+            ValueError, match=r"needs the images that its finished runs had, got others in folder:.*seed0"
+        ):
+            run_compare(plan, log=str)
+    work.train_student(plan.trainings[1])
+    with pytest.raises(ValueError, match=r"needs runs on the same images, got .*none/seed0.*again/seed0"):
+        run_compare(plan, log=str)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "executor, workers",

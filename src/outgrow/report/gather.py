@@ -219,7 +219,7 @@ def _faults(named: Mapping[str, Sequence[Found]]) -> list[str]:
             faults.append(
                 f"{what}: " + "; ".join(f"{_short(value)} in {_few(at)}" for value, at in sides.items())
             )
-    faults += _fingerprints(runs)
+    faults += other_images(runs)
     seeds = {name: tuple(run.record.seed for run in group) for name, group in named.items()}
     if len(set(seeds.values())) > 1:
         said = "; ".join(f"{', '.join(map(str, value))} of {name}" for name, value in seeds.items())
@@ -227,7 +227,7 @@ def _faults(named: Mapping[str, Sequence[Found]]) -> list[str]:
     return faults
 
 
-def _fingerprints(runs: Sequence[Found]) -> list[str]:
+def other_images(runs: Sequence[Found]) -> list[str]:
     """Where the images are others. A cut of validation images depends on the seed, and the fingerprint on the cut."""
     sides: dict[int | None, dict[str, list[str]]] = {}
     for run in runs:
