@@ -16,9 +16,11 @@ from outgrow.report.table import read_records
 from outgrow.run import cli, compare, rehearsal, work
 from outgrow.run.board import Board
 from outgrow.run.compare import Failed, compare_runs, run_compare
+from outgrow.run.demo import run_demo
 from outgrow.run.executors import make_executor
 from outgrow.run.plan import PLAN_FILE, cache_groups, make_plan, read_options, read_plan_file
-from outgrow.training.config import merge
+from outgrow.training.config import build_config, merge
+from outgrow.training.folder import open_folder
 from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter
 from tests.run.test_distill import SMALL, interrupted_after
@@ -524,6 +526,38 @@ def test_the_live_table_has_a_cell_for_each_run(done):
     assert "50 %" in drawn
     assert f"{scores(done)['none/seed0']:.2f} %" in drawn
     assert isinstance(board, Board)
+
+
+def test_a_folder_is_of_a_run_or_of_a_comparison(done, tmp_path):
+    """Both write index.html: one would replace the page of the other."""
+    (tmp_path / "record.json").write_text("{}")
+    for begin in (
+        lambda: run_compare(plan_of(tmp_path, TWO), log=str),
+        lambda: run_demo(tmp_path),
+        lambda: compare_runs([done / "none", done / "kd"], out=tmp_path),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"needs a folder of its own for a comparison, got that of a run \(record\.json\)",
+        ):
+            begin()
+    page = (done / "index.html").read_text()
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(
+            ValueError,
+            match=r"needs a folder of its own for a run, got that of a comparison \(compare\.yaml\)",
+        ):
+            open_folder(done, build_config(BASE), **options)
+    assert (done / "index.html").read_text() == page
+
+
+def test_two_runs_begin_in_one_folder(tmp_path, monkeypatch):
+    """The second one passes the checks before the first one has written anything."""
+    settings = build_config(BASE)
+    monkeypatch.setattr("outgrow.training.folder.check_folder", lambda *_, **__: None)
+    open_folder(tmp_path, settings)
+    with pytest.raises(ValueError, match="got one in which another process has just begun"):
+        open_folder(tmp_path, settings)
 
 
 def test_seeds_on_other_images_are_no_study(tmp_path):

@@ -33,7 +33,7 @@ from outgrow.run.plan import (
 from outgrow.run.rehearsal import Trials, check_disk, data_key, estimate, plan_lines
 from outgrow.run.tasks import task_of
 from outgrow.run.work import Work, differences, fill, finished, state_of, train_student, train_teacher
-from outgrow.training.folder import LEAST_ROOM
+from outgrow.training.folder import LEAST_ROOM, check_no_run
 from outgrow.training.progress import JsonReporter, LogStyle, Reporter
 from outgrow.training.record import RunRecord
 
@@ -63,6 +63,7 @@ def run_compare(
     trainings failed.
     """
     engine = make_executor(executor, workers=workers, folder=plan.out / "jobs")
+    check_no_run(plan.out)
     check_writable(plan.out, what="--out", room=LEAST_ROOM)
     if not overwrite:
         _refuse_others(plan)
@@ -400,6 +401,7 @@ def report_gathered(
         }
         _report_tables(_output(style, log), tables, None)
         return tables
+    check_no_run(out)
     check_writable(out, what="--out", room=LEAST_ROOM)
     tables = write_tables(
         out,
