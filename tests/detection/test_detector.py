@@ -254,8 +254,9 @@ def test_autocast_keeps_boxes_in_full_precision():
     assert found[0].boxes.dtype == torch.float32
 
 
-def test_an_image_that_would_be_resized_to_nothing_is_refused():
-    made, batch = detector(), scenes()
+@pytest.mark.parametrize("name", [TINY, "fcos:timm/mobilenetv1_025_128?size=96&levels=3-5&channels=64"])
+def test_an_image_that_would_be_resized_to_nothing_is_refused(name):
+    made, batch = create_detector(name, CLASSES), scenes()
     thin = torch.zeros(3, 2, 2 * made.net.transform.max_size)
     assert len(made.detect([thin])) == 1
     with pytest.raises(

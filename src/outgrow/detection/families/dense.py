@@ -153,7 +153,7 @@ class DenseDetector(Detector):
         self.eval()
         try:
             with full_precision(images[0]):
-                found = self.net(list(images))
+                found = self.net(self.resizable(images))
         finally:
             self.train(training)
         # a net that is not trained yet may find background: torchvision's has an output for it
