@@ -138,3 +138,10 @@ def test_terms_of_one_loss_are_counted(text, names):
 def test_a_word_for_a_number(kind, text):
     with pytest.raises(ValueError, match=rf"{kind} \w+: needs a number for \w+, got .*; write such as \w+\("):
         MAKE[kind](text)
+
+
+def test_an_unknown_name_is_sent_to_the_list_that_there_is():
+    with pytest.raises(
+        ValueError, match=r"loss: needs one of kd, .*; got 'xyz'; `outgrow list losses` describes them"
+    ):
+        make_loss("xyz")

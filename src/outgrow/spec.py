@@ -83,7 +83,8 @@ def lookup(registry: Mapping[str, T], name: str, *, kind: str) -> T:
     if name in registry:
         return registry[name]
     near = difflib.get_close_matches(name, registry, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"`outgrow list {kind}s` describes them."
+    kinds = "losses" if kind == "loss" else f"{kind}s"
+    hint = f"did you mean {near[0]!r}?" if near else f"`outgrow list {kinds}` describes them."
     raise ValueError(f"{kind}: needs one of {', '.join(registry)}; got {name!r}; {hint}")
 
 

@@ -2,13 +2,15 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from outgrow.detection.data import DetectionData, open_coco
+from outgrow.data import DataWarning
+from outgrow.detection.data import DetectionData, open_boxes, open_coco
 from outgrow.detection.layouts.annotations import read_annotations
 
 from .coco_files import CATEGORIES, annotation, image, picture, write_json, write_pictures
@@ -314,6 +316,7 @@ GOOD = annotation(41, 11, [1, 2, 3, 4])
         ),
         ({**GOOD, "bbox": [1, -4, 3, 4]}, "overlaps its image of 100x80"),
         ({**GOOD, "area": "big"}, "needs a finite number of pixels as area, got 'big' in"),
+        ({**GOOD, "area": -1}, "needs a finite number of pixels as area, got -1 in"),
         ({**GOOD, "iscrowd": 2}, "needs 0 or 1 as iscrowd, got 2 in"),
     ],
 )
@@ -475,3 +478,30 @@ def test_the_collector_is_left_as_it_was(tmp_path):
         was = gc.isenabled()
         read_annotations(path)
         assert gc.isenabled() == was
+
+
+@pytest.mark.parametrize("area, noted", [(0, True), (90_000, True), (12, False), (5, False)])
+def test_areas_that_are_not_of_their_boxes_are_noted(tmp_path, area, noted):
+    """AP by size goes by the area: one of 0, or of the picture before it was resized, puts an object elsewhere."""
+    boxes = [annotation(40 + k, 8, [1, 1 + k, 3, 4], area=area) for k in range(3)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        open_one(tmp_path, IMAGES, boxes)
+    said = [str(one.message) for one in caught]
+    assert len(said) == noted
+    assert all(
+        f"3 of 3 annotations in {tmp_path / 'boxes.json'} have an area of 0 or one larger" in one
+        for one in said
+    )
+
+
+def test_classes_that_differ_in_spelling_are_noted(tmp_path):
+    categories = [
+        {"id": 3, "name": "traffic light"},
+        {"id": 4, "name": "Traffic_Light"},
+        {"id": 5, "name": "cat"},
+    ]
+    write_pictures(tmp_path / "images", IMAGES)
+    path = write_json(tmp_path / "boxes.json", IMAGES, [GOOD], categories)
+    with pytest.warns(DataWarning, match=r"'traffic light' and 'Traffic_Light' are classes of their own"):
+        open_boxes(f"coco:{tmp_path / 'images'}:{path}")

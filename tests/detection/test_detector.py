@@ -254,6 +254,18 @@ def test_autocast_keeps_boxes_in_full_precision():
     assert found[0].boxes.dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", [TINY, "fcos:timm/mobilenetv1_025_128?size=96&levels=3-5&channels=64"])
+def test_an_image_that_would_be_resized_to_nothing_is_refused(name):
+    made, batch = create_detector(name, CLASSES), scenes()
+    thin = torch.zeros(3, 2, 2 * made.net.transform.max_size)
+    assert len(made.detect([thin])) == 1
+    with pytest.raises(
+        ValueError, match=r"needs images at most \d+ times as long as wide .* got one of \d+x2; leave"
+    ):
+        made.detect([torch.zeros(3, 2, 2 * made.net.transform.max_size + 1)])
+    assert len(made.train()(batch.images, batch.truth).outputs.logits)
+
+
 # --- files
 
 
@@ -321,6 +333,37 @@ def test_classes_in_another_order_are_sorted(tmp_path):
         torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-3)
     with pytest.warns(UserWarning, match="the last layer is not loaded"):  # as many, and others
         create_detector(TINY, ("cat", "dog", "fox"), weights=tmp_path / "d.safetensors")
+
+
+def test_a_detector_is_found_in_the_files_of_training_scripts(tmp_path):
+    made, batch = detector(), scenes()
+    state = made.net.state_dict()
+    average = torch.optim.swa_utils.AveragedModel(made.net, use_buffers=True).state_dict()
+    for content in (
+        {"model": {}, "model_ema": average},
+        {"state_dict": {f"model.{key}": value for key, value in state.items()}},
+        {"model": {f"_orig_mod.module.{key}": value for key, value in state.items()}},
+    ):
+        torch.save({**content, "classes": list(CLASSES), "epoch": 3}, tmp_path / "d.pt")
+        again = create_detector(TINY, weights=tmp_path / "d.pt")
+        same_boxes(again.detect(batch.images), made.detect(batch.images))
+
+
+def test_a_file_without_its_last_layer_says_nothing_of_classes(tmp_path):
+    """Its scores would be those of random weights."""
+    state = detector().net.state_dict()
+    last = [key for key in state if "cls_score" in key]
+    torch.save({"model": state, "classes": ["cat", "dog"]}, tmp_path / "fewer.pt")
+    for key in last:
+        state.pop(key)
+    torch.save({"model": state, "classes": list(CLASSES)}, tmp_path / "none.pt")
+    for name, got in (("fewer", "one for 3 classes"), ("none", "none")):
+        with pytest.raises(
+            ValueError, match=rf"needs a last layer for the classes .* got .*{name}\.pt with {got};"
+        ):
+            create_detector(TINY, weights=tmp_path / f"{name}.pt")
+        with pytest.warns(UserWarning, match="the last layer is not loaded"):
+            create_detector(TINY, ("a", "b"), weights=tmp_path / f"{name}.pt")
 
 
 def test_the_name_must_mean_the_detector_in_the_file(tmp_path):

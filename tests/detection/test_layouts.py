@@ -6,6 +6,7 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -248,6 +249,12 @@ def test_yolos_file_of_paths_and_named_numbers(tmp_path):
     for text, message in (
         ("val: val.txt\n", "needs the names of the classes"),
         ("val: val.txt\nnames: [a, a]\n", "needs the names of the classes"),
+        ("val: val.txt\nnames: [yes, no]\n", r"got names: \[True, False\]; add them, and put yes, no"),
+        (
+            "val: val.txt\nnc: 3\nnames: [a, b]\n",
+            "needs as many names as classes in .* got 2 names and nc: 3",
+        ),
+        ("val: val.txt\nkpt_shape: 5\nnames: [a, b, c]\n", "needs two numbers as kpt_shape in .* got 5"),
         ("names: [a]\n", r"needs images to report on \(val or test\), got none"),
         ("val: nowhere\nnames: [a]\n", "needs a folder of images or a text file of paths as val"),
         ("- 1\n", "needs train, val and names in"),
@@ -291,7 +298,7 @@ def test_vocs_marks_and_faults(tmp_path):
     at = [data.train.name(k) for k in range(4)].index("train1.png")
     assert (len(data.train.truth(at).boxes), len(data.train.truth(at).crowd)) == (2, 1)
     for text, message in (
-        (whole[:-20], r"needs four numbers as bndbox, got .* in .*train1\.xml"),
+        (whole[:-20], r"needs XML that can be read, got .* in .*train1\.xml"),
         (whole.replace("<xmin>6", "<xmin>x"), "needs four numbers as bndbox, got .* in object 1 of"),
         (whole.replace("<name>dog", "<name>", 1), "needs a name, got .* object 1 of .*train1"),
         (whole.replace("<xmax>25", "<xmax>2"), "without negative sides, got .* object 1 of .*train1"),
@@ -374,3 +381,125 @@ def test_a_source_of_no_kind():
     for source in ("boxes:x", "yolo:", "coco"):
         with pytest.raises(ValueError, match=r"needs coco:IMAGES:ANNOTATIONS, coco:FOLDER, yolo:DATA\.yaml"):
             open_boxes(source)
+
+
+def test_pictures_without_labels_are_noted_where_they_are_many(tmp_path):
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    labels = tmp_path / "other" / "train" / "labels"
+    (labels / "train2.txt").rename(labels / "train2.png.txt")
+    with pytest.warns(
+        DataWarning, match=r"2 of 4 images of train in .* have no file of labels .*no .*train2\.txt"
+    ):
+        open_boxes(source)
+
+
+@pytest.mark.parametrize("more, fits", [("0.2 0.3 0.1 0.9", True), ("", True), ("0.2 0.3", False)])
+def test_yolos_keypoints_are_no_polygon(more, fits, tmp_path):
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    facts = tmp_path / "other" / "data.yaml"
+    facts.write_text(f"{facts.read_text()}\nkpt_shape: [2, 2]\n")
+    path = tmp_path / "other" / "train" / "labels" / "train1.txt"
+    box = path.read_text().splitlines()[0]
+    path.write_text(f"{box} {more}\n")
+    if not fits:
+        with pytest.raises(ValueError, match=r"four shares .* and 4 numbers of keypoints, got .* line 1"):
+            open_boxes(source)
+        return
+    found = open_boxes(source)
+    at = [found.train.name(k) for k in range(4)].index("train1.png")
+    x, y, wide, high = (float(value) for value in box.split()[1:])
+    height, width = found.train.size(at)
+    expected = [
+        (x - wide / 2) * width,
+        (y - high / 2) * height,
+        (x + wide / 2) * width,
+        (y + high / 2) * height,
+    ]
+    torch.testing.assert_close(found.train.truth(at).boxes, torch.tensor([expected]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["yolo", "voc"])
+def test_a_mark_of_the_byte_order_is_no_text(layout, tmp_path):
+    source = LAYOUTS[layout](*write(tmp_path / "coco"), tmp_path / "other")
+    expected = open_boxes(source)
+    path = {"yolo": "train/labels/train1.txt", "voc": "ImageSets/Main/train.txt"}[layout]
+    file = tmp_path / "other" / path
+    file.write_text("\ufeff" + file.read_text(), encoding="utf-8")
+    compare(expected, open_boxes(source))
+
+
+def test_vocs_names_may_have_spaces(tmp_path):
+    images, annotations = write(tmp_path / "coco")
+    source = voc(images, annotations, tmp_path / "other")
+    for name in ("JPEGImages/{}.png", "Annotations/{}.xml"):
+        (tmp_path / "other" / name.format("train1")).rename(tmp_path / "other" / name.format("a picture 1"))
+    path = tmp_path / "other" / "ImageSets/Main/train.txt"
+    path.write_text(path.read_text().replace("train1", "a picture 1").replace("train2", "train2  -1"))
+    compare(open_boxes(f"coco:{images}:{annotations}"), open_boxes(source))
+
+
+def test_a_picture_without_its_file_of_objects_is_none_without_objects(tmp_path):
+    source = voc(*write(tmp_path / "coco"), tmp_path / "other")
+    (tmp_path / "other" / "Annotations" / "train1.xml").unlink()
+    with pytest.raises(ValueError, match=r"needs XML that can be read, got 'no file' in .*train1\.xml"):
+        open_boxes(source)
+    with pytest.warns(DataWarning, match="left out 1 images"):
+        data = open_boxes(source, on_fault="skip")
+    assert data.classes == ("bird", "cat", "dog")
+    assert data.train is not None
+    assert len(data.train) == 3
+
+
+def test_vocs_picture_is_one_file(tmp_path):
+    source = voc(*write(tmp_path / "coco"), tmp_path / "other")
+    folder = tmp_path / "other" / "JPEGImages"
+    (folder / "train1.png").rename(folder / "train1.jpg")
+    Image.new("RGB", (9, 9)).save(folder / "train1.bmp")
+    with pytest.raises(
+        ValueError, match=r"needs one picture .* got 'train1\.bmp and train1\.jpg' in image train1"
+    ):
+        open_boxes(source)
+
+
+def test_every_box_of_a_row_has_its_category(tmp_path):
+    import datasets
+
+    lists = {"bbox": datasets.Sequence(datasets.Sequence(datasets.Value("float64")))}
+    lists["category"] = datasets.Sequence(datasets.Value("string"))
+    features = datasets.Features({"image": datasets.Image(), "objects": lists})
+    root, _ = write(tmp_path / "coco")
+    for split, number in (("train", 2), ("test", 1)):
+        pictures = sorted((root / split.replace("test", "val")).iterdir())
+        objects = {"bbox": [[1.0, 2.0, 9.0, 9.0], [20.0, 20.0, 9.0, 9.0]], "category": ["cat", "dog"]}
+        rows = [
+            {"image": {"bytes": one.read_bytes(), "path": one.name}, "objects": objects} for one in pictures
+        ]
+        rows[0] = {**rows[0], "objects": {**objects, "category": ["cat", "dog"][:number]}}
+        path = tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_list(rows, features=features).to_parquet(path)
+    with pytest.raises(
+        ValueError, match=r"needs as many values in category as in bbox, got '1 for 2' in row 0 of"
+    ):
+        open_boxes(f"hf:{tmp_path / 'hub'}")
+    with pytest.warns(DataWarning, match="left out 1 images"):
+        assert len(open_boxes(f"hf:{tmp_path / 'hub'}", on_fault="skip").test) == 3
+
+
+@pytest.mark.parametrize("layout", ["coco", *LAYOUTS])
+def test_a_picture_that_is_stored_upside_down(layout, tmp_path):
+    """COCO's tools leave it so; YOLO, the hub's library and labelling tools turn it, and the boxes are for that."""
+    root, annotations = write(tmp_path / "coco")
+    path = root / "train" / "train1.png"
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[0x0112] = 3
+        image.save(path, exif=exif)
+        shown = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    source = f"coco:{root}:{annotations}"
+    if layout != "coco":
+        source = LAYOUTS[layout](root, annotations, tmp_path / "other")
+    data = open_boxes(source)
+    assert data.train is not None
+    image = next(data.train.image(k) for k in range(4) if b"eXIf" in data.train.encoded(k))
+    assert torch.equal(image, shown if layout in ("coco", "roboflow") else shown.flip(1, 2))

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from PIL import Image
 
@@ -26,3 +27,12 @@ def test_finding_nothing_is_said(tmp_path):
         assert any("no boxes" in line and "--score" in line for line in said) == nothing
         (row,) = json.loads((tmp_path / "boxes.json").read_text())
         assert (row["boxes"] == []) == nothing
+
+
+def test_the_image_that_cannot_be_resized_is_named(tmp_path):
+    save_detector(detector(), tmp_path / "model.safetensors")
+    Image.new("RGB", (3000, 1)).save(tmp_path / "line.png")
+    with pytest.raises(ValueError, match=r"line\.png: Detector .* needs images at most .* got one of 3000x1"):
+        predict_files(
+            tmp_path / "model.safetensors", [str(tmp_path / "line.png")], out=tmp_path / "boxes.json"
+        )

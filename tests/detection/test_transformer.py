@@ -536,6 +536,21 @@ def test_a_file_states_what_it_is(family, tmp_path):
         ).preparation.size == (96, 96)
 
 
+def test_files_of_training_scripts(family, tmp_path):
+    made = make(family)
+    state = made.net.state_dict()
+    average = torch.optim.swa_utils.AveragedModel(made.net, use_buffers=True).state_dict()
+    for content in ({"model_ema": average}, {"ema": {"module": state, "updates": torch.tensor(3)}}):
+        torch.save({**content, "classes": list(CLASSES)}, tmp_path / "d.pt")
+        again = create_detector(made.name, weights=tmp_path / "d.pt").net.state_dict()
+        assert all(torch.equal(value, again[key]) for key, value in state.items())
+    torch.save({"model": state}, tmp_path / "d.pt")
+    with pytest.raises(
+        ValueError, match=r"needs a file of a whole detector with its class names, got .*d\.pt without"
+    ):
+        create_detector(made.name, weights=tmp_path / "d.pt")
+
+
 def test_classes_are_matched_by_name(family, tmp_path):
     made, batch = make(family, classes=OTHERS).eval(), scenes()
     save_detector(made, tmp_path / "d.safetensors")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from outgrow.report.gather import gather, method_name
+from outgrow.report.gather import gather, gather_study, method_name
 from outgrow.report.table import compare
 from outgrow.training.config import MethodConfig
 from tests.report.records import detector, record
@@ -179,3 +179,21 @@ def test_what_is_no_comparison_is_refused(tmp_path):
 def test_names_of_methods():
     assert method_name(MethodConfig(preset="paper", loss="dkd")) == "paper + dkd"
     assert method_name(MethodConfig(preset="kd", loss="dkd", rule="swap")) == "dkd + swap"
+
+
+def test_a_folder_of_methods_is_judged_on_the_same_images(tmp_path):
+    """The methods of a study may differ in anything, and it is shown; but not in what they are judged on."""
+    for s in range(2):
+        put(tmp_path, f"none/seed{s}", record("none", s, 90.0, teacher=None))
+        put(tmp_path, f"longer/seed{s}", record("kd", s, 91.0), train={"batch_size": 7})
+    found = gather_study(tmp_path)
+    assert list(found.records) == ["longer", "none"]
+    assert found.conditions == {"longer": ("batch size 7",)}
+    for field, value in (("fingerprint", "0" * 64), ("classes", ["a", "b"]), ("test", 3)):
+        other = record("none", 0, 90.0, teacher=None)
+        other["data"][field] = value
+        (tmp_path / "none/seed0/record.json").write_text(json.dumps(other))
+        with pytest.raises(
+            ValueError, match=r"report: needs runs that were judged on the same images, got(?s:.*)none/seed0"
+        ):
+            gather_study(tmp_path)

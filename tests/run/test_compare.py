@@ -16,9 +16,11 @@ from outgrow.report.table import read_records
 from outgrow.run import cli, compare, rehearsal, work
 from outgrow.run.board import Board
 from outgrow.run.compare import Failed, compare_runs, run_compare
+from outgrow.run.demo import run_demo
 from outgrow.run.executors import make_executor
 from outgrow.run.plan import PLAN_FILE, cache_groups, make_plan, read_options, read_plan_file
-from outgrow.training.config import merge
+from outgrow.training.config import build_config, merge
+from outgrow.training.folder import open_folder
 from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter
 from tests.run.test_distill import SMALL, interrupted_after
@@ -524,6 +526,69 @@ def test_the_live_table_has_a_cell_for_each_run(done):
     assert "50 %" in drawn
     assert f"{scores(done)['none/seed0']:.2f} %" in drawn
     assert isinstance(board, Board)
+
+
+def test_a_folder_is_of_a_run_or_of_a_comparison(done, tmp_path):
+    """Both write index.html: one would replace the page of the other."""
+    (tmp_path / "record.json").write_text("{}")
+    for begin in (
+        lambda: run_compare(plan_of(tmp_path, TWO), log=str),
+        lambda: run_demo(tmp_path),
+        lambda: compare_runs([done / "none", done / "kd"], out=tmp_path),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"needs a folder of its own for a comparison, got that of a run \(record\.json\)",
+        ):
+            begin()
+    page = (done / "index.html").read_text()
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(
+            ValueError,
+            match=r"needs a folder of its own for a run, got that of a comparison \(compare\.yaml\)",
+        ):
+            open_folder(done, build_config(BASE), **options)
+    assert (done / "index.html").read_text() == page
+
+
+def test_two_runs_begin_in_one_folder(tmp_path, monkeypatch):
+    """The second one passes the checks before the first one has written anything."""
+    settings = build_config(BASE)
+    monkeypatch.setattr("outgrow.training.folder.check_folder", lambda *_, **__: None)
+    open_folder(tmp_path, settings)
+    with pytest.raises(ValueError, match="got one in which another process has just begun"):
+        open_folder(tmp_path, settings)
+
+
+def test_seeds_on_other_images_are_no_study(tmp_path):
+    """A picture is replaced between two calls of the command: the seeds of one table would be of two data sets."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for place, name in enumerate(("cat", "dog")):
+            for number in range(6):
+                path = tmp_path / "pets" / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = generator.integers(0, 99, (16, 16, 3), dtype=np.uint8)
+                pixels[..., place] += 99
+                Image.fromarray(pixels).save(path)
+    section = {"methods": ["none"], "seeds": 1}
+    pets = {"data": {"source": f"folder:{tmp_path / 'pets'}", "train_rows": None}, "train": {"batch_size": 4}}
+    out = tmp_path / "out"
+    run_compare(plan_of(out, section, pets), log=str)
+    Image.fromarray(pixels // 2).save(path)
+    run_compare(plan_of(out, section, pets), log=str)  # nothing to train: the table stays that of its runs
+    for more in ({"seeds": 2}, {"methods": {"none": {"preset": "none"}, "again": {"preset": "none"}}}):
+        plan = plan_of(out, {**section, **more}, pets)
+        with pytest.raises(
+            ValueError, match=r"needs the images that its finished runs had, got others in folder:.*seed0"
+        ):
+            run_compare(plan, log=str)
+    work.train_student(plan.trainings[1])
+    with pytest.raises(ValueError, match=r"needs runs on the same images, got .*none/seed0.*again/seed0"):
+        run_compare(plan, log=str)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from outgrow.machine.files import unsealed
 from outgrow.run import distill
 from outgrow.run import tune as room
+from outgrow.run.audit import audit_teacher
 from outgrow.run.tune import choices_of, tune, tuned
 from outgrow.training.config import build_config, load_config, merge
 from outgrow.training.guard import NonFiniteLoss, NonFiniteScores
@@ -303,6 +304,35 @@ def test_changed_images_are_another_search(tmp_path):
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(photos / "a" / "3.png")
     with pytest.raises(ValueError, match="needs a folder without another search"):
         tune(settings, out=tmp_path / "out", trials=3, over=["weight"], log=lambda text: None)
+
+
+def one_of_each(folder):
+    for split, (place, kind) in itertools.product(("train", "val"), enumerate("ab")):
+        (folder / split / kind).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (100 * place, 9, len(split))).save(folder / split / kind / "0.png")
+    return f"folder:{folder}"
+
+
+def test_nothing_to_hold_out_is_said(teacher_file, tmp_path):  # noqa: F811
+    """A class with one image keeps it for the training: of such classes nothing is left to choose by."""
+    source = {"source": one_of_each(tmp_path / "photos"), "train_rows": None, "val_fraction": 0.1}
+    layer = {"data": source, "teacher": {"train": False, "weights": str(teacher_file)}}
+    trained = {
+        "teacher": {"train": True, "rows": "same", "correct": "always"},
+        "method": {"preset": "outgrow"},
+    }
+    given = {**layer, "teacher": {"name": "cifar/resnet8", "weights": str(teacher_file)}}
+    for call in (
+        lambda: tune(
+            build_config(merge(SMALL, SEARCH, layer)), out=tmp_path / "out", trials=2, over=["weight"]
+        ),
+        lambda: audit_teacher(given),
+        lambda: distill(build_config(merge(SMALL, {"data": source}, trained))),
+    ):
+        with pytest.raises(
+            ValueError, match=r"needs .*(two training images or more|at least 10 images).*, got"
+        ):
+            call()
 
 
 def test_several_processes_are_refused(teacher_file, tmp_path, monkeypatch):  # noqa: F811

@@ -27,7 +27,8 @@ class HeldOut(Classification):
             data = super().open_data(run)
             if data.val is None:
                 raise ValueError(
-                    f"--data {run.config.data.source}: needs training images to hold out, got none; set data.val_fraction."
+                    f"--data {run.config.data.source}: needs a class with two training images or more, to hold one out, got none; "
+                    "add images, and set data.val_fraction."
                 )
             self.data = replace(data, source=replace(data.source, test=data.val, val=None))
         return self.data

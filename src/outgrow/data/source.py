@@ -206,7 +206,8 @@ def arrange(
                 f"got {got} in {spec!r}; set val_fraction to 0."
             )
         keep, taken = stratified_cut(train.labels, val_fraction, seed=seed)
-        train, val = train.subset(keep), train.subset(taken)
+        # of classes with one image each none is taken, and no set of validation images is not an empty one
+        train, val = train.subset(keep), train.subset(taken) if len(taken) else None
         identity = fingerprint([identity, val_fraction, seed])
     duplicates = None
     if train is not None:

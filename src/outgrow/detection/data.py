@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from outgrow.data.cache import default_cache_dir, usable
+from outgrow.data.classes import spelling
 from outgrow.data.files import PathList
 from outgrow.data.identity import Digests, Look, also_in, fingerprint, look_at, look_at_rows
 from outgrow.data.notes import printable, some, warn_notes
@@ -42,6 +43,7 @@ class DetectionSplit:
     ``index`` is each image's row in its annotation file. ``subset`` keeps it, so that randomness and per-sample
     memories can use it. ``source`` reads the encoded images, which are below ``folder`` if each is a file. ``digests``
     are of the images of ``file``. In a split that is not ``labelled`` the boxes are those that a detector found.
+    ``as_seen``: the boxes are for images as a viewer shows them, turned by their EXIF orientation.
     """
 
     file: AnnotationFile
@@ -52,6 +54,7 @@ class DetectionSplit:
     sampled: bool = False
     """Whether digests of large files cover only a part of them, as in large sets."""
     labelled: bool = True
+    as_seen: bool = False
 
     def __len__(self) -> int:
         return len(self.index)
@@ -112,15 +115,19 @@ class DetectionSplit:
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
         """An image, RGB, 0..255.
 
-        COCO's tools ignore the EXIF orientation. It is applied only if the image has the size in its annotations
-        afterwards and not before. Square images are never rotated.
+        COCO's tools ignore the EXIF orientation. In COCO's layout it is applied only if the image has the size in its
+        annotations afterwards and not before, and square images are never rotated. In the others it always is.
 
         ``ValueError`` with the file name if the image cannot be decoded, or if its size differs from its
         annotations, as its boxes would then be misplaced.
         """
         height, width = self.size(position)
         image = to_tensor(
-            decode(self.encoded(position), where=lambda: self.describe(position), stored_size=(width, height))
+            decode(
+                self.encoded(position),
+                where=lambda: self.describe(position),
+                stored_size=None if self.as_seen else (width, height),
+            )
         )
         if image.shape[1:] != (height, width):
             raise ValueError(
@@ -206,6 +213,7 @@ def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | N
     # images may have been left out meanwhile
     _check_objects({split: one.file for split, one in splits.items()})
     test = splits["test"].file
+    _note_spellings(test.classes, opening)
     duplicates = None
     if "train" in splits:
         duplicates = _duplicates(splits["train"], splits["test"], digests, opening)
@@ -267,7 +275,10 @@ def split_listed(split: str, one: Listed, opening: Opening) -> tuple[DetectionSp
     note_look(rows, look, one.folder if one.rows is None else one.file.path, opening)
     key = look.key
     kept = kept_rows(rows, name=one.home.name, identity=identity, key=key, opening=opening)
-    return DetectionSplit(file, str(one.folder), kept, rows, look.digests, bool(look.sampled)), look
+    sampled = bool(look.sampled)
+    return DetectionSplit(
+        file, str(one.folder), kept, rows, look.digests, sampled, as_seen=not one.stated
+    ), look
 
 
 def _check_objects(files: Mapping[str, AnnotationFile]) -> None:
@@ -308,6 +319,18 @@ def _check_categories(files: list[AnnotationFile]) -> None:
                 f"difference (only in the first: {sorted(here - there) or 'none'}; only in the second: "
                 f"{sorted(there - here) or 'none'}); correct one of the files."
             )
+
+
+def _note_spellings(classes: Sequence[str], opening: Opening) -> None:
+    """A note on classes that are most likely one, as Dog and dog."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(spelling(name), []).append(name)
+    pairs = [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
+    if pairs:
+        opening.note(
+            f"data: {some(pairs)} are classes of their own; if they are one, name it alike everywhere."
+        )
 
 
 def _image_paths(

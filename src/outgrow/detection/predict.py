@@ -49,7 +49,10 @@ class Boxes:
         least = SCORE if score is None else score
         for number, (file, image) in enumerate(images):
             pixels = to_tensor(image)
-            found = self.find(to_float(pixels[None])[0]).to("cpu")
+            try:
+                found = self.find(to_float(pixels[None])[0]).to("cpu")
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
             kept = (found.score >= least).nonzero()[:top, 0]
             found = Detections(found.boxes[kept], found.label[kept], found.score[kept])
             if drawn is not None:

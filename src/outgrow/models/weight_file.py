@@ -131,10 +131,13 @@ def _is_sealed(path: Path) -> bool:
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The first state dict in a file, checked, and the file's metadata; ``ValueError`` like ``load_weights``."""
     file = read_file(path)
-    _, state = next(iter(candidates(file)))
+    states = [state for _, state in candidates(file)]
+    # an average may have its counter beside the weights ({"module": ..., "updates": tensor(3)})
+    state = next((one for one in states if any(value.ndim for value in one.values())), states[0])
     for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+        named = {key: value for key, value in state.items() if "." in key or value.ndim}  # without counters
+        if named and all(key.startswith(prefix) for key in named):
+            state = {key.removeprefix(prefix): value for key, value in named.items()}
     check_tensors(state, state, file.path)
     return state, dict(file.metadata)
 

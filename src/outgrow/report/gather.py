@@ -8,14 +8,14 @@ Runs of one configuration but for seed and folder are one method. A method is ca
 and by what else sets it apart.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from outgrow.report.table import NO_TEACHER, Records, null_of
+from outgrow.report.table import NO_TEACHER, Records, null_of, read_records
 from outgrow.training.config import MethodConfig
 from outgrow.training.record import RunRecord, read_record
 
@@ -79,6 +79,25 @@ def gather(folders: Sequence[str | Path], *, anyway: bool = False) -> Gathered:
             "Differences are of the seeds that both sides have."
         )
     return gathered
+
+
+def gather_study(folder: str | Path) -> Gathered:
+    """The finished runs of a folder of METHOD/seedK. Methods may differ in any condition, which the table shows, but not in
+    what they were judged on: ``ValueError``."""
+    records = read_records(folder)
+    named = {
+        name: [Found(Path(folder, name, f"seed{run.seed}"), run) for run in runs]
+        for name, runs in records.items()
+    }
+    runs = [run for group in named.values() for run in group]
+    faults = _differences(runs, JUDGED) + other_images(runs)
+    if faults:
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise ValueError(
+            f"report: needs runs that were judged on the same images, got these differences:\n{lines}\nmove the others into a "
+            "folder of their own, or see them side by side with `outgrow compare RUN RUN --anyway`."
+        )
+    return Gathered(records, _conditions(named))
 
 
 def find_runs(folder: Path) -> list[Found]:
@@ -205,21 +224,14 @@ CONDITIONS: Mapping[str, Condition] = {
     "training rows": lambda run: run.data.train,
 }
 """What has to be alike in all runs."""
+JUDGED = ("metric", "test images", "classes")
+"""Those of what the scores are on."""
 
 
 def _faults(named: Mapping[str, Sequence[Found]]) -> list[str]:
     """Each difference in conditions, with the runs on both sides."""
     runs = [run for group in named.values() for run in group]
-    faults = []
-    for what, condition in CONDITIONS.items():
-        sides: dict[Any, list[str]] = {}
-        for run in runs:
-            sides.setdefault(condition(run.record), []).append(str(run.folder))
-        if len(sides) > 1:
-            faults.append(
-                f"{what}: " + "; ".join(f"{_short(value)} in {_few(at)}" for value, at in sides.items())
-            )
-    faults += _fingerprints(runs)
+    faults = _differences(runs, CONDITIONS) + other_images(runs)
     seeds = {name: tuple(run.record.seed for run in group) for name, group in named.items()}
     if len(set(seeds.values())) > 1:
         said = "; ".join(f"{', '.join(map(str, value))} of {name}" for name, value in seeds.items())
@@ -227,7 +239,20 @@ def _faults(named: Mapping[str, Sequence[Found]]) -> list[str]:
     return faults
 
 
-def _fingerprints(runs: Sequence[Found]) -> list[str]:
+def _differences(runs: Sequence[Found], conditions: Iterable[str]) -> list[str]:
+    faults = []
+    for what in conditions:
+        sides: dict[Any, list[str]] = {}
+        for run in runs:
+            sides.setdefault(CONDITIONS[what](run.record), []).append(str(run.folder))
+        if len(sides) > 1:
+            faults.append(
+                f"{what}: " + "; ".join(f"{_short(value)} in {_few(at)}" for value, at in sides.items())
+            )
+    return faults
+
+
+def other_images(runs: Sequence[Found]) -> list[str]:
     """Where the images are others. A cut of validation images depends on the seed, and the fingerprint on the cut."""
     sides: dict[int | None, dict[str, list[str]]] = {}
     for run in runs:

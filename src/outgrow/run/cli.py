@@ -565,16 +565,14 @@ def report(
     log: Log = "auto",
 ) -> None:
     """Write the table and the page of `compare` for a folder of METHOD/seedK runs into that folder."""
-    from outgrow.report.gather import Gathered
-    from outgrow.report.table import read_records
+    from outgrow.report.gather import gather_study
     from outgrow.run.compare import compare_runs, report_gathered
     from outgrow.run.plan import PLAN_FILE
 
     if (folder / PLAN_FILE).is_file():
         compare_runs([folder], title=title, style=log)
         return
-    found = Gathered(read_records(folder))
-    report_gathered(found, out=folder, title=title or folder.resolve().name, style=log)
+    report_gathered(gather_study(folder), out=folder, title=title or folder.resolve().name, style=log)
 
 
 @app.command("list")

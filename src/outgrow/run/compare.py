@@ -14,7 +14,7 @@ from typing import Any
 
 from outgrow.machine.files import check_writable, write_atomically
 from outgrow.report import formats
-from outgrow.report.gather import Gathered, gather
+from outgrow.report.gather import Found, Gathered, gather, other_images
 from outgrow.report.page import write_overview, write_page
 from outgrow.report.table import NO_TEACHER, Records, Table
 from outgrow.report.table import compare as tables_of
@@ -30,10 +30,10 @@ from outgrow.run.plan import (
     without_cache,
     write_plan,
 )
-from outgrow.run.rehearsal import Trials, check_disk, estimate, plan_lines
+from outgrow.run.rehearsal import Trials, check_disk, data_key, estimate, plan_lines
 from outgrow.run.tasks import task_of
 from outgrow.run.work import Work, differences, fill, finished, state_of, train_student, train_teacher
-from outgrow.training.folder import LEAST_ROOM
+from outgrow.training.folder import LEAST_ROOM, check_no_run
 from outgrow.training.progress import JsonReporter, LogStyle, Reporter
 from outgrow.training.record import RunRecord
 
@@ -63,6 +63,7 @@ def run_compare(
     trainings failed.
     """
     engine = make_executor(executor, workers=workers, folder=plan.out / "jobs")
+    check_no_run(plan.out)
     check_writable(plan.out, what="--out", room=LEAST_ROOM)
     if not overwrite:
         _refuse_others(plan)
@@ -76,6 +77,7 @@ def run_compare(
             # a mapped teacher has the same outputs under every method, so more methods can share a cache
             plan = make_plan(plan.base, plan.options, plan.out, found.mapped)
             found = estimate(plan, report=_Notes(board.log), trials=trials)
+        _refuse_other_images(plan, trials)
         if not check_disk(plan, found):
             plan = without_cache(plan)
             found = replace(found, disk=found.disk - found.cache_bytes, cache_bytes=0, cache_runs=0)
@@ -121,6 +123,22 @@ def _refuse_others(plan: Plan) -> None:
                     f"--out {plan.out}: needs a folder without another comparison, got the teacher {teacher.folder}, which "
                     f"differs in {', '.join(found)}; set another --out, or add --overwrite."
                 )
+
+
+def _refuse_other_images(plan: Plan, trials: Trials) -> None:
+    """``ValueError`` if the images of finished runs are not those that the others would have."""
+    for one in plan.trainings:
+        run, data = finished(one.folder, one.config), one.config.data
+        by_seed = data.val_fraction or data.unlabelled_rows
+        known = trials.opened.get(data_key(data, one.seed if by_seed else plan.options.seeds[0]))
+        if run is None or known is None:
+            continue
+        was, now = ((of.fingerprint, of.unlabelled_fingerprint) for of in (run.data, known[1]))
+        if was != now:
+            raise ValueError(
+                f"--out {plan.out}: needs the images that its finished runs had, got others in {data.source} than {one.folder} "
+                "had; set another --out, or restore the images."
+            )
 
 
 def _train(plan: Plan, engine: Executor, board: Board, overwrite: bool) -> dict[str, str]:
@@ -181,6 +199,16 @@ def _write(plan: Plan, failures: Mapping[str, str], title: str | None) -> dict[s
     for pair in plan.pairs:
         studies[pair], conditions[pair] = _records(plan, pair)
     studies = {pair: records for pair, records in studies.items() if records}
+    runs = [
+        Found(one.folder, run)
+        for one in plan.trainings
+        if (run := finished(one.folder, one.config)) is not None
+    ]
+    if others := other_images(runs):
+        raise ValueError(
+            f"compare: needs runs on the same images, got {'; '.join(others)}; delete the runs on images that are no "
+            "longer those of the study. The same command then trains them again."
+        )
     if not studies:
         raise ValueError(
             "compare: needs at least one finished run, got none:\n"
@@ -373,6 +401,7 @@ def report_gathered(
         }
         _report_tables(_output(style, log), tables, None)
         return tables
+    check_no_run(out)
     check_writable(out, what="--out", room=LEAST_ROOM)
     tables = write_tables(
         out,

@@ -25,6 +25,7 @@ from outgrow.report.table import Records, Table, tabulate
 from outgrow.report.text import markdown_table, text_table
 from outgrow.run.study import run_study
 from outgrow.training.config import Config, merge
+from outgrow.training.folder import check_no_run
 from outgrow.training.progress import Reporter
 
 Layer = Mapping[str, Any]
@@ -162,6 +163,7 @@ def run_demo(
     """Train everything, and print the tables. ``out`` gets ``index.html``, a page for each case, ``table.md`` and the records."""
     report = reporter or Reporter()
     out = Path(out)
+    check_no_run(out)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for networks this small, two threads are slower
     try:

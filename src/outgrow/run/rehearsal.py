@@ -24,6 +24,7 @@ from outgrow.run.plan import CACHE, Plan, Preparation, Training, cache_groups, d
 from outgrow.run.tasks import task_of
 from outgrow.training.config import (
     Config,
+    DataConfig,
     MethodConfig,
     ModelConfig,
     TeacherConfig,
@@ -190,7 +191,7 @@ def rehearse(
         update["teacher"] = config.teacher.model_copy(update={"train": True, "weights": None, "rows": "same"})
     tried = config.model_copy(update=update)
     run, task = start(tried), task or task_of(config.data.source)
-    key = config.data.model_dump_json() + str(config.seed)
+    key = data_key(config.data, config.seed)
     if key not in trials.opened:
         whole = task.open_data(run)
         trials.opened[key] = (whole, task.data_record(run, whole, None))
@@ -236,6 +237,11 @@ def rehearse(
         indices=loader.num_indices,
         mapped=mapped,
     )
+
+
+def data_key(data: DataConfig, seed: int) -> str:
+    """The key of open data in :class:`Trials`."""
+    return data.model_dump_json() + str(seed)
 
 
 def _views(loader: Any) -> str:

@@ -386,6 +386,17 @@ def _price(plan: Plan, one: Training, task: Task, trials: int, left: int) -> lis
     return lines
 
 
+def within_chance(score: float, images: int) -> float:
+    """Two standard errors of a difference between scores such as ``score``, in points. With two right and two wrong images
+    more (Agresti and Coull), as otherwise nothing would be by chance where all of a few images are right.
+
+    >>> round(within_chance(75.0, 1000), 1), round(within_chance(100.0, 3), 1)
+    (3.9, 48.3)
+    """
+    right = (score / 100 * images + 2) / (images + 4)
+    return 100 * 2 * math.sqrt(2 * right * (1 - right) / (images + 4))
+
+
 def _conclude(
     study: Any, config: Config, choices: Sequence[Choice], out: Path, task: Task, log: Callable[[str], None]
 ) -> Tuned:
@@ -419,8 +430,7 @@ def _conclude(
     write_atomically(out / RESULT, sealed(content))
     write_atomically(out / BEST, with_checksum(chosen.model_copy(update={"out": None}).to_yaml()))
     first, won = records[0], found.winner
-    right = won.scores[-1] / 100
-    chance = 100 * 2 * math.sqrt(2 * right * (1 - right) / images)
+    chance = within_chance(won.scores[-1], images)
     log(f"best      {describe(won)}")
     log(f"before    {describe(first)}, as configured")
     log(

@@ -354,7 +354,7 @@ class Config(_Section):
     """The student's training."""
     teacher_train: TrainConfig = TrainConfig()
     """The training of the teacher, with teacher.train."""
-    seed: int = Field(0, ge=0, le=2**62)
+    seed: int = Field(0, ge=0, lt=2**62)
     """Seed of all random choices. Equal seeds give equal results on one machine."""
     out: str | None = None
     """Folder of the run; None writes nothing."""

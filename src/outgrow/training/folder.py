@@ -29,6 +29,8 @@ FILES = (
     "record.json",
 )
 """Files that a run writes. A detector also writes the folder ``pictures``, and ``--track`` the one of TensorBoard."""
+STUDY = ("compare.yaml", "table.json")
+"""Files that a comparison writes."""
 LEAST_ROOM = 64 << 20
 """Free bytes that the disk of a run folder must have at the start."""
 
@@ -45,12 +47,20 @@ def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: b
         return
     if overwrite:
         clear(out)
+    elif not resume:
+        _claim(out)
     write_config(out, config)
 
 
 def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
     """The checks of :func:`open_folder` that need no configuration."""
     check_writable(out, what="--out", room=LEAST_ROOM)
+    study = next((name for name in STUDY if (out / name).exists()), None)
+    if study is not None and not resume:
+        raise ValueError(
+            f"--out {out}: needs a folder of its own for a run, got that of a comparison ({study}), whose page the run would replace; "
+            "name another, such as one in it."
+        )
     finished, begun = (out / "record.json").exists(), [name for name in BEGUN if (out / name).exists()]
     if resume and overwrite:
         raise ValueError(
@@ -61,6 +71,26 @@ def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
         raise ValueError(
             f"--out {out}: needs a folder without a run, got {state}; give another folder, --resume to continue it, or "
             "--overwrite to replace it."
+        )
+
+
+def _claim(out: Path) -> None:
+    """``ValueError`` if another process has begun a run here since the checks."""
+    try:
+        (out / "config.yaml").touch(exist_ok=False)
+    except FileExistsError:
+        raise ValueError(
+            f"--out {out}: needs a folder without a run, got one in which another process has just begun; give another folder."
+        ) from None
+
+
+def check_no_run(out: Path) -> None:
+    """``ValueError`` if ``out``, the folder for a comparison, is that of a run."""
+    found = next((name for name in ("record.json", "checkpoint.pt") if (out / name).exists()), None)
+    if found is not None:
+        raise ValueError(
+            f"--out {out}: needs a folder of its own for a comparison, got that of a run ({found}), whose page it would replace; "
+            "name another, such as the folder above."
         )
 
 

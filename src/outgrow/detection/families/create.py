@@ -51,6 +51,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family for family in (fasterrcnn.FAMILY, retinanet.FAMILY, fcos.FAMILY, ssdlite.FAMILY)
 }
 assert tuple(FAMILIES) == DETECTORS
+_WRAPPED = re.compile(r"(.+\.)backbone\.(body|features)\.")
 RESNET50 = "torchvision/resnet50"
 STYLES = ("torchvision", detectron2.STYLE)
 T = TypeVar("T")
@@ -156,7 +157,7 @@ def create_detector(
     net = _build(family, backbone, shape, arguments, len(own_classes) + 1, pretrained=False)
     if whole:
         ordered = state if classes is None else _in_order(name, family, state, metadata, own_classes)
-        _load_whole(net, family, ordered, origin, name)
+        _load_whole(net, family, ordered, origin, name, starts=classes is not None)
     elif origin is not None:
         _load_backbone(net.backbone, state, Path(origin), name)
     if origin is not None:
@@ -167,10 +168,20 @@ def create_detector(
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights of a file and its metadata; those of other programs in our names."""
     state, metadata = read_weights(path)
+    state = _without_prefix(state)
     if detectron2.is_detectron2(state):
         return detectron2.from_detectron2(state)
     state, facts = published.understood(state)
     return state, metadata if "classes" in metadata else {**metadata, **facts}
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` without what a wrapper puts before all names (model.backbone.body...), and without its counters."""
+    named = {key: value for key, value in state.items() if "." in key or value.ndim}
+    prefix = next((found[1] for key in named if (found := _WRAPPED.match(key))), None)
+    if prefix is None or not all(key.startswith(prefix) for key in named):
+        return state
+    return {key.removeprefix(prefix): value for key, value in named.items()}
 
 
 def _downloaded(name: str, get: Callable[[], T]) -> T:
@@ -395,8 +406,9 @@ def _classes_of(
 
 
 def _load_whole(
-    net: nn.Module, family: Family, state: dict[str, Tensor], path: str | None, name: str
+    net: nn.Module, family: Family, state: dict[str, Tensor], path: str | None, name: str, *, starts: bool
 ) -> None:
+    """``starts``: a training starts from the weights, so that a last layer of other classes can be left out."""
     own = net.state_dict()
     last = {key for key in own if re.match(family.class_layers, key)}
     differing = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
@@ -410,6 +422,12 @@ def _load_whole(
             f"{name}: needs the weights of this detector, got {path} with {len(wrong)} tensors that do not fit "
             f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); use "
             + ("the name in the file's metadata." if like is None else f"{like}, whose layers the file has.")
+        )
+    if differing and not starts:
+        outputs = family.outputs(state)
+        raise ValueError(
+            f"{name}: needs a last layer for the classes that the file states, got {path} with "
+            f"{f'one for {outputs - 1} classes' if outputs else 'none'}; pass the whole file that the training wrote."
         )
     if differing:
         warnings.warn(f"{name}: the last layer is not loaded, as {path} has other classes.", stacklevel=4)

@@ -119,7 +119,7 @@ class DenseDetector(Detector):
     ) -> TrainingOutputs:
         self.check_training()
         targets = [{"boxes": t.boxes, "labels": t.label} for t in truth]
-        batch, targets = self.net.transform(list(images), targets)
+        batch, targets = self.net.transform(self.resizable(images), targets)
         maps, heads = self._run(batch.tensors)
         with full_precision(batch.tensors):
             anchors = self.net.anchor_generator(batch, list(maps.values()))
@@ -134,7 +134,7 @@ class DenseDetector(Detector):
 
     def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
         assert isinstance(proposals, Anchors)  # a FrozenDetector compares the layouts
-        batch, _ = self.net.transform(list(images))
+        batch, _ = self.net.transform(self.resizable(images))
         maps, heads = self._run(batch.tensors)
         with full_precision(batch.tensors):
             anchors = self.net.anchor_generator(batch, list(maps.values()))
@@ -153,7 +153,7 @@ class DenseDetector(Detector):
         self.eval()
         try:
             with full_precision(images[0]):
-                found = self.net(list(images))
+                found = self.net(self.resizable(images))
         finally:
             self.train(training)
         # a net that is not trained yet may find background: torchvision's has an output for it

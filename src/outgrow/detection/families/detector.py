@@ -166,8 +166,20 @@ class Detector(nn.Module):
 
     def levels_of(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """The feature maps by stride."""
-        batch, _ = self.net.transform(list(images))
+        batch, _ = self.net.transform(self.resizable(images))
         return {self.levels[key]: value.float() for key, value in self.net.backbone(batch.tensors).items()}
+
+    def resizable(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """``images`` as a list. ``ValueError`` for one so long that its short side would be resized to no pixel."""
+        longest = None if self.net.transform.fixed_size is not None else self.net.transform.max_size
+        for image in images:
+            height, width = image.shape[-2:]
+            if longest is not None and max(height, width) > longest * min(height, width):
+                raise ValueError(
+                    f"Detector {self.name}: needs images at most {longest} times as long as wide (max_size), got one of "
+                    f"{width}x{height}; leave it out, or cut or pad it."
+                )
+        return list(images)
 
     def check_training(self) -> None:
         if not self.training:
@@ -346,13 +358,13 @@ class FrozenDetector(BaseTeacher):
         match = match_classes(detector.classes, len(detector.classes), classes)
         if match.columns is None:
             raise ValueError(
-                f"teacher {detector.name}: needs the student's classes among its own, by name, got no "
+                f"{detector.name}: needs the classes of the data among its own, by name, got no "
                 f"{', '.join(match.missing[:5])}{', ...' if len(match.missing) > 5 else ''}; its classes are "
                 f"{', '.join(detector.classes[:8])}{', ...' if len(detector.classes) > 8 else ''}. Rename the categories "
-                "in the annotations, or train a teacher for them (--train-teacher)."
+                "in the annotations, or train a detector for them (a teacher with --train-teacher)."
             )
         if match.how == "position":
-            warnings.warn(f"teacher {detector.name}: its classes are taken {match.note}.", stacklevel=2)
+            warnings.warn(f"{detector.name}: its classes are taken {match.note}.", stacklevel=2)
         self.detector = detector.requires_grad_(False)
         self.detector.shows_regions = regions
         self.features_only = features_only

@@ -103,7 +103,7 @@ class FasterRCNNDetector(Detector):
         """The forward pass of a training step. torchvision draws the proposals at random."""
         self.check_training()
         targets = [{"boxes": t.boxes, "labels": t.label} for t in truth]
-        batch, targets = self.net.transform(list(images), targets)
+        batch, targets = self.net.transform(self.resizable(images), targets)
         maps = self._maps(batch.tensors)
         with full_precision(batch.tensors):
             boxes, region_losses, objectness = self._regions(batch, maps, targets, truth)
@@ -144,7 +144,7 @@ class FasterRCNNDetector(Detector):
 
     def classify(self, images: Sequence[Tensor], proposals: Proposals) -> Outputs:
         """The outputs for the proposals of another detector. The detector must be in eval mode."""
-        batch, _ = self.net.transform(list(images))
+        batch, _ = self.net.transform(self.resizable(images))
         maps = self._maps(batch.tensors)
         with full_precision(batch.tensors):
             back = [scale_to(own, image) for own, image in zip(batch.image_sizes, images, strict=True)]
@@ -162,7 +162,7 @@ class FasterRCNNDetector(Detector):
         training = self.training
         self.eval()
         try:
-            batch, _ = self.net.transform(list(images))
+            batch, _ = self.net.transform(self.resizable(images))
             maps = self._maps(batch.tensors)
             with full_precision(batch.tensors):
                 boxes, _ = self.net.rpn(batch, maps, None)

@@ -72,7 +72,7 @@ class SSDLiteDetector(DenseDetector):
         ):
             raise ValueError(
                 f"Detector {self.name}: needs two images or more in a training step, as its last map is one place with a "
-                f"batch norm, got {len(images)}; set a larger batch size."
+                f"batch norm, got {len(images)}; set a larger batch size, or add images."
             )
         return super().forward(images, truth, rows=rows)
 

@@ -111,8 +111,7 @@ def create(
         architecture, shape = parse_shape(name)
         shape = shape if input_size is None else replace(shape, size=input_size)
         name = format_shape(architecture, shape)
-        stated = metadata.get("classes")
-        outputs = len(stated if isinstance(stated, list) else classes or ())
+        outputs = len(classes or ()) if origin is None else len(_stated_classes(metadata, origin, name))
         net = _build(name, _shaped(architecture, shape, outputs))
         preparation = preparation or Preparation((shape.size, shape.size))
     if origin is not None:
@@ -401,12 +400,7 @@ def _load(
     net: Any, state: Mapping[str, Tensor], metadata: Mapping[str, Any], origin: str, name: str
 ) -> tuple[str, ...]:
     """Load a file of a whole detector, and return its classes."""
-    stated = metadata.get("classes")
-    if not isinstance(stated, list):
-        raise ValueError(
-            f"{name}: needs a file of a whole detector with its class names, got {origin} without; pass a file that outgrow "
-            "wrote, or the folder of the checkpoint as hf/PATH."
-        )
+    stated = _stated_classes(metadata, origin, name)
     own = net.state_dict()
     extra = sorted(set(state) - set(own))
     differing = sorted(key for key in set(state) & set(own) if state[key].shape != own[key].shape)
@@ -416,9 +410,19 @@ def _load(
         raise ValueError(
             f"{name}: needs the weights of this detector, got {origin} with {len(wrong)} tensors that do not fit "
             f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); use the name in the file's metadata "
-            f"({metadata.get('model')}), or its family alone (rtdetr:)."
+            f"({metadata.get('model')})."
         )
     net.load_state_dict(dict(state), strict=False)
+    return stated
+
+
+def _stated_classes(metadata: Mapping[str, Any], origin: str, name: str) -> tuple[str, ...]:
+    stated = metadata.get("classes")
+    if not isinstance(stated, list) or not stated:
+        raise ValueError(
+            f"{name}: needs a file of a whole detector with its class names, got {origin} without; pass a file that outgrow "
+            "wrote, or the folder of the checkpoint as hf/PATH."
+        )
     return tuple(map(str, stated))
 
 

@@ -272,6 +272,8 @@ def check_content(content: Content, path: Path, faults: Faults, *, in_pixels: bo
     area = [e.get("area", e["bbox"][2] * e["bbox"][3]) for e in annotations.values()]
     boxes, usable = _corners(bbox, sizes[place[by_image]])
     notes += _check_scale(path, ids, bbox, sizes[place[by_image]], usable)
+    areas = torch.tensor(area, dtype=torch.float64)[by_image]
+    notes += _check_areas(path, ids, bbox, areas)
     return AnnotationFile(
         path=str(path),
         classes=tuple(categories[number]["name"] for number in order),
@@ -286,7 +288,7 @@ def check_content(content: Content, path: Path, faults: Faults, *, in_pixels: bo
         ],
         crowd=torch.tensor([e.get("iscrowd", 0) for e in annotations.values()], dtype=torch.bool)[by_image],
         bbox=bbox,
-        area=torch.tensor(area, dtype=torch.float64)[by_image],
+        area=areas,
         boxes=boxes,
         usable=usable,
         notes=tuple(notes),
@@ -401,6 +403,22 @@ def _check_scale(
     return notes
 
 
+def _check_areas(
+    path: Path, ids: Int64[Tensor, " rows"], bbox: Float64[Tensor, "rows 4"], areas: Float64[Tensor, " rows"]
+) -> list[str]:
+    """A note if most areas cannot be those of anything in the box, as after boxes were resized without them."""
+    inside = bbox[:, 2] * bbox[:, 3]
+    wrong = (((areas > 1.1 * inside + 1) | (areas == 0)) & (inside > 0)).nonzero().squeeze(1)
+    if 2 * len(wrong) <= len(areas):
+        return []
+    row = int(wrong[0])
+    return [
+        f"data: {len(wrong)} of {len(areas):,} annotations in {path} have an area of 0 or one larger than their box (annotation "
+        f"{int(ids[row])}: {areas[row]:g} for {inside[row]:g}). AP of small, medium and large objects goes by it; correct area, or "
+        "leave it out."
+    ]
+
+
 @_without_collector()
 def load_content(path: Path, lists: Sequence[str] = _LISTS) -> dict[str, list[Any]]:
     """The ``lists`` of a file in COCO's layout, without the polygons and keypoints of its entries."""
@@ -493,8 +511,10 @@ def _complaint(
     outside = left >= width or top >= height or right <= 0 or bottom <= 0
     if outside and min(wide, high) >= SMALLEST:
         return f"a bbox (left, top, width, height) that overlaps its image of {width}x{height}", bbox
-    if not _is_finite(entry.get("area", 0)):
-        return "a finite number of pixels as area", entry["area"]
+    if not _is_finite(entry.get("area", 0)) or entry.get("area", 0) < 0:
+        return "a finite number of pixels as area", entry[
+            "area"
+        ]  # AP would ignore an object of a negative area
     if entry.get("iscrowd", 0) not in (0, 1):
         return "0 or 1 as iscrowd", entry["iscrowd"]
     return None

@@ -129,9 +129,14 @@ def _content(
             continue
         width, height = size
         images.append({"id": number, "file_name": _NAME.format(number), "width": width, "height": height})
-        for at, (box, kind) in enumerate(
-            zip(columns.get("bbox", ()), columns.get(table.kind, ()), strict=False)
-        ):
+        boxes, kinds = columns.get("bbox", []), columns.get(table.kind, [])
+        if len(boxes) != len(kinds):
+            place = f"row {number} of {faults.path}"
+            needed = f"as many values in {table.kind} as in bbox"
+            faults.add("annotation", number, needed, f"{len(kinds)} for {len(boxes)}", place=place)
+            images.pop()
+            continue
+        for at, (box, kind) in enumerate(zip(boxes, kinds, strict=True)):
             entry = len(annotations)
             origins[entry] = f"object {at} of row {number} of {faults.path}"
             category = kind if table.names is not None else place_of.get(str(kind))

@@ -9,6 +9,7 @@ counted from 1, both inside the box, as VOC has them. Where a corner is 0 they a
 marked as difficult are regions to ignore, like COCO's crowds, as VOC does not count them.
 """
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -26,16 +27,18 @@ from outgrow.detection.layouts.listed import (
     size_of_file,
 )
 
+_MARK = re.compile(r"\s+-?[01]$")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _Object = tuple[str, str, bool, list[float] | None, object]
 """The class, the place, whether it is difficult, the corners (None: a fault), and the text of the corners."""
 
 
 class _Annotated(NamedTuple):
-    """The size of the image as a file of annotations states it, if it does, and its objects."""
+    """The size of the image as a file of annotations states it, if it does, its objects, and why it cannot be read."""
 
     size: tuple[int, int] | None
     objects: list[_Object]
+    unreadable: str | None = None
 
 
 def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
@@ -70,7 +73,7 @@ def voc_pictures(source: str, where: str, on_fault: OnFault) -> Listed:
     root = _root(source, where, "JPEGImages")
     pictures = _pictures(root)
     stems = _listed(root, "train") or _listed(root, "trainval") or list(pictures)
-    names = [pictures[stem].name if stem in pictures else stem for stem in stems]
+    names = [path.name for stem in stems for path in pictures.get(stem, [Path(stem)])]
     folder = root / "JPEGImages"
     return only_pictures(names, folder, folder, Faults(str(folder), on_fault))
 
@@ -86,10 +89,13 @@ def _root(source: str, where: str, *needed: str) -> Path:
     return root
 
 
-def _pictures(root: Path) -> dict[str, Path]:
+def _pictures(root: Path) -> dict[str, list[Path]]:
     """The pictures by their names without the suffix."""
-    paths = sorted((root / "JPEGImages").iterdir())
-    return {path.stem: path for path in paths if path.suffix.lower() in PICTURES}
+    found: dict[str, list[Path]] = {}
+    for path in sorted((root / "JPEGImages").iterdir()):
+        if path.suffix.lower() in PICTURES:
+            found.setdefault(path.stem, []).append(path)
+    return found
 
 
 def _listed(root: Path, split: str) -> list[str]:
@@ -97,14 +103,20 @@ def _listed(root: Path, split: str) -> list[str]:
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         return []
-    lines = read_bytes(path).decode("utf-8", "replace").splitlines()
-    return [line.split()[0] for line in lines if line.strip()]
+    lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig", "replace").splitlines()]
+    return [_without_mark(root, line) for line in lines if line]
+
+
+def _without_mark(root: Path, line: str) -> str:
+    """A name may have spaces, and may end like a mark."""
+    name = _MARK.sub("", line)
+    return line if name != line and (root / "Annotations" / f"{line}.xml").is_file() else name
 
 
 def _content(
     root: Path,
     annotated: dict[str, _Annotated],
-    pictures: dict[str, Path],
+    pictures: dict[str, list[Path]],
     classes: list[str],
     first: int,
     faults: Faults,
@@ -113,10 +125,20 @@ def _content(
     annotations: list[dict[str, Any]] = []
     origins: dict[int, str] = {}
     for number, (name, found) in enumerate(annotated.items()):
-        picture = pictures.get(name)
-        if picture is None:
-            faults.add("image", name, "a picture in JPEGImages", "none")
+        there = pictures.get(name, [])
+        if len(there) != 1:
+            faults.add(
+                "image",
+                name,
+                "one picture in JPEGImages",
+                " and ".join(path.name for path in there) or "none",
+            )
             continue
+        if found.unreadable is not None:  # its objects are not known, so it is no image without objects
+            place = printable(root / "Annotations" / f"{name}.xml")
+            faults.add("annotation", name, "XML that can be read", found.unreadable, place=place)
+            continue
+        (picture,) = there
         size = size_of_file(picture)
         if size is None:
             faults.add("image", name, "an image whose size can be read", "none")
@@ -150,14 +172,16 @@ def _content(
 
 
 def _annotated(path: Path) -> _Annotated:
-    """The content of a file; an unreadable file is one object with a fault."""
+    """The content of a file."""
+    if not path.is_file():
+        return _Annotated(None, [], "no file")
     try:
         text = read_bytes(path)
         if b"<!ENTITY" in text:
             raise ElementTree.ParseError("it defines entities")
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
-        return _Annotated(None, [("object", printable(path), False, None, str(error).splitlines()[0])])
+        return _Annotated(None, [], str(error).splitlines()[0])
     found: list[_Object] = []
     for number, entry in enumerate(root.iter("object"), start=1):
         place = f"object {number} of {printable(path)}"
@@ -168,7 +192,7 @@ def _annotated(path: Path) -> _Annotated:
         except ValueError:
             corners = None
         name = (entry.findtext("name") or "").strip()
-        difficult = (entry.findtext("difficult") or "0").strip() == "1"
+        difficult = (entry.findtext("difficult") or "0").strip().lower() in ("1", "true")
         found.append((name, place, difficult, corners, texts if name else entry.findtext("name")))
     sides = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
     known = all(side.isdecimal() and int(side) > 0 for side in sides)  # some tools write 0

@@ -6,11 +6,14 @@
     names: [RBC, WBC]             or {0: RBC, 1: WBC}
 
 The labels of ``images/a.jpg`` are in ``labels/a.txt``: in each line a class and a box (centre x, centre y, width, height)
-as shares of the image, or a polygon, whose bounding box counts. An image without such a file has no objects.
+as shares of the image, or a polygon, whose bounding box counts. With ``kpt_shape`` in the YAML keypoints follow the box.
+An image without such a file has no objects.
 """
 
 import math
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ _ROUNDING = 1e-3
 def read_yolo(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     """The splits of ``yolo:WHERE``."""
     path, facts = _facts(source, where)
-    names = _names(path, facts.get("names"))
+    names = _names(path, facts)
     keys = {split: key for key, split in reversed(_KEYS.items()) if facts.get(key)}
     splits = [split for split in SPLITS if split in keys]
     found = read_each(splits, lambda split: _split(path, facts, keys[split], names, on_fault))
@@ -84,13 +87,19 @@ def _facts(source: str, where: str) -> tuple[Path, dict[str, Any]]:
     return path, facts
 
 
-def _names(path: Path, names: Any) -> tuple[str, ...]:
+def _names(path: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    names, count = facts.get("names"), facts.get("nc")
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
+    plain = isinstance(names, list) and all(type(name) in (str, int, float) for name in names)
+    if not plain or not names or len(set(map(str, names))) < len(names):
         raise ValueError(
             f"data: needs the names of the classes in {path}, as a list or numbered from 0, each once, got names: {names!r}; "
-            "add them."
+            "add them, and put yes, no, on, off and null in quotes."
+        )
+    if count is not None and count != len(names):
+        raise ValueError(
+            f"data: needs as many names as classes in {path}, got {len(names)} names and nc: {count!r}; correct one of them."
         )
     return tuple(map(str, names))
 
@@ -111,6 +120,8 @@ def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], 
             f"data: needs a text file of labels for the images of {key} in {path}, got none such as {printable(labels[0])}; "
             "put them into a folder labels beside images."
         )
+    notes = _without_labels(path, key, labels)
+    keypoints = _keypoints(path, facts)
     home = common_folder(pictures)
     faults = Faults(f"{path} ({key})", on_fault)
     images: list[dict[str, Any]] = []
@@ -129,7 +140,7 @@ def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], 
             entry = len(annotations)
             place = f"line {line} of {printable(label)}"
             origins[entry] = place
-            found = _box(text, len(names), width, height)
+            found = _box(text, len(names), width, height, keypoints)
             if isinstance(found[0], str):
                 faults.add("annotation", line, found[0], text.strip()[:80], place=place)
                 continue
@@ -139,7 +150,33 @@ def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], 
     categories = [{"id": number, "name": name} for number, name in enumerate(names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     file = check_content(content, path, faults, in_pixels=True)
+    file = replace(file, notes=(*notes, *file.notes))
     return Listed(file, home, home, digest_of([path, *(label for label in labels if label.is_file())]))
+
+
+def _without_labels(path: Path, key: str, labels: Sequence[Path]) -> list[str]:
+    """A note if half of the images or more have no file of labels: some may have another name."""
+    missing = [label for label in labels if not label.is_file()]
+    if 2 * len(missing) < len(labels):
+        return []
+    return [
+        f"data: {len(missing):,} of {len(labels):,} images of {key} in {path} have no file of labels and count as images without "
+        f"objects (there is no {printable(missing[0])})."
+    ]
+
+
+def _keypoints(path: Path, facts: Mapping[str, Any]) -> int:
+    """How many numbers of keypoints follow the box in a line."""
+    shape = facts.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not (
+        isinstance(shape, list) and len(shape) == 2 and all(type(one) is int and one > 0 for one in shape)
+    ):
+        raise ValueError(
+            f"data: needs two numbers as kpt_shape in {path} (keypoints, and numbers of each), got {shape!r}; correct them."
+        )
+    return shape[0] * shape[1]
 
 
 def _place(path: Path, facts: dict[str, Any], stated: str) -> Path:
@@ -175,10 +212,12 @@ def _label_file(picture: Path) -> Path:
 
 
 def _lines(path: Path) -> list[str]:
-    return read_bytes(path).decode("utf-8", "replace").splitlines() if path.is_file() else []
+    return read_bytes(path).decode("utf-8-sig", "replace").splitlines() if path.is_file() else []
 
 
-def _box(text: str, classes: int, width: int, height: int) -> tuple[str, None] | tuple[int, list[float]]:
+def _box(
+    text: str, classes: int, width: int, height: int, keypoints: int
+) -> tuple[str, None] | tuple[int, list[float]]:
     """The class and the box in pixels; or what the line needs, and None."""
     try:
         kind, *shares = map(float, text.split())
@@ -186,6 +225,13 @@ def _box(text: str, classes: int, width: int, height: int) -> tuple[str, None] |
         return "a class and four shares (centre x, centre y, width, height)", None
     if kind != int(kind) or not 0 <= kind < classes:
         return f"a class from 0 to {classes - 1}", None
+    if keypoints:
+        if len(shares) not in (4, 4 + keypoints):
+            return (
+                f"four shares (centre x, centre y, width, height) and {keypoints} numbers of keypoints",
+                None,
+            )
+        shares = shares[:4]
     if len(shares) < 4 or len(shares) == 5 or len(shares) % 2 or not all(map(math.isfinite, shares)):
         return "four shares (centre x, centre y, width, height) or a polygon after the class", None
     if not all(-_ROUNDING <= share <= 1 + _ROUNDING for share in shares):
