@@ -355,6 +355,13 @@ def test_copies_in_one_class(tmp_path: Path, opened: Open) -> None:
     noted(opened(tmp_path / "p"), "1 of 5 images in p-val are copies, byte for byte", "and each counts")
 
 
+def test_a_few_copies_of_many_are_nothing_to_say(tmp_path: Path, opened: Open, monkeypatch) -> None:
+    monkeypatch.setattr("outgrow.data.reading.MANY_COPIES", 0.25)
+    write_folder(tmp_path / "p", {"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2})
+    shutil.copy(tmp_path / "p" / "val" / "a" / "000.png", tmp_path / "p" / "val" / "a" / "000 (1).png")
+    assert not opened(tmp_path / "p").notes
+
+
 def test_a_class_that_loses_all_its_training_images(tmp_path: Path, opened: Open) -> None:
     write_folder(tmp_path / "p", {"train/a": 3, "train/b": 2, "val/a": 1, "val/b": 1})
     for file in (tmp_path / "p" / "train" / "b").iterdir():

@@ -193,7 +193,7 @@ def test_another_search_in_the_folder_is_refused(teacher_file, tmp_path):  # noq
         (
             {"method": {"weight": -1.0}},
             ["weight"],
-            "--over weight: needs a configured weight above zero, got -1.0",
+            "weight needs a finite number of at least 0, got -1.0",
         ),
         (
             {"method": {"loss": "kd + dkd(temperature=2)", "rule": "swap"}},

@@ -22,6 +22,8 @@ from outgrow.outputs import UNLABELLED
 OnFault = Literal["refuse", "skip"]
 SEARCHED = 8 << 30
 """Bytes up to which files of many images are searched for duplicates."""
+MANY_COPIES = 1e-3
+"""Share of copies with the same label from which they are said. Our choice."""
 _THREADS = 8
 
 
@@ -83,22 +85,28 @@ def split_of(
 
 
 def _note_copies(part: Part, name: str, opening: Opening) -> None:
-    """Note images that a split has more than once, byte for byte: with another label, and with the same one."""
+    """Note images that a split has more than once, byte for byte: with another label, and with the same one.
+
+    The latter only if they are many: CIFAR-100 has five among its 50,000 training images.
+    """
     assert part.digests is not None
     assert part.rows is not None
     labels, first = part.split.labels, torch.from_numpy(also_in(part.digests, part.digests))
     copies = (first >= 0) & (first != torch.arange(len(first)))
     other = labels != labels[first]
-    for which, what in (
-        (other, "are in another class too, byte for byte ({}); one of the labels is wrong."),
-        (~other, "are copies, byte for byte ({}), and each counts; remove them if that is not meant."),
+    for which, least, what in (
+        (other, 1, "are in another class too, byte for byte ({}); one of the labels is wrong."),
+        (
+            ~other,
+            MANY_COPIES * len(labels),
+            "are copies, byte for byte ({}), and each counts; remove them if that is not meant.",
+        ),
     ):
         found = [(row, int(first[row])) for row in (copies & which).nonzero()[:, 0].tolist()]
-        if (
-            part.sampled
-        ):  # the digest of a large file covers only some blocks, so compare these files completely
+        if part.sampled:
+            # the digest of a large file is of some of its blocks
             found = [pair for pair in found if part.rows.read(pair[0]) == part.rows.read(pair[1])]
-        if found:
+        if found and len(found) >= least:
             places = " is ".join(part.describe(row) for row in found[0])
             opening.note(
                 f"data: {len(found)} of {len(labels):,} images in {printable(name)} {what.format(places)}"
