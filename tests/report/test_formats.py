@@ -91,6 +91,19 @@ def test_a_method_of_one_seed_is_not_counted():
     assert compare({"": study(seeds=1)})[""].together == 1
 
 
+def test_the_teacher_of_a_seed_is_that_of_any_method():
+    """The first method with a teacher has one seed: the others' seeds have a teacher, too."""
+    all_seeds = study()
+    (table,) = compare(
+        {"": {"none": all_seeds["none"], "once": study(seeds=1)["kd"], "kd": all_seeds["kd"]}}
+    ).values()
+    assert table.teacher is not None
+    assert table.teacher.n == len(all_seeds["kd"])
+    none = table.rows[0].over_teacher
+    assert none is not None
+    assert none.n == len(all_seeds["none"])
+
+
 def test_a_table_by_itself_is_not_widened():
     assert tabulate(study()).together == 1
     assert tabulate(study()).rows[2].versus == ()

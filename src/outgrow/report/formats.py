@@ -151,7 +151,7 @@ def _below(table: Table) -> list[str]:
     sizes = dict.fromkeys(row.parameters for row in table.rows)
     seeds = dict.fromkeys(row.score.n for row in table.rows)
     lines.append(
-        f"student: {' or '.join(f'{size:,}' for size in sizes)} parameters, {' or '.join(map(str, seeds))} "
+        f"student: {' or '.join(f'{size:,}' for size in sizes)} parameters, {' or '.join(map(str, sorted(seeds, reverse=True)))} "
         f"seed{'' if list(seeds) == [1] else 's'}"
     )
     return lines

@@ -254,15 +254,12 @@ def _own_corrected(runs: Sequence[RunRecord], shared: BySeed) -> BySeed:
 
 
 def _first(records: Records, number: Callable[[RunRecord], float | None]) -> BySeed:
-    """The numbers of the first method whose records have them: methods of a seed share their teacher."""
-    return next(
-        (
-            {run.seed: found for run in runs if (found := number(run)) is not None}
-            for runs in records.values()
-            if number(runs[0]) is not None
-        ),
-        {},
-    )
+    """For each seed the number of the first run that has it: methods of a seed share their teacher."""
+    found: BySeed = {}
+    for run in (run for runs in records.values() for run in runs):
+        if run.seed not in found and (value := number(run)) is not None:
+            found[run.seed] = value
+    return found
 
 
 def _corrected(records: Records) -> BySeed:
