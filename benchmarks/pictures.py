@@ -60,7 +60,7 @@ def helps() -> str:
     plot = dot_plot(
         effects,
         name="helps",
-        title="CIFAR-100, 20 classes, a biased teacher, three seeds",
+        title="CIFAR-100, 20 classes, a biased teacher, three to five seeds",
         x_label="points of top-1 over the student without a teacher",
     )
     assert plot is not None
