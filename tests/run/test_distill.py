@@ -495,6 +495,7 @@ class TestErrors:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:data. 10 of 10,000 test images are among the training images")
+@pytest.mark.filterwarnings("ignore:data. . of .* images in cifar100-(train|test) are in another class too")
 @pytest.mark.filterwarnings("ignore:evaluate .* its classes are matched by position")
 def test_published_accuracies(shared_data: Path):
     """The third-party CIFAR-100 nets at what their README states, on all 10,000 images."""
