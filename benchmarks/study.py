@@ -20,7 +20,7 @@ A student, ResNet-8, takes steps of 64 images for 216 epochs (17,000 steps), or 
     memorised ResNet-20 on the 10,000 images of which the students have some
     foreign   MobileNetV1 0.25 with the ImageNet weights of ``--weights``, on images enlarged to 128 pixels
     noisy     the strong one; of the labels of its students 20 % are wrong
-    second    the student of `outgrow, weight 4, unlabelled` from the biased teacher (with ``--few``)
+    second    the student of ``outgrow, weight 4, unlabelled`` from the biased teacher (with ``--few``)
 
 With ``--few`` a student has 500 labels and 2,500 steps (``--steps``), and each method runs with and without the unlabelled
 images, which are then three quarters of a batch. ``--unlabelled 500 2500`` takes so many of them instead.
@@ -73,8 +73,8 @@ PARTS = {"student": 10_000, "teacher": 20_000, "unlabelled": 20_000}
 TEACHERS: dict[str, Layer] = {
     "strong": {"student": {"name": "cifar/resnet20"}, "train": {"epochs": 40, "batch_size": 128}},
     "weak": {"student": {"name": "cifar/resnet8"}, "data": {"train_rows": ROWS}, "train": {"epochs": SHORT}},
+    "memorised": {"student": {"name": "cifar/resnet20"}, "train": {"epochs": 48, "batch_size": 128}},
 }
-MEMORISED: Layer = {"student": {"name": "cifar/resnet20"}, "train": {"epochs": 48, "batch_size": 128}}
 MODELS = {
     "strong": "cifar/resnet20",
     "weak": "cifar/resnet8",
@@ -185,9 +185,9 @@ def prepare(cifar100: Path, out: Path, weights: Path | None) -> None:
             pq.write_table(test, folder / "test-00000-of-00001.parquet")
         pq.write_table(table, folder / "train-00000-of-00001.parquet")
     spoil(out)
-    parts = {**dict.fromkeys(TEACHERS, "teacher"), "memorised": "student"}
-    for name, layer in {**TEACHERS, "memorised": MEMORISED}.items():
-        layer = merge(base_of(out, parts[name]), {"data": {"train_rows": None}}, layer)
+    for name, layer in TEACHERS.items():
+        part = "student" if name == "memorised" else "teacher"
+        layer = merge(base_of(out, part), {"data": {"train_rows": None}}, layer)
         layer["train"]["eval_every"] = layer["train"]["epochs"]
         run_study(layer, {name: METHODS["none"]}, [100], out=out / "teachers", reporter=make_reporter())
     bias(out)
@@ -294,10 +294,10 @@ def train_few(
         train_alone(merge(base, alone), folder, seed, regime)
         training = _steps(steps, FEW, batch - round(batch * SHARE))
         for amount in amounts:
-            data = (
-                {"unlabelled": f"parquet:{_some(out, amount)}", "unlabelled_share": SHARE} if amount else None
-            )
-            own = alone if data is None else {"data": data, "train": training}
+            own = alone
+            if amount:
+                data = {"unlabelled": f"parquet:{_some(out, amount)}", "unlabelled_share": SHARE}
+                own = {"data": data, "train": training}
             cache = f"few-{regime}-{amount}-seed{seed}" if amount == PARTS["unlabelled"] else None
             layers[_suffix(amount)] = merge(own, teacher_of(out, regime, seed, cache))
     for suffix, layer in layers.items():

@@ -101,7 +101,7 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "PARTS", {"student": 80, "teacher": 80, "unlabelled": 40})
     for name, value in {"ROWS": 64, "FEW": 48, "FEW_STEPS": 3, "EPOCHS": 3, "AMOUNTS": (10, 40)}.items():
         monkeypatch.setattr(study, name, value)
-    for layer in (*study.TEACHERS.values(), study.MEMORISED):
+    for layer in study.TEACHERS.values():
         monkeypatch.setitem(layer, "train", {"epochs": 1, "eval_every": 1})
     monkeypatch.setitem(study.TEACHERS["weak"], "data", {"train_rows": 64})
 

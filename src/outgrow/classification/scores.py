@@ -93,9 +93,10 @@ def _check_logits(
 
     ``ValueError`` if there is not one row for each label, or a label is not among the classes.
     """
-    if len(logits) != len(label) or int(label.max()) >= logits.shape[1]:
+    largest = int(label.max()) if len(label) else 0
+    if len(logits) != len(label) or largest >= logits.shape[1]:
         raise ValueError(
-            f"scores: needs one row of logits for each of {len(label)} images, with all classes up to label {int(label.max())}, "
+            f"scores: needs one row of logits for each of {len(label)} images, with all classes up to label {largest}, "
             f"got shape {tuple(logits.shape)} from {name}; check its number of classes."
         )
     bad = logits.isnan().any(dim=1) | ~logits.amax(dim=1).isfinite()

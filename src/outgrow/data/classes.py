@@ -11,7 +11,7 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -151,6 +151,18 @@ def spelling(name: str) -> str:
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     text = SEPARATORS.sub(" ", text).strip()
     return str(int(text)) if NUMBER.fullmatch(text) else text
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """The names that have one :func:`spelling`, where several have.
+
+    >>> alike(["cat", "Dog", "dog"])
+    [['Dog', 'dog']]
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(spelling(name), []).append(name)
+    return [same for same in found.values() if len(same) > 1]
 
 
 def stated_names(statements: Mapping[str, object]) -> tuple[str, ...] | None:

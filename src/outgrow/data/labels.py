@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from outgrow.data.classes import spelling
+from outgrow.data.classes import alike
 from outgrow.data.notes import some
 from outgrow.data.reading import Opening
 from outgrow.data.splits import check_labels
@@ -172,11 +172,7 @@ def _named(columns: Sequence[Column], opening: Opening) -> tuple[str, ...] | Non
 
 def _note_spellings(names: Sequence[str], where: str, opening: Opening) -> None:
     """Note labels that may be meant as one class: they differ only in case, spaces, hyphens or Unicode form."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(spelling(name), []).append(name)
-    several = [same for same in alike.values() if len(same) > 1]
-    if several:
+    if several := alike(names):
         first = " and ".join(map(ascii, several[0]))
         opening.note(
             f"data: {len(several)} labels in {where} have several spellings ({first}), which are classes of their own; "

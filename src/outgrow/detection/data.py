@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from outgrow.data.cache import default_cache_dir, usable
-from outgrow.data.classes import spelling
+from outgrow.data.classes import alike
 from outgrow.data.files import PathList
 from outgrow.data.identity import Digests, Look, also_in, fingerprint, look_at, look_at_rows
 from outgrow.data.notes import printable, some, warn_notes
@@ -323,11 +323,7 @@ def _check_categories(files: list[AnnotationFile]) -> None:
 
 def _note_spellings(classes: Sequence[str], opening: Opening) -> None:
     """A note on classes that are most likely one, as Dog and dog."""
-    alike: dict[str, list[str]] = {}
-    for name in classes:
-        alike.setdefault(spelling(name), []).append(name)
-    pairs = [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
-    if pairs:
+    if pairs := [" and ".join(map(repr, names)) for names in alike(classes)]:
         opening.note(
             f"data: {some(pairs)} are classes of their own; if they are one, name it alike everywhere."
         )

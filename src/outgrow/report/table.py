@@ -138,7 +138,7 @@ def compare(studies: Mapping[str, AnyRecords], baselines: Sequence[str] = ()) ->
     parsed = {name: parse_records(records) for name, records in studies.items()}
     chosen = {name: _baselines(records, baselines) for name, records in parsed.items()}
     several = [sum(len(runs) > 1 for runs in records.values()) for records in parsed.values()]
-    number = max(sum(max(methods - 1, min(methods, 1)) for methods in several), 1)
+    number = sum(methods - 1 or 1 for methods in several if methods) or 1
     tables = {name: _tabulate(records, together=number) for name, records in parsed.items()}
     found: dict[str, dict[str, list[Contrast]]] = {name: {} for name in parsed}
     # one position is one family: the first baseline of every study, the second of every study

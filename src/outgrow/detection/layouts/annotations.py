@@ -511,10 +511,9 @@ def _complaint(
     outside = left >= width or top >= height or right <= 0 or bottom <= 0
     if outside and min(wide, high) >= SMALLEST:
         return f"a bbox (left, top, width, height) that overlaps its image of {width}x{height}", bbox
-    if not _is_finite(entry.get("area", 0)) or entry.get("area", 0) < 0:
-        return "a finite number of pixels as area", entry[
-            "area"
-        ]  # AP would ignore an object of a negative area
+    area = entry.get("area", 0)
+    if not _is_finite(area) or area < 0:  # AP would ignore an object of a negative area
+        return "a finite number of pixels as area", area
     if entry.get("iscrowd", 0) not in (0, 1):
         return "0 or 1 as iscrowd", entry["iscrowd"]
     return None
