@@ -174,6 +174,27 @@ def test_a_folder_holds_one_run(tmp_path, teacher_file):
         run(*layers, {"seed": 1}, overwrite=True, resume=True)
 
 
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_overwrite_with_a_mistake_keeps_the_run_before(tmp_path, teacher_file):
+    layers = (with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
+    run(*layers)
+    before = contents(tmp_path)
+    for mistake, message in (
+        ({"student": {"name": "cifar/resnet999"}}, "resnet999"),
+        ({"data": {"source": "folder:nowhere"}}, "nowhere"),
+        ({"method": {"loss": "nothing"}}, "nothing"),
+        ({"student": {"weights": str(tmp_path / "student.safetensors")}}, "--overwrite: .* got student.weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(*layers, {"seed": 1}, mistake, overwrite=True)
+        assert contents(tmp_path) == before
+    run(*layers, {"seed": 1}, overwrite=True)
+    assert contents(tmp_path).keys() == before.keys()
+
+
 def test_a_failed_overwrite_leaves_no_record_of_the_run_before(tmp_path, teacher_file):
     layers = (with_file(teacher_file), {"out": str(tmp_path), "train": {"epochs": 1}})
     run(*layers)

@@ -24,7 +24,7 @@ from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
 from outgrow.training.acceleration import make_accelerator
 from outgrow.training.config import Config, TrainConfig, build_config, settle
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
-from outgrow.training.folder import open_folder, release, write_config
+from outgrow.training.folder import drop_aside, open_folder, release, write_config
 from outgrow.training.meter import EpochRecord
 from outgrow.training.noise import wanted_noise, with_noise
 from outgrow.training.processes import is_main, on_main, process_group
@@ -86,6 +86,8 @@ def _distill(
         if run.out is not None and not run.resume and is_main():
             release(run.out)
         raise
+    if run.out is not None and is_main():
+        drop_aside(run.out)
     before = task.before_training(run, parts)
     history, scores = train(run, task, parts)
     record = RunRecord(

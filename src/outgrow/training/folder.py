@@ -9,6 +9,7 @@ track.json, tensorboard    with --track: what the trackers have, and TensorBoard
 record.json          the result; written last
 """
 
+import shutil
 from pathlib import Path
 
 from outgrow.machine.files import check_writable, write_atomically
@@ -29,6 +30,8 @@ FILES = (
     "record.json",
 )
 """Files that a run writes. A detector also writes the folder ``pictures``, and ``--track`` the one of TensorBoard."""
+BEFORE = ".replaced"
+"""A folder with the run that ``--overwrite`` replaces, until the new one has begun."""
 STUDY = ("compare.yaml", "table.json")
 """Files that a comparison writes."""
 LEAST_ROOM = 64 << 20
@@ -46,7 +49,8 @@ def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: b
         _check_same(out / "config.yaml", config)
         return
     if overwrite:
-        clear(out)
+        _check_weights_stay(out, config)
+        set_aside(out)
     elif not resume:
         _claim(out)
     write_config(out, config)
@@ -99,19 +103,56 @@ def write_config(out: Path, config: Config) -> None:
     write_atomically(out / "config.yaml", with_checksum(config.to_yaml()))
 
 
-def clear(out: Path) -> None:
-    """Delete the files of a run; other files stay. The record is deleted first: a run without one is unfinished."""
-    for name in reversed(FILES):
-        (out / name).unlink(missing_ok=True)
-    for pattern in ("correction-*.safetensors", "pictures/*.jpg", f"{TENSORBOARD}/events.out.tfevents.*"):
-        for file in out.glob(pattern):
-            file.unlink()
+def _check_weights_stay(out: Path, config: Config) -> None:
+    """``ValueError`` if the run that is to be replaced holds weights that the new one reads."""
+    weights = {
+        "student.weights": config.student.weights,
+        "teacher.weights": config.teacher.weights,
+        **{f"teacher.others[{i}].weights": other.weights for i, other in enumerate(config.teacher.others)},
+    }
+    for name, file in weights.items():
+        if file is not None and Path(file).resolve().parent == out.resolve():
+            raise ValueError(
+                f"--overwrite: needs weights that are not in the run it replaces, got {name} {file}; give another --out."
+            )
+
+
+def set_aside(out: Path) -> None:
+    """Move the files of the run in ``out`` into a folder of it, until :func:`drop_aside` or :func:`release`. Others stay."""
+    before = out / BEFORE
+    if any((out / name).exists() for name in FILES):
+        shutil.rmtree(before, ignore_errors=True)
+    for file in _files(out):
+        target = before / file.relative_to(out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+
+
+def drop_aside(out: Path) -> None:
+    """Delete the run that :func:`set_aside` moved: the one that replaces it has begun."""
+    shutil.rmtree(out / BEFORE, ignore_errors=True)
 
 
 def release(out: Path) -> None:
-    """Remove the ``config.yaml`` of a run that was refused before it wrote anything else: the folder holds no run."""
-    if not any((out / name).exists() for name in FILES if name not in ("config.yaml", TRACKED)):
-        (out / "config.yaml").unlink(missing_ok=True)
+    """Undo :func:`open_folder` for a run that was refused before it wrote anything but its ``config.yaml``.
+
+    The folder then holds no run, or again the one that was to be replaced.
+    """
+    if any((out / name).exists() for name in FILES if name not in ("config.yaml", TRACKED)):
+        return drop_aside(out)
+    (out / "config.yaml").unlink(missing_ok=True)
+    before = out / BEFORE
+    for file in _files(before):
+        (out / file.relative_to(before)).parent.mkdir(exist_ok=True)
+        file.replace(out / file.relative_to(before))
+    return drop_aside(out)
+
+
+def _files(out: Path) -> list[Path]:
+    """The files of a run in ``out``, the record first: a run without one is unfinished."""
+    patterns = ("correction-*.safetensors", "pictures/*.jpg", f"{TENSORBOARD}/events.out.tfevents.*")
+    named = [out / name for name in reversed(FILES) if (out / name).exists()]
+    return named + [file for pattern in patterns for file in out.glob(pattern)]
 
 
 def _check_same(path: Path, config: Config) -> None:
