@@ -220,6 +220,16 @@ def warn_if_probabilities(logits: Float[Tensor, "rows classes"], *, whose: str) 
         )
 
 
+def warn_if_other_labels(known: Int[Tensor, " rows"], label: Int[Tensor, " rows"]) -> None:
+    """Warn if the knowledge was rectified with other labels than those of the task. CPU only."""
+    if label.device.type == "cpu" and known is not label and not torch.equal(known, label):
+        warnings.warn(
+            "objective: got other labels than rectify had, so a row is right or wrong by those and the task learns these; "
+            "unless that is meant, pass the same target to both.",
+            stacklevel=4,
+        )
+
+
 def flatten_rows(
     logits: Float[Tensor, "batch classes *positions"],
     label: Int[Tensor, "batch *positions"],

@@ -474,8 +474,17 @@ def test_labels_other_than_the_knowledges_keep_to_the_plain_path():
     other = (label + 1) % 4
     assert not kd_fast.applies(student, knowledge, Target(other))
     assert not kd_fast.applies(student, knowledge, Target(label, partner=label, mix=torch.ones(6)))
-    found = [Objective("kd", fast=fast)(student, knowledge, other, 0.3).total for fast in (False, True)]
+    objectives = [Objective("kd", fast=fast) for fast in (False, True)]
+    with pytest.warns(UserWarning, match="objective: got other labels than rectify had"):
+        found = [objective(student, knowledge, other, 0.3).total for objective in objectives]
     torch.testing.assert_close(*found)
+    objectives[0](student, knowledge, other, 0.3)  # said once
+
+
+def test_equal_labels_are_no_other_labels(recwarn):
+    student, teacher, label = batch(6, 4)
+    Objective("kd")(student, Rectifier("pair")(teacher, label), label.clone(), 0.3)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("rule", RULE_NAMES)

@@ -34,6 +34,7 @@ from outgrow.outputs import (
     as_outputs,
     as_target,
     lift,
+    warn_if_other_labels,
     warn_if_probabilities,
     with_logits,
 )
@@ -272,6 +273,7 @@ class Objective(nn.Module):
         self._check(student, knowledge, target, progress)
         if not self._checked and len(student.logits):
             warn_if_probabilities(student.logits, whose="student")
+            warn_if_other_labels(knowledge.target.label, target.label)
             self._checked = True
         # a caller's autocast would round products and dot products of what has just been lifted
         if torch.is_autocast_enabled(student.logits.device.type):
