@@ -369,7 +369,8 @@ def compare(
     if runs:
         if flags or methods or losses or rules or pairs or seeds or config or recipe:
             raise ValueError(
-                "compare: needs finished runs, or options for training, got both; leave out one of them."
+                f"compare: needs finished runs, or options for training, got both: the runs {', '.join(map(str, runs))}; leave "
+                "out one of them."
             )
         compare_runs(runs, out=out, baselines=baseline or (), anyway=anyway, title=title, style=log)
         return
