@@ -34,6 +34,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -63,7 +64,7 @@ SHORT = 72
 ROWS = 5_000
 FEW = 500
 FEW_STEPS = 2_500
-LONG_STEPS = 7_500
+LONG_STEPS = (7_500, 22_500)
 """To see whether ``FEW_STEPS`` are enough."""
 SHARE = 0.75
 """Of unlabelled images in a batch."""
@@ -315,6 +316,11 @@ def _suffix(amount: int) -> str:
     return ", unlabelled" if amount == PARTS["unlabelled"] else f", {amount:,} unlabelled"
 
 
+def _order() -> list[str]:
+    """The names of all methods with all amounts of unlabelled images, as tables list them."""
+    return [f"{name}{_suffix(amount)}" for amount in (0, *AMOUNTS) for name in METHODS]
+
+
 def _some(out: Path, amount: int) -> Path:
     """The folder with so many of the unlabelled images."""
     whole = out / "data" / "unlabelled"
@@ -340,7 +346,7 @@ def groups_of_tables() -> dict[str, str]:
         f"5,000 labels, {EPOCHS} epochs": f"{{}}-{EPOCHS}",
         f"5,000 labels, {SHORT} epochs": f"{{}}-{SHORT}",
         "500 labels": "few-{}",
-        f"500 labels, {LONG_STEPS:,} steps": f"few-{{}}-{LONG_STEPS}",
+        **{f"500 labels, {steps:,} steps": f"few-{{}}-{steps}" for steps in LONG_STEPS},
         "500 labels, a student of the teacher's size": "few-{}-resnet20",
     }
 
@@ -354,8 +360,7 @@ def collect(out: Path) -> dict[str, Group]:
     found: dict[str, Records] = {}
     for file in sorted(out.glob("*/*/seed*/record.json"), key=lambda f: int(f.parent.name[4:])):
         found.setdefault(file.parts[-4], {}).setdefault(file.parts[-3], []).append(read_record(file))
-    suffixes = ["", *(_suffix(amount) for amount in AMOUNTS)]
-    order = [f"{name}{suffix}" for name in METHODS for suffix in suffixes]
+    order = _order()
     groups: dict[str, Group] = {}
     for title, form in groups_of_tables().items():
         for regime in (form.format(name) for name in MODELS):
@@ -364,6 +369,17 @@ def collect(out: Path) -> dict[str, Group]:
                 records = {name: both[name] for name in order if name in both}
                 groups.setdefault(title, {})[regime] = records
     return groups
+
+
+def overview(group: Group) -> str:
+    """Mean top-1 of every method under every teacher; in brackets the number of seeds."""
+    methods = {name for records in group.values() for name in records}
+    head = ["", *(regime.removeprefix("few-").partition("-")[0] for regime in group)]
+    lines = [head, ["---", *("---:" for _ in group)]]
+    for name in (name for name in _order() if name in methods):
+        scores = [[run.student_score for run in records.get(name, [])] for records in group.values()]
+        lines.append([name, *(f"{fmean(found):.1f} ({len(found)})" if found else "" for found in scores)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def published(group: Group) -> list[str]:
@@ -384,7 +400,9 @@ def published(group: Group) -> list[str]:
 
 def table(out: Path) -> str:
     groups = collect(out)
-    blocks = [f"# {title}\n\n{formats.text(compare(group))}" for title, group in groups.items()]
+    blocks = [
+        f"# {title}\n\n{overview(group)}\n\n{formats.text(compare(group))}" for title, group in groups.items()
+    ]
     blocks += ["\n".join(lines) for group in groups.values() if (lines := published(group))]
     return "\n\n".join(blocks)
 

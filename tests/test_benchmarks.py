@@ -144,9 +144,12 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
     )
     assert 0.1 < wrong.mean() < 0.3
     assert "kd, seed 0: top-1" in run("train", *words)  # read again
+    table = run("table")
     assert {"biased-3", "few-biased", "kd, 10 unlabelled", "kd, unlabelled"} <= set(
-        run("table").replace("  ", "\n").split("\n")
+        table.replace("  ", "\n").split("\n")
     )
+    score = records["few-noisy", "outgrow, weight 4, unlabelled"]["student"]["top1"]
+    assert f"| outgrow, weight 4, unlabelled |  | {score:.1f} (1) |" in table
 
 
 def read_images(folder):

@@ -186,7 +186,10 @@ def test_an_overwrite_with_a_mistake_keeps_the_run_before(tmp_path, teacher_file
         ({"student": {"name": "cifar/resnet999"}}, "resnet999"),
         ({"data": {"source": "folder:nowhere"}}, "nowhere"),
         ({"method": {"loss": "nothing"}}, "nothing"),
-        ({"student": {"weights": str(tmp_path / "student.safetensors")}}, "--overwrite: .* got student.weights"),
+        (
+            {"student": {"weights": str(tmp_path / "student.safetensors")}},
+            "--overwrite: .* got student.weights",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             run(*layers, {"seed": 1}, mistake, overwrite=True)
