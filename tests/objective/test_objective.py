@@ -352,6 +352,20 @@ def test_a_callers_autocast_changes_nothing(loss, fast):
     torch.testing.assert_close(found[1], found[0])
 
 
+class Task(torch.nn.Module):
+    """A loss whose class is called as the task is."""
+
+    def forward(self, student, teacher, target):
+        return student.logits.sum(dim=1)
+
+
+@pytest.mark.parametrize("loss", [{"task": "kd"}, {"task": Task()}, [Task()], Task()])
+def test_no_loss_takes_the_place_of_the_task(loss):
+    with pytest.raises(ValueError, match=r"Objective: needs other names for losses than 'task', .*; give it"):
+        Objective(loss)
+    assert set(Objective({"mine": Task()}).terms) == {"mine"}
+
+
 def test_one_rule_cannot_serve_two_temperatures():
     with pytest.raises(
         ValueError, match=r"needs one temperature for all losses, got 2.0 and 4.0; give all the same"
