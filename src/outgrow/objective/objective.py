@@ -38,7 +38,6 @@ from outgrow.outputs import (
     with_logits,
 )
 
-
 TASK = "task"
 """The name of the task among the terms of a result."""
 
