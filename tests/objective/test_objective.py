@@ -352,6 +352,35 @@ def test_a_callers_autocast_changes_nothing(loss, fast):
     torch.testing.assert_close(found[1], found[0])
 
 
+def test_a_temperature_changes_no_weight():
+    _, objective = outgrow.preset("kd", loss="0.123456789*kd + 1e-7*dkd(2)", temperature=2.0)
+    assert [term.weight for term in objective.terms.values()] == [0.123456789, 1e-7]
+
+
+@pytest.mark.parametrize("loss", ["ctkd", "normkd", "fitnet", "sld"])
+def test_the_rule_has_the_given_temperature_where_losses_have_none(loss):
+    rectify, _ = outgrow.preset("paper", loss=loss, temperature=2.0)
+    assert rectify.temperature == 2.0
+    assert outgrow.preset("paper", loss=loss)[0].temperature == 4.0
+
+
+@pytest.mark.parametrize(
+    "loss, rule",
+    [("ttm", "pair"), ("ttm + wttm", "identity"), ("ctkd", "swap"), ("fitnet", "identity")],
+)
+def test_a_temperature_without_effect_is_said(loss, rule):
+    with pytest.warns(
+        UserWarning, match=r"preset: the temperature 3 has no effect, since neither \w+ .*nor the rule"
+    ):
+        outgrow.preset("kd", loss=loss, rule=rule, temperature=3.0)
+
+
+@pytest.mark.parametrize("loss", ["rc", "kd + ttm", "standardize(dkd)", "ppi"])
+def test_a_temperature_with_effect_is_not(loss):
+    outgrow.preset("kd", loss=loss, temperature=3.0)
+    outgrow.preset("none", temperature=3.0)
+
+
 class Task(torch.nn.Module):
     """A loss whose class is called as the task is."""
 

@@ -195,6 +195,11 @@ class Objective(nn.Module):
         found = (getattr(term.loss, "temperature", None) for term in self.terms.values())
         return {temperature for temperature in found if temperature is not None}
 
+    @property
+    def takes_temperature(self) -> bool:
+        """Whether a loss softens logits by a temperature that it is given; ``ttm`` follows from its exponent."""
+        return any(getattr(term.loss, "softens", False) for term in self.terms.values())
+
     def inert_under(self, rule: Rule) -> dict[str, str]:
         """The terms that a rule which rewrites logits does not reach, and why."""
         if rule.effect != "rewrite":
