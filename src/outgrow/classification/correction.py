@@ -9,6 +9,7 @@ from torch import nn
 
 from outgrow.classification.data import RunData, eval_loader
 from outgrow.data import Loader
+from outgrow.knowledge import wrong_rows
 from outgrow.machine.files import readable
 from outgrow.models import Network
 from outgrow.models.structure import has_head
@@ -58,7 +59,7 @@ def fit_correction(
     outputs, target = _outputs_on_views(run, teacher, views)
     facts = {}
     if not foreign:
-        facts["wrong_rate"] = 1 - float((outputs.logits.argmax(1) == target.label).float().mean())
+        facts["wrong_rate"] = float(wrong_rows(outputs.logits, target).float().mean())
     held_out, source = None, ""
     if not foreign and may_have_trained_on(config):
         held_out, source = _held_out(run, data, teacher, network)
@@ -149,7 +150,8 @@ def _outputs_on_views(run: RunContext, teacher: nn.Module, views: Loader) -> tup
                     features.append(feature.float())
                 target = batch.target
                 labels.append(target.label)
-                indices.append(target.index if target.index is not None else target.label)
+                assert target.index is not None
+                indices.append(target.index)
                 if target.partner is not None and target.mix is not None:
                     partners.append(target.partner)
                     mixes.append(target.mix)
