@@ -111,6 +111,14 @@ def test_an_honest_teacher_is_good(world):
     assert by_rule["swap"].changed == pytest.approx(100 * (500 - right) / 500)
 
 
+def test_a_last_batch_of_one_image(world):
+    """Training leaves it out, for its batch norms; an evaluation does not."""
+    numbers = audit(world, world[1], rows=65).classification
+    assert numbers.training.raw.top1.rows == 64
+    assert numbers.label_errors.found == 0
+    assert numbers.label_errors.rows == 64
+
+
 def test_a_biased_teacher_is_corrected(world):
     confused = world[1][:, [1, 0, 2, 4, 3]]  # ants and bees, dogs and eels are exchanged
     record = audit(world, confused)
