@@ -528,6 +528,19 @@ def test_the_live_table_has_a_cell_for_each_run(done):
     assert isinstance(board, Board)
 
 
+def test_the_live_table_has_the_scores_of_runs_that_are_kept(done):
+    """They are not running."""
+    import io
+
+    from outgrow.run.board import LiveBoard
+
+    base, section = read_plan_file(done / PLAN_FILE)
+    board = LiveBoard(make_plan(base, read_options(section), done), io.StringIO())
+    with board.shown():
+        cells = [board.cell(one) for one in board.plan.trainings]
+    assert sorted(cells) == sorted(f"{score:.2f} %" for score in scores(done).values())
+
+
 def test_a_folder_is_of_a_run_or_of_a_comparison(done, tmp_path):
     """Both write index.html: one would replace the page of the other."""
     (tmp_path / "record.json").write_text("{}")
