@@ -137,6 +137,16 @@ def test_the_folder_is_read_by_its_plan(done, said):
     assert "kd + pair" in cli_run("report", done).stdout
 
 
+def test_its_tables_are_written_where_they_are_asked_for(done, tmp_path):
+    """By the command that compares finished runs: to --out, and nowhere without it."""
+    held = {path.name: path.read_bytes() for path in done.iterdir() if path.is_file()}
+    compare_runs([done], baselines=["kd"])
+    compare_runs([done], baselines=["kd"], out=tmp_path / "table")
+    assert {path.name: path.read_bytes() for path in done.iterdir() if path.is_file()} == held
+    assert {"index.html", "table.md", "table.json"} <= {path.name for path in (tmp_path / "table").iterdir()}
+    assert json.loads((tmp_path / "table" / "table.json").read_text())["studies"][""]["baselines"] == ["kd"]
+
+
 def test_finished_runs_of_it_compare_by_folder(done, said):
     compare_runs([done / "none", done / "kd", done / "kd+pair"], baselines=["kd"])
     out = said.readouterr().out
@@ -474,6 +484,12 @@ def test_a_recipes_constants_are_taken_for_a_bare_loss(tmp_path, monkeypatch):
         (["--data", "digits"], "compare: needs --out FOLDER for its runs, got none"),
         (["--out", "x"], r"compare: needs --data SRC \(or --recipe, or --config\), got none"),
         (["runs", "--data", "digits"], "compare: needs finished runs, or options for training, got both"),
+        (["runs", "--dry-run"], "compare: needs finished runs, or options for training, got both"),
+        (["runs", "--workers", "2"], "compare: needs finished runs, or options for training, got both"),
+        (["runs", "--executor", "ray"], "compare: needs finished runs, or options for training, got both"),
+        (["runs", "--no-cache"], "compare: needs finished runs, or options for training, got both"),
+        (["runs", "--same-teacher"], "compare: needs finished runs, or options for training, got both"),
+        (["--data", "digits", "--anyway"], "--anyway: needs finished runs to compare, got none; name"),
         (
             ["--data", "digits", "--out", "x", "--seeds", "many"],
             "--seeds: needs a number of seeds, .* got 'many'",
