@@ -27,6 +27,10 @@ def test_a_study_of_classifiers():
     assert text_table(tabulate(study())) == CLASSIFIERS
 
 
+def test_one_seed_is_not_several():
+    assert "1,000 parameters, 1 seed; differences" in text_table(tabulate(study(seeds=1)))
+
+
 def test_records_of_old_make_the_same_table():
     old = {name: [as_of_old(run) for run in runs] for name, runs in study().items()}
     assert tabulate(old) == tabulate(study())

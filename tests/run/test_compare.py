@@ -104,6 +104,19 @@ def test_a_second_call_trains_nothing(done, trained):
     assert scores(done) == before
 
 
+def test_a_plan_of_one_thing_is_not_of_several(tmp_path):
+    from outgrow.training.record import DataRecord
+
+    plan = plan_of(tmp_path, {"methods": ["none"], "seeds": 1})
+    data = DataRecord(source="digits", fingerprint="", classes=("zero",), train=5, val=0, test=5)
+    cost = rehearsal.Cost(1.0, 0.1, 1, 1, 1.0, 1, 0.0, 0.0, 1000, 0, "8x8 views", 5)
+    found = rehearsal.Estimate(data, {"/none": cost}, {}, 1, 1, 1, 0, 0, frozenset())
+    lines = rehearsal.plan_lines(plan, found, workers=1)
+    assert lines[0] == "1 method x 1 seed: 1 training"
+    assert lines[1].endswith("5 test images, 1 class")
+    assert "100 ms per step, 1 step, 1 epoch: " in lines[3]
+
+
 def test_its_file_makes_the_same_plan_again(done, tmp_path, monkeypatch):
     """Resolved: what a recipe says elsewhere, or later, changes nothing."""
     seen = []
