@@ -36,3 +36,14 @@ def test_of_a_blended_view_either_label_is_right(monkeypatch):
     wrong = wrong_rows(outputs.logits, target)
     assert facts["wrong_rate"] == float(wrong.float().mean())
     assert int(wrong.sum()) < int((outputs.logits.argmax(1) != target.label).sum())
+
+
+def test_what_a_run_has_not_written_is_not_read_again(tmp_path):
+    """Teachers of equal weights have no file of weights: a run that goes on does not warn of it."""
+    run = RunContext(build_config({}), torch.device("cpu"), Reporter(), tmp_path, True)
+    (tmp_path / "checkpoint.pt").touch()
+    assert correction.kept(run, "mixture") is None
+    (tmp_path / "mixture.safetensors").touch()
+    assert correction.kept(run, "mixture") == tmp_path / "mixture.safetensors"
+    (tmp_path / "checkpoint.pt").unlink()
+    assert correction.kept(run, "mixture") is None

@@ -114,10 +114,11 @@ def noise_record(correction: BiasCorrection) -> NoiseRecord | None:
 
 
 def kept(run: RunContext, name: str) -> Path | None:
-    """The file of an earlier part of this run, if it continues from a checkpoint."""
+    """The file of an earlier part of this run, if it continues from a checkpoint and has written one."""
     if not run.resume or run.out is None or not (run.out / "checkpoint.pt").is_file():
         return None
-    return run.out / f"{name}.safetensors"
+    file = run.out / f"{name}.safetensors"
+    return file if file.is_file() else None
 
 
 def may_have_trained_on(config: Config) -> bool:
