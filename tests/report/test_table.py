@@ -27,6 +27,17 @@ def test_a_study_of_classifiers():
     assert text_table(tabulate(study())) == CLASSIFIERS
 
 
+def test_the_correction_of_one_teacher_is_not_that_of_another():
+    """Runs of two teachers may be compared: each student stands against its own."""
+    records = study()
+    for run in records["kd"]:
+        run["teacher"] |= {"name": "made/other", "top1": 60.0}
+    kd = next(row for row in tabulate(records).rows if row.method == "kd")
+    assert kd.over_teacher.mean == kd.over_corrected.mean == 28.0
+    same = next(row for row in tabulate(study()).rows if row.method == "kd")
+    assert same.over_corrected.mean == -4.0
+
+
 def test_one_seed_is_not_several():
     assert "1,000 parameters, 1 seed; differences" in text_table(tabulate(study(seeds=1)))
 
