@@ -308,8 +308,15 @@ def teacher_cost(preparation: Preparation, trials: Trials) -> Cost:
                 "teacher.rows=disjoint: needs rows that the student does not train on, got none; "
                 "lower data.train_rows."
             )
-        batch = config.teacher_train.batch_size
-        cost = replace(cost, steps=max(1, round(len(others) / batch)))
+        train = config.teacher_train
+        steps = max(1, round(len(others) / train.batch_size))
+        training = train.for_steps(steps)  # with more images fewer epochs have the least number of steps
+        cost = replace(
+            cost,
+            steps=min(steps, train.max_steps or steps),
+            epochs=training.epochs,
+            tests=math.ceil(training.epochs / training.eval_every),
+        )
     return cost
 
 
