@@ -38,6 +38,16 @@ def test_the_correction_of_one_teacher_is_not_that_of_another():
     assert same.over_corrected.mean == -4.0
 
 
+def test_a_heavier_kd_is_not_the_plain_one():
+    """Whichever comes first."""
+    heavier = [record("kd", seed, 80.0) for seed in range(3)]
+    for run in heavier:
+        run["config"]["method"]["weight"] = 4.0
+    assert tabulate({"heavier": heavier, **study()}).plain == "kd"
+    assert tabulate({**study(), "heavier": heavier}).plain == "kd"
+    assert tabulate({"none": study()["none"], "heavier": heavier}).plain == "heavier"
+
+
 def test_one_seed_is_not_several():
     assert "1,000 parameters, 1 seed; differences" in text_table(tabulate(study(seeds=1)))
 

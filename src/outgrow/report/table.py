@@ -111,13 +111,15 @@ def null_of(records: Records) -> str | None:
 
 
 def plain_of(records: Records) -> str | None:
-    """Plain distillation: the preset ``kd`` with no rule and no loss of another kind."""
+    """Plain distillation: the preset ``kd`` with no rule and no loss of another kind. Of several, such as one with another
+    weight, the one in which least is set."""
 
     def plain(run: RunRecord) -> bool:
         method = run.config.method
         return run.preset == PLAIN and method.loss is None and method.rule is None and method.task == "label"
 
-    return next((name for name, runs in records.items() if plain(runs[0])), None)
+    found = {name: runs[0].config.method for name, runs in records.items() if plain(runs[0])}
+    return min(found, key=lambda name: len(found[name].model_dump(exclude_defaults=True)), default=None)
 
 
 def tabulate(records: AnyRecords) -> Table:
