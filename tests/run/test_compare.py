@@ -160,6 +160,25 @@ def test_its_tables_are_written_where_they_are_asked_for(done, tmp_path):
     assert json.loads((tmp_path / "table" / "table.json").read_text())["studies"][""]["baselines"] == ["kd"]
 
 
+def test_pictures_are_those_that_the_runs_were_tested_on(done):
+    """Or none: a record knows them by their place."""
+    records = read_records(done)
+    first, second = records["kd"]
+    shown, test = compare._with_examples(records)
+    assert len(test) == first.data.test
+    assert shown == records
+
+    def other(**changed):
+        return second.model_copy(update={"data": second.data.model_copy(update=changed)})
+
+    for run in (other(fingerprint="another"), other(test=5)):
+        shown, _ = compare._with_examples({"kd": [first, run]})
+        assert [one.compared is None for one in shown["kd"]] == [False, True]
+    shown, test = compare._with_examples({"kd": [other(fingerprint="another"), first]})
+    assert test is None
+    assert all(one.compared is None for one in shown["kd"])
+
+
 def test_finished_runs_of_it_compare_by_folder(done, said):
     compare_runs([done / "none", done / "kd", done / "kd+pair"], baselines=["kd"])
     out = said.readouterr().out

@@ -356,17 +356,27 @@ def _same_scores(records: Records) -> list[str]:
 def _with_examples(records: Records) -> tuple[Records, Any]:
     """The records, and the split whose images their examples refer to.
 
-    If the data are no longer available: the records without examples, and None.
+    Runs on other images have no examples. If the data are no longer available, or others: no run, and None.
     """
     first = next(iter(records.values()))[0]
     try:
-        return records, task_of(first.config.data.source).examples_from(first.config)
+        test, known = task_of(first.config.data.source).examples_from(first), True
     except ValueError:
+        test, known = None, False
 
-        def without(run: RunRecord) -> RunRecord:
-            return run.model_copy(update={"compared": None})
+    def shown(run: RunRecord) -> RunRecord:
+        return run if known and _same_test(run, first) else run.model_copy(update={"compared": None})
 
-        return {name: [without(run) for run in runs] for name, runs in records.items()}, None
+    return {name: [shown(run) for run in runs] for name, runs in records.items()}, test
+
+
+def _same_test(run: RunRecord, other: RunRecord) -> bool:
+    """Whether both runs were tested on the same images."""
+    if (run.config.data.source, run.data.test) != (other.config.data.source, other.data.test):
+        return False
+    # a cut of validation images depends on the seed, and the fingerprint on the cut
+    cut = run.config.data.val_fraction and run.seed != other.seed
+    return bool(cut) or run.data.fingerprint == other.data.fingerprint
 
 
 def compare_runs(
