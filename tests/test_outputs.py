@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import outgrow
-from outgrow.outputs import as_target
+from outgrow.outputs import IGNORE, as_target, flatten_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool])
@@ -48,3 +48,12 @@ def test_logits_that_look_a_little_like_probabilities_are_not():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             outgrow.rectify(teacher, label)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_masks_of_any_whole_numbers_have_rows_to_ignore(dtype):
+    """Segmentation masks are bytes, and 255 is what they ignore."""
+    label = torch.tensor([[[0, 255], [1, 255]]]).to(dtype)
+    _, target = flatten_rows(torch.zeros(1, 3, 2, 2), label, ignore_index=255)
+    assert target.label.tolist() == [0, IGNORE, 1, IGNORE]
+    assert target.takes_part.tolist() == [True, False, True, False]

@@ -140,6 +140,45 @@ def test_a_word_for_a_number(kind, text):
         MAKE[kind](text)
 
 
+@pytest.mark.parametrize(
+    "text, needed",
+    [
+        ("crd(dim=64.5)", "a whole number for dim, got 64.5; write such as crd(dim=2)"),
+        ("crd(negatives='8')", "a whole number for negatives, got '8'"),
+        ("at(power=2.5)", "a whole number for power, got 2.5"),
+        ("slam(top=2.5)", "a whole number for top, got 2.5"),
+        ("kd(temperature=1e999)", "a number for temperature, got inf"),
+        ("kd(temperature=True)", "a number for temperature, got True"),
+        (
+            "sld(temperatures=4)",
+            "a list of numbers for temperatures, got 4; write such as sld(temperatures=(1, 2))",
+        ),
+        ("sld(temperatures=('a',))", "a list of numbers for temperatures, got ('a',)"),
+        ("mgd(student=3)", "a name, or a list of names for student, got 3"),
+        ("rkd(student=3)", "a name for student, got 3"),
+        ("standardize(3)", "a name for base, got 3"),
+        ("mgd(student=[3])", "a name, or a list of names for student, got [3]"),
+    ],
+)
+def test_what_cannot_be_the_value(text, needed):
+    """It would be a traceback of the constructor, or of the first step."""
+    with pytest.raises(ValueError, match=rf"^loss \w+: needs {re.escape(needed)}"):
+        make_loss(text)
+
+
+def test_a_whole_number_may_be_written_with_a_point():
+    built = make_loss("crd(dim=64.0)")
+    assert (built.dim, type(built.dim)) == (64, int)
+    assert make_loss("slam(top=None)").top is None
+    assert make_loss("mgd(student=['layer1', 'layer2'], teacher='layer3')").teacher_paths == "layer3"
+
+
+@pytest.mark.parametrize("text", ["None*kd", "'a'*kd", "[1]*kd", "kd({[]: 1})"])
+def test_what_is_no_literal_is_no_traceback(text):
+    with pytest.raises(ValueError, match=r"needs names with arguments, such as .* got .*; quote the whole"):
+        spec.parse(text)
+
+
 def test_an_unknown_name_is_sent_to_the_list_that_there_is():
     with pytest.raises(
         ValueError, match=r"loss: needs one of kd, .*; got 'xyz'; `outgrow list losses` describes them"

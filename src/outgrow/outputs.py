@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 from torch import Tensor
 
 IGNORE = -100
@@ -232,7 +232,7 @@ def warn_if_other_labels(known: Int[Tensor, " rows"], label: Int[Tensor, " rows"
 
 def flatten_rows(
     logits: Float[Tensor, "batch classes *positions"],
-    label: Int[Tensor, "batch *positions"],
+    label: Integer[Tensor, "batch *positions"],
     *,
     ignore_index: int = IGNORE,
 ) -> tuple[Outputs, Target]:
@@ -246,7 +246,7 @@ def flatten_rows(
     (torch.Size([32, 5]), torch.Size([32]))
     """
     rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
-    flat = label.reshape(-1)
+    flat = label.reshape(-1).long()  # bytes, as masks have them, cannot be IGNORE
     batch = torch.arange(logits.shape[0], device=logits.device)
     image = batch.view(-1, *[1] * (label.dim() - 1)).expand(label.shape).reshape(-1)
     return Outputs(rows), Target(

@@ -8,9 +8,10 @@ a name go to the constructor's parameters in order.
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
-from typing import NamedTuple, TypeVar, get_args
+from typing import NamedTuple, TypeGuard, TypeVar, get_args, get_origin
 
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def parse(text: str) -> list[Call]:
     """
     try:
         return _terms(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError) as error:
         raise ValueError(
             f"needs names with arguments, such as 'kd' or 'kd + 0.8*crd(dim=64)', got {text!r} "
             f"({error.args[0]}); quote the whole expression in a shell."
@@ -120,19 +121,56 @@ def build(registry: Mapping[str, Callable[..., T]], call: Call, *, kind: str) ->
     parameters = inspect.signature(factory).parameters
     arguments = dict(bind(factory, call, kind=kind).arguments)
     for name, value in arguments.items():
-        if not _fits(parameters[name].annotation, value):
+        annotation = parameters[name].annotation
+        if wanted := _wanted(annotation, value):
             raise ValueError(
-                f"{kind} {call.name}: needs a number for {name}, got {value!r}; write such as "
-                f"{call.name}({name}=0.5), or leave it out."
+                f"{kind} {call.name}: needs {wanted} for {name}, got {value!r}; write such as "
+                f"{call.name}({name}={_EXAMPLES[wanted]}), or leave it out."
             )
-        if parameters[name].annotation is float and isinstance(value, int):
+        if annotation is float and isinstance(value, int):
             arguments[name] = float(value)  # "beta=6" means 6.0
+        elif isinstance(value, float) and _is_whole(annotation):
+            arguments[name] = int(value)  # "dim=64.0" means 64
     return factory(**arguments)
 
 
-def _fits(annotation: object, value: object) -> bool:
-    """Whether a literal can be the value of a parameter. Only those that take nothing but numbers are checked."""
+_EXAMPLES = {
+    "a number": "0.5",
+    "a whole number": "2",
+    "a list of numbers": "(1, 2)",
+    "a name": "'NAME'",
+    "a name, or a list of names": "'NAME'",
+}
+
+
+def _wanted(annotation: object, value: object) -> str:
+    """What a parameter needs, if a literal cannot be its value. Only those of numbers, names and lists of them are checked."""
     kinds = set(get_args(annotation) or (annotation,))
+    if get_origin(annotation) is Sequence:
+        numbers = isinstance(value, list | tuple) and all(_is_number(one) for one in value)
+        return "" if numbers else "a list of numbers"
+    if any(get_origin(kind) is Sequence for kind in kinds):
+        named = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+        return "" if named or type(value) in kinds else "a name, or a list of names"
+    if str in kinds:
+        return "" if type(value) in kinds else "a name"
     if not kinds & {int, float} or not kinds <= {int, float, NoneType, Tensor}:
-        return True
-    return isinstance(value, int | float) or (value is None and NoneType in kinds)
+        return ""
+    if value is None and NoneType in kinds:
+        return ""
+    if _is_whole(annotation):
+        return "" if _is_number(value) and float(value).is_integer() else "a whole number"
+    return "" if _is_number(value) else "a number"
+
+
+def _is_whole(annotation: object) -> bool:
+    """Whether a parameter takes whole numbers alone."""
+    kinds = set(get_args(annotation) or (annotation,))
+    return int in kinds and float not in kinds
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is one, and finite; a truth value is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # not of infinity, NaN, or a whole number that no float can be

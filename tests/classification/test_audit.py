@@ -111,6 +111,14 @@ def test_an_honest_teacher_is_good(world):
     assert by_rule["swap"].changed == pytest.approx(100 * (500 - right) / 500)
 
 
+def test_a_last_batch_of_one_image(world):
+    """Training leaves it out, for its batch norms; an evaluation does not."""
+    numbers = audit(world, world[1], rows=65).classification
+    assert numbers.training.raw.top1.rows == 64
+    assert numbers.label_errors.found == 0
+    assert numbers.label_errors.rows == 64
+
+
 def test_a_biased_teacher_is_corrected(world):
     confused = world[1][:, [1, 0, 2, 4, 3]]  # ants and bees, dogs and eels are exchanged
     record = audit(world, confused)
@@ -406,6 +414,7 @@ def test_options_make_the_same_configuration_again():
             "recipe": "finetune",
             "data": {"source": "folder:my photos", "val_fraction": 0.25, "augment": {"flip": False}},
             "teacher": {"name": "timm/resnet50", "pretrained": True, "mean": (0.5, 0.5, 0.5)},
+            "train": {"class_weights": {"a cat": 2.0, "v1.5": 0.5}},
         }
     )
     text = options(config)
@@ -422,3 +431,4 @@ def test_options_make_the_same_configuration_again():
     assert seen[0].data.source == config.data.source
     assert seen[0].data.val_fraction == 0.25
     assert seen[0].data.augment.flip is False
+    assert seen[0].train == config.train

@@ -35,6 +35,25 @@ def test_a_right_model_is_right(images: Loader) -> None:
     assert scores.nll == pytest.approx(0, abs=1e-3)
 
 
+class Rounded(nn.Module):
+    """Logits with few digits, as of a teacher in bfloat16: many are equal."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return (4 * torch.randn(len(images), 40, generator=generator)).round()
+
+
+def test_ties_are_decided_as_on_the_page() -> None:
+    """For the class with the lower number: the accuracy of a run is that of its confusion matrix."""
+    label = torch.arange(40).repeat(20)
+    pixels = torch.zeros(800, 3, 2, 2, dtype=torch.uint8)
+    loader = make_loader(ArraySplit.of(pixels, label), batch_size=800, shuffle=False, num_workers=0)
+    scores = evaluate(Rounded(), loader)
+    best = scores.logits.sort(dim=1, descending=True, stable=True).indices
+    assert scores.predicted.equal(best[:, 0])
+    assert scores.top5 == 100 * int((best[:, :5] == label[:, None]).sum()) / 800
+
+
 def test_probabilities_are_warned_of(images: Loader) -> None:
     """Their top class is right, but not their likelihood."""
     with pytest.warns(UserWarning, match="Bright: needs logits, got rows .* which are probabilities"):

@@ -174,6 +174,20 @@ def test_a_cache_knows_the_crop_of_the_student(photos):
     assert facts("digits", crop_pct=0.875) == facts("digits")  # they are not cropped
 
 
+@pytest.mark.parametrize("augment", [{}, {"mixup": 0.2}, {"cutmix": 1.0}])
+def test_a_cache_knows_the_images_that_views_are_blended_with(augment):
+    """The partner of an image is one of those that the run trains on: of fewer, it is another one."""
+    net = create_model("cifar/resnet8", 10)
+
+    def facts(rows: int) -> dict[str, str]:
+        config = build_config({"data": {"source": "digits", "train_rows": rows, "augment": augment}})
+        run = RunContext(config, torch.device("cpu"), Notes(), None, False)
+        return cache_facts(run, open_run_data(config), NoTeacher(10), [net, net])
+
+    assert (facts(40) == facts(50)) is (not augment)
+    assert facts(40) == facts(40)
+
+
 def test_a_resumed_run_goes_on(files, tmp_path):
     settings = options(files, "good", {"out": str(tmp_path / "run")})
     distill(settings)

@@ -292,6 +292,21 @@ def test_memories_move_half_way_and_stay_on_the_sphere(index):
         torch.testing.assert_close(memory.norm(dim=1), torch.ones(len(numbers), dtype=torch.float64))
 
 
+def test_rows_that_count_for_nothing_may_hold_anything():
+    """Nor does the constant Z know of them."""
+    student, teacher, goal = batch()
+    weight = torch.tensor([1.0, 0, 2, 0.5, 0, 1], dtype=torch.float64)
+    clean = contract.call(build(), student, teacher, goal, weight)
+    student.features[PENULTIMATE][1] = math.nan
+    teacher.features[PENULTIMATE][4] = math.inf
+    student, (*_, leaf) = contract.leaves(student)
+    built = build()
+    value = contract.call(built, student, teacher, goal, weight)
+    torch.testing.assert_close(value, clean)
+    assert torch.autograd.grad(value, leaf)[0].isfinite().all()
+    assert all(buffer.isfinite().all() for buffer in built.buffers())
+
+
 def test_a_removed_view_does_not_undo_what_a_counted_one_leaves():
     """Both show one sample: its memory moves, wherever the removed row stands."""
     student, teacher, goal = batch()

@@ -5,13 +5,41 @@ import shutil
 import pytest
 import torch
 
-from outgrow import Objective, Rectifier
+from outgrow import Objective, Rectifier, spec
 from outgrow.knowledge import RULES
+from outgrow.losses import LOSSES as REGISTRY
 from outgrow.losses import make_loss
 
 INF = float("inf")
 RULE_NAMES = sorted({rule().name for rule in RULES.values()})
-LOSSES = ["kd", "kd(temperature=1)", "dkd", "jsd", "nkd", "ttm", "wttm", "ctkd", "wsl", "sld"]
+LOSSES = [
+    "kd",
+    "kd(temperature=1)",
+    "dkd",
+    "jsd",
+    "nkd",
+    "ttm",
+    "wttm",
+    "ctkd",
+    "wsl",
+    "sld",
+    "rld",
+    "dist",
+    "ppi",
+    "slam",
+]
+LOSSES += ["semiparametric"]
+OTHERS = {
+    "reverse_kl": "infinite there, as it is the limit",
+    "rc": "reads no teacher",
+    "standardize": "below",
+    "normkd": "below",
+}
+
+
+def test_the_set_is_complete():
+    reading = {name for name in REGISTRY if "logits" in make_loss(name).reads}
+    assert reading == {spec.parse(one)[0].name for one in LOSSES} | set(OTHERS)
 
 
 def batch(dtype=torch.float64, *, out=-INF):
@@ -89,8 +117,8 @@ def test_the_student_may_rule_out_the_same_class(fast, dtype):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_of_the_same_kind(loss):
-    # one row has no class but its label left: what dkd says about the others is then undefined
-    rows = [0, 1, 2, 3, 5]
+    # one row has no class but its label left: what dkd says about the others is then undefined; another has none below it
+    rows = [0, 1, 2, 5] if loss == "rld" else [0, 1, 2, 3, 5]
     found = []
     for out in (-INF, -1e12):
         student, teacher, label = batch(out=out)
@@ -98,8 +126,17 @@ def test_losses_of_the_same_kind(loss):
         module = make_loss(loss)
         module.at(1.0)
         value = module(student, teacher[rows], label[rows])
-        found.append((value.detach(), torch.autograd.grad(value.sum(), student)[0]))
+        wanted = [student, *module.parameters()]  # a learnt temperature
+        found.append((value.detach(), *torch.autograd.grad(value.sum(), wanted)))
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+def test_rld_where_only_ruled_out_classes_are_below_the_label():
+    student, teacher, label = batch()
+    value = make_loss("rld(alpha=0)")(student, teacher, label)
+    assert value[3] == 0
+    assert value.isfinite().all()
+    assert torch.autograd.grad(value.sum(), student)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("loss", ["standardize", "standardize(dkd)", "normkd"])

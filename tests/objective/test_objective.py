@@ -352,6 +352,49 @@ def test_a_callers_autocast_changes_nothing(loss, fast):
     torch.testing.assert_close(found[1], found[0])
 
 
+def test_a_temperature_changes_no_weight():
+    _, objective = outgrow.preset("kd", loss="0.123456789*kd + 1e-7*dkd(2)", temperature=2.0)
+    assert [term.weight for term in objective.terms.values()] == [0.123456789, 1e-7]
+
+
+@pytest.mark.parametrize("loss", ["ctkd", "normkd", "fitnet", "sld"])
+def test_the_rule_has_the_given_temperature_where_losses_have_none(loss):
+    rectify, _ = outgrow.preset("paper", loss=loss, temperature=2.0)
+    assert rectify.temperature == 2.0
+    assert outgrow.preset("paper", loss=loss)[0].temperature == 4.0
+
+
+@pytest.mark.parametrize(
+    "loss, rule",
+    [("ttm", "pair"), ("ttm + wttm", "identity"), ("ctkd", "swap"), ("fitnet", "identity")],
+)
+def test_a_temperature_without_effect_is_said(loss, rule):
+    with pytest.warns(
+        UserWarning, match=r"preset: the temperature 3 has no effect, since neither \w+ .*nor the rule"
+    ):
+        outgrow.preset("kd", loss=loss, rule=rule, temperature=3.0)
+
+
+@pytest.mark.parametrize("loss", ["rc", "kd + ttm", "standardize(dkd)", "ppi"])
+def test_a_temperature_with_effect_is_not(loss):
+    outgrow.preset("kd", loss=loss, temperature=3.0)
+    outgrow.preset("none", temperature=3.0)
+
+
+class Task(torch.nn.Module):
+    """A loss whose class is called as the task is."""
+
+    def forward(self, student, teacher, target):
+        return student.logits.sum(dim=1)
+
+
+@pytest.mark.parametrize("loss", [{"task": "kd"}, {"task": Task()}, [Task()], Task()])
+def test_no_loss_takes_the_place_of_the_task(loss):
+    with pytest.raises(ValueError, match=r"Objective: needs other names for losses than 'task', .*; give it"):
+        Objective(loss)
+    assert set(Objective({"mine": Task()}).terms) == {"mine"}
+
+
 def test_one_rule_cannot_serve_two_temperatures():
     with pytest.raises(
         ValueError, match=r"needs one temperature for all losses, got 2.0 and 4.0; give all the same"

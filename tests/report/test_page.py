@@ -124,6 +124,28 @@ def test_headline_of_noise(tmp_path):
     assert ", gains " not in page.text
 
 
+def test_headline_of_seeds_that_not_both_have(tmp_path):
+    """The best by its own seeds, and behind at the others': a difference keeps its sign."""
+    records = study()
+    for run, top1 in zip(records["outgrow"], (86.0, 86.5, 99.0), strict=True):
+        run["student"]["top1"] = top1
+    del records["none"][2], records["kd"][2]
+    _, page = write(tmp_path, records)
+    assert "is 4.00 points behind no teacher, by the same in all seeds" in page.text
+    records["outgrow"][1]["student"]["top1"] = 86.4
+    _, page = write(tmp_path, records)
+    assert "is 4.05 points behind no teacher, in the 2 seeds that both have" in page.text
+
+
+def test_one_image_is_not_all_of_several(tmp_path):
+    records = study(seeds=1)
+    compared = records["outgrow"][0]["compared"]
+    compared["examples"] = compared["examples"][:1]
+    compared["only_student"] = 1
+    _, page = write(tmp_path, records)
+    assert "The only such image." in page.text
+
+
 def test_headline_when_nothing_helped(tmp_path):
     records = study()
     for run in records["none"]:

@@ -5,8 +5,10 @@ import sys
 import pytest
 from jinja2 import UndefinedError
 
+from outgrow.report.card import model_card
 from outgrow.report.parts import Section
 from outgrow.report.run_page import write_run_page
+from outgrow.training.deployment import Exported
 from outgrow.training.record import parse_record
 from tests.report.reading import Page
 from tests.report.records import as_of_old, detector, features_alone, images, record
@@ -153,3 +155,10 @@ def test_a_task_hands_in_its_sections(tmp_path, made_up_task):
 def test_compared_images_have_to_be_given(tmp_path):
     with pytest.raises(ValueError, match="needs the test images that its record refers to, got none; give"):
         write_run_page(tmp_path / "run.html", record("kd", 0, 80.0), None)
+
+
+def test_a_detector_of_one_class_has_no_classes():
+    run = detector("kd", 0, 44.0)
+    run["data"]["classes"] = ["cell"]
+    exported = Exported((), "pytorch", "", "object-detection", "")
+    assert "boxes of 1 class: `cell`." in model_card(parse_record(run), exported)

@@ -27,6 +27,31 @@ def test_a_study_of_classifiers():
     assert text_table(tabulate(study())) == CLASSIFIERS
 
 
+def test_the_correction_of_one_teacher_is_not_that_of_another():
+    """Runs of two teachers may be compared: each student stands against its own."""
+    records = study()
+    for run in records["kd"]:
+        run["teacher"] |= {"name": "made/other", "top1": 60.0}
+    kd = next(row for row in tabulate(records).rows if row.method == "kd")
+    assert kd.over_teacher.mean == kd.over_corrected.mean == 28.0
+    same = next(row for row in tabulate(study()).rows if row.method == "kd")
+    assert same.over_corrected.mean == -4.0
+
+
+def test_a_heavier_kd_is_not_the_plain_one():
+    """Whichever comes first."""
+    heavier = [record("kd", seed, 80.0) for seed in range(3)]
+    for run in heavier:
+        run["config"]["method"]["weight"] = 4.0
+    assert tabulate({"heavier": heavier, **study()}).plain == "kd"
+    assert tabulate({**study(), "heavier": heavier}).plain == "kd"
+    assert tabulate({"none": study()["none"], "heavier": heavier}).plain == "heavier"
+
+
+def test_one_seed_is_not_several():
+    assert "1,000 parameters, 1 seed; differences" in text_table(tabulate(study(seeds=1)))
+
+
 def test_records_of_old_make_the_same_table():
     old = {name: [as_of_old(run) for run in runs] for name, runs in study().items()}
     assert tabulate(old) == tabulate(study())

@@ -104,6 +104,19 @@ def test_a_second_call_trains_nothing(done, trained):
     assert scores(done) == before
 
 
+def test_a_plan_of_one_thing_is_not_of_several(tmp_path):
+    from outgrow.training.record import DataRecord
+
+    plan = plan_of(tmp_path, {"methods": ["none"], "seeds": 1})
+    data = DataRecord(source="digits", fingerprint="", classes=("zero",), train=5, val=0, test=5)
+    cost = rehearsal.Cost(1.0, 0.1, 1, 1, 1.0, 1, 0.0, 0.0, 1000, 0, "8x8 views", 5)
+    found = rehearsal.Estimate(data, {"/none": cost}, {}, 1, 1, 1, 0, 0, frozenset())
+    lines = rehearsal.plan_lines(plan, found, workers=1)
+    assert lines[0] == "1 method x 1 seed: 1 training"
+    assert lines[1].endswith("5 test images, 1 class")
+    assert "100 ms per step, 1 step, 1 epoch: " in lines[3]
+
+
 def test_its_file_makes_the_same_plan_again(done, tmp_path, monkeypatch):
     """Resolved: what a recipe says elsewhere, or later, changes nothing."""
     seen = []
@@ -135,6 +148,35 @@ def test_the_folder_is_read_by_its_plan(done, said):
     compare_runs([done])
     assert "kd + pair" in said.readouterr().out
     assert "kd + pair" in cli_run("report", done).stdout
+
+
+def test_its_tables_are_written_where_they_are_asked_for(done, tmp_path):
+    """By the command that compares finished runs: to --out, and nowhere without it."""
+    held = {path.name: path.read_bytes() for path in done.iterdir() if path.is_file()}
+    compare_runs([done], baselines=["kd"])
+    compare_runs([done], baselines=["kd"], out=tmp_path / "table")
+    assert {path.name: path.read_bytes() for path in done.iterdir() if path.is_file()} == held
+    assert {"index.html", "table.md", "table.json"} <= {path.name for path in (tmp_path / "table").iterdir()}
+    assert json.loads((tmp_path / "table" / "table.json").read_text())["studies"][""]["baselines"] == ["kd"]
+
+
+def test_pictures_are_those_that_the_runs_were_tested_on(done):
+    """Or none: a record knows them by their place."""
+    records = read_records(done)
+    first, second = records["kd"]
+    shown, test = compare._with_examples(records)
+    assert len(test) == first.data.test
+    assert shown == records
+
+    def other(**changed):
+        return second.model_copy(update={"data": second.data.model_copy(update=changed)})
+
+    for run in (other(fingerprint="another"), other(test=5)):
+        shown, _ = compare._with_examples({"kd": [first, run]})
+        assert [one.compared is None for one in shown["kd"]] == [False, True]
+    shown, test = compare._with_examples({"kd": [other(fingerprint="another"), first]})
+    assert test is None
+    assert all(one.compared is None for one in shown["kd"])
 
 
 def test_finished_runs_of_it_compare_by_folder(done, said):
@@ -474,6 +516,12 @@ def test_a_recipes_constants_are_taken_for_a_bare_loss(tmp_path, monkeypatch):
         (["--data", "digits"], "compare: needs --out FOLDER for its runs, got none"),
         (["--out", "x"], r"compare: needs --data SRC \(or --recipe, or --config\), got none"),
         (["runs", "--data", "digits"], "compare: needs finished runs, or options for training, got both"),
+        (["runs", "--dry-run"], "compare: needs finished runs, or options for training, got both"),
+        (["runs", "--workers", "2"], "compare: needs finished runs, or options for training, got both"),
+        (["runs", "--executor", "ray"], "compare: needs finished runs, or options for training, got both"),
+        (["runs", "--no-cache"], "compare: needs finished runs, or options for training, got both"),
+        (["runs", "--same-teacher"], "compare: needs finished runs, or options for training, got both"),
+        (["--data", "digits", "--anyway"], "--anyway: needs finished runs to compare, got none; name"),
         (
             ["--data", "digits", "--out", "x", "--seeds", "many"],
             "--seeds: needs a number of seeds, .* got 'many'",
@@ -526,6 +574,19 @@ def test_the_live_table_has_a_cell_for_each_run(done):
     assert "50 %" in drawn
     assert f"{scores(done)['none/seed0']:.2f} %" in drawn
     assert isinstance(board, Board)
+
+
+def test_the_live_table_has_the_scores_of_runs_that_are_kept(done):
+    """They are not running."""
+    import io
+
+    from outgrow.run.board import LiveBoard
+
+    base, section = read_plan_file(done / PLAN_FILE)
+    board = LiveBoard(make_plan(base, read_options(section), done), io.StringIO())
+    with board.shown():
+        cells = [board.cell(one) for one in board.plan.trainings]
+    assert sorted(cells) == sorted(f"{score:.2f} %" for score in scores(done).values())
 
 
 def test_a_folder_is_of_a_run_or_of_a_comparison(done, tmp_path):

@@ -1,17 +1,21 @@
 """The least number of steps of a recipe: a few hundred images at ten epochs are not a training."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from outgrow.models import create_model, save_student
-from outgrow.run import distill, fill_cache
+from outgrow.run import distill, fill_cache, rehearsal
 from outgrow.run.distillation import assemble, start
 from outgrow.run.layers import resolve
 from outgrow.run.listing import listing
+from outgrow.run.plan import make_plan, read_options
 from outgrow.run.study import run_study
 from outgrow.run.tasks import task_of
 from outgrow.run.work import differences
 from outgrow.training.config import build_config, merge
 from outgrow.training.progress import Reporter
+from outgrow.training.record import DataRecord
 
 BASE = {
     "data": {"source": "digits", "train_rows": 64, "workers": 0, "val_fraction": 0.0},
@@ -72,6 +76,19 @@ def test_a_run_that_asks_for_the_epochs_is_the_same(few):
     one, other = distill(few), distill(longer)
     assert [epoch["loss"] for epoch in one["epochs"]] == [epoch["loss"] for epoch in other["epochs"]]
     assert one["student"]["top1"] == other["student"]["top1"]
+
+
+def test_the_price_of_a_teacher_on_more_images_is_that_of_its_own_epochs(monkeypatch, tmp_path):
+    """The student's few images need more epochs for as many steps."""
+    own = {"name": "cifar/resnet8", "train": True, "rows": "disjoint"}
+    base = merge(BASE, {"teacher": own, "teacher_train": BASE["train"]})
+    plan = make_plan(base, read_options({"methods": ["kd"], "seeds": 1}), tmp_path)
+    of_student = rehearsal.Cost(1.0, 0.1, 2, 5, 1.0, 2, 0.0, 0.0, 1000, 0, "8x8 views", 64)
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: of_student)
+    record = DataRecord(source="digits", fingerprint="", train=64, val=0, test=64)
+    trials = rehearsal.Trials(opened={"": (SimpleNamespace(others=range(640)), record)})
+    cost = rehearsal.teacher_cost(plan.teachers[0], trials)
+    assert (cost.steps, cost.epochs, cost.tests) == (20, 2, 2)
 
 
 def test_a_finished_run_is_kept_and_its_rerun_is_the_same(few, tmp_path):

@@ -203,6 +203,8 @@ def test_another_search_in_the_folder_is_refused(teacher_file, tmp_path):  # noq
         ({}, [], "--over: needs one or more of weight, temperature, lr, got none"),
         ({}, ["momentum"], "--over: needs weight, temperature, lr, got 'momentum'"),
         ({"method": {"loss": "rkd"}}, ["temperature"], "needs a loss with a temperature, got rkd"),
+        # theirs is 1 / exponent, which no temperature changes
+        ({"method": {"loss": "ttm"}}, ["temperature"], "needs a loss with a temperature, got ttm"),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(teacher_file, layer, over, message):  # noqa: F811

@@ -151,6 +151,20 @@ class TestNoisy:
         assert not len(correction.noise_matrix)
 
 
+def test_a_second_fit_keeps_nothing_of_the_first(tmp_path):
+    logits, true, label = drawn(60, rate=0.3, classes=2)
+    correction = fitted(logits, label, 0.3)
+    assert len(correction.noise_matrix)
+    by_heart, held = 9.0 * F.one_hot(label, 2), (9.0 * F.one_hot(1 - true, 2), true)
+    with pytest.warns(UserWarning, match="it has memorised the former"):
+        correction.fit(by_heart, label, held_out=held)
+    assert correction.is_identity
+    assert correction.noise_report is None
+    assert not any(len(value) for value in correction.buffers())
+    correction.save(tmp_path / "again.safetensors")
+    assert BiasCorrection.load(tmp_path / "again.safetensors").noise_report is None
+
+
 @pytest.mark.parametrize("pseudo_counts", [10.0, 100.0])
 def test_the_prior_of_a_matrix_is_images_of_each_class(pseudo_counts):
     """Where the true classes are certain, the fit is the mean of what was counted and of as many images of the prior."""

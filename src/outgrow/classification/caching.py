@@ -1,7 +1,12 @@
 """The cache of a run's teacher: its logits and features by view, and what they depend on."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import cast
+
+import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
 
 from outgrow.classification.data import RunData, view_size
 from outgrow.data import FileSplit, Loader
@@ -67,6 +72,8 @@ def cache_facts(
     more = {} if data.class_map is None else {"class map": data.class_map.digest}
     # nets with the same weights may differ: in their padding, their activation, or their code
     more["net"] = " ".join(net_identity(m.name) for m in teacher.modules() if isinstance(m, Network))
+    if config.data.augment.mixup or config.data.augment.cutmix:  # a partner is any of the training images
+        more["mixed with"] = image_set(data.train.index)
     if options.views > 1:
         more["beliefs"] = f"mean over {options.views} views"
     if len(members) > 1:
@@ -81,6 +88,11 @@ def cache_facts(
         f"seed {config.seed}{_mixed(config)}",
         "precision": config.train.precision if options.precision == "as_student" else options.precision,
     }
+
+
+def image_set(index: Int64[Tensor, " images"]) -> str:
+    """A hash of the numbers of some images."""
+    return hashlib.sha256(index.cpu().numpy().astype(np.int64).tobytes()).hexdigest()[:16]
 
 
 def _cropped(config: Config, data: RunData, networks: Sequence[Network]) -> bool:

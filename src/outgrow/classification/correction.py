@@ -9,6 +9,7 @@ from torch import nn
 
 from outgrow.classification.data import RunData, eval_loader
 from outgrow.data import Loader
+from outgrow.knowledge import wrong_rows
 from outgrow.machine.files import readable
 from outgrow.models import Network
 from outgrow.models.structure import has_head
@@ -58,7 +59,7 @@ def fit_correction(
     outputs, target = _outputs_on_views(run, teacher, views)
     facts = {}
     if not foreign:
-        facts["wrong_rate"] = 1 - float((outputs.logits.argmax(1) == target.label).float().mean())
+        facts["wrong_rate"] = float(wrong_rows(outputs.logits, target).float().mean())
     held_out, source = None, ""
     if not foreign and may_have_trained_on(config):
         held_out, source = _held_out(run, data, teacher, network)
@@ -113,10 +114,11 @@ def noise_record(correction: BiasCorrection) -> NoiseRecord | None:
 
 
 def kept(run: RunContext, name: str) -> Path | None:
-    """The file of an earlier part of this run, if it continues from a checkpoint."""
+    """The file of an earlier part of this run, if it continues from a checkpoint and has written one."""
     if not run.resume or run.out is None or not (run.out / "checkpoint.pt").is_file():
         return None
-    return run.out / f"{name}.safetensors"
+    file = run.out / f"{name}.safetensors"
+    return file if file.is_file() else None
 
 
 def may_have_trained_on(config: Config) -> bool:
@@ -149,7 +151,8 @@ def _outputs_on_views(run: RunContext, teacher: nn.Module, views: Loader) -> tup
                     features.append(feature.float())
                 target = batch.target
                 labels.append(target.label)
-                indices.append(target.index if target.index is not None else target.label)
+                assert target.index is not None
+                indices.append(target.index)
                 if target.partner is not None and target.mix is not None:
                     partners.append(target.partner)
                     mixes.append(target.mix)

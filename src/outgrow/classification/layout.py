@@ -105,6 +105,7 @@ logits = model(transform(picture)[None])  # {_of(network)}
 def _timm_width(network: Network, view: EvalView, name: str) -> Layout:
     """MobileNetV1 at a width that timm can build but has no name for."""
     build: Any = TIMM_EXTRA[name][0]
+    spec = network.input_spec
     arguments = f'("mobilenetv1_100", {build.args[0]}, pad_type="same", num_classes={network.num_classes})'
 
     def load(folder: Path) -> Callable[[Tensor], Tensor]:
@@ -124,12 +125,14 @@ def _timm_width(network: Network, view: EvalView, name: str) -> Layout:
         loading=f"""`model.safetensors` has the weights of a network that timm can build but has no name for:
 
 ```python
+import torch
 from safetensors.torch import load_file
 from timm.models.efficientnet import _gen_mobilenet_v1
 
 model = _gen_mobilenet_v1{arguments}
 model.load_state_dict(load_file("model.safetensors"))
-logits = model.eval()((images - {network.input_spec.mean[0]}) / {network.input_spec.std[0]})  # {_of(network)}
+mean, std = (torch.tensor(v).view(3, 1, 1) for v in ({_triple(spec.mean)}, {_triple(spec.std)}))
+logits = model.eval()((images - mean) / std)  # {_of(network)}
 ```""",
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from outgrow.outputs import lift
@@ -66,10 +66,7 @@ def classification_metrics(
 
     _check(logits, label, num_classes, "classification_metrics")
     logits, rows = lift(logits), len(label)
-    own = logits.gather(1, label.unsqueeze(1))
-    before = torch.arange(num_classes, device=label.device) < label.unsqueeze(1)
-    rank = ((logits > own) | ((logits == own) & before)).sum(1)
-    among5 = (rank < 5) & (own.squeeze(1) > -torch.inf)
+    among5 = in_top5(logits, label)
     # torchmetrics has a separate bin for exactly 1, to which float32 rounds many confident rows
     probabilities = logits.softmax(1).float().clamp(max=1 - 2**-24)
     ece = multiclass_calibration_error(probabilities, label, num_classes, n_bins=ECE_BINS)
@@ -87,6 +84,18 @@ def classification_metrics(
         ece=100 * ece.item(),
         confusion=confusion.tolist(),
     )
+
+
+def in_top5(logits: Float[Tensor, "rows classes"], label: Int64[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
+    """Whether the label is among the five best classes, of which the lower number comes first in a tie.
+
+    >>> in_top5(torch.zeros(2, 6), torch.tensor([4, 5]))
+    tensor([ True, False])
+    """
+    own = logits.gather(1, label.unsqueeze(1))
+    before = torch.arange(logits.shape[1], device=label.device) < label.unsqueeze(1)
+    rank = ((logits > own) | ((logits == own) & before)).sum(1)
+    return (rank < 5) & (own.squeeze(1) > -torch.inf)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from outgrow.classification.metrics import in_top5
 from outgrow.data import Loader
 from outgrow.outputs import as_outputs, lift, warn_if_probabilities
 from outgrow.training.guard import NonFiniteScores
@@ -17,7 +18,7 @@ from outgrow.training.guard import NonFiniteScores
 class Scores(NamedTuple):
     """``top1`` and ``top5`` in percent, ``nll`` in nats per row. The tensors are by position in the split, on the host.
 
-    ``nll`` is None if the logit of an image's class is -inf: it would be infinite.
+    ``nll`` is None if the logit of an image's class is -inf: it would be infinite. A tie goes to the class with the lower number.
     """
 
     top1: float
@@ -62,9 +63,8 @@ def evaluate(
             _check_logits(logits, label, done, type(model).__name__)
             if not done:
                 warn_if_probabilities(logits, whose=type(model).__name__)
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            predicted.append(top[:, 0])
-            right5.append((top == label[:, None]).any(dim=1))
+            predicted.append(logits.argmax(dim=1))
+            right5.append(in_top5(logits, label))
             nll.append(F.cross_entropy(logits, label, reduction="none"))
             labels.append(label)
             outputs_of.append(logits.cpu())

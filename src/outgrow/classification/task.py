@@ -197,8 +197,14 @@ class Classification:
     def save_student(self, student: nn.Module, path: Path) -> None:
         save_student(network_of(student), path)
 
-    def examples_from(self, config: Config) -> Split:
-        return open_run_data(config).test
+    def examples_from(self, record: RunRecord) -> Split:
+        data = open_run_data(record.config)
+        if data.source.fingerprint != record.data.fingerprint:
+            raise ValueError(
+                f"page: needs the images of {record.data.source} that the run was tested on, got others; restore them, or do "
+                "without the pictures."
+            )
+        return data.test
 
     def write_page(self, path: Path, record: RunRecord, parts: Parts) -> None:
         write_run_page(path, record, parts.data.test, page_sections(record), page_warnings(record))

@@ -1,13 +1,12 @@
 """The beliefs of a run's teacher, averaged over views of each training image, and kept on disk if there is a cache."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from outgrow.classification.caching import cache_facts
+from outgrow.classification.caching import cache_facts, image_set
 from outgrow.classification.correction import FEATURE_BYTES
 from outgrow.classification.data import RunData
 from outgrow.data import Loader
@@ -83,8 +82,7 @@ def _cache(
     if run.config.teacher.cache is None or not classes:
         return None
     # a file has one belief for each image of its run: that of a run with fewer images lacks some
-    indices = data.train.index.cpu().sort().values.numpy().astype(np.int64)
-    facts = {"classes": str(classes), "images": hashlib.sha256(indices.tobytes()).hexdigest()[:16]}
+    facts = {"classes": str(classes), "images": image_set(data.train.index.sort().values)}
     cache = TeacherCache(
         run.config.teacher.cache,
         cache_facts(run, data, teacher, networks) | facts,

@@ -200,7 +200,7 @@ class Detection:
     def save_student(self, student: nn.Module, path: Path) -> None:
         save_detector(cast(Detector, student), path)
 
-    def examples_from(self, config: Config) -> None:
+    def examples_from(self, record: RunRecord) -> None:
         return None  # drawn images are files of the run folder
 
     def write_page(self, path: Path, record: RunRecord, parts: Parts) -> None:

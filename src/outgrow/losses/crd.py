@@ -53,7 +53,8 @@ class CRD(BatchLoss):
     correct logits do not change it, but ``drop`` does. A sample that was not given to :meth:`setup` raises
     ``ValueError`` on a CPU. On other devices that check would need a sync at every step, and the value is NaN
     instead. A row without a label that was not given to :meth:`setup` has no memory, and its value is 0. A row's
-    weight scales its own value. Rows of weight zero do not enter the memories.
+    weight scales its own value. Rows of weight zero enter neither the memories nor Z, and features in them that are
+    not finite have no effect.
 
     Reference: Tian, Krishnan, Isola (ICLR 2020), https://arxiv.org/abs/1910.10699.
     """
@@ -128,14 +129,20 @@ class CRD(BatchLoss):
         feature = _penultimate(student, "student")
         if not len(feature):
             return feature.sum() * 0.0
-        own = F.normalize(self.embed_student(lift(feature)), dim=1)
-        other = F.normalize(self.embed_teacher(lift(_penultimate(teacher, "teacher"))), dim=1)
+        takes_part = (weight > 0)[:, None]  # rows that do not are made safe before the maths
+        pairs = (
+            (self.embed_student, feature),
+            (self.embed_teacher, _penultimate(teacher, "teacher")),
+        )
+        own, other = (
+            F.normalize(embed(torch.where(takes_part, lift(value), 0.0)), dim=1) for embed, value in pairs
+        )
         slot, known = self._slots(target.index, weight, target.valid)
         drawn = self._draw(slot, target.dominant)
-        value = self._side(own, self.memory_teacher, drawn, known, self.z_student) + self._side(
-            other, self.memory_student, drawn, known, self.z_teacher
-        )
         counts = known & (weight > 0)
+        value = self._side(own, self.memory_teacher, drawn, counts, self.z_student) + self._side(
+            other, self.memory_student, drawn, counts, self.z_teacher
+        )
         self._remember(self.memory_student, own, slot, counts)
         self._remember(self.memory_teacher, other, slot, counts)
         value = torch.where(known | (weight <= 0), value, torch.where(target.valid, math.nan, 0.0))
@@ -177,15 +184,15 @@ class CRD(BatchLoss):
         return torch.cat([slot[:, None], self.by_class[position.clamp(max=num - 1)]], dim=1)
 
     def _side(
-        self, anchor: Tensor, memory: Tensor, drawn: Tensor, known: Bool[Tensor, " rows"], z: Tensor
+        self, anchor: Tensor, memory: Tensor, drawn: Tensor, counts: Bool[Tensor, " rows"], z: Tensor
     ) -> Float[Tensor, " rows"]:
         # the memories change in place later, so the graph keeps a gathered copy
         cosine = torch.bmm(memory[drawn].to(anchor.dtype), anchor[:, :, None])[:, :, 0]
         score = (cosine / self.contrast_temperature).exp()
         with torch.no_grad():
-            mean = (score.mean(dim=1) * known).sum() / known.sum()
+            mean = (score.mean(dim=1) * counts).sum() / counts.sum()
             z.copy_(torch.where(z > 0, z, torch.nan_to_num(mean * len(memory), nan=-1.0).to(z.dtype)))
-            scale = torch.where(z > 0, z, 1.0)  # 1 until a batch has a row with a memory
+            scale = torch.where(z > 0, z, 1.0)  # 1 until a batch has a row that counts, and a memory of it
         score = score / scale
         return crd_loss(score[:, 0], score[:, 1:], num_samples=len(memory))
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outgrow.losses.base import RowLoss, positive
-from outgrow.losses.kd import divergence
+from outgrow.losses.kd import divergence, softened
 from outgrow.outputs import Outputs, Target, lift
 
 RAMP = 10 / 240
@@ -39,8 +39,8 @@ def ctkd_loss(
     tensor([1.9837])
     """
     temperature = start + range * _Reverse.apply(logit, strength).sigmoid()
-    log_p = (lift(student) / temperature).log_softmax(dim=1)
-    log_t = (lift(teacher) / temperature).log_softmax(dim=1)
+    log_p = softened(lift(student), temperature).log_softmax(dim=1)
+    log_t = softened(lift(teacher), temperature).log_softmax(dim=1)
     return temperature**2 * divergence(log_t, log_p)
 
 

@@ -1,5 +1,7 @@
 """Plain distillation: ``kd``."""
 
+import math
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,6 +43,14 @@ def divergence(
     """
     q = log_q.exp()
     return (q * (log_q - log_p).masked_fill(q == 0, 0.0)).sum(dim=-1)
+
+
+def softened(
+    logits: Float[Tensor, "rows classes"], temperature: Float[Tensor, "*shape"]
+) -> Float[Tensor, "rows classes"]:
+    """``logits / temperature`` for a temperature with a gradient, which minus infinity would make NaN."""
+    ruled_out = logits == -math.inf
+    return (logits.masked_fill(ruled_out, 0.0) / temperature).masked_fill(ruled_out, -math.inf)
 
 
 class KD(RowLoss):

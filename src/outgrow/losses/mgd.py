@@ -34,8 +34,8 @@ class MGD(MapLoss):
     Summed over pairs of stages; without paths, on the last tap of each network. On average a share
     ``mask_ratio`` of the student's map is set to zero: whole channels if rows are images, positions if they
     are not (``Target.image``). These are the authors' masks for classification and for detection. Like
-    dropout, masking is off in eval mode. With ``Target.index`` the mask of an image depends only on its number and on
-    how many batches came before.
+    dropout, masking is off in eval mode. Where rows are images and have a ``Target.index`` the mask of an image depends only on
+    its number and on how many batches came before; else it is drawn by torch's generator.
     """
 
     zero_at_match = False  # it compares a generated map

@@ -1,13 +1,11 @@
 """KL at a temperature for each row, from the deviation of its logits: ``normkd``."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from outgrow.losses.base import RowLoss, positive
-from outgrow.losses.kd import divergence
+from outgrow.losses.kd import divergence, softened
 from outgrow.losses.standardize import deviation
 from outgrow.outputs import Outputs, Target, lift
 
@@ -40,17 +38,9 @@ def normkd_loss(
     deviation_s, student_varies = deviation(student)
     deviation_t, teacher_varies = deviation(teacher)
     deviation_s = torch.where(student_varies, deviation_s, deviation_t)
-    log_p = _scale(student, temperature * deviation_s).log_softmax(dim=1)
-    log_t = _scale(teacher, temperature * deviation_t).log_softmax(dim=1)
+    log_p = softened(student, temperature * deviation_s).log_softmax(dim=1)
+    log_t = softened(teacher, temperature * deviation_t).log_softmax(dim=1)
     return (teacher_varies * (temperature * deviation_t).square())[:, 0] * divergence(log_t, log_p)
-
-
-def _scale(
-    logits: Float[Tensor, "rows classes"], temperature: Float[Tensor, "rows 1"]
-) -> Float[Tensor, "rows classes"]:
-    """``logits / temperature``, where minus infinity has no gradient: it would be NaN in that of the temperature."""
-    ruled_out = logits == -math.inf
-    return (logits.masked_fill(ruled_out, 0.0) / temperature).masked_fill(ruled_out, -math.inf)
 
 
 class NormKD(RowLoss):

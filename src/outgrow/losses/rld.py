@@ -9,6 +9,7 @@ from torch import Tensor
 
 from outgrow.knowledge.split import label_logit, safe_label, top_class
 from outgrow.losses.base import RowLoss, positive
+from outgrow.losses.kd import divergence
 from outgrow.outputs import Outputs, Target, lift
 
 
@@ -29,8 +30,8 @@ def rld_loss(
     and :math:`\hat t, \hat p` the classes whose teacher logit is below the label's, renormalised. If no
     other class has the label's logit or more, this is :func:`dkd_loss`. On a wrong row the first term
     compares the teacher's *top* class with the student's *label*. The second leaves out the label and every
-    class that leads it; it is 0 if the label is ranked last. At equal outputs the loss is zero on right rows
-    only.
+    class that leads it; it is 0 if the label is ranked last, or the teacher rules out all classes below it. At equal outputs
+    the loss is zero on right rows only.
 
     Both terms use ``temperature``. The authors' code has temperature 1 for the first on CIFAR-100. That is
     ``rld(alpha=1, beta=0, temperature=1) + rld(alpha=0, beta=8, temperature=4)``.
@@ -46,16 +47,16 @@ def rld_loss(
     student, teacher = lift(student), lift(teacher)
     log_p = _against_the_rest(student / temperature, label)
     log_t = _against_the_rest(teacher / temperature, top_class(teacher, label))
-    confidence = (log_t.exp() * (log_t - log_p)).sum(dim=1)
+    confidence = divergence(log_t, log_p)
     leads = teacher >= label_logit(teacher, label)[:, None]
-    some_behind = ~leads.all(dim=1)
+    some_behind = (~leads & (teacher > -math.inf)).any(
+        dim=1
+    )  # else nothing says how the classes below it compare
     # if no class is below the label all are kept, to stay finite, and the value is not used
     removed = leads & some_behind[:, None]
     log_rest_p = (student / temperature).masked_fill(removed, -math.inf).log_softmax(dim=1)
     log_rest_t = (teacher / temperature).masked_fill(removed, -math.inf).log_softmax(dim=1)
-    # at a removed class both are -inf and their difference NaN: set it to 0, as its probability is 0
-    difference = (log_rest_t - log_rest_p).masked_fill(removed, 0.0)
-    correlation = (log_rest_t.exp() * difference).sum(dim=1)
+    correlation = divergence(log_rest_t, log_rest_p)  # at a removed class the probability is 0
     correlation = torch.where(some_behind, correlation, torch.zeros_like(correlation))
     return temperature**2 * (alpha * confidence + beta * correlation)
 

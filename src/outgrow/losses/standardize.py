@@ -78,7 +78,7 @@ class Standardize(Loss):
 
     softens = True
 
-    def __init__(self, base: "str | Loss" = "kd", temperature: float = 2.0) -> None:
+    def __init__(self, base: str | Loss = "kd", temperature: float = 2.0) -> None:
         super().__init__()
         positive(temperature, what="standardize: temperature")
         if isinstance(base, str):

@@ -39,6 +39,9 @@ from outgrow.outputs import (
     with_logits,
 )
 
+TASK = "task"
+"""The name of the task among the terms of a result."""
+
 
 class _RowWeights(NamedTuple):
     """What multiplies each row's loss, all divisions included; a sum over rows is the term."""
@@ -143,6 +146,11 @@ class Objective(nn.Module):
         self.terms = {
             name: replace(term, weight=term.weight * weight) for name, term in named_terms(loss).items()
         }
+        if TASK in self.terms:
+            raise ValueError(
+                f"Objective: needs other names for losses than {TASK!r}, which is the task's own, got one of that name; give it "
+                "another: Objective({'name': loss})."
+            )
         # registered under their names so that parameters are found; a mapping cannot be nn.ModuleDict
         # because "pop" or "keys" would be refused as names
         for name, term in self.terms.items():
@@ -187,6 +195,11 @@ class Objective(nn.Module):
         """All temperatures that the losses declare."""
         found = (getattr(term.loss, "temperature", None) for term in self.terms.values())
         return {temperature for temperature in found if temperature is not None}
+
+    @property
+    def takes_temperature(self) -> bool:
+        """Whether a loss softens logits by a temperature that it is given; ``ttm`` follows from its exponent."""
+        return any(getattr(term.loss, "softens", False) for term in self.terms.values())
 
     def inert_under(self, rule: Rule) -> dict[str, str]:
         """The terms that a rule which rewrites logits does not reach, and why."""
@@ -303,7 +316,7 @@ class Objective(nn.Module):
         safe = _safe(student, knowledge)
         if task is None:
             task = self._cross_entropy(student, knowledge, target, count.labelled)
-        terms = {"task": task_scale * task}
+        terms = {TASK: task_scale * task}
         for name, term in self.terms.items():
             if isinstance(term.loss, Loss):
                 term.loss.at(progress)
@@ -362,7 +375,7 @@ class Objective(nn.Module):
         sums = kd_fast.fused(logits, knowledge, temperature=temperature, scales=scales, fast=self.fast)
         wrong = knowledge.wrong.sum()
         numbers = {
-            "task": scales.task * sums.task,
+            TASK: scales.task * sums.task,
             name: scales.easy * sums.easy + scales.hard * sums.hard,
             "wrong_rate": (wrong.item() if on_host else wrong) / labelled,
             "unlabelled": unlabelled,
@@ -375,8 +388,8 @@ class Objective(nn.Module):
             stats = dict(zip(numbers, row.unbind(), strict=True))
         else:
             stats = {key: torch.as_tensor(value, device=logits.device) for key, value in numbers.items()}
-        terms = {key: stats.pop(key) for key in ("task", name)}
-        total = kd_fast.total(logits, sums.gradient, terms["task"], terms[name])
+        terms = {key: stats.pop(key) for key in (TASK, name)}
+        total = kd_fast.total(logits, sums.gradient, terms[TASK], terms[name])
         return ObjectiveResult(total, terms, stats)
 
     def _term(

@@ -1,5 +1,6 @@
 """Named pairs of a rectifier and an objective."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +71,8 @@ def preset(
     """The rectifier and the objective of a preset. Each argument that is given replaces a part of it.
 
     ``temperature`` is passed to the losses that soften logits. Without it a ``loss`` keeps its own default.
-    The rectifier has the temperature of the losses. ``ValueError`` if the losses have different
+    The rectifier has the temperature of the losses, or where they have none that which is given. A warning says so if nothing
+    depends on a given one. ``ValueError`` if the losses have different
     temperatures and the rule depends on the temperature. ``trust`` is that of the rectifier, by default None.
 
     >>> rectify, objective = preset("paper", temperature=2.0)
@@ -78,20 +80,27 @@ def preset(
     ('pair', 2.0, 2.0)
     """
     chosen = spec.lookup(PRESETS, name, kind="preset")
-    loss_text = _at_temperature(chosen.loss if loss is None else loss, temperature)
+    calls = _at_temperature(chosen.loss if loss is None else loss, temperature)
     objective = Objective(
-        [Term(make_loss(call._replace(weight=1.0)), call.weight) for call in _calls(loss_text)],
+        [Term(make_loss(call._replace(weight=1.0)), call.weight) for call in calls],
         schedule=chosen.schedule if schedule is None else schedule,
         normalize=chosen.normalize if normalize is None else normalize,
         weight=chosen.weight if weight is None else weight,
         task_weight=chosen.task_weight if task_weight is None else task_weight,
     )
-    # losses without one common temperature: the rule then works at the usual 4
     rule = chosen.rule if rule is None else rule
     rule = make_rule(rule) if isinstance(rule, str) else rule
+    # losses without one common temperature: the rule then works at the given one, or the usual 4
     rectifier = Rectifier(
-        rule, objective.temperature or 4.0, rows=getattr(rule, "rows", "wrong"), trust=trust
+        rule, objective.temperature or temperature or 4.0, rows=getattr(rule, "rows", "wrong"), trust=trust
     )
+    of_rule = rule.uses_temperature and rectifier.temperature == temperature
+    if temperature is not None and calls and not objective.takes_temperature and not of_rule:
+        warnings.warn(
+            f"preset: the temperature {temperature:g} has no effect, since neither {' nor '.join(call.name for call in calls)} "
+            f"nor the rule {rule.name!r} takes it.",
+            stacklevel=2,
+        )
     declared = sorted(objective.temperatures)
     if len(declared) > 1 and rectifier.rule.uses_temperature:
         raise ValueError(
@@ -101,18 +110,16 @@ def preset(
     return rectifier, objective
 
 
-def _at_temperature(loss: str, temperature: float | None) -> str:
+def _at_temperature(loss: str, temperature: float | None) -> list[spec.Call]:
+    """The losses in ``loss``, with ``temperature`` where they soften logits."""
+    calls = spec.parse(loss) if loss else []
     if temperature is None:
-        return loss
-    calls = []
-    for call in _calls(loss):
+        return calls
+    found = []
+    for call in calls:
         loss_type = spec.lookup({**LOSSES, **DETECTOR_LOSSES}, call.name, kind="loss")
         call = spec.bind(loss_type, call, kind="loss")
         if getattr(loss_type, "softens", False):
             call = call._replace(arguments={**call.arguments, "temperature": temperature})
-        calls.append(call)
-    return " + ".join(str(call) for call in calls)
-
-
-def _calls(loss: str) -> list[spec.Call]:
-    return spec.parse(loss) if loss else []
+        found.append(call)
+    return found

@@ -23,7 +23,7 @@ def model_card(record: RunRecord, exported: Exported) -> str:
         f"# {public_name(student.short_name)}, distilled",
         "",
         f"{public_name(student.name)}, {student.parameters:,} parameters, {_task(record)} "
-        f"{len(record.data.classes)} classes: {_classes(record.data.classes)}.",
+        f"{len(record.data.classes)} class{'' if len(record.data.classes) == 1 else 'es'}: {_classes(record.data.classes)}.",
         "",
         "## How good it is",
         "",

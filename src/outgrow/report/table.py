@@ -111,13 +111,15 @@ def null_of(records: Records) -> str | None:
 
 
 def plain_of(records: Records) -> str | None:
-    """Plain distillation: the preset ``kd`` with no rule and no loss of another kind."""
+    """Plain distillation: the preset ``kd`` with no rule and no loss of another kind. Of several, such as one with another
+    weight, the one in which least is set."""
 
     def plain(run: RunRecord) -> bool:
         method = run.config.method
         return run.preset == PLAIN and method.loss is None and method.rule is None and method.task == "label"
 
-    return next((name for name, runs in records.items() if plain(runs[0])), None)
+    found = {name: runs[0].config.method for name, runs in records.items() if plain(runs[0])}
+    return min(found, key=lambda name: len(found[name].model_dump(exclude_defaults=True)), default=None)
 
 
 def tabulate(records: AnyRecords) -> Table:
@@ -194,7 +196,7 @@ def _tabulate(parsed: Records, *, together: int) -> Table:
                 else _paired(runs, {run.seed: run.student_score for run in parsed[null]}, together),
                 over_teacher=_paired(runs, _own(runs, teacher), together),
                 over_corrected=_paired(
-                    runs, _own_corrected(runs, corrected) or _own(runs, teacher), together
+                    runs, _own_corrected(runs, parsed, {**teacher, **corrected}), together
                 ),
                 wrong_rate=summarize(wrong).mean if wrong else None,
                 parameters=runs[0].student.parameters,
@@ -247,10 +249,27 @@ def _own(runs: Sequence[RunRecord], shared: BySeed) -> BySeed:
     return shared
 
 
-def _own_corrected(runs: Sequence[RunRecord], shared: BySeed) -> BySeed:
-    if all(run.corrected_score is not None for run in runs):
-        return {run.seed: run.corrected_score for run in runs if run.corrected_score is not None}
-    return shared
+def _own_corrected(runs: Sequence[RunRecord], records: Records, shared: BySeed) -> BySeed:
+    """A method's own teacher's scores after correction: by its own runs, or by others of the seed with this teacher."""
+    found: BySeed = {}
+    for run in runs:
+        twins = (
+            one for of in records.values() for one in of if one.seed == run.seed and _one_teacher(one, run)
+        )
+        scores = (one.corrected_score for one in (run, *twins))
+        value = next((score for score in scores if score is not None), run.teacher_score)
+        value = shared.get(run.seed) if value is None else value
+        if value is not None:
+            found[run.seed] = value
+    return found
+
+
+def _one_teacher(one: RunRecord, other: RunRecord) -> bool:
+    """Whether two runs of a seed have the same teacher. One may have trained it, and the other read its file."""
+    mine, theirs = one.teacher, other.teacher
+    if mine is None or theirs is None or (mine.name, mine.parameters) != (theirs.name, theirs.parameters):
+        return False
+    return mine.weights == theirs.weights or one.teacher_score == other.teacher_score
 
 
 def _first(records: Records, number: Callable[[RunRecord], float | None]) -> BySeed:

@@ -39,7 +39,8 @@ def summary_lines(table: Table) -> list[str]:
         lines.append(f"teacher after correction of its bias: {table.corrected} {unit}")
     first = table.rows[0]
     lines.append(
-        f"student: {first.parameters:,} parameters, {first.score.n} seeds; differences are paired by seed, with 95 % intervals"
+        f"student: {first.parameters:,} parameters, {first.score.n} seed{'' if first.score.n == 1 else 's'}; differences are "
+        "paired by seed, with 95 % intervals"
     )
     lines.append(
         "outgrew: beats the teacher as it is, the teacher after correction, and the student alone, each by its interval"

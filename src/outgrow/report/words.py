@@ -72,9 +72,13 @@ def headline(table: Table, about: Mapping[str, str]) -> str:
         if row.over_none.n < 2
         else "by the same in all seeds, so that their spread is unknown"
         if row.over_none.unknown
+        else f"in the {row.over_none.n} seeds that both have"
+        if row.over_none.high < 0
         else f"which is within the noise of {row.over_none.n} seeds"
     )
-    return f"The best student, {name}, is {points} ahead of no teacher, {doubt}{_verdict(row, table)}."
+    # the best by its own seeds may be behind at those that both have
+    side = "ahead of" if row.over_none.mean >= 0 else "behind"
+    return f"The best student, {name}, is {points} {side} no teacher, {doubt}{_verdict(row, table)}."
 
 
 def _verdict(row: Row, table: Table) -> str:

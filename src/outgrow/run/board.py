@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from outgrow.run.plan import Plan, Preparation, Training
+from outgrow.run.work import finished
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import LogStyle, Reporter, TextReporter
 from outgrow.training.record import read_record
@@ -135,6 +136,9 @@ class LiveBoard(Board):
     def shown(self) -> Iterator[None]:
         from rich.live import Live
 
+        for one in self.plan.trainings:
+            if finished(one.folder, one.config) is not None:  # kept from before
+                self.cells[one.title] = self.outcome(one)
         with Live(get_renderable=self.table, console=self.console, refresh_per_second=2):
             yield
 

@@ -366,8 +366,13 @@ def compare(
         device=device,
     )
     flags = merge(shared, {"track": track} if track else {}, assignments(sets or []))
+    if anyway and not runs:
+        raise ValueError(
+            "--anyway: needs finished runs to compare, got none; name their folders, or leave it out."
+        )
     if runs:
-        if flags or methods or losses or rules or pairs or seeds or config or recipe:
+        work = same_teacher or no_cache or dry_run or executor != "local" or workers > 1
+        if flags or methods or losses or rules or pairs or seeds or config or recipe or work:
             raise ValueError(
                 f"compare: needs finished runs, or options for training, got both: the runs {', '.join(map(str, runs))}; leave "
                 "out one of them."
@@ -571,7 +576,7 @@ def report(
     from outgrow.run.plan import PLAN_FILE
 
     if (folder / PLAN_FILE).is_file():
-        compare_runs([folder], title=title, style=log)
+        compare_runs([folder], out=folder, title=title, style=log)
         return
     report_gathered(gather_study(folder), out=folder, title=title or folder.resolve().name, style=log)
 

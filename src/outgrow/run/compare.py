@@ -63,8 +63,7 @@ def run_compare(
     trainings failed.
     """
     engine = make_executor(executor, workers=workers, folder=plan.out / "jobs")
-    check_no_run(plan.out)
-    check_writable(plan.out, what="--out", room=LEAST_ROOM)
+    _check_out(plan.out)
     if not overwrite:
         _refuse_others(plan)
     report = _output(style, log)
@@ -91,7 +90,7 @@ def run_compare(
         return {}
     write_plan(plan)
     failures = _train(plan, engine, board, overwrite) if waiting else {}
-    tables = _write(plan, failures, title)
+    tables = _write(plan, failures, title, plan.out)
     _report_tables(report, tables, plan.out)
     if failures:
         lines = "\n".join(f"  {name}: {failure}" for name, failure in failures.items())
@@ -100,6 +99,11 @@ def run_compare(
             "errors; the same command then runs only what is missing."
         )
     return tables
+
+
+def _check_out(out: Path) -> None:
+    check_no_run(out)
+    check_writable(out, what="--out", room=LEAST_ROOM)
 
 
 def _waiting(plan: Plan) -> list[Any]:
@@ -183,17 +187,21 @@ def _has_teacher(one: Any) -> bool:
 def report_plan(
     plan: Plan,
     *,
+    out: Path | None = None,
     title: str | None = None,
     style: LogStyle = "auto",
     log: Callable[[str], None] | None = None,
 ) -> dict[str, Table]:
-    """Write the table and the page of the finished runs of ``plan``, without training."""
-    tables = _write(plan, {}, title)
-    _report_tables(_output(style, log), tables, plan.out)
+    """Log the table of the finished runs of ``plan``, without training; with ``out``, write all files."""
+    if out is not None:
+        _check_out(out)
+    tables = _write(plan, {}, title, out)
+    _report_tables(_output(style, log), tables, out)
     return tables
 
 
-def _write(plan: Plan, failures: Mapping[str, str], title: str | None) -> dict[str, Table]:
+def _write(plan: Plan, failures: Mapping[str, str], title: str | None, out: Path | None) -> dict[str, Table]:
+    """The tables of the finished runs; with ``out``, all files too."""
     studies: dict[str, Records] = {}
     conditions: dict[str, dict[str, tuple[str, ...]]] = {}
     for pair in plan.pairs:
@@ -215,9 +223,11 @@ def _write(plan: Plan, failures: Mapping[str, str], title: str | None) -> dict[s
             + "\n".join(f"  {name}: {failure}" for name, failure in failures.items())
             + "\nfix these errors; the same command then continues."
         )
+    if out is None:
+        return _tables(studies, plan.options.baselines, conditions)
     protocol = [*_protocol(plan), *(f"Failed: {name}. {failure}" for name, failure in failures.items())]
     return write_tables(
-        plan.out,
+        out,
         studies,
         baselines=plan.options.baselines,
         title=title or plan.out.resolve().name,
@@ -270,6 +280,23 @@ def _protocol(plan: Plan) -> list[str]:
     return lines
 
 
+def _tables(
+    studies: Mapping[str, Records],
+    baselines: Sequence[str],
+    conditions: Mapping[str, Mapping[str, tuple[str, ...]]],
+) -> dict[str, Table]:
+    """The tables, with what the runs of a method have otherwise."""
+    return {
+        name: replace(
+            table,
+            rows=tuple(
+                replace(row, conditions=conditions.get(name, {}).get(row.method, ())) for row in table.rows
+            ),
+        )
+        for name, table in tables_of(studies, baselines).items()
+    }
+
+
 def write_tables(
     out: Path,
     studies: Mapping[str, Records],
@@ -280,15 +307,7 @@ def write_tables(
     protocol: Sequence[str],
 ) -> dict[str, Table]:
     """Write table.md, .csv, .tex, .json and index.html; with several pairs, also a page per pair."""
-    tables = {
-        name: replace(
-            table,
-            rows=tuple(
-                replace(row, conditions=conditions.get(name, {}).get(row.method, ())) for row in table.rows
-            ),
-        )
-        for name, table in tables_of(studies, baselines).items()
-    }
+    tables = _tables(studies, baselines, conditions)
     for name, content in (
         ("table.md", formats.markdown(tables)),
         ("table.csv", formats.csv_text(tables)),
@@ -337,17 +356,27 @@ def _same_scores(records: Records) -> list[str]:
 def _with_examples(records: Records) -> tuple[Records, Any]:
     """The records, and the split whose images their examples refer to.
 
-    If the data are no longer available: the records without examples, and None.
+    Runs on other images have no examples. If the data are no longer available, or others: no run, and None.
     """
     first = next(iter(records.values()))[0]
     try:
-        return records, task_of(first.config.data.source).examples_from(first.config)
+        test, known = task_of(first.config.data.source).examples_from(first), True
     except ValueError:
+        test, known = None, False
 
-        def without(run: RunRecord) -> RunRecord:
-            return run.model_copy(update={"compared": None})
+    def shown(run: RunRecord) -> RunRecord:
+        return run if known and _same_test(run, first) else run.model_copy(update={"compared": None})
 
-        return {name: [without(run) for run in runs] for name, runs in records.items()}, None
+    return {name: [shown(run) for run in runs] for name, runs in records.items()}, test
+
+
+def _same_test(run: RunRecord, other: RunRecord) -> bool:
+    """Whether both runs were tested on the same images."""
+    if (run.config.data.source, run.data.test) != (other.config.data.source, other.data.test):
+        return False
+    # a cut of validation images depends on the seed, and the fingerprint on the cut
+    cut = run.config.data.val_fraction and run.seed != other.seed
+    return bool(cut) or run.data.fingerprint == other.data.fingerprint
 
 
 def compare_runs(
@@ -365,9 +394,8 @@ def compare_runs(
         base, section = read_plan_file(folders[0] / PLAN_FILE)
         if baselines:
             section["baselines"] = list(baselines)
-        return report_plan(
-            make_plan(base, read_options(section), folders[0]), title=title, style=style, log=log
-        )
+        plan = make_plan(base, read_options(section), folders[0])
+        return report_plan(plan, out=out, title=title, style=style, log=log)
     return report_gathered(
         gather(folders, anyway=anyway),
         out=out,
@@ -390,19 +418,10 @@ def report_gathered(
     """Log the table of gathered runs; with ``out``, write all files."""
     protocol = ["Finished runs, paired by seed.", *found.notes]
     if out is None:
-        tables = {
-            name: replace(
-                table,
-                rows=tuple(
-                    replace(row, conditions=found.conditions.get(row.method, ())) for row in table.rows
-                ),
-            )
-            for name, table in tables_of({"": found.records}, baselines).items()
-        }
+        tables = _tables({"": found.records}, baselines, {"": found.conditions})
         _report_tables(_output(style, log), tables, None)
         return tables
-    check_no_run(out)
-    check_writable(out, what="--out", room=LEAST_ROOM)
+    _check_out(out)
     tables = write_tables(
         out,
         {"": found.records},

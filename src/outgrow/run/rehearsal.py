@@ -308,8 +308,15 @@ def teacher_cost(preparation: Preparation, trials: Trials) -> Cost:
                 "teacher.rows=disjoint: needs rows that the student does not train on, got none; "
                 "lower data.train_rows."
             )
-        batch = config.teacher_train.batch_size
-        cost = replace(cost, steps=max(1, round(len(others) / batch)))
+        train = config.teacher_train
+        steps = max(1, round(len(others) / train.batch_size))
+        training = train.for_steps(steps)  # with more images fewer epochs have the least number of steps
+        cost = replace(
+            cost,
+            steps=min(steps, train.max_steps or steps),
+            epochs=training.epochs,
+            tests=math.ceil(training.epochs / training.eval_every),
+        )
     return cost
 
 
@@ -334,7 +341,7 @@ def _disk(plan: Plan, costs: dict[str, Cost], teachers: dict[str, Cost]) -> int:
 def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
     """The plan as lines of text."""
     runs, seeds = len(plan.trainings), plan.options.seeds
-    head = f"{len(plan.methods)} methods x {len(seeds)} seeds"
+    head = f"{_many(len(plan.methods), 'method')} x {_many(len(seeds), 'seed')}"
     if len(plan.pairs) > 1:
         head = f"{len(plan.pairs)} pairs x {head}"
     teachers = f", and {len(plan.teachers)} of teachers" if plan.teachers else ""
@@ -342,9 +349,9 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
     val = f"{data.val:,} validation images, " if data.val else ""
     unlabelled = f"{data.unlabelled:,} without labels, " if data.unlabelled else ""
     lines = [
-        f"{head}: {runs} trainings{teachers}",
+        f"{head}: {_many(runs, 'training')}{teachers}",
         f"data      {data.source}: {data.train:,} training images, {unlabelled}{val}{data.test:,} test images, "
-        f"{len(data.classes)} classes",
+        f"{_many(len(data.classes), 'class', 'es')}",
     ]
     for pair in plan.pairs:
         config = plan.of(pair, plan.methods[0])[0].config
@@ -362,7 +369,8 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
             trained = plan.of(pair, method)[0]
             note = ", logits from the shared cache" if plan.cached and trained.config.teacher.cache else ""
             lines.append(
-                f"  {method:<{width}}  {1000 * cost.step:,.0f} ms per step, {cost.steps} steps, {cost.epochs} epochs: "
+                f"  {method:<{width}}  {1000 * cost.step:,.0f} ms per step, {_many(cost.steps, 'step')}, "
+                f"{_many(cost.epochs, 'epoch')}: "
                 f"{duration(cost.seconds)} per run{note}"
             )
         if few := few_steps(config.train, most.steps):
@@ -432,12 +440,19 @@ def check_disk(plan: Plan, found: Estimate) -> bool:
     return found.cache_bytes <= SHARE * found.free
 
 
+def _many(number: int, name: str, ending: str = "s") -> str:
+    """
+    >>> _many(1, "class", "es"), _many(3, "class", "es")
+    ('1 class', '3 classes')
+    """
+    return f"{number} {name}{'' if number == 1 else ending}"
+
+
 def duration(seconds: float) -> str:
     """
     >>> duration(0.4), duration(75.0), duration(5400.0)
     ('1 second', '75 seconds', '90 minutes')
     """
     if seconds < 120:
-        number = max(1, round(seconds))
-        return f"{number} second{'' if number == 1 else 's'}"
+        return _many(max(1, round(seconds)), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -144,7 +144,8 @@ def tuned(
     if not config.out:
         raise ValueError("--weight auto: needs --out FOLDER for its trials, got none; set it.")
     check_folder(Path(config.out), resume=resume, overwrite=overwrite)
-    one = len(method_of(config)[1].temperatures) == 1
+    objective = method_of(config)[1]
+    one = objective.takes_temperature and len(objective.temperatures) == 1
     over = ["weight", "temperature"] if one else ["weight"]
     folder = Path(config.out) / "tune"
     found = tune(config, out=folder, trials=trials, over=over, overwrite=overwrite, reporter=reporter)
@@ -176,7 +177,7 @@ def choices_of(config: Config, over: Sequence[str]) -> list[Choice]:
                     f"--over weight: needs a configured weight above zero, got {own}; leave method.weight out."
                 )
         elif name == "temperature":
-            temperatures = objective.temperatures
+            temperatures = objective.temperatures if objective.takes_temperature else set()
             if not temperatures:
                 raise ValueError(
                     f"--over temperature: needs a loss with a temperature, got {config.method.loss}; leave temperature out."

@@ -132,6 +132,9 @@ class BiasCorrection(nn.Module):
         """
         outputs, target = as_outputs(outputs, whose="teacher"), as_target(target)
         data = Data.build(outputs, target, index, self.num_classes, self.folds)
+        for name in ("scale", "weight", "bias", "fold_of", "noise_matrix"):  # nothing of an earlier fit stays
+            setattr(self, name, torch.empty(0))
+        self.noise_report = None
         warn_if_probabilities(outputs.logits, whose="teacher")
         same_classes = outputs.num_classes == self.num_classes
         known = memorised(outputs, target, held_out) if same_classes else None

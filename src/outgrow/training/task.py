@@ -182,8 +182,9 @@ class Task(Protocol):
         """Write the weights of the student for deployment."""
         ...
 
-    def examples_from(self, config: Config) -> Any:
-        """The test images that the page of a study shows; None if it shows none."""
+    def examples_from(self, record: Any) -> Any:
+        """The test images of a run, which the page of a study shows; None if it shows none. ``ValueError`` if they are no
+        longer those that it was tested on."""
         ...
 
     def write_page(self, path: Path, record: Any, parts: Parts) -> None:

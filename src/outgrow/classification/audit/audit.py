@@ -397,10 +397,11 @@ def _label_errors(
         return LabelErrorsRecord(found=None, rows=len(believed), column=column, how=why_not)
     plain = looking.at_plain(chosen.train, "teacher on plain training images")
     plain = plain if correction is None else plain.corrected(correction, fitted=True)
-    order = torch.argsort(believed.index)
-    probability = (believed.logits.softmax(1)[order] + plain.logits.softmax(1)[plain.index.argsort()]) / 2
-    label, index = believed.label[order], believed.index[order]
+    label, index = believed.label, believed.index
     place = {number: at for at, number in enumerate(chosen.train.index.tolist())}
+    # training views lack a last batch of one image, which the plain images have, in their order
+    same = torch.tensor([place[number] for number in index.tolist()])
+    probability = (believed.logits.softmax(1) + plain.logits.softmax(1)[same]) / 2
     candidates = []
     for row in find_label_errors(label, probability):
         sure, other = probability[row].max(0)
