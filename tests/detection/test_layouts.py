@@ -200,6 +200,8 @@ def test_what_was_skipped_is_in_the_record(tmp_path):
         ("0 30 20 10 12", "shares of the image between 0 and 1, not pixels, got '0 30 20 10 12'"),
         ("cat 0.5 0.5 0.1 0.1", "needs a class and four shares"),
         ("0 0.5 nan 0.1 0.1", "needs four shares"),
+        ("nan 0.5 0.5 0.1 0.1", "needs a class from 0 to 2"),
+        ("inf 0.5 0.5 0.1 0.1", "needs a class from 0 to 2"),
     ],
 )
 def test_faults_in_yolos_labels(line, message, tmp_path):
