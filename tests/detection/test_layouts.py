@@ -14,6 +14,8 @@ from PIL import Image
 from outgrow.data import DataWarning
 from outgrow.detection.data import open_boxes
 from outgrow.detection.layouts.annotations import read_annotations
+from outgrow.detection.layouts.listed import pictures_in
+from outgrow.detection.layouts.voc import voc_pictures
 from outgrow.run.tasks import task_name
 
 from .coco_files import annotation, image, write_json, write_pictures
@@ -233,6 +235,27 @@ def test_yolos_polygons_and_images_without_labels(tmp_path):
         ValueError, match=r"needs a text file of labels .* got none such as .*labels/train1\.txt"
     ):
         open_boxes(source)
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints/train1.png", "@eaDir/train1.png", "._train1.png"])
+def test_what_a_system_leaves_among_the_pictures_is_none(hidden, tmp_path):
+    """It has no file of labels, so it would be trained on as an image without an object."""
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    images = tmp_path / "other" / "train" / "images"
+    (images / hidden).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (60, 40)).save(images / hidden)
+    data = open_boxes(source)
+    assert data.train is not None
+    assert sorted(data.train.file.names) == [f"train{k}.png" for k in range(1, 5)]
+    assert pictures_in(images) == sorted(images.glob("train*.png"))
+
+
+def test_vocs_pictures_without_a_list_are_those_of_its_folder(tmp_path):
+    source = voc(*write(tmp_path / "coco"), tmp_path / "other")
+    (tmp_path / "other" / "ImageSets" / "Main" / "train.txt").unlink()
+    (tmp_path / "other" / "JPEGImages" / "._train1.png").write_bytes(b"\0\5\x16\7")
+    names = voc_pictures(source, str(tmp_path / "other"), "refuse").file.names
+    assert sorted(names) == [f"{split}{k}.png" for split in ("train", "val") for k in range(1, 5)]
 
 
 def test_yolos_file_of_paths_and_named_numbers(tmp_path):
