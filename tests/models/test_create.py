@@ -173,6 +173,28 @@ def test_hf_from_a_checkpoint_with_its_processor(vit_folder: Path, tmp_path: Pat
     assert logits_shape(create_model(f"hf/{stored}", 9)) == (2, 9)
 
 
+@pytest.mark.parametrize(
+    ("stated", "size", "crop_pct"),
+    [
+        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}, 32, 0.8),
+        ({"size": {"height": 40, "width": 40}, "crop_size": 32, "do_center_crop": True}, 32, 0.8),
+        ({"size": {"shortest_edge": 32}, "crop_size": 32, "do_center_crop": True, "crop_pct": 0.9}, 32, 0.9),
+        ({"size": {"shortest_edge": 40}, "crop_size": 32, "do_center_crop": False}, 40, 1.0),
+        ({"size": 40, "crop_size": 32, "do_center_crop": True, "do_resize": False}, 32, 1.0),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "image_processor_type": "ConvNextImageProcessor"}, 224, 0.875),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875, "image_processor_type": "ConvNextImageProcessor"}, 384, 1.0),
+    ],
+)  # fmt: skip
+def test_the_crop_of_an_image_processor(
+    vit_folder: Path, tmp_path: Path, stated: dict, size: int, crop_pct: float
+) -> None:
+    """Published accuracies are those of this crop, of which most processors state only the two sizes."""
+    (tmp_path / "config.json").write_bytes((vit_folder / "config.json").read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    spec = create_model(f"hf/{tmp_path}").input_spec
+    assert (spec.size, spec.crop_pct) == (size, crop_pct)
+
+
 def test_hf_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs a directory with config.json or the id .*; check the path"):
         create_model(f"hf/{tmp_path}")
