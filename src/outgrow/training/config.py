@@ -492,15 +492,18 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of nested mappings.
+def leaves(
+    values: Mapping[str, Any], prefix: str = "", section: type[BaseModel] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """The fields of a configuration as nested mappings. A field that is a mapping itself is one field.
 
-    >>> dict(leaves({"seed": 3, "train": {"epochs": 2}}))
-    {'seed': 3, 'train.epochs': 2}
+    >>> dict(leaves({"seed": 3, "train": {"epochs": 2, "class_weights": {"cat": 2.0}}}))
+    {'seed': 3, 'train.epochs': 2, 'train.class_weights': {'cat': 2.0}}
     """
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
+        kind = (section or Config).model_fields[name].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(value, f"{prefix}{name}.", kind)
         else:
             yield f"{prefix}{name}", value
 
