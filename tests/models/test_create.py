@@ -173,6 +173,26 @@ def test_hf_from_a_checkpoint_with_its_processor(vit_folder: Path, tmp_path: Pat
     assert logits_shape(create_model(f"hf/{stored}", 9)) == (2, 9)
 
 
+@pytest.mark.parametrize("family", ["hf", "timm", "torchvision"])
+def test_a_new_head_is_not_matched_with_anything(
+    family: str, vit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+    from torchvision import models
+
+    name = {"timm": "timm/test_resnet", "torchvision": "torchvision/mobilenet_v3_small"}.get(family)
+    if name is None:
+        create_model(f"hf/{vit_folder}").net.save_pretrained(tmp_path)
+        (tmp_path / "preprocessor_config.json").write_text("{}")
+        name = f"hf/{tmp_path}"
+    make, get = timm.create_model, models.get_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **more: make(name, **more))
+    monkeypatch.setattr(models, "get_model", lambda name, weights, **more: get(name, **more))
+    network = create_model(name, pretrained=True, classes=("a", "b"))
+    assert network.classes == ("a", "b")
+    assert not [note for note in network.notes if "the head's rows" in note], network.notes
+
+
 @pytest.mark.parametrize(
     ("stated", "size", "crop_pct"),
     [

@@ -81,7 +81,8 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
                 "correct the arguments after the question mark."
             ) from error
     heads_of(net)  # raises for a net whose classifier is not found
-    if pretrained and num_classes not in (None, getattr(configuration, "num_classes", None)):
+    fresh = pretrained and num_classes not in (None, getattr(configuration, "num_classes", None))
+    if fresh:
         soften_heads(net)
     data = timm.data.resolve_model_data_config(net)
     # timm's configuration describes the published weights; a given size is the one the net was built for
@@ -107,6 +108,7 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
         classes=classes,
         weights="published" if pretrained else None,
     )
+    network.fresh_head = fresh
     published = int(configuration.input_size[-1]) if fixed and pretrained else spec.size
     if published != spec.size:
         network.notes.append(
@@ -166,7 +168,7 @@ def build_torchvision(
             size / short_side,
         )
     classes = imagenet_classes() if num_classes is None or (pretrained and count == 1000) else None
-    return Network(
+    network = Network(
         net,
         name=f"torchvision/{rest}",
         num_classes=count,
@@ -174,6 +176,8 @@ def build_torchvision(
         classes=classes,
         weights="published" if pretrained else None,
     )
+    network.fresh_head = pretrained and count != 1000
+    return network
 
 
 def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
@@ -236,6 +240,7 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
     )
     if fresh:
         soften_heads(network)
+    network.fresh_head = fresh
     network.guessed = guessed
     if not (pretrained or stored):
         network.notes.append(f"hf/{rest}: random weights")
