@@ -27,19 +27,18 @@ from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, Outputs, Target
 from outgrow.report.run_page import write_run_page
 from outgrow.teacher import BaseTeacher
-from outgrow.training.config import Config, TrainConfig
+from outgrow.training.config import Config, TrainConfig, leaves
 from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.processes import is_main
 from outgrow.training.record import Both, CostRecord, DataRecord, RunRecord, StudentRecord
 from outgrow.training.task import Parts, RunContext, Task, Taught
 from outgrow.training.unlabelled import without_labels
 
-IGNORED = {
-    "teacher": ("fold", "precision", "compile", "cache_features", "correct_views"),
-    "data": ("label", "val_fraction", "size"),
-    "train": ("compile", "fused_norms"),
-    "teacher_train": ("compile", "fused_norms"),
-}
+IGNORED = (
+    *(f"teacher.{name}" for name in ("precision", "compile", "cache_features", "correct_views")),
+    *("data.label", "data.val_fraction", "data.size", "data.augment.crop_padding", "data.augment.padding"),
+    *(f"{section}.{name}" for section in ("train", "teacher_train") for name in ("compile", "fused_norms")),
+)
 """Configuration fields that only classifiers use."""
 FEW = 100
 """Up to this number of annotated pictures, a run points to pictures without annotations: beside 20 they were worth 3 points of
@@ -242,13 +241,14 @@ def _marked(run: RunContext, data: RunScenes, taught: Taught | None) -> Detectio
 
 
 def _note_ignored(run: RunContext) -> None:
-    """Warn about fields that were set and have no effect on a detector."""
-    default = Config()
+    """Warn about fields that were set and have no effect on a detector. Of those that are off, nothing is expected."""
+    chosen, default, recipe = (
+        dict(leaves(values)) for values in (run.config.model_dump(), Config().model_dump(), run.recipe)
+    )
     fields = [
-        f"{section}.{name}"
-        for section, names in IGNORED.items()
-        for name in names
-        if getattr(getattr(run.config, section), name) != getattr(getattr(default, section), name)
+        name
+        for name in IGNORED
+        if chosen[name] and chosen[name] not in (default[name], recipe.get(name, default[name]))
     ]
     if fields:
         run.report.note(f"warning: {', '.join(fields)} have no effect on a detector")

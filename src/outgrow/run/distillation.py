@@ -19,6 +19,7 @@ from outgrow.knowledge import Rectifier
 from outgrow.machine.files import sealed, write_atomically
 from outgrow.models.sources import net_identity
 from outgrow.objective import Objective, preset
+from outgrow.run.recipes import RECIPES
 from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
 from outgrow.training.acceleration import make_accelerator
@@ -159,7 +160,8 @@ def start(
         for source in filter(None, (config.data.source, config.data.unlabelled)):
             check_outside(out, source)
         on_main(lambda: open_folder(out, config, resume=resume, overwrite=overwrite))
-    return RunContext(config, device, report, out, resume)
+    recipe = RECIPES.get(config.recipe)
+    return RunContext(config, device, report, out, resume, {} if recipe is None else recipe.layer)
 
 
 def assemble(

@@ -7,7 +7,7 @@ a line in ``outgrow.run.tasks``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,13 +35,17 @@ from outgrow.training.record import (
 
 @dataclass(frozen=True)
 class RunContext:
-    """The context of one run: configuration, device, folder and reporter."""
+    """The context of one run: configuration, device, folder and reporter.
+
+    ``recipe`` are the fields that its recipe sets, which nobody has chosen for this run.
+    """
 
     config: Config
     device: torch.device
     report: Reporter
     out: Path | None = None
     resume: bool = False
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
