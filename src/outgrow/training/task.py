@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.data.reading import OnFault
 from outgrow.knowledge import Rectifier
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, Outputs, Target
@@ -214,6 +215,7 @@ class Task(Protocol):
         batch_size: int,
         workers: int,
         report: Reporter,
+        on_fault: OnFault,
     ) -> dict[str, Any]:
         """The result of ``outgrow evaluate`` for a model on the test split of a source."""
         ...
