@@ -106,7 +106,7 @@ class TestFaults:
             raise ValueError(on_fault)
 
         monkeypatch.setattr(detection, "open_boxes", opened)
-        with pytest.raises(ValueError, match="^skip$"):
+        with pytest.raises(ValueError, match=r"^skip$"):
             evaluate_model("coco:a:b", DETECTOR, label="kind", on_fault="skip", reporter=TextReporter())
         assert capsys.readouterr().out == "warning: --label has no effect on a detector\n"
 
