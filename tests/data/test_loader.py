@@ -238,7 +238,9 @@ def test_two_epochs_at_once_are_those_of_each(files: FileSplit) -> None:
     assert_same(first, epoch(loader, 2))
     assert_same(second, epoch(loader, 3))
     workers = make_loader(files, num_workers=1, **options)
-    with pytest.raises(ValueError, match=r"needs one epoch at a time .* got another .*; make a loader for each"):
+    with pytest.raises(
+        ValueError, match=r"needs one epoch at a time .* got another .*; make a loader for each"
+    ):
         list(zip(workers.epoch(2), workers.epoch(3), strict=True))
     assert_same(first, epoch(workers, 2))
 
