@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from outgrow.models import Network, create_model, feature_paths, head_of, list_models, save_student
+from outgrow.models.structure import heads_of
 from outgrow.models.timm_extra import TIMM_EXTRA
 
 TINY_VIT = {
@@ -171,6 +172,25 @@ def test_hf_from_a_checkpoint_with_its_processor(vit_folder: Path, tmp_path: Pat
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(first.net(images).logits, second.eval().net(images).logits)
     assert logits_shape(create_model(f"hf/{stored}", 9)) == (2, 9)
+
+
+def test_hf_with_two_heads(tmp_path: Path) -> None:
+    """A DeiT's logits are the mean of two heads, so both take a part in whatever happens to its classes."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    names = {0: "cat", 1: "dog", 2: "cow"}
+    config = transformers.DeiTConfig(**sizes, image_size=32, patch_size=16, id2label=names)
+    transformers.DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    own = create_model(f"hf/{tmp_path}").eval()
+    assert [path for path, _ in heads_of(own)] == ["cls_classifier", "distillation_classifier"]
+    images = torch.rand(2, 3, 32, 32)
+    turned = create_model(f"hf/{tmp_path}", classes=("cow", "cat", "dog")).eval()
+    torch.testing.assert_close(turned(images), own(images)[:, [2, 0, 1]])
+    new = create_model(f"hf/{tmp_path}", 7)
+    assert [head.weight.shape[0] for _, head in heads_of(new)] == [7, 7]
+    assert max(float(head.weight.detach().abs().max()) for _, head in heads_of(new)) < 0.1
 
 
 @pytest.mark.parametrize("family", ["hf", "timm", "torchvision"])
