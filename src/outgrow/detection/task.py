@@ -27,7 +27,7 @@ from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, Outputs, Target
 from outgrow.report.run_page import write_run_page
 from outgrow.teacher import BaseTeacher
-from outgrow.training.config import Config, TrainConfig, leaves
+from outgrow.training.config import Config, TrainConfig
 from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.processes import is_main
 from outgrow.training.record import Both, CostRecord, DataRecord, RunRecord, StudentRecord
@@ -242,14 +242,7 @@ def _marked(run: RunContext, data: RunScenes, taught: Taught | None) -> Detectio
 
 def _note_ignored(run: RunContext) -> None:
     """Warn about fields that were set and have no effect on a detector. Of those that are off, nothing is expected."""
-    chosen, default, recipe = (
-        dict(leaves(values)) for values in (run.config.model_dump(), Config().model_dump(), run.recipe)
-    )
-    fields = [
-        name
-        for name in IGNORED
-        if chosen[name] and chosen[name] not in (default[name], recipe.get(name, default[name]))
-    ]
+    fields = run.chosen(IGNORED)
     if fields:
         run.report.note(f"warning: {', '.join(fields)} have no effect on a detector")
 

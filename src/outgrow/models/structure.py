@@ -55,7 +55,9 @@ def heads_of(net: nn.Module) -> list[tuple[str, Head]]:
         ]
         if found:
             return found
-    if isinstance(getattr(net, "num_labels", None), int):  # Hugging Face: DeiT and LeViT name each head a classifier
+    if isinstance(
+        getattr(net, "num_labels", None), int
+    ):  # Hugging Face: DeiT and LeViT name each head a classifier
         parts = [(path, part) for path, part in net.named_children() if "classifier" in path]
         last = [
             (f"{path}.{name}".rstrip("."), layer)

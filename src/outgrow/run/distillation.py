@@ -23,7 +23,7 @@ from outgrow.run.recipes import RECIPES
 from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
 from outgrow.training.acceleration import make_accelerator
-from outgrow.training.config import Config, TrainConfig, build_config, settle
+from outgrow.training.config import Config, TrainConfig, build_config, settle, without_effect
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
 from outgrow.training.folder import drop_aside, open_folder, release, write_config
 from outgrow.training.meter import EpochRecord
@@ -185,6 +185,9 @@ def assemble(
     objective.process_group = process_group()
     _check_task(config, task)
     task.check(run, objective)
+    unread = dict(without_effect(config))
+    for name in run.chosen(unread):
+        run.report.note(f"warning: {name} has no effect: {unread[name]}")
     for name, reason in objective.inert_under(rectify.rule).items():
         run.report.note(
             f"warning: the rule {rectify.rule.name!r} has no effect on the loss {name!r}: {reason}"

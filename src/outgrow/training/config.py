@@ -508,6 +508,33 @@ def leaves(
             yield f"{prefix}{name}", value
 
 
+def without_effect(config: Config) -> Iterator[tuple[str, str]]:
+    """The fields that nothing reads because of others, each with the reason.
+
+    >>> dict(without_effect(Config(train={"optimizer": "adamw"})))["train.nesterov"]
+    'train.optimizer is adamw'
+    """
+    for section in ("train", "teacher_train") if config.teacher.train else ("train",):
+        train: TrainConfig = getattr(config, section)
+        if train.optimizer != "sgd":
+            yield from _each(section, ("momentum", "nesterov"), f"{section}.optimizer is {train.optimizer}")
+        if train.lr_schedule != "step":
+            yield from _each(
+                section, ("milestones", "lr_decay"), f"{section}.lr_schedule is {train.lr_schedule}"
+            )
+    if config.data.unlabelled is None:
+        yield from _each("data", ("unlabelled_share", "unlabelled_rows"), "data.unlabelled is not set")
+    augment = config.data.augment
+    if augment.resized_crop is not None:
+        yield from _each("data.augment", ("crop_padding", "padding"), "data.augment.resized_crop is set")
+    elif not augment.crop_padding:
+        yield "data.augment.padding", "data.augment.crop_padding is 0"
+
+
+def _each(section: str, names: Sequence[str], reason: str) -> Iterator[tuple[str, str]]:
+    return ((f"{section}.{name}", reason) for name in names)
+
+
 def describe_fields(section: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
     """Name, type, default and meaning of every field, section by section."""
     found: list[tuple[str, str, str, str]] = []

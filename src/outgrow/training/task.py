@@ -6,7 +6,7 @@ made, how a batch becomes a lesson, the metric of a run, and the contents of its
 a line in ``outgrow.run.tasks``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ from outgrow.knowledge import Rectifier
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, Outputs, Target
 from outgrow.teacher import BaseTeacher
-from outgrow.training.config import Config
+from outgrow.training.config import Config, leaves
 from outgrow.training.lesson import Batches, LessonMaker
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
@@ -47,6 +47,17 @@ class RunContext:
     out: Path | None = None
     resume: bool = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def chosen(self, names: Iterable[str]) -> list[str]:
+        """The fields among ``names`` that somebody has set for this run, and that are not off."""
+        values, default, recipe = (
+            dict(leaves(one)) for one in (self.config.model_dump(), Config().model_dump(), self.recipe)
+        )
+        return [
+            name
+            for name in names
+            if values[name] and values[name] not in (default[name], recipe.get(name, default[name]))
+        ]
 
 
 @dataclass
