@@ -125,6 +125,11 @@ def test_class_weights_by_name():
             build_config({"train": {"class_weights": wrong}})
 
 
+def test_nesterov_needs_momentum():
+    with pytest.raises(ValueError, match=r"train: needs a momentum above zero for nesterov, got 0; raise it"):
+        build_config({"train": {"nesterov": True, "momentum": 0}})
+
+
 @pytest.mark.parametrize("field", ["lr", "ema", "weight_decay", "head_lr"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_numbers_are_finite(field, value):

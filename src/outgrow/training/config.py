@@ -306,6 +306,12 @@ class TrainConfig(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _momentum_for_nesterov(self) -> "TrainConfig":
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            raise ValueError("needs a momentum above zero for nesterov, got 0; raise it, or leave nesterov out")
+        return self
+
     @field_validator("class_weights", mode="before")
     @classmethod
     def _weights_of_classes(cls, value: Any) -> Any:
