@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from outgrow.detection.data import open_boxes
 from outgrow.detection.layouts.annotations import read_annotations
 from outgrow.detection.layouts.listed import pictures_in
 from outgrow.detection.layouts.voc import voc_pictures
+from outgrow.detection.unlabelled import open_pictures
 from outgrow.run.tasks import task_name
 
 from .coco_files import annotation, image, write_json, write_pictures
@@ -256,6 +258,17 @@ def test_vocs_pictures_without_a_list_are_those_of_its_folder(tmp_path):
     (tmp_path / "other" / "JPEGImages" / "._train1.png").write_bytes(b"\0\5\x16\7")
     names = voc_pictures(source, str(tmp_path / "other"), "refuse").file.names
     assert sorted(names) == [f"{split}{k}.png" for split in ("train", "val") for k in range(1, 5)]
+
+
+def test_a_split_has_one_folder_by_the_names_that_folders_have(tmp_path):
+    source = roboflow(*write(tmp_path / "coco"), tmp_path / "other")
+    (tmp_path / "other" / "train").rename(tmp_path / "other" / "Training")
+    assert len(open_boxes(source).train) == 4
+    pictures = open_pictures(f"folder:{tmp_path / 'other'}", known={})
+    assert sorted(pictures.split.file.names) == [f"train{k}.png" for k in range(1, 5)]
+    shutil.copytree(tmp_path / "other" / "valid", tmp_path / "other" / "val")
+    with pytest.raises(ValueError, match=r"needs one folder of val images in .*, got val and valid; merge"):
+        open_boxes(source)
 
 
 def test_yolos_file_of_paths_and_named_numbers(tmp_path):

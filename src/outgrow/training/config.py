@@ -309,7 +309,9 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _momentum_for_nesterov(self) -> "TrainConfig":
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
-            raise ValueError("needs a momentum above zero for nesterov, got 0; raise it, or leave nesterov out")
+            raise ValueError(
+                "needs a momentum above zero for nesterov, got 0; raise it, or leave nesterov out"
+            )
         return self
 
     @field_validator("class_weights", mode="before")

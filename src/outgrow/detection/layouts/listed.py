@@ -16,8 +16,6 @@ from outgrow.detection.layouts.annotations import AnnotationFile, Faults, Faulty
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
-NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Splits by the names of their folders."""
 
 
 @dataclass(frozen=True)
