@@ -55,18 +55,18 @@ def heads_of(net: nn.Module) -> list[tuple[str, Head]]:
         ]
         if found:
             return found
-    if isinstance(
-        getattr(net, "num_labels", None), int
-    ):  # Hugging Face: DeiT and LeViT name each head a classifier
+    labels = getattr(net, "num_labels", None)
+    if isinstance(labels, int):
+        # of Hugging Face's nets, DeiT and LeViT name each of their heads a classifier
         parts = [(path, part) for path, part in net.named_children() if "classifier" in path]
-        last = [
+        last: list[tuple[str, Head]] = [
             (f"{path}.{name}".rstrip("."), layer)
             for path, part in parts
             for name, layer in [*part.named_modules()][-1:]
-            if isinstance(layer, nn.Linear) and layer.out_features == net.num_labels
+            if isinstance(layer, nn.Linear) and layer.out_features == labels
         ]
         if len(last) > 1:
-            return [*last]
+            return last
     for kind in (nn.Linear, nn.Conv2d):
         candidates = [(path, m) for path, m in net.named_modules() if isinstance(m, kind)]
         fitting = [(path, m) for path, m in candidates if num_outputs(m) == num_classes]
