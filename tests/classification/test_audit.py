@@ -406,7 +406,6 @@ def test_options_make_the_same_configuration_again():
             "recipe": "finetune",
             "data": {"source": "folder:my photos", "val_fraction": 0.25, "augment": {"flip": False}},
             "teacher": {"name": "timm/resnet50", "pretrained": True, "mean": (0.5, 0.5, 0.5)},
-            "train": {"class_weights": {"cat": 2.0, "St. Bernard": 0.5}},
         }
     )
     text = options(config)
@@ -423,4 +422,3 @@ def test_options_make_the_same_configuration_again():
     assert seen[0].data.source == config.data.source
     assert seen[0].data.val_fraction == 0.25
     assert seen[0].data.augment.flip is False
-    assert seen[0].train.class_weights == config.train.class_weights
