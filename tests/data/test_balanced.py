@@ -24,14 +24,12 @@ def test_classes_come_equally_often(counts, seed, epoch):
     share = -(-len(labels) // len(counts))
     drawn = labels[order].bincount(minlength=2 * len(counts))[::2]
     assert int(drawn.max()) <= share
+    assert int(drawn.max()) - int(drawn.min()) <= 1
     assert int(drawn.sum()) == len(labels)
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.integers(1, 12), min_size=2, max_size=4).filter(lambda c: sum(c) % len(c) == 0),
-    st.integers(0, 3),
-)
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=4), st.integers(0, 3))
 def test_a_class_is_passed_through_again_and_again(counts, seed):
     labels, epochs = labels_of(counts), 7
     drawn = torch.cat([balanced_order(labels, seed, epoch) for epoch in range(epochs)])
@@ -39,7 +37,7 @@ def test_a_class_is_passed_through_again_and_again(counts, seed):
     for label in labels.unique():
         of_class = times[labels == label]
         assert int(of_class.max()) - int(of_class.min()) <= 1
-        assert int(of_class.sum()) == epochs * len(labels) // len(counts)
+        assert 0 <= int(of_class.sum()) - epochs * len(labels) // len(counts) <= 1
 
 
 def test_processes_share_the_same_draws():

@@ -82,6 +82,17 @@ def test_rows_of_shards_are_left_out_by_number(shards, tmp_path):
     assert run.excluded == 2
 
 
+def test_a_label_with_spaces_around_it_is_the_same_in_a_list(tmp_path, cache):
+    for split in ("train", "test"):
+        images = [encoded(picture(k + 10 * (split == "test"))) for k in range(6)]
+        labels, names = {"label": [0, 1] * 3}, {"label": (" cat", "dog ")}
+        write_shard(tmp_path / "p" / f"{split}-00000-of-00001.parquet", images, labels, names=names)
+    listed = tmp_path / "list.csv"
+    listed.write_text("row,label\n2, cat\n3,dog\n")
+    run, _ = opened(f"parquet:{tmp_path / 'p'}", exclude=str(listed))
+    assert run.train.index.tolist() == [0, 1, 4, 5]
+
+
 def test_the_names_are_those_that_the_list_is_written_with(photos, shards):
     for source, column, third in (
         (f"folder:{photos}", "file", "train/cat/002.png"),

@@ -298,6 +298,25 @@ def test_hub_names_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_data(f"hf:{copied}", cache_dir=tmp_path / "cache")
 
 
+def test_a_hub_data_set_that_was_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small one may be kept in memory on request. Then no file says that it is another one."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 1 << 30)
+
+    def shown(first: int) -> torch.Tensor:
+        images = [{"bytes": encoded(picture(first + k)), "path": None} for k in range(6)]
+        features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+        data = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 3}, features=features)
+        shutil.rmtree(tmp_path / "h", ignore_errors=True)
+        datasets.DatasetDict(train=data).save_to_disk(tmp_path / "h")
+        found = open_data(f"hf:{tmp_path / 'h'}", cache_dir=tmp_path / "cache").train
+        assert found is not None
+        return found.image(0)
+
+    assert not torch.equal(shown(0), shown(20))
+
+
 def test_one_label_column_for_all_splits_of_the_hub(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()

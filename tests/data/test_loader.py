@@ -230,6 +230,21 @@ def test_an_epoch_from_the_middle(request: pytest.FixtureRequest, kind: str, num
     assert_same(whole, epoch(loader))
 
 
+def test_two_epochs_at_once_are_those_of_each(files: FileSplit) -> None:
+    """As for two views of an image. Workers have one queue, so that they cannot."""
+    options = {"batch_size": 8, "augment": EVERYTHING, "size": 20, "shuffle": True}
+    loader = make_loader(files, **options)
+    first, second = zip(*zip(loader.epoch(2), loader.epoch(3), strict=True), strict=True)
+    assert_same(first, epoch(loader, 2))
+    assert_same(second, epoch(loader, 3))
+    workers = make_loader(files, num_workers=1, **options)
+    with pytest.raises(
+        ValueError, match=r"needs one epoch at a time .* got another .*; make a loader for each"
+    ):
+        list(zip(workers.epoch(2), workers.epoch(3), strict=True))
+    assert_same(first, epoch(workers, 2))
+
+
 def test_what_is_left_out_of_an_epoch_is_not_decoded(
     files: FileSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,21 @@ def test_unwritable_cache_still_works(tmp_path: Path) -> None:
     assert torch.equal(data.test.image(0), to_tensor(picture(100)))
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be written")
+def test_a_shard_that_was_written_anew_is_read_anew_without_a_cache(tmp_path: Path) -> None:
+    """In one process: the last rows that it read are kept."""
+    root = write_set(tmp_path / "set", side=100)
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert torch.equal(opened(root).test.image(0), to_tensor(picture(100, height=100, width=100)))
+    write_shard(
+        root / "test-00000-of-00001.parquet",
+        [encoded(picture(300 + k, height=100, width=100)) for k in range(20)],
+        {"fine_label": [0, 1] * 10},
+        names={"fine_label": FINE},
+    )
+    assert torch.equal(opened(root).test.image(0), to_tensor(picture(300, height=100, width=100)))
+
+
 def test_errors(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set")
     with pytest.raises(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from outgrow.data.pixels import BACKGROUND, decode, has_frames, is_picture
+from outgrow.data.pixels import BACKGROUND, decode, has_frames, is_picture, sizes_of
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -64,6 +64,19 @@ def test_a_picture_that_was_measured_is_not_turned() -> None:
     data = encoded(of([[1, 2, 3], [4, 5, 6]], np.uint8), exif=exif)
     assert seen(data, stored_size=(3, 2))[..., 0].tolist() == TURNED[1]
     assert seen(data, stored_size=(2, 3))[..., 0].tolist() == TURNED[6]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_in_the_header_is_that_of_the_pixels(orientation: int, kind: str) -> None:
+    """Boxes are placed by the one, and drawn on the other."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(of([[1, 2, 3], [4, 5, 6]], np.uint8), kind, exif=exif)
+    found = sizes_of(io.BytesIO(data))
+    assert found is not None
+    for size, options in ((found[1], {}), (found[0], {"stored_size": found[0]})):
+        assert decode(data, where=lambda: "it", **options).size == size
 
 
 def test_broken_exif_is_no_broken_picture() -> None:

@@ -141,6 +141,8 @@ def test_folder_errors(tmp_path: Path, opened: Open) -> None:
         ValueError, match=r"needs an existing path in 'folder:.*does not exist; check the path"
     ):
         opened(f"folder:{tmp_path / 'nowhere'}")
+    with pytest.raises(ValueError, match=r"needs readable files and folders in .* got File name too long"):
+        opened(f"folder:{'long' * 100}")
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match=r"one folder per class in .*none, got no folders"):
         opened(f"folder:{tmp_path / 'none'}")

@@ -238,6 +238,20 @@ def test_missing_images_can_be_left_out(tmp_path: Path) -> None:
         open_coco(source, on_fault="skip")
 
 
+def test_what_could_not_be_decoded_is_known_for_one_way_of_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path, "val")
+    (tmp_path / "val" / "5.png").write_bytes((tmp_path / "val" / "5.png").read_bytes()[:50])
+    names = []
+    for version in (1, 2):
+        monkeypatch.setattr("outgrow.detection.data.VERSION", version)
+        with pytest.warns(DataWarning, match="cannot be decoded"):
+            open_boxes(source, on_fault="skip", cache_dir=tmp_path / "cache")
+        names.append([path.name for path in (tmp_path / "cache").rglob("*.faults")])
+    assert names[0] != names[1]
+
+
 def test_pictures_of_another_size_are_faults(tmp_path: Path) -> None:
     """Somebody has shrunk the pictures and left the boxes: those of all splits are named before training starts."""
     source = write(tmp_path, "train", "val")

@@ -2,15 +2,19 @@
 
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from outgrow.detection import export
 from outgrow.detection.families.create import create_detector, save_detector
 from outgrow.detection.families.detector import FrozenDetector, Proposals
 from outgrow.detection.families.detectron2 import BACKBONES, from_detectron2
+from outgrow.training.deployment import FinishedRun, Request
+from outgrow.training.progress import Reporter
 from tests.detection.test_published import COCO80
 
 NAME = "fasterrcnn:torchvision/resnet50"
@@ -310,3 +314,17 @@ def test_the_files_own_normalisation_is_used():
     assert named["backbone.body.conv1.weight"].flatten().tolist() == [2, 1, 0]
     assert named["roi_heads.box_predictor.cls_score.bias"].tolist() == [80, *range(80)]
     assert named["roi_heads.box_predictor.bbox_pred.bias"].tolist() == [0, 0, 0, 0, *range(320)]
+
+
+def test_its_layers_are_not_torchvisions(tmp_path, monkeypatch):
+    """The code of the model card would build another detector: the student does not find its own boxes with it."""
+    student = SimpleNamespace(name=f"{NAME}?style=detectron2", family="fasterrcnn")
+    run = object.__new__(FinishedRun)
+    monkeypatch.setattr(export, "load_student", lambda run: student)
+    monkeypatch.setattr(export, "_images", lambda run, request: export.Images([], "none"))
+    with pytest.raises(
+        ValueError, match=r"--format safetensors: needs .* got .*style=detectron2.*; export it as onnx"
+    ):
+        export.export_student(run, Request(tmp_path, ("safetensors",)), Reporter())
+    found = export.export_student(run, Request(tmp_path, ("safetensors", "torch"), every=True), Reporter())
+    assert [note.partition(":")[0] for note in found.notes] == ["model.pt2", "model.safetensors"]

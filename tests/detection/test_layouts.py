@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from PIL import Image
 from outgrow.data import DataWarning
 from outgrow.detection.data import open_boxes
 from outgrow.detection.layouts.annotations import read_annotations
+from outgrow.detection.layouts.listed import pictures_in
+from outgrow.detection.layouts.voc import voc_pictures
+from outgrow.detection.unlabelled import open_pictures
 from outgrow.run.tasks import task_name
 
 from .coco_files import annotation, image, write_json, write_pictures
@@ -200,6 +204,8 @@ def test_what_was_skipped_is_in_the_record(tmp_path):
         ("0 30 20 10 12", "shares of the image between 0 and 1, not pixels, got '0 30 20 10 12'"),
         ("cat 0.5 0.5 0.1 0.1", "needs a class and four shares"),
         ("0 0.5 nan 0.1 0.1", "needs four shares"),
+        ("nan 0.5 0.5 0.1 0.1", "needs a class from 0 to 2"),
+        ("inf 0.5 0.5 0.1 0.1", "needs a class from 0 to 2"),
     ],
 )
 def test_faults_in_yolos_labels(line, message, tmp_path):
@@ -230,6 +236,38 @@ def test_yolos_polygons_and_images_without_labels(tmp_path):
     with pytest.raises(
         ValueError, match=r"needs a text file of labels .* got none such as .*labels/train1\.txt"
     ):
+        open_boxes(source)
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints/train1.png", "@eaDir/train1.png", "._train1.png"])
+def test_what_a_system_leaves_among_the_pictures_is_none(hidden, tmp_path):
+    """It has no file of labels, so it would be trained on as an image without an object."""
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    images = tmp_path / "other" / "train" / "images"
+    (images / hidden).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (60, 40)).save(images / hidden)
+    data = open_boxes(source)
+    assert data.train is not None
+    assert sorted(data.train.file.names) == [f"train{k}.png" for k in range(1, 5)]
+    assert pictures_in(images) == sorted(images.glob("train*.png"))
+
+
+def test_vocs_pictures_without_a_list_are_those_of_its_folder(tmp_path):
+    source = voc(*write(tmp_path / "coco"), tmp_path / "other")
+    (tmp_path / "other" / "ImageSets" / "Main" / "train.txt").unlink()
+    (tmp_path / "other" / "JPEGImages" / "._train1.png").write_bytes(b"\0\5\x16\7")
+    names = voc_pictures(source, str(tmp_path / "other"), "refuse").file.names
+    assert sorted(names) == [f"{split}{k}.png" for split in ("train", "val") for k in range(1, 5)]
+
+
+def test_a_split_has_one_folder_by_the_names_that_folders_have(tmp_path):
+    source = roboflow(*write(tmp_path / "coco"), tmp_path / "other")
+    (tmp_path / "other" / "train").rename(tmp_path / "other" / "Training")
+    assert len(open_boxes(source).train) == 4
+    pictures = open_pictures(f"folder:{tmp_path / 'other'}", known={})
+    assert sorted(pictures.split.file.names) == [f"train{k}.png" for k in range(1, 5)]
+    shutil.copytree(tmp_path / "other" / "valid", tmp_path / "other" / "val")
+    with pytest.raises(ValueError, match=r"needs one folder of val images in .*, got val and valid; merge"):
         open_boxes(source)
 
 

@@ -13,9 +13,11 @@ from outgrow.detection.families.detector import FrozenDetector
 from outgrow.detection.run_data import open_run_scenes, train_scenes
 from outgrow.detection.task import TASK
 from outgrow.models import create_model, save_student
+from outgrow.objective import Objective
 from outgrow.run import distill
-from outgrow.run.distillation import method_of
+from outgrow.run.distillation import method_of, start
 from outgrow.run.evaluation import evaluate_model
+from outgrow.run.layers import resolve
 from outgrow.run.recipes import RECIPES
 from outgrow.training.checkpoint import read_state
 from outgrow.training.config import build_config, merge
@@ -313,3 +315,27 @@ def test_what_means_nothing_to_a_detector_is_said(small, weights):
     )
     distill(config, reporter=Notes())
     assert "warning: teacher.precision, data.size have no effect on a detector" in notes
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ({}, None),
+        ({"val_fraction": 0.1}, None),
+        ({"val_fraction": 0.2}, "data.val_fraction"),
+        ({"augment": {"crop_padding": 8, "padding": "reflect"}}, "data.augment.crop_padding, data.augment.padding"),
+        ({"augment": {"crop_padding": 0}}, None),
+    ],
+)  # fmt: skip
+def test_what_a_recipe_sets_is_nobodys_choice(typed, said):
+    notes = []
+
+    class Notes(Reporter):
+        def note(self, text):
+            notes.append(text)
+
+    for recipe in (None, "finetune"):
+        notes.clear()
+        config = resolve(recipe, None, None, {"data": {"source": "coco:a:b", **typed}})
+        TASK.check(start(config, reporter=Notes()), Objective({}))
+        assert notes == ([] if said is None else [f"warning: {said} have no effect on a detector"])

@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from outgrow.models import Network, create_model, feature_paths, head_of, list_models, save_student
+from outgrow.models.structure import heads_of
 from outgrow.models.timm_extra import TIMM_EXTRA
 
 TINY_VIT = {
@@ -171,6 +172,67 @@ def test_hf_from_a_checkpoint_with_its_processor(vit_folder: Path, tmp_path: Pat
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(first.net(images).logits, second.eval().net(images).logits)
     assert logits_shape(create_model(f"hf/{stored}", 9)) == (2, 9)
+
+
+def test_hf_with_two_heads(tmp_path: Path) -> None:
+    """A DeiT's logits are the mean of two heads, so both take a part in whatever happens to its classes."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    names = {0: "cat", 1: "dog", 2: "cow"}
+    config = transformers.DeiTConfig(**sizes, image_size=32, patch_size=16, id2label=names)
+    transformers.DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    own = create_model(f"hf/{tmp_path}").eval()
+    assert [path for path, _ in heads_of(own)] == ["cls_classifier", "distillation_classifier"]
+    images = torch.rand(2, 3, 32, 32)
+    turned = create_model(f"hf/{tmp_path}", classes=("cow", "cat", "dog")).eval()
+    torch.testing.assert_close(turned(images), own(images)[:, [2, 0, 1]])
+    new = create_model(f"hf/{tmp_path}", 7)
+    assert [head.weight.shape[0] for _, head in heads_of(new)] == [7, 7]
+    assert max(float(head.weight.detach().abs().max()) for _, head in heads_of(new)) < 0.1
+
+
+@pytest.mark.parametrize("family", ["hf", "timm", "torchvision"])
+def test_a_new_head_is_not_matched_with_anything(
+    family: str, vit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+    from torchvision import models
+
+    name = {"timm": "timm/test_resnet", "torchvision": "torchvision/mobilenet_v3_small"}.get(family)
+    if name is None:
+        create_model(f"hf/{vit_folder}").net.save_pretrained(tmp_path)
+        (tmp_path / "preprocessor_config.json").write_text("{}")
+        name = f"hf/{tmp_path}"
+    make, get = timm.create_model, models.get_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **more: make(name, **more))
+    monkeypatch.setattr(models, "get_model", lambda name, weights, **more: get(name, **more))
+    network = create_model(name, pretrained=True, classes=("a", "b"))
+    assert network.classes == ("a", "b")
+    assert not [note for note in network.notes if "the head's rows" in note], network.notes
+
+
+@pytest.mark.parametrize(
+    ("stated", "size", "crop_pct"),
+    [
+        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}, 32, 0.8),
+        ({"size": {"height": 40, "width": 40}, "crop_size": 32, "do_center_crop": True}, 32, 0.8),
+        ({"size": {"shortest_edge": 32}, "crop_size": 32, "do_center_crop": True, "crop_pct": 0.9}, 32, 0.9),
+        ({"size": {"shortest_edge": 40}, "crop_size": 32, "do_center_crop": False}, 40, 1.0),
+        ({"size": 40, "crop_size": 32, "do_center_crop": True, "do_resize": False}, 32, 1.0),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "image_processor_type": "ConvNextImageProcessor"}, 224, 0.875),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875, "image_processor_type": "ConvNextImageProcessor"}, 384, 1.0),
+    ],
+)  # fmt: skip
+def test_the_crop_of_an_image_processor(
+    vit_folder: Path, tmp_path: Path, stated: dict, size: int, crop_pct: float
+) -> None:
+    """Published accuracies are those of this crop, of which most processors state only the two sizes."""
+    (tmp_path / "config.json").write_bytes((vit_folder / "config.json").read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    spec = create_model(f"hf/{tmp_path}").input_spec
+    assert (spec.size, spec.crop_pct) == (size, crop_pct)
 
 
 def test_hf_that_is_not_there(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_the_options_are_these_and_no_more():
                 "log",
             ]
         ),
-        "evaluate": ["batch_size", "data", "label", "log", "model", "weights", "workers"],
+        "evaluate": ["batch_size", "data", "label", "log", "model", "sets", "weights", "workers"],
         "export": ["format", "images", "log", "out", "overwrite", "push", "quantize", "run"],
         "predict": ["as_json", "batch_size", "images", "model", "out", "pictures", "score", "top"],
         "cache": ["config", "epochs", "log", "out", "sets"],

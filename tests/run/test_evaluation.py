@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from outgrow.data import open_data
 from outgrow.detection import evaluation as detection
@@ -14,6 +15,7 @@ from outgrow.detection.families.create import create_detector, save_detector
 from outgrow.detection.intervals import resample
 from outgrow.detection.scores import coco_scores
 from outgrow.models import create_model, save_student
+from outgrow.run import cli
 from outgrow.run.evaluation import evaluate_model, summary
 from outgrow.teacher.counts import interval
 from outgrow.training.progress import TextReporter
@@ -64,6 +66,49 @@ class TestClassifier:
             "reason": "2 classes",
         }
         assert "top-5 100.00 % (2 classes: no interval)" in summary(result)
+
+
+class TestFaults:
+    """A source with a fault that a run leaves out can be evaluated on like that run."""
+
+    @pytest.fixture
+    def photos(self, tmp_path):
+        for split in ("train", "val"):
+            for number, name in enumerate(("green", "red")):
+                for k in range(2):
+                    path = tmp_path / "photos" / split / name / f"{k}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("RGB", (32, 32), (200 * number, 9 * k, 99 * (split == "val"))).save(path)
+        path.write_bytes(path.read_bytes()[:40])
+        network = create_model("cifar/resnet8", 2)
+        network.classes = ("green", "red")
+        save_student(network, tmp_path / "net.safetensors")
+        return f"folder:{tmp_path / 'photos'}"
+
+    def run(self, photos, tmp_path, *options):
+        words = ["evaluate", "--data", photos, "--model", "cifar/resnet8", "--workers", "0"]
+        words += ["--weights", str(tmp_path / "net.safetensors"), "--log", "json", *options]
+        return CliRunner().invoke(cli.app, words, catch_exceptions=False).stdout
+
+    @pytest.mark.filterwarnings("ignore:data. left out 1 of 4 images")
+    def test_a_broken_image_is_left_out_where_that_is_asked(self, photos, tmp_path):
+        with pytest.raises(ValueError, match=r"needs images that Pillow can decode"):
+            self.run(photos, tmp_path)
+        out = self.run(photos, tmp_path, "--set", "data.on_fault=skip")
+        assert json.loads(out.splitlines()[-1])["images"] == 3
+
+    def test_another_field_is_refused(self, photos, tmp_path):
+        with pytest.raises(ValueError, match=r"evaluate --set: needs data.on_fault.* got data.size; leave"):
+            self.run(photos, tmp_path, "--set", "data.on_fault=skip", "--set", "data.size=64")
+
+    def test_boxes_may_have_faults_too(self, monkeypatch, capsys):
+        def opened(source, *, on_fault):
+            raise ValueError(on_fault)
+
+        monkeypatch.setattr(detection, "open_boxes", opened)
+        with pytest.raises(ValueError, match=r"^skip$"):
+            evaluate_model("coco:a:b", DETECTOR, label="kind", on_fault="skip", reporter=TextReporter())
+        assert capsys.readouterr().out == "warning: --label has no effect on a detector\n"
 
 
 class TestDetector:

@@ -10,8 +10,11 @@ from outgrow.classification.student import class_weights
 from outgrow.data.transforms import to_float
 from outgrow.models import create_model
 from outgrow.run import distill
+from outgrow.run.distillation import assemble, start
 from outgrow.run.evaluation import evaluate_model
-from outgrow.training.config import build_config, merge
+from outgrow.run.layers import resolve
+from outgrow.run.tasks import task_of
+from outgrow.training.config import build_config, merge, without_effect
 from outgrow.training.progress import Reporter
 from tests.run.test_distill import SMALL, drop_times, interrupted_after
 
@@ -122,6 +125,11 @@ def test_class_weights_by_name():
             build_config({"train": {"class_weights": wrong}})
 
 
+def test_nesterov_needs_momentum():
+    with pytest.raises(ValueError, match=r"train: needs a momentum above zero for nesterov, got 0; raise it"):
+        build_config({"train": {"nesterov": True, "momentum": 0}})
+
+
 @pytest.mark.parametrize("field", ["lr", "ema", "weight_decay", "head_lr"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_numbers_are_finite(field, value):
@@ -179,3 +187,35 @@ def test_few_images_with_labels_point_to_images_without():
     run({"train": {"epochs": 1}}, reporter=alone)
     assert sum("add some with --unlabelled SRC" in note for note in taught.notes) == 1
     assert not any("--unlabelled" in note for note in alone.notes)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "typed", "said"),
+    [
+        ("coco/resnet101-resnet18", {"train": {"lr_schedule": "cosine"}}, []),
+        ("default", {"train": {"nesterov": True, "optimizer": "adamw"}}, ["train.nesterov"]),
+        ("default", {"train": {"milestones": [0.5], "lr_decay": 0.2}}, ["train.milestones", "train.lr_decay"]),
+        ("default", {"train": {"milestones": [0.5], "lr_schedule": "step"}}, []),
+        ("default", {"teacher_train": {"momentum": 0.5, "optimizer": "adamw"}}, []),
+        ("default", {"data": {"unlabelled_share": 0.75}}, ["data.unlabelled_share"]),
+        ("finetune", {"data": {"augment": {"padding": "reflect"}}}, ["data.augment.padding"]),
+    ],
+)  # fmt: skip
+def test_what_nothing_reads_is_said(recipe, typed, said):
+    """Unless the recipe has set it, as for another schedule than the user's."""
+    context = start(resolve(recipe, None, None, {"data": {"source": "digits"}, **typed}))
+    assert context.chosen(dict(without_effect(context.config))) == said
+
+
+def test_it_is_said_before_the_training():
+    notes = []
+
+    class Notes(Reporter):
+        def note(self, text):
+            notes.append(text)
+
+    train = {"nesterov": True, "optimizer": "adamw"}
+    config = build_config(merge(SMALL, ALONE, {"train": train, "student": {"name": ""}}))
+    with pytest.raises(ValueError, match="needs a model such as"):
+        assemble(start(config, reporter=Notes()), task_of("digits"))
+    assert "warning: train.nesterov has no effect: train.optimizer is adamw" in notes

@@ -9,6 +9,7 @@ from outgrow.classification.order import check_order
 from outgrow.classification.scores import evaluate
 from outgrow.data import open_data
 from outgrow.data.classes import match_classes
+from outgrow.data.reading import OnFault
 from outgrow.models import create_model, num_parameters
 from outgrow.models.structure import has_head
 from outgrow.teacher import SelectedClasses, Teacher
@@ -31,6 +32,7 @@ def evaluate_classifier(
     batch_size: int,
     workers: int,
     report: Reporter,
+    on_fault: OnFault = "refuse",
 ) -> dict[str, Any]:
     """Top-1, top-5 and likelihood on the test images of ``source``.
 
@@ -41,7 +43,7 @@ def evaluate_classifier(
     ``ValueError`` if the model lacks a class of the data, if it has no weights, or if its predictions show that its
     classes are in another order.
     """
-    data = open_data(source, label=label, whole=True)
+    data = open_data(source, label=label, whole=True, on_fault=on_fault)
     own = name.startswith(("py:", "hf/"))
     network = create_model(name, pretrained=weights is None and not own, weights=weights)
     if network.weights is None:

@@ -115,7 +115,7 @@ def _check_labels(
     classes: Sequence[str],
 ) -> None:
     labels = [None if row is None else classes[int(part.split.labels[row])] for row in rows]
-    other = [at for at, label in enumerate(labels) if label is not None and label != listed[at]]
+    other = [at for at, label in enumerate(labels) if label is not None and label.strip() != listed[at]]
     if other:
         at = other[0]
         raise ValueError(

@@ -87,7 +87,11 @@ def load_hub(where: str, opening: Opening) -> tuple[dict[str, Any], str]:
 
     local = Path(where).expanduser()
     try:
-        opened = datasets.load_from_disk(str(local)) if _is_saved(local) else datasets.load_dataset(where)
+        # not into memory, which the library may be set to: the files say whether the content has changed
+        load, name = (
+            (datasets.load_from_disk, str(local)) if _is_saved(local) else (datasets.load_dataset, where)
+        )
+        opened = load(name, keep_in_memory=False)
     except Exception as error:  # not found, offline, gated, several configurations: see the library's message
         raise ValueError(
             f"data: needs a data set of the hub or a local folder of one, got {where!r}, which cannot be loaded "

@@ -181,7 +181,7 @@ class _Groups:
     """Cache of the last row group that this process read, because neighbouring rows are in the same group."""
 
     def __init__(self) -> None:
-        self.key: tuple[Path, str, int] | None = None
+        self.key: tuple[object, ...] | None = None
         self.found: tuple[int, Any] = (0, None)
 
     def of(self, file: Path, image: str, row: int) -> tuple[int, Any]:
@@ -196,9 +196,11 @@ class _Groups:
                 if row < first + count:
                     break
                 first += count
-            if self.key != (file, image, group):
+            status = os.stat(file)  # it may have been written again
+            key = (file, status.st_ino, status.st_mtime_ns, image, group)
+            if self.key != key:
                 column = parquet.read_row_group(group, columns=[image])[image].combine_chunks()
-                self.key, self.found = (file, image, group), (first, _bytes_of(column))
+                self.key, self.found = key, (first, _bytes_of(column))
         return self.found
 
 

@@ -84,6 +84,10 @@ def sizes_of(file: io.BytesIO | io.BufferedReader) -> tuple[tuple[int, int], tup
         with Image.open(file) as image:
             width, height = image.size
             sideways = _orientation(image) in _SIDEWAYS
+            if sideways and image.format == "TIFF":
+                # Pillow always turns a TIFF, so its pixels have one size. Older versions state it only after that.
+                seen = int(image.tag_v2[257]), int(image.tag_v2[256])  # type: ignore[attr-defined]
+                return seen, seen
     except Exception:  # decoders raise OSError, SyntaxError, struct.error, ...
         return None
     return (width, height), (height, width) if sideways else (width, height)

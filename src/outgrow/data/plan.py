@@ -249,9 +249,10 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
         return len(self.plan)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for positions in self.plan.batches(self.epoch, self.start):
-            shown = positions if self.shown is None else self.shown(positions, self.epoch)
-            yield [(self.epoch, position) for position in shown.tolist()]
+        epoch = self.epoch  # another may begin before this one has ended
+        for positions in self.plan.batches(epoch, self.start):
+            shown = positions if self.shown is None else self.shown(positions, epoch)
+            yield [(epoch, position) for position in shown.tolist()]
 
 
 @dataclass(frozen=True)
@@ -291,6 +292,7 @@ class Decoding:
         device: torch.device,
     ) -> None:
         self.keys = batches
+        self.begun = 0
         self.workers: DataLoader[Any] = DataLoader(
             Collated(images, join),
             batch_sampler=batches,
@@ -303,7 +305,14 @@ class Decoding:
 
     def epoch(self, epoch: int, start: int) -> Iterator[Tensor]:
         self.keys.epoch, self.keys.start = epoch, start
+        self.begun += 1
+        own = self.begun
         for batch in self.workers:
+            if self.begun > own and self.workers.num_workers:
+                raise ValueError(
+                    f"epoch: needs one epoch at a time from worker processes, got another begun in the middle of epoch {epoch}; make "
+                    "a loader for each, or use num_workers=0."
+                )
             if isinstance(batch, Fault):
                 raise ValueError(batch.reason)
             yield batch

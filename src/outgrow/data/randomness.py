@@ -113,13 +113,16 @@ def epoch_order(num: int, seed: int, epoch: int) -> Int64[Tensor, " num"]:
 def balanced_order(labels: Int64[Tensor, " num"], seed: int, epoch: int) -> Int64[Tensor, " num"]:
     """Positions for an epoch of ``len(labels)`` draws in which all classes come equally often, up to one draw.
 
-    Each class runs through passes over its own samples, shuffled anew for each pass, from one epoch to the next. So no
-    sample of a class is drawn twice before all others of it were drawn once.
+    The draws of all epochs go to the classes in turn. Each class runs through passes over its own samples, shuffled anew for
+    each pass, from one epoch to the next. So no sample of a class is drawn twice before all others of it were drawn once.
     """
     members = [(labels == label).nonzero()[:, 0] for label in labels.unique().tolist()]
-    share = -(-len(labels) // len(members))
-    drawn = torch.cat([_drawn(samples, seed, epoch * share, share) for samples in members])
-    return drawn[epoch_order(len(drawn), seed, epoch)][: len(labels)]
+    num, turns = len(labels), len(members)
+    drawn = []
+    for place, samples in enumerate(members):
+        first, last = (-(-(number * num - place) // turns) for number in (epoch, epoch + 1))
+        drawn.append(_drawn(samples, seed, first, last - first))
+    return torch.cat(drawn)[epoch_order(num, seed, epoch)]
 
 
 def grouped_batches(

@@ -112,15 +112,14 @@ def find_data(
             f"data: needs a source with label columns (parquet:, hf:) for label, got label={label!r} with "
             f"{spec!r}; leave label out."
         )
-    path = Path(where).expanduser()
-    if kind not in ("digits", "hf"):
-        _check_path(kind, spec, path)
     notes: list[str] = []
     cache = None
     if kind in ("folder", "imagenet", "parquet", "hf"):
         cache = usable((cache_dir or default_cache_dir()) / "data", notes)
     opening = Opening(label, on_fault, cache, notes, labelled=labelled)
     try:
+        if kind not in ("digits", "hf"):
+            _check_path(kind, spec, Path(where).expanduser())
         found = _OPENERS[kind](where, opening)
     except OSError as error:
         reason = f"{error.strerror or error}: {printable(error.filename)}" if error.filename else str(error)

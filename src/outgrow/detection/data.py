@@ -273,7 +273,7 @@ def split_listed(split: str, one: Listed, opening: Opening) -> tuple[DetectionSp
         rows = one.rows
         look = look_at_rows(rows.stream(), len(rows))
     note_look(rows, look, one.folder if one.rows is None else one.file.path, opening)
-    key = look.key
+    key = fingerprint([look.key, VERSION])
     kept = kept_rows(rows, name=one.home.name, identity=identity, key=key, opening=opening)
     sampled = bool(look.sampled)
     return DetectionSplit(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from outgrow.data.reading import OnFault
 from outgrow.detection.boxes import Detections
 from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes
 from outgrow.detection.families.create import create_detector
@@ -68,15 +69,18 @@ def evaluate_detection(
     batch_size: int,
     workers: int,
     report: Reporter,
+    on_fault: OnFault = "refuse",
 ) -> dict[str, Any]:
     """COCO's numbers of a detector on the test images of ``source``, with AP per class.
 
     ``intervals`` has 95 % intervals of AP, AP by size and by class. They are over the images of this test set (see
     :mod:`outgrow.detection.intervals`), not over seeds of the training. A number that is None, for want of objects, has none.
     Without ``weights``, the published ones are downloaded. ``label`` and ``batch_size`` are for classifiers and
-    ignored here. ``ValueError`` if the detector lacks a class of the data.
+    ignored here, the former with a warning. ``ValueError`` if the detector lacks a class of the data.
     """
-    data = open_boxes(source)
+    if label is not None:
+        report.note("warning: --label has no effect on a detector")
+    data = open_boxes(source, on_fault=on_fault)
     detector = create_detector(name, weights=weights, pretrained=weights is None)
     device = make_accelerator(TrainConfig()).device
     frozen = FrozenDetector(detector, data.classes)

@@ -28,7 +28,8 @@ from outgrow.data.pixels import decode, to_tensor
 from outgrow.data.transforms import to_float
 from outgrow.detection.boxes import Detections
 from outgrow.detection.deploy.export_code import loading_code
-from outgrow.detection.families.create import load_detector, metadata_of
+from outgrow.detection.families import detectron2
+from outgrow.detection.families.create import load_detector, metadata_of, parse_name
 from outgrow.detection.families.detector import Detector
 from outgrow.detection.families.transformer import TransformerDetector
 from outgrow.detection.run_data import open_run_scenes
@@ -76,15 +77,26 @@ def export_student(run: FinishedRun, request: Request, report: Reporter) -> Expo
         if not request.every:
             raise ValueError(f"--format torch: {reason}; export it as onnx or safetensors.")
         notes.append("model.pt2: left out, as torch.export cannot trace a detector")
+    formats = request.formats
+    if "safetensors" in formats and getattr(parse_name(detector.name)[1], "style", None) == detectron2.STYLE:
+        if not request.every:
+            raise ValueError(
+                f"--format safetensors: needs a detector that torchvision alone can build, got {detector.name}, with layers that "
+                "compute as Detectron2's; export it as onnx."
+            )
+        notes.append(
+            "model.safetensors: left out, as torchvision alone cannot build a detector of Detectron2's style"
+        )
+        formats = tuple(one for one in formats if one != "safetensors")
     compared = _images(run, request)
     files, loading = [], []
-    if "safetensors" in request.formats:
+    if "safetensors" in formats:
         path = request.folder / WEIGHTS
         write_weights(detector.net.state_dict(), path, _header(detector))
         _write_config(request.folder, detector)
         files.append(checked(path, _reloaded(path, detector), detector, compared))
         loading.append(loading_code(detector))
-    if "onnx" in request.formats:
+    if "onnx" in formats:
         path = request.folder / ONNX
         write_detector_onnx(detector, path, compared.images[0])
         files.append(checked(path, onnx_finder(OnnxModel(path)), detector, compared))

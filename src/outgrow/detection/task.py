@@ -34,12 +34,11 @@ from outgrow.training.record import Both, CostRecord, DataRecord, RunRecord, Stu
 from outgrow.training.task import Parts, RunContext, Task, Taught
 from outgrow.training.unlabelled import without_labels
 
-IGNORED = {
-    "teacher": ("fold", "precision", "compile", "cache_features", "correct_views"),
-    "data": ("label", "val_fraction", "size"),
-    "train": ("compile", "fused_norms"),
-    "teacher_train": ("compile", "fused_norms"),
-}
+IGNORED = (
+    *(f"teacher.{name}" for name in ("precision", "compile", "cache_features", "correct_views")),
+    *("data.label", "data.val_fraction", "data.size", "data.augment.crop_padding", "data.augment.padding"),
+    *(f"{section}.{name}" for section in ("train", "teacher_train") for name in ("compile", "fused_norms")),
+)
 """Configuration fields that only classifiers use."""
 FEW = 100
 """Up to this number of annotated pictures, a run points to pictures without annotations: beside 20 they were worth 3 points of
@@ -242,14 +241,8 @@ def _marked(run: RunContext, data: RunScenes, taught: Taught | None) -> Detectio
 
 
 def _note_ignored(run: RunContext) -> None:
-    """Warn about fields that were set and have no effect on a detector."""
-    default = Config()
-    fields = [
-        f"{section}.{name}"
-        for section, names in IGNORED.items()
-        for name in names
-        if getattr(getattr(run.config, section), name) != getattr(getattr(default, section), name)
-    ]
+    """Warn about fields that were set and have no effect on a detector. Of those that are off, nothing is expected."""
+    fields = run.chosen(IGNORED)
     if fields:
         run.report.note(f"warning: {', '.join(fields)} have no effect on a detector")
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from outgrow.data.cache import default_cache_dir, usable
+from outgrow.data.folder import SPLIT_NAMES
 from outgrow.data.identity import also_in, fingerprint
 from outgrow.data.notes import printable
 from outgrow.data.reading import OnFault, Opening
@@ -26,7 +27,7 @@ from outgrow.detection.boxes import Detections
 from outgrow.detection.data import KINDS as LAYOUTS
 from outgrow.detection.data import DetectionSplit, read_pictures, split_listed
 from outgrow.detection.layouts.annotations import SMALLEST, Faults
-from outgrow.detection.layouts.listed import NAMES, Listed, only_pictures, pictures_in
+from outgrow.detection.layouts.listed import Listed, only_pictures, pictures_in
 from outgrow.detection.loader import make_scene_loader
 from outgrow.training.processes import process_group, rank_and_size
 
@@ -153,7 +154,7 @@ def _folder(root: Path, opening: Opening) -> Listed:
         )
     folder = root
     split = sorted(
-        one.name for one in root.iterdir() if one.is_dir() and NAMES.get(one.name.lower()) == "train"
+        one.name for one in root.iterdir() if one.is_dir() and SPLIT_NAMES.get(one.name.lower()) == "train"
     )
     if split:
         folder = root / split[0]

@@ -112,7 +112,7 @@ def create_model(
             if states_normalisation(file.metadata)
             else f"{source}; the file has none"
         )
-    elif classes is not None and network.weights is not None:
+    elif classes is not None and network.weights is not None and not network.fresh_head:
         order_heads(network, classes, aliases)
     if input_size is not None:
         if stated not in (None, input_size):

@@ -61,7 +61,8 @@ class Network(nn.Module):
     ``num_classes`` classes in the order of the logits, None if unknown. With 0 classes ``net`` is a backbone without a
     classifier: it returns features (rows x features), and the network no logits. Feature taps name modules of
     ``network.net``. ``weights`` is the source of the weights: a file, ``published``, ``own`` (the caller's
-    net), or None for random weights. ``guessed`` is whether nothing states its mean and std. ``notes`` are messages for the user about how they were loaded.
+    net), or None for random weights. ``fresh_head`` is whether its head alone is new. ``guessed`` is whether nothing states its
+    mean and std. ``notes`` are messages for the user about how they were loaded.
     The state dict contains only ``net``: mean and std belong to the specification.
 
     >>> spec = InputSpec(None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -94,6 +95,7 @@ class Network(nn.Module):
         self.num_classes = num_classes
         self.classes = classes
         self.weights = weights
+        self.fresh_head = False
         self.guessed = False
         self.notes: list[str] = []
         self.register_buffer("mean", torch.zeros(3, 1, 1), persistent=False)

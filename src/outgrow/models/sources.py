@@ -81,7 +81,8 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
                 "correct the arguments after the question mark."
             ) from error
     heads_of(net)  # raises for a net whose classifier is not found
-    if pretrained and num_classes not in (None, getattr(configuration, "num_classes", None)):
+    fresh = pretrained and num_classes not in (None, getattr(configuration, "num_classes", None))
+    if fresh:
         soften_heads(net)
     data = timm.data.resolve_model_data_config(net)
     # timm's configuration describes the published weights; a given size is the one the net was built for
@@ -107,6 +108,7 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
         classes=classes,
         weights="published" if pretrained else None,
     )
+    network.fresh_head = fresh
     published = int(configuration.input_size[-1]) if fixed and pretrained else spec.size
     if published != spec.size:
         network.notes.append(
@@ -166,7 +168,7 @@ def build_torchvision(
             size / short_side,
         )
     classes = imagenet_classes() if num_classes is None or (pretrained and count == 1000) else None
-    return Network(
+    network = Network(
         net,
         name=f"torchvision/{rest}",
         num_classes=count,
@@ -174,6 +176,8 @@ def build_torchvision(
         classes=classes,
         weights="published" if pretrained else None,
     )
+    network.fresh_head = pretrained and count != 1000
+    return network
 
 
 def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
@@ -236,6 +240,7 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
     )
     if fresh:
         soften_heads(network)
+    network.fresh_head = fresh
     network.guessed = guessed
     if not (pretrained or stored):
         network.notes.append(f"hf/{rest}: random weights")
@@ -348,17 +353,34 @@ def _hf_spec(rest: str, config: Any) -> tuple[InputSpec, bool]:
 
 
 def _spec_of(processor: Any, fallback: InputSpec) -> InputSpec:
-    size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
+    cropped, whole = (_side(processor.get(key)) for key in ("crop_size", "size"))
+    size = cropped if processor.get("do_center_crop") else whole
     mean, std = ((0.0,) * 3, (1.0,) * 3) if processor.get("do_normalize") is False else (None, None)
     return InputSpec(
-        int(size) if size else fallback.size,
+        size or fallback.size,
         _triple(mean or processor.get("image_mean") or fallback.mean),
         _triple(std or processor.get("image_std") or fallback.std),
         "bilinear" if processor.get("resample") == 2 else "bicubic",  # 2 is PIL.Image.Resampling.BILINEAR
-        min(1.0, float(processor.get("crop_pct") or 1.0)),
+        min(1.0, _crop_of(processor, size, whole)),
     )
+
+
+def _side(size: Any) -> int | None:
+    """Pixels of the height or of the short side in an image processor's configuration."""
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    return int(size) if size else None
+
+
+def _crop_of(processor: Any, size: int | None, whole: int | None) -> float:
+    """The share of the short side that an image processor keeps."""
+    stated = processor.get("crop_pct")
+    if stated:
+        # ConvNeXT's does not crop from 384 pixels on
+        whole_image = "ConvNext" in str(processor.get("image_processor_type")) and (size or 0) >= 384
+        return 1.0 if whole_image else float(stated)
+    resizes = processor.get("do_center_crop") and processor.get("do_resize") is not False
+    return size / whole if resizes and size and whole else 1.0
 
 
 @contextmanager

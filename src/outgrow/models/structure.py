@@ -40,7 +40,7 @@ def has_head(net: nn.Module) -> bool:
 
 
 def heads_of(net: nn.Module) -> list[tuple[str, Head]]:
-    """Like :func:`head_of`, for nets with several heads (timm's distilled transformers have two) or with none."""
+    """Like :func:`head_of`, for nets with several heads (distilled transformers have two) or with none."""
     if not has_head(net):
         return []
     num_classes = getattr(net, "num_classes", None)
@@ -55,6 +55,18 @@ def heads_of(net: nn.Module) -> list[tuple[str, Head]]:
         ]
         if found:
             return found
+    labels = getattr(net, "num_labels", None)
+    if isinstance(labels, int):
+        # of Hugging Face's nets, DeiT and LeViT name each of their heads a classifier
+        parts = [(path, part) for path, part in net.named_children() if "classifier" in path]
+        last: list[tuple[str, Head]] = [
+            (f"{path}.{name}".rstrip("."), layer)
+            for path, part in parts
+            for name, layer in [*part.named_modules()][-1:]
+            if isinstance(layer, nn.Linear) and layer.out_features == labels
+        ]
+        if len(last) > 1:
+            return last
     for kind in (nn.Linear, nn.Conv2d):
         candidates = [(path, m) for path, m in net.named_modules() if isinstance(m, kind)]
         fitting = [(path, m) for path, m in candidates if num_outputs(m) == num_classes]

@@ -447,13 +447,28 @@ def evaluate(
     label: Label = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 100,
     workers: Annotated[int, typer.Option(min=0)] = 2,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="data.on_fault=skip",
+            help="leave out images that cannot be decoded, and faulty boxes",
+        ),
+    ] = None,
     log: Log = "auto",
 ) -> None:
     """Score a model on the test images of a source."""
     from outgrow.run.evaluation import evaluate_model
+    from outgrow.training.config import assignments, build_config, leaves
     from outgrow.training.progress import make_reporter
 
     assert data is not None
+    asked = assignments(sets or [])
+    config = build_config(asked)
+    if others := [name for name, _ in leaves(asked) if name != "data.on_fault"]:
+        raise ValueError(
+            f"evaluate --set: needs data.on_fault, as an evaluation has no other field, got {', '.join(others)}; leave it out."
+        )
     evaluate_model(
         data,
         model,
@@ -461,6 +476,7 @@ def evaluate(
         label=label,
         batch_size=batch_size,
         workers=workers,
+        on_fault=config.data.on_fault,
         reporter=make_reporter(log),
     )
 

@@ -19,10 +19,11 @@ from outgrow.knowledge import Rectifier
 from outgrow.machine.files import sealed, write_atomically
 from outgrow.models.sources import net_identity
 from outgrow.objective import Objective, preset
+from outgrow.run.recipes import RECIPES
 from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
 from outgrow.training.acceleration import make_accelerator
-from outgrow.training.config import Config, TrainConfig, build_config, settle
+from outgrow.training.config import Config, TrainConfig, build_config, settle, without_effect
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
 from outgrow.training.folder import drop_aside, open_folder, release, write_config
 from outgrow.training.meter import EpochRecord
@@ -159,7 +160,8 @@ def start(
         for source in filter(None, (config.data.source, config.data.unlabelled)):
             check_outside(out, source)
         on_main(lambda: open_folder(out, config, resume=resume, overwrite=overwrite))
-    return RunContext(config, device, report, out, resume)
+    recipe = RECIPES.get(config.recipe)
+    return RunContext(config, device, report, out, resume, {} if recipe is None else recipe.layer)
 
 
 def assemble(
@@ -183,6 +185,9 @@ def assemble(
     objective.process_group = process_group()
     _check_task(config, task)
     task.check(run, objective)
+    unread = dict(without_effect(config))
+    for name in run.chosen(unread):
+        run.report.note(f"warning: {name} has no effect: {unread[name]}")
     for name, reason in objective.inert_under(rectify.rule).items():
         run.report.note(
             f"warning: the rule {rectify.rule.name!r} has no effect on the loss {name!r}: {reason}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from outgrow.data.reading import OnFault
 from outgrow.run.tasks import task_of
 from outgrow.training.progress import Reporter
 
@@ -16,13 +17,16 @@ def evaluate_model(
     label: str | None = None,
     batch_size: int = 100,
     workers: int = 2,
+    on_fault: OnFault = "refuse",
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Score a model on the test images of ``source``: top-1, top-5 and negative log-likelihood of a classifier, COCO's
     numbers of a detector.
 
     ``intervals`` in the result are 95 % intervals over the images of this test set: how far a number depends on which images
-    were tested. They hold nothing of what another seed of the training gives. Without ``weights``, the published weights are downloaded. ``ValueError`` if the classes do not match the data.
+    were tested. They hold nothing of what another seed of the training gives. Without ``weights``, the published weights are
+    downloaded. ``on_fault="skip"`` leaves out images that cannot be decoded, with a warning that names them. ``ValueError`` if the
+    classes do not match the data.
     """
     report = reporter or Reporter()
     result = task_of(source).evaluate_model(
@@ -33,6 +37,7 @@ def evaluate_model(
         batch_size=batch_size,
         workers=workers,
         report=report,
+        on_fault=on_fault,
     )
     report.show(summary(result))
     report.event("result", **result)

@@ -306,6 +306,14 @@ class TrainConfig(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _momentum_for_nesterov(self) -> "TrainConfig":
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            raise ValueError(
+                "needs a momentum above zero for nesterov, got 0; raise it, or leave nesterov out"
+            )
+        return self
+
     @field_validator("class_weights", mode="before")
     @classmethod
     def _weights_of_classes(cls, value: Any) -> Any:
@@ -492,17 +500,47 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of nested mappings.
+def leaves(
+    values: Mapping[str, Any], prefix: str = "", section: type[BaseModel] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """The fields of a configuration as nested mappings. A field that is a mapping itself is one field.
 
-    >>> dict(leaves({"seed": 3, "train": {"epochs": 2}}))
-    {'seed': 3, 'train.epochs': 2}
+    >>> dict(leaves({"seed": 3, "train": {"epochs": 2, "class_weights": {"cat": 2.0}}}))
+    {'seed': 3, 'train.epochs': 2, 'train.class_weights': {'cat': 2.0}}
     """
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
+        kind = (section or Config).model_fields[name].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(value, f"{prefix}{name}.", kind)
         else:
             yield f"{prefix}{name}", value
+
+
+def without_effect(config: Config) -> Iterator[tuple[str, str]]:
+    """The fields that nothing reads because of others, each with the reason.
+
+    >>> dict(without_effect(Config(train={"optimizer": "adamw"})))["train.nesterov"]
+    'train.optimizer is adamw'
+    """
+    for section in ("train", "teacher_train") if config.teacher.train else ("train",):
+        train: TrainConfig = getattr(config, section)
+        if train.optimizer != "sgd":
+            yield from _each(section, ("momentum", "nesterov"), f"{section}.optimizer is {train.optimizer}")
+        if train.lr_schedule != "step":
+            yield from _each(
+                section, ("milestones", "lr_decay"), f"{section}.lr_schedule is {train.lr_schedule}"
+            )
+    if config.data.unlabelled is None:
+        yield from _each("data", ("unlabelled_share", "unlabelled_rows"), "data.unlabelled is not set")
+    augment = config.data.augment
+    if augment.resized_crop is not None:
+        yield from _each("data.augment", ("crop_padding", "padding"), "data.augment.resized_crop is set")
+    elif not augment.crop_padding:
+        yield "data.augment.padding", "data.augment.crop_padding is 0"
+
+
+def _each(section: str, names: Sequence[str], reason: str) -> Iterator[tuple[str, str]]:
+    return ((f"{section}.{name}", reason) for name in names)
 
 
 def describe_fields(section: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from outgrow import __version__
+from outgrow.models.sources import net_identity
 from outgrow.training.checkpoint import Checkpoint, Identity
 from outgrow.training.config import Config
 from outgrow.training.meter import EpochRecord
@@ -23,7 +24,10 @@ def teacher_checkpoint(
     out: Path, config: Config, data_fingerprint: str, report: Reporter | None = None
 ) -> Checkpoint:
     """The checkpoint of the training of a run's teacher. It does not depend on the student or the method."""
-    identity = Identity(config, machine_facts(data_fingerprint), ("data", "teacher", "teacher_train", "seed"))
+    facts = machine_facts(data_fingerprint)
+    if config.teacher.name.startswith("py:"):
+        facts["teacher.name"] = net_identity(config.teacher.name)
+    identity = Identity(config, facts, ("data", "teacher", "teacher_train", "seed"))
     return Checkpoint(out / "teacher.pt", identity, (report or Reporter()).note)
 
 

@@ -6,8 +6,8 @@ made, how a batch becomes a lesson, the metric of a run, and the contents of its
 a line in ``outgrow.run.tasks``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outgrow.data.reading import OnFault
 from outgrow.knowledge import Rectifier
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, Outputs, Target
 from outgrow.teacher import BaseTeacher
-from outgrow.training.config import Config
+from outgrow.training.config import Config, leaves
 from outgrow.training.lesson import Batches, LessonMaker
 from outgrow.training.meter import EpochRecord
 from outgrow.training.progress import Reporter
@@ -35,13 +36,28 @@ from outgrow.training.record import (
 
 @dataclass(frozen=True)
 class RunContext:
-    """The context of one run: configuration, device, folder and reporter."""
+    """The context of one run: configuration, device, folder and reporter.
+
+    ``recipe`` are the fields that its recipe sets, which nobody has chosen for this run.
+    """
 
     config: Config
     device: torch.device
     report: Reporter
     out: Path | None = None
     resume: bool = False
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def chosen(self, names: Iterable[str]) -> list[str]:
+        """The fields among ``names`` that somebody has set for this run, and that are not off."""
+        values, default, recipe = (
+            dict(leaves(one)) for one in (self.config.model_dump(), Config().model_dump(), self.recipe)
+        )
+        return [
+            name
+            for name in names
+            if values[name] and values[name] not in (default[name], recipe.get(name, default[name]))
+        ]
 
 
 @dataclass
@@ -211,6 +227,7 @@ class Task(Protocol):
         batch_size: int,
         workers: int,
         report: Reporter,
+        on_fault: OnFault,
     ) -> dict[str, Any]:
         """The result of ``outgrow evaluate`` for a model on the test split of a source."""
         ...

@@ -13,6 +13,7 @@ Upper and lower case are the same.
 from pathlib import Path
 from typing import Any
 
+from outgrow.data.folder import SPLIT_NAMES
 from outgrow.data.reading import OnFault
 from outgrow.detection.layouts.annotations import (
     Content,
@@ -22,7 +23,6 @@ from outgrow.detection.layouts.annotations import (
     read_annotations,
 )
 from outgrow.detection.layouts.listed import (
-    NAMES,
     SPLITS,
     Listed,
     digest_of,
@@ -110,11 +110,17 @@ def _file_of_pictures(folder: Path) -> Path:
 
 
 def _roboflow_files(root: Path) -> dict[str, Path]:
-    paths = {}
+    paths: dict[str, Path] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        split = NAMES.get(folder.name.lower())
-        if split is not None and (folder / ROBOFLOW).is_file():
-            paths[split] = folder / ROBOFLOW
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split is None or not (folder / ROBOFLOW).is_file():
+            continue
+        if split in paths:
+            raise ValueError(
+                f"data: needs one folder of {split} images in {root.absolute()}, got {paths[split].parent.name} and {folder.name}; "
+                "merge them, or move one away."
+            )
+        paths[split] = folder / ROBOFLOW
     if not paths:
         raise ValueError(
             f"data: needs train/{ROBOFLOW} with valid/ or test/ beside it, or annotations/instances_*.json, got neither in "

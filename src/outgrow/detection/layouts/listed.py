@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from outgrow.data.files import PICTURES, read_bytes
+from outgrow.data.files import PICTURES, is_hidden, read_bytes
 from outgrow.data.notes import printable
 from outgrow.data.pixels import sizes_of
 from outgrow.data.splits import Rows
@@ -16,8 +16,6 @@ from outgrow.detection.layouts.annotations import AnnotationFile, Faults, Faulty
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
-NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Splits by the names of their folders."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,13 @@ def hold_out(found: dict[str, Listed], where: object) -> dict[str, Listed]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The image files in a folder and below it, sorted."""
+    """The image files in a folder and below it, sorted; without hidden files and those that systems leave behind."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in PICTURES
+        and not any(map(is_hidden, path.relative_to(folder).parts))
+        and path.is_file()
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from outgrow.data.files import PICTURES, read_bytes
+from outgrow.data.files import PICTURES, is_hidden, read_bytes
 from outgrow.data.notes import printable
 from outgrow.data.reading import OnFault
 from outgrow.detection.layouts.annotations import Faults, check_content
@@ -93,7 +93,7 @@ def _pictures(root: Path) -> dict[str, list[Path]]:
     """The pictures by their names without the suffix."""
     found: dict[str, list[Path]] = {}
     for path in sorted((root / "JPEGImages").iterdir()):
-        if path.suffix.lower() in PICTURES:
+        if path.suffix.lower() in PICTURES and not is_hidden(path.name):
             found.setdefault(path.stem, []).append(path)
     return found
 

@@ -223,7 +223,7 @@ def _box(
         kind, *shares = map(float, text.split())
     except ValueError:
         return "a class and four shares (centre x, centre y, width, height)", None
-    if kind != int(kind) or not 0 <= kind < classes:
+    if not 0 <= kind < classes or kind != int(kind):
         return f"a class from 0 to {classes - 1}", None
     if keypoints:
         if len(shares) not in (4, 4 + keypoints):
