@@ -1,5 +1,9 @@
+import gc
+import multiprocessing
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -318,3 +322,17 @@ def test_a_gpu_makes_the_views_of_the_cpu(arrays: ArraySplit) -> None:
         assert facts == list(there[index][1:])
         # a pixel exactly at solarise's or posterise's threshold may fall on the other side
         assert ((image - there[index][0].cpu()).abs() > 1e-4).double().mean() < 0.02
+
+
+def test_processes_end_at_once_with_a_loader_that_is_in_a_cycle(files: FileSplit) -> None:
+    """The garbage collector found their queues before the iterator: PyTorch then waited five seconds for each."""
+    before = {child.pid for child in multiprocessing.active_children()}
+    holder: list[object] = [make_loader(files, batch_size=16, size=16, shuffle=False, num_workers=2)]
+    holder.append(holder)
+    assert len(list(cast(Loader, holder[0]).epoch(0))) > 0
+    assert len({child.pid for child in multiprocessing.active_children()} - before) == 2
+    begun = time.perf_counter()
+    del holder
+    gc.collect()
+    assert time.perf_counter() - begun < 4
+    assert not {child.pid for child in multiprocessing.active_children()} - before

@@ -38,5 +38,6 @@ def test_rules_work_at_the_temperature_that_the_exponent_means(name):
     rectify, objective = outgrow.preset("paper", loss=f"{name}(exponent=0.25)")
     assert rectify.temperature == objective.temperature == 4.0
     # and no temperature is handed to it: it has no such argument
-    rectify, _ = outgrow.preset("paper", loss=name, temperature=2.0)
+    with pytest.warns(UserWarning, match=f"the temperature 2 has no effect, since neither {name} nor"):
+        rectify, _ = outgrow.preset("paper", loss=name, temperature=2.0)
     assert rectify.temperature == 5.0

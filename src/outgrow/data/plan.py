@@ -6,6 +6,7 @@ ImageLoader     the base class; it makes a :class:`Batch` of views and labels
 Decoding        images decoded by worker processes
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -293,6 +294,7 @@ class Decoding:
     ) -> None:
         self.keys = batches
         self.begun = 0
+        self._ends: weakref.finalize[..., Decoding] | None = None
         self.workers: DataLoader[Any] = DataLoader(
             Collated(images, join),
             batch_sampler=batches,
@@ -306,8 +308,12 @@ class Decoding:
     def epoch(self, epoch: int, start: int) -> Iterator[Tensor]:
         self.keys.epoch, self.keys.start = epoch, start
         self.begun += 1
-        own = self.begun
-        for batch in self.workers:
+        own, batches = self.begun, iter(self.workers)
+        if self._ends is None and self.workers.num_workers:
+            # In a cycle the garbage collector takes the queues before the iterator: its processes then do not hear that they
+            # should end, and PyTorch waits five seconds for each. So the iterator is held here, and ended with this object.
+            self._ends = weakref.finalize(self, batches._shutdown_workers)  # type: ignore[attr-defined]
+        for batch in batches:
             if self.begun > own and self.workers.num_workers:
                 raise ValueError(
                     f"epoch: needs one epoch at a time from worker processes, got another begun in the middle of epoch {epoch}; make "

@@ -66,15 +66,17 @@ def fit(
     trainer: Trainer, report: Reporter, who: str, *, metric: str, resume: bool = False
 ) -> list[EpochRecord]:
     """Train to the end; ``report`` gets a bar and one event per epoch, for ``who`` (student or teacher)."""
-    total = trainer.config.epochs * trainer.loader.num_samples
+    # the callbacks hold none of the trainer: in a cycle the processes of its loader, of which the garbage collector would find
+    # the queues first, would not hear that they should end, and PyTorch waits five seconds for each
+    epochs, samples = trainer.config.epochs, trainer.loader.num_samples
     if trainer.compiles:
         report.note(f"{who}: compiling in the first step, which can take minutes ...")
     if process_group() is not None:
         report.note(f"{who}: {shared_by(trainer)}")
-    with report.bar(who, total) as advance:
-        trainer.on_step = lambda epoch, done: advance(epoch * trainer.loader.num_samples + done)
+    with report.bar(who, epochs * samples) as advance:
+        trainer.on_step = lambda epoch, done: advance(epoch * samples + done)
         trainer.on_epoch = lambda record: report.event(
-            "epoch", network=who, epochs=trainer.config.epochs, **asdict(record), metric=metric
+            "epoch", network=who, epochs=epochs, **asdict(record), metric=metric
         )
         trainer.on_resume = lambda history: report.resumed(who, history, metric)
         return trainer.fit(resume=resume)
