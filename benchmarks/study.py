@@ -266,7 +266,7 @@ def train(out: Path, regime: str, methods: Mapping[str, Layer], seed: int, epoch
     if regime != "alone":
         train_alone(base, folder, seed, regime)
         base = merge(base, teacher_of(out, regime, seed, f"{regime}-seed{seed}"))
-    run_study(base, methods, [seed], out=folder, reporter=make_reporter())
+    _run(base, methods, seed, folder)
 
 
 def train_alone(base: Layer, folder: Path, seed: int, regime: str) -> None:
@@ -304,7 +304,14 @@ def train_few(
             layers[_suffix(amount)] = merge(own, teacher_of(out, regime, seed, cache))
     for suffix, layer in layers.items():
         named = {f"{name}{suffix}": method for name, method in methods.items()}
-        run_study(merge(base, layer), named, [seed], out=folder, reporter=make_reporter())
+        _run(merge(base, layer), named, seed, folder)
+
+
+def _run(base: Layer, methods: Mapping[str, Layer], seed: int, folder: Path) -> None:
+    """Without the cache where a loss reads features: those of all views would fill the disk."""
+    for name, method in methods.items():
+        layer = merge(base, {"teacher": {"cache": None}}) if "fitnet" in str(method.get("loss")) else base
+        run_study(layer, {name: method}, [seed], out=folder, reporter=make_reporter())
 
 
 def _size(student: str) -> str:

@@ -116,7 +116,7 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
     assert len(set().union(*held.values())) == 200
 
     words = ["--seeds", "0", "--regimes", "biased", "--methods", "kd"]
-    run("train", *words)
+    run("train", *words, "features")
     run("train", "--few", *words, "--unlabelled", "0", "10", "40")
     run(
         "train",
@@ -138,6 +138,7 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
     assert records["few-biased", "kd, 10 unlabelled"]["data"]["unlabelled"] == 10
     assert records["few-biased", "kd"]["data"]["unlabelled"] is None
     assert records["alone-3", "none"]["data"]["train"] == 64
+    assert set(records["biased-3", "features"]["epochs"][0]["terms"]) == {"task", "kd", "fitnet"}
     assert "data/noisy" in records["few-noisy", "none"]["config"]["data"]["source"]  # a null of its own
     wrong = read_labels(tmp_path / "out" / "data" / "noisy") != read_labels(
         tmp_path / "out" / "data" / "student"
