@@ -48,6 +48,17 @@ def test_a_heavier_kd_is_not_the_plain_one():
     assert tabulate({"none": study()["none"], "heavier": heavier}).plain == "heavier"
 
 
+def test_a_seed_in_which_nobody_corrected_the_teacher_is_left_out():
+    """It stood as it is there, and in the mean beside the corrected one of other seeds."""
+    records = study()
+    corrected = next(name for name, runs in records.items() if runs[0].get("correction"))
+    whole = next(row for row in tabulate(records).rows if row.method == "kd").over_corrected
+    records[corrected] = records[corrected][:-1]
+    fewer = next(row for row in tabulate(records).rows if row.method == "kd").over_corrected
+    assert fewer.n == whole.n - 1
+    assert fewer.mean == pytest.approx(whole.mean, abs=1.5)
+
+
 def test_one_seed_is_not_several():
     assert "1,000 parameters, 1 seed; differences" in text_table(tabulate(study(seeds=1)))
 

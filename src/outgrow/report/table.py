@@ -195,9 +195,7 @@ def _tabulate(parsed: Records, *, together: int) -> Table:
                 if null is None or name == null
                 else _paired(runs, {run.seed: run.student_score for run in parsed[null]}, together),
                 over_teacher=_paired(runs, _own(runs, teacher), together),
-                over_corrected=_paired(
-                    runs, _own_corrected(runs, parsed, {**teacher, **corrected}), together
-                ),
+                over_corrected=_paired(runs, _own_corrected(runs, parsed, corrected or teacher), together),
                 wrong_rate=summarize(wrong).mean if wrong else None,
                 parameters=runs[0].student.parameters,
             )
@@ -250,26 +248,42 @@ def _own(runs: Sequence[RunRecord], shared: BySeed) -> BySeed:
 
 
 def _own_corrected(runs: Sequence[RunRecord], records: Records, shared: BySeed) -> BySeed:
-    """A method's own teacher's scores after correction: by its own runs, or by others of the seed with this teacher."""
+    """A method's own teacher's scores after correction: by its own runs, or by others of the seed with this teacher.
+
+    Where the teacher was corrected in some seeds only, the others are left out; where in none, it stands as it is.
+    """
+    every = [run for of in records.values() for run in of]
     found: BySeed = {}
     for run in runs:
-        twins = (
-            one for of in records.values() for one in of if one.seed == run.seed and _one_teacher(one, run)
-        )
-        scores = (one.corrected_score for one in (run, *twins))
-        value = next((score for score in scores if score is not None), run.teacher_score)
-        value = shared.get(run.seed) if value is None else value
+        here = [run, *(one for one in every if one.seed == run.seed and _one_teacher(one, run))]
+        value = next((one.corrected_score for one in here if one.corrected_score is not None), None)
+        if run.teacher is None:
+            value = shared.get(run.seed)
+        elif value is None and (_sought(here) or not _sought([one for one in every if _one_net(one, run)])):
+            value = run.teacher_score
         if value is not None:
             found[run.seed] = value
     return found
 
 
+def _sought(runs: Sequence[RunRecord]) -> bool:
+    """Whether one of them has tried to correct its teacher."""
+    return any(run.correction is not None for run in runs)
+
+
 def _one_teacher(one: RunRecord, other: RunRecord) -> bool:
     """Whether two runs of a seed have the same teacher. One may have trained it, and the other read its file."""
     mine, theirs = one.teacher, other.teacher
-    if mine is None or theirs is None or (mine.name, mine.parameters) != (theirs.name, theirs.parameters):
+    same_file = mine is not None and theirs is not None and mine.weights == theirs.weights
+    return _one_net(one, other) and (same_file or one.teacher_score == other.teacher_score)
+
+
+def _one_net(one: RunRecord, other: RunRecord) -> bool:
+    """Whether the teachers of two runs, which may be of two seeds, are the same net."""
+    mine, theirs = one.teacher, other.teacher
+    if mine is None or theirs is None:
         return False
-    return mine.weights == theirs.weights or one.teacher_score == other.teacher_score
+    return (mine.name, mine.parameters) == (theirs.name, theirs.parameters)
 
 
 def _first(records: Records, number: Callable[[RunRecord], float | None]) -> BySeed:
