@@ -355,7 +355,7 @@ def groups_of_tables() -> dict[str, str]:
         f"5,000 labels, {SHORT} epochs": f"{{}}-{SHORT}",
         "500 labels": "few-{}",
         **{f"500 labels, {steps:,} steps": f"few-{{}}-{steps}" for steps in LONG_STEPS},
-        "500 labels, a student of the teacher's size": "few-{}-resnet20",
+        "500 labels, a ResNet-20 as student": "few-{}-resnet20",
     }
 
 

@@ -17,6 +17,7 @@ from outgrow.machine import norm_relu
 from outgrow.machine.files import unsealed
 from outgrow.models import create_model, load_weights, save_student
 from outgrow.run import distill
+from outgrow.training import folder
 from outgrow.training.checkpoint import Checkpoint, read_state
 from outgrow.training.config import build_config, load_config, merge, with_checksum
 from outgrow.training.guard import NonFiniteLoss
@@ -196,6 +197,28 @@ def test_an_overwrite_with_a_mistake_keeps_the_run_before(tmp_path, teacher_file
         assert contents(tmp_path) == before
     run(*layers, {"seed": 1}, overwrite=True)
     assert contents(tmp_path).keys() == before.keys()
+
+
+def test_a_replacement_that_never_began_keeps_the_run_before(tmp_path, monkeypatch):
+    """Killed before its checks had passed, or without room for its first file."""
+    for name in ("record.json", "config.yaml", "student.safetensors", "pictures/0.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    before = contents(tmp_path)
+    config = build_config({"out": str(tmp_path)})
+    folder.open_folder(tmp_path, config, overwrite=True)  # and killed here
+    assert contents(tmp_path) != before
+    folder.open_folder(tmp_path, config, overwrite=True)
+    folder.release(tmp_path)
+    assert contents(tmp_path) == before
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder, "write_config", full)
+    with pytest.raises(OSError, match="No space left"):
+        folder.open_folder(tmp_path, config, overwrite=True)
+    assert contents(tmp_path) == before
 
 
 def test_a_failed_overwrite_leaves_no_record_of_the_run_before(tmp_path, teacher_file):

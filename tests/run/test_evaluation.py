@@ -24,6 +24,20 @@ from tests.detection.test_scores import imitate
 DETECTOR = "fasterrcnn:timm/mobilenetv1_025_128?size=96&levels=3-5&rois=16&proposals=60&channels=8&head=16"
 
 
+def colours(folder, each):
+    """A source with so many pictures of each colour in each split, and the weights of a net that knows their names."""
+    for split in ("train", "val"):
+        for number, name in enumerate(("green", "red")):
+            for k in range(each):
+                path = folder / "photos" / split / name / f"{k}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), (200 * number, 9 * k, 99 * (split == "val"))).save(path)
+    network = create_model("cifar/resnet8", 2)
+    network.classes = ("green", "red")
+    save_student(network, folder / "net.safetensors")
+    return f"folder:{folder / 'photos'}", folder / "net.safetensors"
+
+
 class TestClassifier:
     def test_top1_and_top5_have_wilsons_interval(self, tmp_path, capsys):
         file = tmp_path / "net.safetensors"
@@ -47,17 +61,8 @@ class TestClassifier:
         assert last == {"event": "result", **result}
 
     def test_five_classes_are_always_among_the_top_five(self, tmp_path):
-        for split in ("train", "val"):
-            for number, name in enumerate(("red", "green")):
-                for k in range(3):
-                    path = tmp_path / "photos" / split / name / f"{k}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.new("RGB", (32, 32), (200 * number, 9 * k, 99 * (split == "val"))).save(path)
-        file = tmp_path / "net.safetensors"
-        network = create_model("cifar/resnet8", 2)
-        network.classes = ("green", "red")
-        save_student(network, file)
-        result = evaluate_model(f"folder:{tmp_path / 'photos'}", "cifar/resnet8", weights=file, workers=0)
+        source, weights = colours(tmp_path, 3)
+        result = evaluate_model(source, "cifar/resnet8", weights=weights, workers=0)
         assert result["top5"] == 100
         assert result["intervals"]["top5"] == {
             "low": None,
@@ -73,17 +78,10 @@ class TestFaults:
 
     @pytest.fixture
     def photos(self, tmp_path):
-        for split in ("train", "val"):
-            for number, name in enumerate(("green", "red")):
-                for k in range(2):
-                    path = tmp_path / "photos" / split / name / f"{k}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.new("RGB", (32, 32), (200 * number, 9 * k, 99 * (split == "val"))).save(path)
+        source, _ = colours(tmp_path, 2)
+        path = tmp_path / "photos" / "val" / "red" / "1.png"
         path.write_bytes(path.read_bytes()[:40])
-        network = create_model("cifar/resnet8", 2)
-        network.classes = ("green", "red")
-        save_student(network, tmp_path / "net.safetensors")
-        return f"folder:{tmp_path / 'photos'}"
+        return source
 
     def run(self, photos, tmp_path, *options):
         words = ["evaluate", "--data", photos, "--model", "cifar/resnet8", "--workers", "0"]

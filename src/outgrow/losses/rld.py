@@ -49,9 +49,8 @@ def rld_loss(
     log_t = _against_the_rest(teacher / temperature, top_class(teacher, label))
     confidence = divergence(log_t, log_p)
     leads = teacher >= label_logit(teacher, label)[:, None]
-    some_behind = (~leads & (teacher > -math.inf)).any(
-        dim=1
-    )  # else nothing says how the classes below it compare
+    # of classes that the teacher rules out nothing says how they compare
+    some_behind = (~leads & (teacher > -math.inf)).any(dim=1)
     # if no class is below the label all are kept, to stay finite, and the value is not used
     removed = leads & some_behind[:, None]
     log_rest_p = (student / temperature).masked_fill(removed, -math.inf).log_softmax(dim=1)

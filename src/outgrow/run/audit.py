@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from torch import nn
 
 from outgrow.machine.files import check_writable, sealed, write_atomically
@@ -21,7 +20,7 @@ from outgrow.run.predict import csv_lines
 from outgrow.run.tasks import task_name
 from outgrow.training.acceleration import make_accelerator
 from outgrow.training.audit import Audited, AuditRecord, LabelErrorsRecord
-from outgrow.training.config import Config, build_config, settle
+from outgrow.training.config import Config, build_config, leaves, settle
 from outgrow.training.progress import Reporter
 from outgrow.training.provenance import provenance
 from outgrow.training.task import RunContext
@@ -119,21 +118,11 @@ def options(config: Config) -> str:
         words += ["--student-weights", config.student.weights]
     typed = {"data.source", "data.label", "recipe", "teacher.name", "teacher.weights", "teacher.train", "out"}
     typed |= {"student.name", "student.weights"}
-    for name, value in _changed(config, settle(build_config(recipe_layer(config.recipe, None)))):
-        if name not in typed and not name.startswith("method."):
+    base = dict(leaves(settle(build_config(recipe_layer(config.recipe, None))).model_dump(mode="json")))
+    for name, value in leaves(config.model_dump(mode="json")):
+        if name not in typed and not name.startswith("method.") and base[name] != value:
             words += ["--set", f"{name}={json.dumps(value)}"]
     return shlex.join(words)
-
-
-def _changed(section: BaseModel, base: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields in which a section differs. A mapping, such as the weights of classes, is one field."""
-    written = section.model_dump(mode="json")
-    for name in type(section).model_fields:
-        value, other = getattr(section, name), getattr(base, name)
-        if isinstance(value, BaseModel):
-            yield from _changed(value, other, f"{prefix}{name}.")
-        elif value != other:
-            yield f"{prefix}{name}", written[name]
 
 
 def _listed(record: AuditRecord) -> LabelErrorsRecord | None:

@@ -83,7 +83,7 @@ def _distill(
     task = task_of(run.config.data.source)
     try:
         parts = assemble(run, task, teacher, student)
-    except ValueError:
+    except (ValueError, OSError, KeyboardInterrupt):
         if run.out is not None and not run.resume and is_main():
             release(run.out)
         raise

@@ -7,6 +7,7 @@ correction-2.safetensors, ..., mixture.safetensors    with teacher.others
 student.safetensors, index.html, curves.png
 track.json, tensorboard    with --track: what the trackers have, and TensorBoard's files
 record.json          the result; written last
+.replaced            the run that --overwrite replaces, until the new one has passed its checks
 """
 
 import shutil
@@ -31,7 +32,7 @@ FILES = (
 )
 """Files that a run writes. A detector also writes the folder ``pictures``, and ``--track`` the one of TensorBoard."""
 BEFORE = ".replaced"
-"""A folder with the run that ``--overwrite`` replaces, until the new one has begun."""
+"""A folder with the run that ``--overwrite`` replaces, until the new one has passed its checks."""
 STUDY = ("compare.yaml", "table.json")
 """Files that a comparison writes."""
 LEAST_ROOM = 64 << 20
@@ -53,7 +54,11 @@ def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: b
         set_aside(out)
     elif not resume:
         _claim(out)
-    write_config(out, config)
+    try:
+        write_config(out, config)
+    except OSError:  # such as a full disk
+        release(out)
+        raise
 
 
 def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -120,8 +125,8 @@ def _check_weights_stay(out: Path, config: Config) -> None:
 def set_aside(out: Path) -> None:
     """Move the files of the run in ``out`` into a folder of it, until :func:`drop_aside` or :func:`release`. Others stay."""
     before = out / BEFORE
-    if any((out / name).exists() for name in FILES):
-        shutil.rmtree(before, ignore_errors=True)
+    if before.is_dir():  # a replacement was killed before it had begun
+        release(out)
     for file in _files(out):
         target = before / file.relative_to(out)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +134,7 @@ def set_aside(out: Path) -> None:
 
 
 def drop_aside(out: Path) -> None:
-    """Delete the run that :func:`set_aside` moved: the one that replaces it has begun."""
+    """Delete the run that :func:`set_aside` moved: the one that replaces it has passed its checks."""
     shutil.rmtree(out / BEFORE, ignore_errors=True)
 
 
