@@ -4,7 +4,8 @@
     python -m benchmarks.study train --out OUT [--epochs 216] [--seeds 0 1 2] [--regimes weak biased] [--methods kd outgrow]
     python -m benchmarks.study train --out OUT --few [--unlabelled 0 20000] [--student cifar/resnet20] ...
     python -m benchmarks.study train --out OUT --epochs 648 --seeds 0 --regimes     # students alone, three times as long
-    python -m benchmarks.study table --out OUT
+    python -m benchmarks.study table --out OUT       # or of the committed runs: --out results/records/study
+    python -m benchmarks.study page                  # writes the tables of the committed runs into results/study.md
 
 CIFAR-100's 20 coarse classes, cut once into parts that share no image:
 
@@ -35,6 +36,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from textwrap import indent
 from typing import Any
 
 import pyarrow as pa
@@ -42,6 +44,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
+from benchmarks.records import slug
 from outgrow.classification.data import eval_loader
 from outgrow.data import open_data
 from outgrow.models import create_model, save_student
@@ -57,6 +60,8 @@ from outgrow.training.record import read_record
 
 Layer = dict[str, Any]
 
+PAGE = Path(__file__).resolve().parents[1] / "results" / "study.md"
+RECORDS = PAGE.parent / "records" / "study"
 EPOCHS = 216
 """Of a student."""
 SHORT = 72
@@ -364,11 +369,18 @@ Group = dict[str, Records]
 
 
 def collect(out: Path) -> dict[str, Group]:
-    """Finished runs by group, regime and method; the student alone stands beside each."""
-    found: dict[str, Records] = {}
-    for file in sorted(out.glob("*/*/seed*/record.json"), key=lambda f: int(f.parent.name[4:])):
-        found.setdefault(file.parts[-4], {}).setdefault(file.parts[-3], []).append(read_record(file))
+    """Finished runs by group, regime and method; the student alone stands beside each.
+
+    ``out`` is the folder of a study, or of its records as :mod:`benchmarks.records` copies them.
+    """
     order = _order()
+    names = {slug(name): name for name in order}
+    runs = [(file.parent, file) for file in out.glob("*/*/seed*/record.json")]
+    runs += [(file.with_suffix(""), file) for file in out.glob("*/*/seed*.json")]
+    found: dict[str, Records] = {}
+    for run, file in sorted(runs, key=lambda found: int(found[0].name[4:])):
+        regime, method = run.parts[-3:-1]
+        found.setdefault(regime, {}).setdefault(names.get(slug(method), method), []).append(read_record(file))
     groups: dict[str, Group] = {}
     for title, form in groups_of_tables().items():
         for regime in (form.format(name) for name in MODELS):
@@ -415,12 +427,43 @@ def table(out: Path) -> str:
     return "\n\n".join(blocks)
 
 
+def blocks_of_page(records: Path) -> dict[str, str]:
+    """What the page has from the records, by the name of the comments around it."""
+    groups = collect(records)
+    return {
+        "means": "\n\n".join(f"### {title}\n\n{overview(group)}" for title, group in groups.items()),
+        "published": "\n\n".join(
+            indent("\n".join(lines), "    ") for group in groups.values() if (lines := published(group))
+        ),
+        "tables": "\n\n".join(
+            f"### {title}\n\n{indent(formats.text(compare(group)), '    ')}"
+            for title, group in groups.items()
+        ),
+    }
+
+
+def fill(page: str, blocks: Mapping[str, str]) -> str:
+    """``page`` with the text between ``<!-- name -->`` and ``<!-- end of name -->`` replaced.
+
+    >>> fill("<!-- a -->old<!-- end of a -->.", {"a": "new"})
+    '<!-- a -->\\n\\nnew\\n\\n<!-- end of a -->.'
+    """
+    for name, block in blocks.items():
+        head, tail = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, found, rest = page.partition(head)
+        _, closed, after = rest.partition(tail)
+        if not (found and closed):
+            raise ValueError(f"{PAGE}: needs {head} and {tail}")
+        page = f"{before}{head}\n\n{block}\n\n{tail}{after}"
+    return page
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=["prepare", "train", "table"])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("step", choices=["prepare", "train", "table", "page"])
+    parser.add_argument("--out", type=Path, help="folder of the study; for a page, of its records")
     parser.add_argument("--cifar100", type=Path, help="folder of the train-* and test-*.parquet of CIFAR-100")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", type=Path, help="file of MobileNetV1 0.25 with ImageNet weights")
@@ -432,11 +475,16 @@ def main() -> None:
     parser.add_argument("--few", action="store_true", help="500 labels, with and without unlabelled images")
     parser.add_argument("--unlabelled", type=int, nargs="+", default=[0, AMOUNTS[-1]], choices=(0, *AMOUNTS))
     args = parser.parse_args()
+    if args.out is None and args.step != "page":
+        parser.error(f"{args.step} needs --out")
     none = {"none": METHODS["none"]}
     if args.step == "prepare":
         prepare(args.cifar100, args.out, args.weights)
     elif args.step == "table":
         print(table(args.out))
+    elif args.step == "page":
+        blocks = blocks_of_page(args.out or RECORDS)
+        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), blocks), encoding="utf-8")
     else:
         step = partial(train, epochs=args.epochs)
         if args.few:

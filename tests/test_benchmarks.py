@@ -130,16 +130,16 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
         "--unlabelled",
         "40",
     )
-    records = {
+    runs = {
         file.relative_to(tmp_path / "out").parts[:2]: json.loads(file.read_text())
         for file in (tmp_path / "out").rglob("record.json")
     }
-    assert records["few-biased", "kd, unlabelled"]["data"]["unlabelled"] == 40
-    assert records["few-biased", "kd, 10 unlabelled"]["data"]["unlabelled"] == 10
-    assert records["few-biased", "kd"]["data"]["unlabelled"] is None
-    assert records["alone-3", "none"]["data"]["train"] == 64
-    assert set(records["biased-3", "features"]["epochs"][0]["terms"]) == {"task", "kd", "fitnet"}
-    assert "data/noisy" in records["few-noisy", "none"]["config"]["data"]["source"]  # a null of its own
+    assert runs["few-biased", "kd, unlabelled"]["data"]["unlabelled"] == 40
+    assert runs["few-biased", "kd, 10 unlabelled"]["data"]["unlabelled"] == 10
+    assert runs["few-biased", "kd"]["data"]["unlabelled"] is None
+    assert runs["alone-3", "none"]["data"]["train"] == 64
+    assert set(runs["biased-3", "features"]["epochs"][0]["terms"]) == {"task", "kd", "fitnet"}
+    assert "data/noisy" in runs["few-noisy", "none"]["config"]["data"]["source"]  # a null of its own
     wrong = read_labels(tmp_path / "out" / "data" / "noisy") != read_labels(
         tmp_path / "out" / "data" / "student"
     )
@@ -149,8 +149,12 @@ def test_the_study_from_its_splits_to_its_table(tmp_path, monkeypatch, capsys):
     assert {"biased-3", "few-biased", "kd, 10 unlabelled", "kd, unlabelled"} <= set(
         table.replace("  ", "\n").split("\n")
     )
-    score = records["few-noisy", "outgrow, weight 4, unlabelled"]["student"]["top1"]
+    score = runs["few-noisy", "outgrow, weight 4, unlabelled"]["student"]["top1"]
     assert f"| outgrow, weight 4, unlabelled |  | {score:.1f} (1) |" in table
+    records.copy(tmp_path / "out", tmp_path / "kept", {})
+    monkeypatch.setattr(sys, "argv", ["study", "table", "--out", str(tmp_path / "kept")])
+    study.main()
+    assert capsys.readouterr().out == table
 
 
 def read_images(folder):
@@ -163,6 +167,20 @@ def read_images(folder):
 def read_labels(folder):
     (file,) = folder.glob("train-*.parquet")
     return pq.read_table(file)["coarse_label"].to_numpy()
+
+
+def test_the_page_of_the_study_has_the_tables_of_its_records():
+    page = study.PAGE.read_text(encoding="utf-8")
+    blocks = study.blocks_of_page(study.RECORDS)
+    assert study.fill(page, blocks) == page, "run python -m benchmarks.study page"
+    assert all(blocks.values())
+
+
+def test_a_page_of_the_study_without_a_place_for_its_tables_is_refused():
+    page = "before <!-- a -->old<!-- end of a --> after"
+    assert study.fill(page, {"a": "new"}) == "before <!-- a -->\n\nnew\n\n<!-- end of a --> after"
+    with pytest.raises(ValueError, match="needs <!-- b --> and <!-- end of b -->"):
+        study.fill(page, {"b": "new"})
 
 
 def test_records_in_results_say_nothing_about_a_machine(tmp_path):

@@ -1,6 +1,8 @@
 """The command as its user types it."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from outgrow.run.recipes import RECIPES
 from outgrow.run.recipes.cifar import PAIRS
 from outgrow.training.config import Config
 from outgrow.training.record import parse_record
+from tests.data.helpers import encoded, picture, write_shard
 from tests.report.records import detector
 from tests.report.records import record as classifier
 
@@ -143,7 +146,7 @@ def test_the_options_are_these_and_no_more():
         "predict": ["as_json", "batch_size", "images", "model", "out", "pictures", "score", "top"],
         "cache": ["config", "epochs", "log", "out", "sets"],
         "report": ["folder", "log", "title"],
-        "list": ["model", "what"],
+        "list": ["label", "of", "sets", "what"],
     }
 
 
@@ -205,6 +208,68 @@ def test_list(what, some):
     result = runner.invoke(cli.app, ["list", what])
     assert result.exit_code == 0
     assert any(line.startswith(some) for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    "what, part, names",
+    [
+        ("losses", "dkd", ["dkd"]),
+        ("models", "cifar/resnet8", ["cifar/resnet8", "cifar/resnet8x4"]),
+        ("models", "backbone", ["fasterrcnn:BACKBONE", "retinanet:BACKBONE"]),
+        ("fields", "unlabelled_share", ["data.unlabelled_share"]),
+    ],
+)
+def test_a_list_of_what_is_asked_for(what, part, names):
+    result = runner.invoke(cli.app, ["list", what, part])
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("    ")]
+    for name in names:
+        assert any(re.match(rf"{name}\W", f"{line} ") for line in lines)
+    assert all(part.lower() in line.lower() for line in lines)
+
+
+def test_a_list_of_nothing_says_so():
+    with pytest.raises(ValueError, match="list losses: needs a part of a name, got 'dkdd', which none has"):
+        runner.invoke(cli.app, ["list", "losses", "dkdd"], catch_exceptions=False)
+
+
+def test_data_with_a_broken_image_and_with_two_labels_can_be_listed(tmp_path, monkeypatch):
+    """Each error names an option, which the command has."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for place, name in enumerate(("cat", "dog")):
+            for number in range(3):
+                path = Path("pets") / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encoded(picture(100 * (split == "val") + 10 * place + number)))
+    (Path("pets") / "train" / "cat" / "0.png").write_bytes(b"nothing")
+    ask = ["list", "data", "folder:pets"]
+    with pytest.raises(ValueError, match=r"or set data\.on_fault=skip to leave out all such images"):
+        runner.invoke(cli.app, ask, catch_exceptions=False)
+    shown = runner.invoke(cli.app, [*ask, "--set", "data.on_fault=skip"], catch_exceptions=False).stdout
+    assert "train         5 images" in shown
+    assert "1 images cannot be decoded and are left out" in shown
+
+    pictures = [encoded(picture(number)) for number in range(4)]
+    labels = {"fine": [0, 1, 2, 3], "coarse": [0, 0, 1, 1]}
+    for split in ("train", "test"):
+        write_shard(Path("shards") / f"{split}-00000-of-00001.parquet", pictures, labels)
+    ask = ["list", "data", "parquet:shards"]
+    with pytest.raises(ValueError, match="choose one of them with --label"):
+        runner.invoke(cli.app, ask, catch_exceptions=False)
+    shown = runner.invoke(cli.app, [*ask, "--label", "coarse"], catch_exceptions=False).stdout
+    assert "2 classes" in shown
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["losses", "--label", "fine"], "list losses: needs no --label and no --set"),
+        (["data", "digits", "--set", "seed=1"], "list data --set: needs data.on_fault"),
+    ],
+)
+def test_a_list_refuses_options_that_it_has_not(words, said):
+    with pytest.raises(ValueError, match=said):
+        runner.invoke(cli.app, ["list", *words], catch_exceptions=False)
 
 
 def test_lists_are_plain_text():

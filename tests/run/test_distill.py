@@ -2,7 +2,12 @@
 
 import errno
 import json
+import os
+import platform
 import re
+import shutil
+import subprocess
+import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -295,6 +300,70 @@ def test_a_damaged_checkpoint_is_seen(tmp_path, teacher_file, monkeypatch, damag
     resumed = run(*layers, resume=True, reporter=notes)
     assert any(f"{file} is damaged; continuing from the previous one" in text for text in notes.texts)
     assert drop_times(resumed) == drop_times(whole)
+
+
+TRAINS = """
+import sys
+from outgrow.run import distill
+from outgrow.training.progress import Reporter
+
+class Slow(Reporter):
+    def event(self, kind, **fields):
+        if kind == "epoch":
+            print("trains", flush=True)
+            sys.stdin.readline()
+
+distill({"out": sys.argv[1], "method": {"preset": "none"}, "teacher": {"name": "none"},
+         "data": {"source": "digits", "train_rows": 96, "workers": 0}, "student": {"name": "cifar/resnet8"},
+         "train": {"epochs": 3, "batch_size": 32}}, reporter=Slow())
+"""
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
+    """Two processes would write each other's checkpoints. After a kill, which says no farewell, it can be continued."""
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAINS, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            assert other.stdout.readline() == "trains\n"
+            settings = load_config(out / "config.yaml")
+            before = {file.name: file.read_bytes() for file in out.iterdir()}
+            for option in ("resume", "overwrite"):
+                with pytest.raises(
+                    ValueError, match=rf"needs a run that no other process trains.*{other.pid}"
+                ):
+                    distill(settings, **{option: True})
+            assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+            shutil.copytree(out, tmp_path / "copy")
+            distill(merge(settings, {"out": str(tmp_path / "copy")}), resume=True)
+        finally:
+            other.kill()
+    record = distill(settings, resume=True)
+    assert len(record["epochs"]) == 3
+    assert not (out / folder.RUNNING).exists()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "",
+        "{",
+        "[]",
+        json.dumps({"pid": 1, "began": 0.0}),
+        json.dumps({"pid": 2**22, "began": 0.0, "host": "?", "folder": "?"}),
+    ],
+)
+def test_a_file_of_a_process_that_has_ended_is_no_hindrance(tmp_path, left):
+    (tmp_path / folder.RUNNING).write_text(left)
+    run({"out": str(tmp_path), "teacher": {"name": "none", "train": False}, "method": {"preset": "none"}})
+    assert not (tmp_path / folder.RUNNING).exists()
+
+
+def test_a_process_that_has_the_number_of_one_that_has_ended_is_no_hindrance(tmp_path):
+    left = {"pid": os.getppid(), "began": 1.0, "host": platform.node(), "folder": str(tmp_path.resolve())}
+    (tmp_path / folder.RUNNING).write_text(json.dumps(left))
+    run({"out": str(tmp_path), "teacher": {"name": "none", "train": False}, "method": {"preset": "none"}})
 
 
 def test_when_all_checkpoints_are_damaged(tmp_path, teacher_file, monkeypatch):

@@ -69,7 +69,7 @@ def decode(data: bytes, *, where: Callable[[], str], stored_size: tuple[int, int
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise ValueError(
             f"data: needs images that Pillow can decode, got {where()} ({len(data)} bytes: {_reason(error)}); "
-            "replace the file or remove it from the data set."
+            "replace the file, remove it, or set data.on_fault=skip to leave out all such images."
         ) from error
 
 

@@ -25,6 +25,14 @@ Data = Annotated[
     ),
 ]
 Label = Annotated[str | None, typer.Option(help="label column, such as fine_label or coarse_label")]
+OnFaultSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="data.on_fault=skip",
+        help="leave out images that cannot be decoded, and faulty boxes",
+    ),
+]
 Unlabelled = Annotated[
     str | None,
     typer.Option(
@@ -447,28 +455,14 @@ def evaluate(
     label: Label = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 100,
     workers: Annotated[int, typer.Option(min=0)] = 2,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="data.on_fault=skip",
-            help="leave out images that cannot be decoded, and faulty boxes",
-        ),
-    ] = None,
+    sets: OnFaultSet = None,
     log: Log = "auto",
 ) -> None:
     """Score a model on the test images of a source."""
     from outgrow.run.evaluation import evaluate_model
-    from outgrow.training.config import assignments, build_config, leaves
     from outgrow.training.progress import make_reporter
 
     assert data is not None
-    asked = assignments(sets or [])
-    config = build_config(asked)
-    if others := [name for name, _ in leaves(asked) if name != "data.on_fault"]:
-        raise ValueError(
-            f"evaluate --set: needs data.on_fault, as an evaluation has no other field, got {', '.join(others)}; leave it out."
-        )
     evaluate_model(
         data,
         model,
@@ -476,9 +470,22 @@ def evaluate(
         label=label,
         batch_size=batch_size,
         workers=workers,
-        on_fault=config.data.on_fault,
+        on_fault=_on_fault("evaluate", sets),
         reporter=make_reporter(log),
     )
+
+
+def _on_fault(command: str, sets: list[str] | None) -> Literal["refuse", "skip"]:
+    """The only field that a command without a run has."""
+    from outgrow.training.config import assignments, build_config, leaves
+
+    asked = assignments(sets or [])
+    config = build_config(asked)
+    if others := [name for name, _ in leaves(asked) if name != "data.on_fault"]:
+        raise ValueError(
+            f"{command} --set: needs data.on_fault, as it has no other field, got {', '.join(others)}; leave it out."
+        )
+    return config.data.on_fault
 
 
 @app.command()
@@ -614,15 +621,25 @@ def list_(
         ],
         typer.Argument(help="what to list"),
     ],
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL|SRC]", help="a model for features, a source for data")
+    of: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PART|MODEL|SRC]",
+            help="a model for features, a source for data, a part of the names for all others",
+        ),
     ] = None,
+    label: Label = None,
+    sets: OnFaultSet = None,
 ) -> None:
     """List presets, losses, rules, trusts, schedules, models, recipes, the fields of a configuration, the features of a MODEL, or
     the contents of a data source SRC (with a sheet of example images, outgrow-data.png)."""
     from outgrow.run.listing import listing
 
-    for line in listing(what, model):
+    if what != "data" and (label is not None or sets):
+        raise ValueError(
+            f"list {what}: needs no --label and no --set, which are for list data; leave them out."
+        )
+    for line in listing(what, of, label=label, on_fault=_on_fault("list data", sets)):
         print(line)
 
 

@@ -8,6 +8,7 @@ step calls the task (:mod:`outgrow.training.task`), which implements it.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
 from outgrow.training.acceleration import make_accelerator
 from outgrow.training.config import Config, TrainConfig, build_config, settle, without_effect
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
-from outgrow.training.folder import drop_aside, open_folder, release, write_config
+from outgrow.training.folder import drop_aside, open_folder, release, vacate, write_config
 from outgrow.training.meter import EpochRecord
 from outgrow.training.noise import wanted_noise, with_noise
 from outgrow.training.processes import is_main, on_main, process_group
@@ -68,7 +69,7 @@ def distill(
     started = time.time()
     if reporter is None and progress:
         reporter = make_reporter()
-    with tracked(start(config, resume=resume, overwrite=overwrite, reporter=reporter)) as run:
+    with begun(config, resume=resume, overwrite=overwrite, reporter=reporter) as run:
         record = _distill(run, teacher, student, started, tuple(tuning))
     return record.as_dict()
 
@@ -136,6 +137,24 @@ def summary(record: RunRecord) -> Iterator[str]:
     )
     if record.config.out:
         yield f"{record.config.out}: student.safetensors, index.html, record.json, config.yaml, curves.png"
+
+
+@contextmanager
+def begun(
+    config: Config | Mapping[str, Any] | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Iterator[RunContext]:
+    """A run that :func:`start` opened, with its trackers. At its end the folder is free for other processes."""
+    run = start(config, resume=resume, overwrite=overwrite, reporter=reporter)
+    try:
+        with tracked(run) as watched:
+            yield watched
+    finally:
+        if run.out is not None and is_main():
+            vacate(run.out)
 
 
 def start(

@@ -2,36 +2,36 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from outgrow.data.reading import OnFault
 
 
-def listing(what: str, model: str | None = None) -> Iterator[str]:
-    """Lines with a name and a short description each."""
+def listing(
+    what: str, of: str | None = None, *, label: str | None = None, on_fault: OnFault = "refuse"
+) -> Iterator[str]:
+    """Lines with a name and a short description each.
+
+    ``of`` is a model for ``features``, a source for ``data``, and a part of the names for all others. ``ValueError`` if no name
+    has it. ``label`` and ``on_fault`` are as for a run, and only for ``data``.
+    """
     if what == "features":
-        yield from _features(model)
-        return
-    if what == "data":
-        yield from _data(model)
-        return
-    if what == "fields":
-        yield from _fields()
-        return
-    if what == "models":
-        from outgrow.models import list_models
-        from outgrow.models.create import DETECTORS
+        yield from _features(of)
+    elif what == "data":
+        yield from _data(of, label, on_fault)
+    else:
+        entries = [entry for entry in _entries(what) if of is None or of.lower() in entry[0].lower()]
+        if not entries:
+            raise ValueError(
+                f"list {what}: needs a part of a name, got {of!r}, which none has; run `outgrow list {what}`."
+            )
+        yield from _fields(entries) if what == "fields" else _columns(entries)
 
-        for names in list_models().values():
-            yield from names
-        yield "hf/NAME                (an image classifier of the Hugging Face hub, or a local directory)"
-        for family in DETECTORS:
-            yield f"{family + ':BACKBONE':<22} (a detector on torchvision/NAME or timm/NAME, for images with boxes)"
-        yield "rtdetr:?size=320       (RT-DETR v2, or dfine: D-FINE, with random weights; hf/NAME has published ones)"
-        yield "py:FILE:CALLABLE       (your own file; CALLABLE(num_classes) returns a module)"
-        return
-    entries = list(_entries(what))
-    width = max(len(name) for name, _ in entries) + 2
+
+def _columns(entries: Sequence[tuple[str, str]]) -> Iterator[str]:
+    width = max((len(name) for name, about in entries if about), default=0) + 2
     for name, about in entries:
-        yield f"{name:<{width}}{about}"
+        yield f"{name:<{width}}{about}" if about else name
 
 
 def _entries(what: str) -> Iterator[tuple[str, str]]:
@@ -63,6 +63,29 @@ def _entries(what: str) -> Iterator[tuple[str, str]]:
 
         for name, make in schedule.SCHEDULES.items():
             yield _signature(name, make), _first_line(getattr(schedule, name))
+    elif what == "models":
+        yield from _models()
+    elif what == "fields":
+        from outgrow.training.config import Config, describe_fields
+
+        for name, kind, default, about in describe_fields(Config):
+            yield f"{name}: {kind} = {default}", about
+
+
+def _models() -> Iterator[tuple[str, str]]:
+    from outgrow.models import list_models
+    from outgrow.models.create import DETECTORS
+
+    for names in list_models().values():
+        yield from ((name, "") for name in names)
+    yield "hf/NAME", "(an image classifier of the Hugging Face hub, or a local directory)"
+    for family in DETECTORS:
+        yield f"{family}:BACKBONE", "(a detector on torchvision/NAME or timm/NAME, for images with boxes)"
+    yield (
+        "rtdetr:?size=320",
+        "(RT-DETR v2, or dfine: D-FINE, with random weights; hf/NAME has published ones)",
+    )
+    yield "py:FILE:CALLABLE", "(your own file; CALLABLE(num_classes) returns a module)"
 
 
 def _signature(name: str, factory: object) -> str:
@@ -127,16 +150,14 @@ def _levels(model: str) -> Iterator[str]:
         yield "  box                     one per row: an anchor or a point"
 
 
-def _fields() -> Iterator[str]:
+def _fields(entries: Sequence[tuple[str, str]]) -> Iterator[str]:
     """Every field of a configuration under its name for ``--set``: type, default and description."""
-    from outgrow.training.config import Config, describe_fields
-
-    for name, kind, default, about in describe_fields(Config):
-        yield f"{name}: {kind} = {default}"
+    for field, about in entries:
+        yield field
         yield f"    {about}"
 
 
-def _data(source: str | None) -> Iterator[str]:
+def _data(source: str | None, label: str | None, on_fault: OnFault) -> Iterator[str]:
     """A summary of a source, and the path of a sheet with example images."""
     from outgrow.data.describe import describe_data, write_contact_sheet
     from outgrow.run.tasks import task_name
@@ -148,8 +169,10 @@ def _data(source: str | None) -> Iterator[str]:
     if task_name(source) == "detection":
         from outgrow.detection.describe import describe_boxes, write_scene_sheet
 
-        yield from describe_boxes(source)
-        yield f"examples: {write_scene_sheet(source, 'outgrow-data.png')}"
+        if label is not None:
+            raise ValueError("list data --label: needs images with one label each, got boxes; leave it out.")
+        yield from describe_boxes(source, on_fault=on_fault)
+        yield f"examples: {write_scene_sheet(source, 'outgrow-data.png', on_fault=on_fault)}"
         return
-    yield from describe_data(source)
-    yield f"examples: {write_contact_sheet(source, 'outgrow-data.png')}"
+    yield from describe_data(source, label=label, on_fault=on_fault)
+    yield f"examples: {write_contact_sheet(source, 'outgrow-data.png', label=label, on_fault=on_fault)}"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from outgrow.machine.files import NotWritten, write_atomically
-from outgrow.run.distillation import distill, fill_cache, start
+from outgrow.run.distillation import begun, distill, fill_cache
 from outgrow.run.plan import Preparation, Training
 from outgrow.run.tasks import task_of
 from outgrow.training.checkpoint import differing_fields
@@ -27,7 +27,6 @@ from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter
 from outgrow.training.record import RunRecord, read_record
 from outgrow.training.task import RunContext, Task
-from outgrow.training.tracking import tracked
 
 State = Literal["new", "begun", "finished", "other"]
 SECTIONS = ("data", "teacher", "student", "method", "train", "teacher_train", "seed")
@@ -93,10 +92,9 @@ def train_teacher(
     """Train a teacher into its folder, unless it is trained. ``task`` is that of the data by default."""
     if (one.folder / "teacher.safetensors").is_file() and not overwrite:
         return
-    begun = (one.folder / "config.yaml").is_file()
-    begun_run = start(one.config, resume=begun and not overwrite, overwrite=overwrite, reporter=reporter)
+    resume = (one.folder / "config.yaml").is_file() and not overwrite
     task = task or task_of(one.config.data.source)
-    with tracked(begun_run) as run:
+    with begun(one.config, resume=resume, overwrite=overwrite, reporter=reporter) as run:
         torch.manual_seed(one.config.seed)
         task.make_teacher(run, task.open_data(run), None)
 

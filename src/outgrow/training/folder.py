@@ -8,10 +8,17 @@ student.safetensors, index.html, curves.png
 track.json, tensorboard    with --track: what the trackers have, and TensorBoard's files
 record.json          the result; written last
 .replaced            the run that --overwrite replaces, until the new one has passed its checks
+.running             the process that trains here, until it ends
 """
 
+import json
+import os
+import platform
 import shutil
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from outgrow.machine.files import check_writable, write_atomically
 from outgrow.training.checkpoint import differing_fields
@@ -33,6 +40,8 @@ FILES = (
 """Files that a run writes. A detector also writes the folder ``pictures``, and ``--track`` the one of TensorBoard."""
 BEFORE = ".replaced"
 """A folder with the run that ``--overwrite`` replaces, until the new one has passed its checks."""
+RUNNING = ".running"
+"""A file that names the process of the run. It may be left behind by one that was killed."""
 STUDY = ("compare.yaml", "table.json")
 """Files that a comparison writes."""
 LEAST_ROOM = 64 << 20
@@ -40,25 +49,71 @@ LEAST_ROOM = 64 << 20
 
 
 def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Make ``out`` the folder of this run.
+    """Make ``out`` the folder of this run, until :func:`vacate`.
 
-    ``ValueError``, with nothing changed on disk, if the folder cannot be written, if it holds a run and neither
-    ``resume`` nor ``overwrite`` is given, or if the run to resume has another configuration.
+    ``ValueError``, with nothing changed on disk, if the folder cannot be written, if another process trains in it,
+    if it holds a run and neither ``resume`` nor ``overwrite`` is given, or if the run to resume has another
+    configuration.
     """
     check_folder(out, resume=resume, overwrite=overwrite)
-    if resume and (out / "config.yaml").is_file():
-        _check_same(out / "config.yaml", config)
-        return
-    if overwrite:
-        _check_weights_stay(out, config)
-        set_aside(out)
-    elif not resume:
-        _claim(out)
+    _occupy(out)
     try:
-        write_config(out, config)
-    except OSError:  # such as a full disk
-        release(out)
+        if resume and (out / "config.yaml").is_file():
+            _check_same(out / "config.yaml", config)
+            return
+        if overwrite:
+            _check_weights_stay(out, config)
+            set_aside(out)
+        elif not resume:
+            _claim(out)
+        try:
+            write_config(out, config)
+        except OSError:  # such as a full disk
+            release(out)
+            raise
+    except (ValueError, OSError):
+        vacate(out)
         raise
+
+
+def _occupy(out: Path) -> None:
+    """``ValueError`` if another process of this machine trains in ``out``; two would write each other's files."""
+    other = _running(out)
+    if other is not None:
+        raise ValueError(
+            f"--out {out}: needs a run that no other process trains, got one that process {other['pid']} is training; "
+            "wait for it, stop it, or give another folder."
+        )
+    mine = {"pid": os.getpid(), "began": psutil.Process().create_time(), **_place(out)}
+    write_atomically(out / RUNNING, json.dumps(mine))
+
+
+def _place(out: Path) -> dict[str, str]:
+    """What a copy of the folder has not, nor the same folder seen from another machine."""
+    return {"host": platform.node(), "folder": str(out.resolve())}
+
+
+def _running(out: Path) -> dict[str, Any] | None:
+    """The other process that trains in ``out``; None for none, for one that has ended and for one of
+    another machine.
+
+    A process is known by its number and its start, as numbers are used again.
+    """
+    try:
+        found: dict[str, Any] = json.loads((out / RUNNING).read_text(encoding="utf-8"))
+        if found["pid"] == os.getpid() or any(found[name] != here for name, here in _place(out).items()):
+            return None
+        process = psutil.Process(found["pid"])
+        same = abs(process.create_time() - found["began"]) < 2  # seconds: the clock may have been set
+        return found if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):  # no file, or not one of ours
+        return None
+
+
+def vacate(out: Path) -> None:
+    """The run of this process in ``out`` has ended: other processes may continue or replace it."""
+    if _running(out) is None:
+        (out / RUNNING).unlink(missing_ok=True)
 
 
 def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
