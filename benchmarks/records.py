@@ -3,7 +3,8 @@
     python -m benchmarks.records STUDY results/records/study --name STUDY=STUDY --name DATA=/data
 
 ``--name NAME=FOLDER`` puts a name in place of a folder, so that records say nothing about a machine. A record is written as
-``<regime>/<method>/seed<N>.json``, as deep as it lies in STUDY, and other files of the target are removed.
+``<regime>/<method>/seed<N>.json``, as deep as it lies in STUDY, and other files of the target are removed. ``--add`` keeps them:
+for a study that is continued on another machine.
 """
 
 import argparse
@@ -21,10 +22,11 @@ OF_BOXES = ("numbers", "errors", "cost")
 """What is kept of ``detection``, which also has curves and pictures."""
 
 
-def copy(study: Path, target: Path, names: Mapping[str, str]) -> int:
+def copy(study: Path, target: Path, names: Mapping[str, str], *, add: bool = False) -> int:
     """The number of records copied."""
     files = sorted(study.glob("**/record.json"))
-    shutil.rmtree(target, ignore_errors=True)
+    if not add:
+        shutil.rmtree(target, ignore_errors=True)
     for file in files:
         record = shorten(unsealed(file.read_text(encoding="utf-8"), where=str(file)), names)
         *folders, seed = file.parent.relative_to(study).parts
@@ -61,9 +63,10 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--name", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--add", action="store_true", help="keep the records that are there")
     args = parser.parse_args()
     names = {folder: name for name, _, folder in (item.partition("=") for item in args.name)}
-    print(f"{copy(args.study, args.target, names)} records in {args.target}")
+    print(f"{copy(args.study, args.target, names, add=args.add)} records in {args.target}")
 
 
 if __name__ == "__main__":

@@ -202,6 +202,12 @@ def test_records_in_results_say_nothing_about_a_machine(tmp_path):
     assert kept.trained_epochs == 2
     assert len(kept.epochs) == 1
     assert kept.config.teacher.cache == "TEMP/study/cache"
+    folder.rename(folder.parent / "seed1")  # on another machine, where the first seed is not
+    for add in (True, False):
+        records.copy(tmp_path / "study", tmp_path / "kept", {}, add=add)
+        assert {found.name for found in file.parent.iterdir()} == ({"seed0.json"} if add else set()) | {
+            "seed1.json"
+        }
 
 
 def test_a_detectors_step_beside_a_plain_one(capsys, tmp_path):
