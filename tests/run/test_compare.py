@@ -9,16 +9,19 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from outgrow.data import DataWarning
+from outgrow.models import create_model, save_student
 from outgrow.report.table import read_records
-from outgrow.run import cli, compare, rehearsal, work
+from outgrow.run import cli, compare, distill, rehearsal, work
 from outgrow.run.board import Board
 from outgrow.run.compare import Failed, compare_runs, run_compare
 from outgrow.run.demo import run_demo
 from outgrow.run.executors import make_executor
-from outgrow.run.plan import PLAN_FILE, cache_groups, make_plan, read_options, read_plan_file
+from outgrow.run.plan import PLAN_FILE, in_order, make_plan, read_options, read_plan_file, shared_caches
+from outgrow.teacher import Teacher
 from outgrow.training.config import build_config, merge
 from outgrow.training.folder import open_folder
 from outgrow.training.guard import NonFiniteLoss
@@ -59,6 +62,21 @@ def trained(monkeypatch):
 
         monkeypatch.setattr(compare, name, counted)
     return titles
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory):
+    """A teacher of the digits that confuses some of them with others."""
+    folder = tmp_path_factory.mktemp("biased")
+    layer = {"out": str(folder), "train": {"epochs": 1, "max_steps": 1}, "teacher_train": {"epochs": 8}}
+    distill(build_config(merge(SMALL, layer)))
+    network = create_model("cifar/resnet8", weights=str(folder / "teacher.safetensors"))
+    with torch.no_grad():
+        head = network.net.get_submodule("fc")
+        for value in (head.weight, head.bias):
+            value[:6] = value[[1, 0, 3, 2, 5, 4]].clone()
+    save_student(network, folder / "biased.safetensors")
+    return folder / "biased.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -334,8 +352,8 @@ def test_the_cache_is_for_what_two_runs_read(tmp_path):
     def cached(section, *layers):
         return sorted(
             one.method
-            for group in cache_groups(plan_of(tmp_path, {**section, "seeds": 1}, *layers))
-            for one in group
+            for group in shared_caches(plan_of(tmp_path, {**section, "seeds": 1}, *layers))
+            for one in group.runs
         )
 
     methods = {
@@ -345,11 +363,68 @@ def test_the_cache_is_for_what_two_runs_read(tmp_path):
         "fitnet": {"preset": "kd", "loss": "kd + fitnet"},
         "none": {"preset": "none"},
     }
-    assert cached({"methods": methods}) == ["dkd", "kd"]
+    assert cached({"methods": methods}) == ["dkd", "kd", "outgrow"]
     assert cached({"methods": methods, "cache": False}) == []
     assert cached({"methods": methods}, {"teacher": {"correct": "always"}}) == ["dkd", "kd", "outgrow"]
     assert cached({"methods": ["kd", "none"]}) == []
     assert cached({"methods": methods}, {"teacher": {"cache": "mine"}}) == []
+
+
+def test_one_run_fills_the_caches_of_a_seed(tmp_path):
+    """The one that corrects the teacher has its logits before and after. It runs first."""
+    methods = {
+        "kd": {"preset": "kd"},
+        "dkd": {"preset": "kd", "loss": "dkd"},
+        "outgrow": {"preset": "outgrow"},
+        "none": {"preset": "none"},
+    }
+
+    def shared(*names, **options):
+        plan = plan_of(tmp_path, {"methods": {name: methods[name] for name in names}, "seeds": 1, **options})
+        (found,) = shared_caches(plan) or [None]
+        kept = [one.method for one in plan.trainings if one.config.teacher.cache_plain]
+        fills = None if found is None else [one.method for one in found.fills]
+        return fills, kept, found and found.kinds, [one.method for one in in_order(plan)]
+
+    assert shared("none", "kd", "outgrow") == (["outgrow"], ["outgrow"], 2, ["outgrow", "none", "kd"])
+    assert shared("none", "kd", "dkd") == (["kd"], [], 1, ["kd", "none", "dkd"])
+    assert shared("kd", "none") == (None, [], None, ["kd", "none"])
+    assert shared("kd", "outgrow", cache=False) == (None, [], None, ["kd", "outgrow"])
+    twice = {"more": {"preset": "outgrow", "weight": 4.0}}
+    methods |= twice
+    assert shared("kd", "outgrow", "more")[:3] == (["outgrow"], ["outgrow"], 2)
+    methods["posterior"] = {"preset": "outgrow", "rule": "posterior"}
+    methods["posterior 2"] = {"preset": "outgrow", "rule": "posterior", "weight": 2.0}
+    assert shared("kd", "outgrow", "posterior") == (
+        ["outgrow"],
+        ["outgrow"],
+        2,
+        ["outgrow", "kd", "posterior"],
+    )
+    assert shared("kd", "posterior", "posterior 2", "outgrow")[:3] == (["posterior"], ["posterior"], 2)
+
+
+def test_a_teacher_is_computed_once_for_runs_with_and_without_its_correction(tmp_path, biased, monkeypatch):
+    rows = []
+    forward = Teacher.forward
+
+    def counted(self, images, *, index=None):
+        rows.append(0 if index is None else len(index))
+        return forward(self, images, index=index)
+
+    monkeypatch.setattr(Teacher, "forward", counted)
+    given = {"teacher": {"train": False, "rows": "same", "weights": str(biased)}}
+    computed = {}
+    for methods in (["outgrow"], ["none", "kd", "outgrow"]):
+        rows.clear()
+        plan = plan_of(tmp_path / str(len(methods)), {"methods": methods, "seeds": 1}, given)
+        run_compare(plan)
+        computed[len(methods)] = sum(rows)
+    records = read_records(tmp_path / "3")
+    assert records["outgrow"][0].correction.used
+    assert computed[1] == computed[3]
+    read = [run.config.teacher.cache is not None for name in ("kd", "outgrow") for run in records[name]]
+    assert read == [True, True]
 
 
 @pytest.mark.parametrize("data", [{}, {"unlabelled": "digits", "unlabelled_share": 0.75}])

@@ -215,6 +215,7 @@ def test_a_replacement_that_never_began_keeps_the_run_before(tmp_path, monkeypat
     assert contents(tmp_path) != before
     folder.open_folder(tmp_path, config, overwrite=True)
     folder.release(tmp_path)
+    folder.vacate(tmp_path)
     assert contents(tmp_path) == before
 
     def full(*args):

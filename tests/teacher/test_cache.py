@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import outgrow
 from outgrow import PENULTIMATE, Teacher
@@ -15,10 +16,12 @@ from outgrow.losses import LOSSES
 from outgrow.machine.files import NotWritten
 from outgrow.models import create_model
 from outgrow.run import distill, fill_cache
+from outgrow.teacher import BiasCorrection, CorrectedTeacher
 from outgrow.teacher.cache import (
     CachedTeacher,
     TeacherCache,
     check_cache_folder,
+    check_room,
     digest,
     feature_half,
     to_half,
@@ -163,15 +166,15 @@ class TestRefusals:
         size = 2 * 10 * (4 + 12)
         assert cache.bytes_per_epoch() == size
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * size))
-        cache.check_room(2)
+        check_room([cache], 2)
         with pytest.raises(
             ValueError, match=r"needs .* for 3 epochs of logits \(4\) and features a .*, got .* free"
         ):
-            cache.check_room(3)
+            check_room([cache], 3)
         cache.finish(0, cache.start(0, "a"), "a")  # what is there needs no room
         assert cache.bytes_missing(3) == 3 * size - 2 * 10 * 12
         cache.finish(0, cache.start(0))
-        cache.check_room(3)
+        check_room([cache], 3)
 
     def test_logits_that_do_not_fit(self):
         with pytest.raises(ValueError, match="within float16, got up to 1e\\+06"):
@@ -217,6 +220,84 @@ def test_filling_it_beforehand(tmp_path, teacher):
     assert filled["bytes"] == sum(f.stat().st_size for f in tmp_path.rglob("epoch*.npy")) - 3 * 128
     record = distill(config, teacher=teacher)
     assert record["epochs"]
+
+
+@pytest.fixture(scope="module")
+def confused():
+    """A teacher of the digits, trained a little, that takes some classes for others."""
+    torch.manual_seed(0)
+    teacher = create_model("cifar/resnet8", 10)
+    layer = {"method": {"preset": "none"}, "train": {"epochs": 8}, "data": {"train_rows": 600}}
+    distill(build_config(merge(SMALL, layer)), student=teacher)
+    head = teacher.net.get_submodule("fc")
+    with torch.no_grad():
+        for value in (head.weight, head.bias):
+            value[:6] = value[[1, 0, 3, 2, 5, 4]].clone()
+    return teacher
+
+
+def written(folder):
+    """The contents of the files of a cache, by what they depend on."""
+    return {
+        (path.parent / "facts.json").read_text() + path.name: path.read_bytes()
+        for path in folder.rglob("epoch*.npy")
+    }
+
+
+@pytest.mark.parametrize(
+    "preset, correct, caches",
+    [("outgrow", "auto", 2), ("outgrow", "never", 1), ("kd", "auto", 1)],
+)
+def test_a_corrected_run_keeps_what_a_plain_one_reads(tmp_path, confused, preset, correct, caches):
+    """The same bits under the same facts as those that the plain run writes itself."""
+
+    def fill(folder, preset, **options):
+        section = {"train": False, "rows": "same", "cache": str(tmp_path / folder), **options}
+        config = build_config(merge(SMALL, {"teacher": section, "method": {"preset": preset}}))
+        fill_cache(config, epochs=2, teacher=confused)
+        return written(tmp_path / folder)
+
+    plain = fill("plain", "kd")
+    alone = fill("alone", preset, correct=correct)
+    both = fill("both", preset, correct=correct, cache_plain=True)
+    assert len(plain) == len(alone) == 2
+    assert both == alone | plain
+    assert len(both) == 2 * caches
+    assert fill("both", "kd") == both  # nothing is missing
+
+
+def test_a_teacher_that_was_left_as_it_is_shares_its_cache(tmp_path, taught):
+    for preset in ("kd", "outgrow"):
+        section = {"train": False, "rows": "same", "cache": str(tmp_path)}
+        layer = {"data": {"train_rows": 30}, "teacher": section, "method": {"preset": preset}}
+        config = build_config(merge(SMALL, layer))
+        record = distill(config, teacher=taught)
+    assert not record["correction"]["used"]
+    assert len(list(tmp_path.glob("*/facts.json"))) == 1
+
+
+def test_logits_before_a_correction_are_kept_only_with_those_after(tmp_path, confused):
+    """An epoch that is read from the cache is not computed, so nothing is known of what was before the correction."""
+    torch.manual_seed(0)
+    logits, label = torch.randn(200, 4) * 3, torch.randint(4, (200,))
+    correction = BiasCorrection(4).fit(
+        logits[:, [1, 0, 3, 2]] + 6 * F.one_hot(label, 4)[:, [1, 0, 3, 2]], label
+    )
+    assert not correction.is_identity
+    teacher = CorrectedTeacher(Teacher(torch.nn.Flatten()), correction)
+    images, index = torch.randn(10, 4), torch.arange(10)
+    cache, plain = make(tmp_path), make(tmp_path, before="yes")
+    first = CachedTeacher(teacher, cache)
+    first.at(0)
+    after = first(images, index=index).logits
+    first.at(None)
+    second = CachedTeacher(teacher, cache, plain=plain)
+    for epoch in (0, 1):
+        second.at(epoch)
+        assert torch.equal(second(images, index=index).logits, after)
+    second.at(None)
+    assert plain.read(0) is None
+    assert torch.equal(torch.from_numpy(np.array(plain.read(1))), to_half(images))
 
 
 FEATURES = "kd + 10*fitnet + 50*at + rkd"

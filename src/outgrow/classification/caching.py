@@ -1,7 +1,7 @@
 """The cache of a run's teacher: its logits and features by view, and what they depend on."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -15,7 +15,7 @@ from outgrow.models import Network
 from outgrow.models.sources import net_identity
 from outgrow.objective import Objective
 from outgrow.teacher import BaseTeacher, CorrectedTeacher, MixedTeacher
-from outgrow.teacher.cache import CachedTeacher, TeacherCache, digest
+from outgrow.teacher.cache import CachedTeacher, TeacherCache, check_room, digest
 from outgrow.training.config import Config
 from outgrow.training.processes import process_group
 from outgrow.training.task import Parts, RunContext
@@ -40,23 +40,43 @@ def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: i
             "teacher.cache: needs losses that read only logits, got an objective that reads features; set "
             "teacher.cache_features=true to cache features too, leave the cache out, or choose other losses."
         )
-    cache = TeacherCache(
-        options.cache,
-        cache_facts(run, data, teacher, [cast(Network, parts.teacher), student]),
-        num_indices=loader.num_indices,
-        num_classes=data.num_classes,
-        features=_features_read(teacher, objective, loader),
-    )
+
+    def cache_of(cached: BaseTeacher, features: Mapping[str, tuple[int, ...]] | None = None) -> TeacherCache:
+        return TeacherCache(
+            str(options.cache),
+            cache_facts(run, data, cached, [cast(Network, parts.teacher), student]),
+            num_indices=loader.num_indices,
+            num_classes=data.num_classes,
+            features=features,
+        )
+
+    features = _features_read(teacher, objective, loader)
+    plain = None
+    if isinstance(teacher, CorrectedTeacher) and teacher.correction.is_identity:
+        # left as it is: it shares the cache of runs that do not correct it
+        cache = cache_of(cast(BaseTeacher, teacher.teacher), features)
+    else:
+        cache = cache_of(teacher, features)
+        if options.cache_plain and isinstance(teacher, CorrectedTeacher) and not _is_foreign(teacher):
+            plain = cache_of(cast(BaseTeacher, teacher.teacher))
     # several processes do not write to one file; they only read an existing cache
     write = process_group() is None
-    total, missing = epochs * cache.bytes_per_epoch(), cache.bytes_missing(epochs)
-    report.note(
-        f"cache: {cache.contents} in {cache.folder}: {readable(cache.bytes_per_epoch())} per epoch, {readable(total)} for "
-        f"{epochs} epochs, of which {readable(missing)} {'to be written' if write else 'missing'}"
-    )
+    caches = [cache] if plain is None else [cache, plain]
+    for one in caches:
+        total, missing = epochs * one.bytes_per_epoch(), one.bytes_missing(epochs)
+        report.note(
+            f"cache: {one.contents}{' before the correction' if one is plain else ''} in {one.folder}: "
+            f"{readable(one.bytes_per_epoch())} per epoch, {readable(total)} for {epochs} epochs, of which "
+            f"{readable(missing)} {'to be written' if write else 'missing'}"
+        )
     if write:
-        cache.check_room(epochs)
-    return CachedTeacher(teacher, cache, write=write)
+        check_room(caches, epochs)
+    return CachedTeacher(teacher, cache, write=write, plain=plain)
+
+
+def _is_foreign(teacher: CorrectedTeacher) -> bool:
+    """Whether the correction maps the teacher's classes to others: no run reads its logits as they are."""
+    return teacher.correction.report is not None and teacher.correction.report.raw is None
 
 
 def cache_facts(

@@ -14,7 +14,7 @@ from outgrow.models import Network
 from outgrow.models.taps import PENULTIMATE
 from outgrow.objective import Objective
 from outgrow.teacher import AveragedTeacher, BaseTeacher
-from outgrow.teacher.cache import LOGITS, TeacherCache, feature_half, to_half
+from outgrow.teacher.cache import LOGITS, TeacherCache, check_room, feature_half, to_half
 from outgrow.training.config import Config
 from outgrow.training.processes import process_group
 from outgrow.training.task import RunContext
@@ -91,7 +91,7 @@ def _cache(
         features={PENULTIMATE: (width,)} if width else None,
     )
     if process_group() is None:
-        cache.check_room(1)
+        check_room([cache], 1)
     return cache
 
 

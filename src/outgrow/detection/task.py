@@ -35,7 +35,10 @@ from outgrow.training.task import Parts, RunContext, Task, Taught
 from outgrow.training.unlabelled import without_labels
 
 IGNORED = (
-    *(f"teacher.{name}" for name in ("precision", "compile", "cache_features", "correct_views")),
+    *(
+        f"teacher.{name}"
+        for name in ("precision", "compile", "cache_features", "cache_plain", "correct_views")
+    ),
     *("data.label", "data.val_fraction", "data.size", "data.augment.crop_padding", "data.augment.padding"),
     *(f"{section}.{name}" for section in ("train", "teacher_train") for name in ("compile", "fused_norms")),
 )

@@ -33,6 +33,7 @@ UNSEEN = (
     ),
     "teacher.cache",
     "teacher.cache_features",
+    "teacher.cache_plain",
 )
 """Fields that are not the method's."""
 ALONE = ("teacher", "teacher_train", "method")

@@ -23,10 +23,11 @@ from outgrow.run.executors import Executor, make_executor
 from outgrow.run.plan import (
     PLAN_FILE,
     Plan,
-    cache_groups,
+    in_order,
     make_plan,
     read_options,
     read_plan_file,
+    shared_caches,
     without_cache,
     write_plan,
 )
@@ -107,7 +108,7 @@ def _check_out(out: Path) -> None:
 
 
 def _waiting(plan: Plan) -> list[Any]:
-    return [one for one in plan.trainings if state_of(one.folder, one.config) != "finished"]
+    return [one for one in in_order(plan) if state_of(one.folder, one.config) != "finished"]
 
 
 def _refuse_others(plan: Plan) -> None:
@@ -166,8 +167,10 @@ def _train(plan: Plan, engine: Executor, board: Board, overwrite: bool) -> dict[
         if not engine.in_process:
             # a cache is filled by one process only; in a single process, the first student fills it
             waiting = {one.folder for one in ready}
-            groups = [[one for one in group if one.folder in waiting] for group in cache_groups(plan)]
-            run_all(fill, [group[0] for group in groups if len(group) > 1], counted=False)
+            groups = [
+                one for one in shared_caches(plan) if len(waiting & {run.folder for run in one.runs}) > 1
+            ]
+            run_all(fill, [run for one in groups for run in one.fills], counted=False)
         run_all(train_student, [one for one in ready if one.title not in failures])
     return failures
 
@@ -272,7 +275,7 @@ def _protocol(plan: Plan) -> list[str]:
         lines.append(
             "All seeds have the same given teacher, so the intervals are for students of this one teacher."
         )
-    if cache_groups(plan):
+    if shared_caches(plan):
         lines.append(
             "Methods that read only logits share a cache of the teacher's outputs, in float16; the others compute the "
             "teacher themselves."

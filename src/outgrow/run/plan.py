@@ -393,40 +393,57 @@ def tries_correction(config: Config) -> bool:
     return correct == "always" or (correct == "auto" and asked)
 
 
+NEVER = "never"
+
+
 def _logits(one: Training, mapped: frozenset[str]) -> tuple[str, int, str]:
     """What the teacher's logits of a run depend on: the pair, the seed, and how the teacher is corrected."""
     corrected = one.pair in mapped or tries_correction(one.config)
-    return one.pair, one.seed, str(wanted_noise(one.config.method)) if corrected else "never"
+    return one.pair, one.seed, str(wanted_noise(one.config.method)) if corrected else NEVER
 
 
-def _cache_groups(
-    trainings: Sequence[Training], mapped: frozenset[str]
-) -> dict[tuple[str, int, str], list[Training]]:
-    """Groups of runs with the same teacher logits: by pair, by seed, and by how the teacher is corrected."""
-    groups: dict[tuple[str, int, str], list[Training]] = {}
+def _cached(trainings: Sequence[Training], mapped: frozenset[str]) -> dict[Path, bool]:
+    """The folders of the runs with a cache, and whether each also caches the logits before the correction.
+
+    Two or more runs with the same logits share a cache. Of runs that correct the teacher and runs that do not, one of the
+    former computes it, and keeps the logits before the correction for the latter.
+    """
+    found: dict[Path, bool] = {}
+    by_seed: dict[tuple[str, int], list[Training]] = {}
     for one in trainings:
-        config = one.config
-        excluded = config.teacher.cache is not None or config.method.preset == NO_TEACHER
-        if excluded or task_name(config.data.source) != "classification" or not _reads_logits(config):
+        excluded = one.config.teacher.cache is not None or one.config.method.preset == NO_TEACHER
+        if excluded or task_name(one.config.data.source) != "classification" or not _reads_logits(one.config):
             continue
-        groups.setdefault(_logits(one, mapped), []).append(one)
-    return {key: group for key, group in groups.items() if len(group) > 1}
+        by_seed.setdefault((one.pair, one.seed), []).append(one)
+    for runs in by_seed.values():
+        kinds = Counter(_logits(one, mapped) for one in runs)
+        found |= {one.folder: False for one in runs if kinds[_logits(one, mapped)] > 1}
+        plain = [one for one in runs if _logits(one, mapped)[2] == NEVER]
+        corrected = [one for one in runs if one not in plain and _saved_cache(one, True)]
+        if plain and corrected:
+            found |= {one.folder: False for one in plain} | {corrected[0].folder: True}
+    return found
+
+
+def _saved_cache(one: Training, default: bool) -> bool:
+    """Whether a run that has begun has a cache; ``default`` for one that has not."""
+    if not (one.folder / "config.yaml").is_file():
+        return default
+    return load_config(one.folder / "config.yaml").get("teacher", {}).get("cache") is not None
 
 
 def _with_caches(trainings: Sequence[Training], out: Path, mapped: frozenset[str]) -> list[Training]:
-    """``trainings`` with a cache for each group of two or more. Interrupted runs keep their setting."""
-    reading = {one.folder for group in _cache_groups(trainings, mapped).values() for one in group}
-    for one in trainings:
-        if (one.folder / "config.yaml").is_file():
-            saved = load_config(one.folder / "config.yaml").get("teacher", {}).get("cache")
-            (reading.discard if saved is None else reading.add)(one.folder)
+    """``trainings`` with the caches that they share. Runs that have begun keep their setting."""
+    cached = _cached(trainings, mapped)
 
-    def cached(config: Config) -> Config:
-        return config.model_copy(
-            update={"teacher": config.teacher.model_copy(update={"cache": str(out / CACHE)})}
-        )
+    def with_cache(one: Training) -> Training:
+        if one.config.teacher.cache is not None or not _saved_cache(one, one.folder in cached):
+            return one
+        update = {"cache": str(out / CACHE), "cache_plain": cached.get(one.folder, False)}
+        teacher = one.config.teacher.model_copy(update=update)
+        return replace(one, config=one.config.model_copy(update={"teacher": teacher}))
 
-    return [replace(one, config=cached(one.config)) if one.folder in reading else one for one in trainings]
+    return [with_cache(one) for one in trainings]
 
 
 def _caches(base: Mapping[str, Any], options: CompareConfig, out: Path) -> bool:
@@ -446,13 +463,37 @@ def without_cache(plan: Plan) -> Plan:
     return make_plan(plan.base, plan.options.model_copy(update={"cache": False}), plan.out, plan.mapped)
 
 
-def cache_groups(plan: Plan) -> list[list[Training]]:
-    """The runs of ``plan`` that share a cache, by group."""
-    groups: dict[tuple[str, int, str], list[Training]] = {}
+@dataclass(frozen=True)
+class Shared:
+    """The caches that the runs of one pair and seed share. ``fills`` are the runs that write them, ``kinds`` their number."""
+
+    runs: tuple[Training, ...]
+    fills: tuple[Training, ...]
+    kinds: int
+
+
+def shared_caches(plan: Plan) -> list[Shared]:
+    """The caches of ``plan``, by pair and seed."""
+    by_seed: dict[tuple[str, int], list[Training]] = {}
     for one in plan.trainings:
         if plan.cached and one.config.teacher.cache == str(plan.out / CACHE):
-            groups.setdefault(_logits(one, plan.mapped), []).append(one)
-    return list(groups.values())
+            by_seed.setdefault((one.pair, one.seed), []).append(one)
+    found = []
+    for runs in by_seed.values():
+        kinds = {_logits(one, plan.mapped): one for one in reversed(runs)}  # the first run of each
+        keeper = next((one for one in runs if one.config.teacher.cache_plain), None)
+        if keeper is not None:  # it fills that of its own kind and that of runs without a correction
+            kinds[_logits(keeper, plan.mapped)] = kinds[keeper.pair, keeper.seed, NEVER] = keeper
+        fills = tuple(one for one in runs if one in kinds.values())
+        found.append(Shared(tuple(runs), fills, len(kinds)))
+    return found
+
+
+def in_order(plan: Plan) -> list[Training]:
+    """The trainings of ``plan`` as they run one after the other: of each pair and seed those first that fill a cache."""
+    fills = {one.folder for group in shared_caches(plan) for one in group.fills}
+    place = {key: at for at, key in enumerate(dict.fromkeys((one.pair, one.seed) for one in plan.trainings))}
+    return sorted(plan.trainings, key=lambda one: (place[one.pair, one.seed], one.folder not in fills))
 
 
 def read_plan_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,7 +11,9 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,16 @@ from outgrow.machine.files import readable
 from outgrow.models import num_parameters
 from outgrow.report.table import NO_TEACHER
 from outgrow.run.distillation import assemble, method_of, start
-from outgrow.run.plan import CACHE, Plan, Preparation, Training, cache_groups, disk_free, tries_correction
+from outgrow.run.plan import (
+    CACHE,
+    Plan,
+    Preparation,
+    Shared,
+    Training,
+    disk_free,
+    shared_caches,
+    tries_correction,
+)
 from outgrow.run.tasks import task_of
 from outgrow.training.config import (
     Config,
@@ -108,11 +119,13 @@ def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> E
     """Assemble every method, time each kind of run, and sum up. ``ValueError`` for parts that do not fit together."""
     trials = trials or Trials()
     costs: dict[str, Cost] = {}
+    caches = shared_caches(plan)
+    fills = _fills(caches)
     for pair in plan.pairs:
         for method in plan.methods:
             training = plan.of(pair, method)[0]
             try:
-                costs[_key(pair, method)] = _tried(training, plan, trials, report)
+                costs[_key(pair, method)] = _tried(training, plan, fills, trials, report)
             except ValueError as error:
                 raise ValueError(f"method {method!r}: {error}") from None
     teachers = {}
@@ -123,13 +136,9 @@ def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> E
             trials.kinds[kind] = teacher_cost(one, trials)
         teachers[one.title] = trials.kinds[kind]
     record = next(iter(trials.opened.values()))[1]
-    groups = cache_groups(plan)
     held = sum(
-        2
-        * costs[_key(group[0].pair, group[0].method)].indices
-        * len(record.classes)
-        * costs[_key(group[0].pair, group[0].method)].epochs
-        for group in groups
+        group.kinds * 2 * cost.indices * len(record.classes) * cost.epochs
+        for group, cost in ((one, costs[_key(one.runs[0].pair, one.runs[0].method)]) for one in caches)
     )
     return Estimate(
         data=record,
@@ -139,7 +148,7 @@ def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> E
         disk=_disk(plan, costs, teachers) + held,
         free=disk_free(plan.out),
         cache_bytes=held,
-        cache_runs=sum(len(group) for group in groups),
+        cache_runs=sum(len(group.runs) for group in caches),
         mapped=frozenset(
             pair for pair in plan.pairs for method in plan.methods if costs[_key(pair, method)].mapped
         ),
@@ -150,11 +159,21 @@ def _key(pair: str, method: str) -> str:
     return f"{pair}/{method}"
 
 
-def _tried(training: Training, plan: Plan, trials: Trials, report: Reporter) -> Cost:
+def _fills(caches: Sequence[Shared]) -> frozenset[Path]:
+    """The folders of the runs that compute the teacher for others."""
+    return frozenset(one.folder for group in caches for one in group.fills)
+
+
+def _reads(training: Training, plan: Plan) -> bool:
+    """Whether a run has its logits from the shared cache, or fills it."""
+    return plan.cached and training.config.teacher.cache == str(plan.out / CACHE)
+
+
+def _tried(training: Training, plan: Plan, fills: frozenset[Path], trials: Trials, report: Reporter) -> Cost:
     config = training.config
     objective = method_of(config)[1]
     alone = config.method.preset == NO_TEACHER
-    cached = not alone and plan.cached and config.teacher.cache == str(plan.out / CACHE)
+    cached = not alone and _reads(training, plan) and training.folder not in fills
     kind = (
         training.pair,
         "alone" if alone else "cached" if cached else "computed",
@@ -353,6 +372,7 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
         f"data      {data.source}: {data.train:,} training images, {unlabelled}{val}{data.test:,} test images, "
         f"{_many(len(data.classes), 'class', 'es')}",
     ]
+    fills = _fills(shared_caches(plan))
     for pair in plan.pairs:
         config = plan.of(pair, plan.methods[0])[0].config
         costs = [found.costs[_key(pair, method)] for method in plan.methods]
@@ -367,7 +387,13 @@ def plan_lines(plan: Plan, found: Estimate, *, workers: int) -> list[str]:
         width = max(len(method) for method in plan.methods)
         for method, cost in zip(plan.methods, costs, strict=True):
             trained = plan.of(pair, method)[0]
-            note = ", logits from the shared cache" if plan.cached and trained.config.teacher.cache else ""
+            note = ""
+            if _reads(trained, plan):
+                note = (
+                    ", fills the shared cache"
+                    if trained.folder in fills
+                    else ", logits from the shared cache"
+                )
             lines.append(
                 f"  {method:<{width}}  {1000 * cost.step:,.0f} ms per step, {_many(cost.steps, 'step')}, "
                 f"{_many(cost.epochs, 'epoch')}: "

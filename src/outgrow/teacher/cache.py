@@ -20,7 +20,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from outgrow.machine.files import NotWritten, check_writable, readable, write_atomically
 from outgrow.outputs import Outputs
+from outgrow.teacher.correction import CorrectedTeacher
 from outgrow.teacher.teacher import BaseTeacher
 
 FORMAT = 1
@@ -97,21 +98,6 @@ class TeacherCache:
             if not self.path(epoch, name).is_file()
         )
 
-    def check_room(self, epochs: int) -> None:
-        """``ValueError`` if the disk has less free space than :meth:`bytes_missing`, or cannot be written."""
-        if self.bytes_missing(epochs) and not os.access(self.folder, os.W_OK):
-            raise ValueError(
-                f"teacher.cache: needs all {epochs} epochs in a folder that cannot be written, got {self.folder} with some "
-                "missing; fill it with `outgrow cache`, or name another."
-            )
-        missing, free = self.bytes_missing(epochs), shutil.disk_usage(self.folder).free
-        if missing > free:
-            raise ValueError(
-                f"teacher.cache: needs {readable(missing)} for {epochs} epochs of {self.contents}, got "
-                f"{readable(free)} free in {self.folder}; name a folder on a larger disk, keep fewer epochs, or "
-                "choose losses that read smaller taps."
-            )
-
     def path(self, epoch: int, name: str = LOGITS) -> Path:
         return self.folder / f"epoch{epoch:05d}{'-' if name else ''}{quote(name, safe='')}.npy"
 
@@ -171,6 +157,24 @@ class TeacherCache:
         """Of this process alone: two runs may fill one cache."""
         path = self.path(epoch, name)
         return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def check_room(caches: Sequence[TeacherCache], epochs: int) -> None:
+    """``ValueError`` if the disk has less free space than ``epochs`` epochs of ``caches`` will take, or cannot be written."""
+    for one in caches:
+        if one.bytes_missing(epochs) and not os.access(one.folder, os.W_OK):
+            raise ValueError(
+                f"teacher.cache: needs all {epochs} epochs in a folder that cannot be written, got {one.folder} with some "
+                "missing; fill it with `outgrow cache`, or name another."
+            )
+    missing, folder = sum(one.bytes_missing(epochs) for one in caches), caches[0].folder
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise ValueError(
+            f"teacher.cache: needs {readable(missing)} for {epochs} epochs of {' and '.join(one.contents for one in caches)}, "
+            f"got {readable(free)} free in {folder}; name a folder on a larger disk, keep fewer epochs, or choose losses that "
+            "read smaller taps."
+        )
 
 
 def check_cache_folder(folder: Path) -> None:
@@ -238,11 +242,22 @@ class CachedTeacher(BaseTeacher):
     Call :meth:`at` at the start of each epoch. Before the first call, after ``at(None)`` and without
     ``index``, the teacher is computed and nothing is cached. Otherwise the outputs have only the features
     that are cached.
+
+    ``plain`` is a second cache, of the logits before the correction: ``teacher`` is then a corrected one. It gets the epochs
+    that are computed, so that runs which do not correct the teacher need not compute it again.
     """
 
-    def __init__(self, teacher: BaseTeacher, cache: TeacherCache, *, write: bool = True) -> None:
+    def __init__(
+        self,
+        teacher: BaseTeacher,
+        cache: TeacherCache,
+        *,
+        write: bool = True,
+        plain: TeacherCache | None = None,
+    ) -> None:
         super().__init__()
-        self.teacher, self.cache, self.write = teacher, cache, write
+        self.teacher, self.cache, self.write, self.plain = teacher, cache, write, plain
+        self.plain_part: np.memmap | None = None
         self.epoch: int | None = None
         self.held: dict[str, np.memmap] = {}
         self.parts: dict[str, np.memmap] = {}
@@ -257,7 +272,9 @@ class CachedTeacher(BaseTeacher):
         if self.epoch is not None:
             for name, part in self.parts.items():
                 self.cache.finish(self.epoch, part, name)
-        self.epoch, self.held, self.parts = epoch, {}, {}
+            if self.plain is not None and self.plain_part is not None:
+                self.plain.finish(self.epoch, self.plain_part)
+        self.epoch, self.held, self.parts, self.plain_part = epoch, {}, {}, None
         if epoch is None:
             return
         for name in self.cache.shapes:
@@ -266,6 +283,8 @@ class CachedTeacher(BaseTeacher):
                 self.held[name] = held
             elif self.write:
                 self.parts[name] = self.cache.start(epoch, name)
+        if self.plain is not None and self.parts and self.plain.read(epoch) is None:
+            self.plain_part = self.plain.start(epoch)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
@@ -278,7 +297,7 @@ class CachedTeacher(BaseTeacher):
             if not any(bool(value.flatten(1)[:, 0].isnan().any()) for value in rows.values()):
                 cached = {name: value.to(images.device).float() for name, value in rows.items()}
                 return Outputs(cached.pop(LOGITS), cached)
-        outputs: Outputs = self.teacher(images, index=index)
+        outputs = self._computed(images, index, at)
         values = {name: outputs.features[name] if name else outputs.logits for name in self.cache.shapes}
         halves = {
             name: to_half(value) if name == LOGITS else feature_half(value, name)
@@ -289,6 +308,16 @@ class CachedTeacher(BaseTeacher):
         # rounded as in the cache, so that the first pass equals later and resumed ones
         rounded = {name: half.float() for name, half in halves.items()}
         return Outputs(rounded.pop(LOGITS), rounded)
+
+    def _computed(self, images: Tensor, index: Tensor, at: np.ndarray) -> Outputs:
+        """The outputs of the teacher, from which ``plain`` gets those before the correction."""
+        if self.plain_part is None:
+            outputs: Outputs = self.teacher(images, index=index)
+            return outputs
+        assert isinstance(self.teacher, CorrectedTeacher)
+        before, after = self.teacher.before_and_after(images, index=index)
+        self.plain_part[at] = to_half(before.logits).cpu().numpy()
+        return after
 
 
 def feature_half(feature: Float[Tensor, "rows *shape"], name: str) -> Float16[Tensor, "rows *shape"]:

@@ -306,7 +306,15 @@ class CorrectedTeacher(BaseTeacher):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
-        return self.correction(self.teacher(images, index=index), index=index)
+        return self.before_and_after(images, index=index)[1]
+
+    @torch.no_grad()
+    def before_and_after(
+        self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None
+    ) -> tuple[Outputs, Outputs]:
+        """The outputs of the teacher as it is, and those after the correction, from one forward pass."""
+        before = self.teacher(images, index=index)
+        return before, self.correction(before, index=index)
 
 
 def memorised(

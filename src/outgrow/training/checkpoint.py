@@ -25,6 +25,7 @@ MAY_CHANGE = frozenset(
         "recipe",
         "track",
         "data.workers",
+        "teacher.cache_plain",
         "train.epochs",
         "train.min_steps",
         "train.eval_every",

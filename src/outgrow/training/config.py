@@ -165,6 +165,8 @@ class TeacherConfig(ModelConfig):
     cache_features: bool = False
     """Also cache the features that the losses read. They can be a thousand times larger than the logits; the size
     is printed before anything is written."""
+    cache_plain: bool = False
+    """Also cache the logits before a correction, in the same pass, for runs that do not correct the teacher."""
     views: int = Field(1, ge=1)
     """Number of views of a training image over which the teacher's probabilities are averaged. The belief in an image is then
     the same in every epoch, and the teacher is not computed again. With 1 there is one belief for each view, of the view that the
