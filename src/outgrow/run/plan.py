@@ -394,6 +394,7 @@ def tries_correction(config: Config) -> bool:
 
 
 NEVER = "never"
+"""How a run corrects its teacher that does not."""
 
 
 def _logits(one: Training, mapped: frozenset[str]) -> tuple[str, int, str]:
@@ -402,7 +403,7 @@ def _logits(one: Training, mapped: frozenset[str]) -> tuple[str, int, str]:
     return one.pair, one.seed, str(wanted_noise(one.config.method)) if corrected else NEVER
 
 
-def _cached(trainings: Sequence[Training], mapped: frozenset[str]) -> dict[Path, bool]:
+def _cache_settings(trainings: Sequence[Training], mapped: frozenset[str]) -> dict[Path, bool]:
     """The folders of the runs with a cache, and whether each also caches the logits before the correction.
 
     Two or more runs with the same logits share a cache. Of runs that correct the teacher and runs that do not, one of the
@@ -419,9 +420,11 @@ def _cached(trainings: Sequence[Training], mapped: frozenset[str]) -> dict[Path,
         kinds = Counter(_logits(one, mapped) for one in runs)
         found |= {one.folder: False for one in runs if kinds[_logits(one, mapped)] > 1}
         plain = [one for one in runs if _logits(one, mapped)[2] == NEVER]
-        corrected = [one for one in runs if one not in plain and _saved_cache(one, True)]
-        if plain and corrected:
-            found |= {one.folder: False for one in plain} | {corrected[0].folder: True}
+        # the mean of several teachers has no logits before their corrections
+        corrected = [one for one in runs if one not in plain and not one.config.teacher.others]
+        computes = next((one for one in corrected if _saved_cache(one, True)), None)
+        if plain and computes is not None:
+            found |= {one.folder: False for one in plain} | {computes.folder: True}
     return found
 
 
@@ -434,7 +437,7 @@ def _saved_cache(one: Training, default: bool) -> bool:
 
 def _with_caches(trainings: Sequence[Training], out: Path, mapped: frozenset[str]) -> list[Training]:
     """``trainings`` with the caches that they share. Runs that have begun keep their setting."""
-    cached = _cached(trainings, mapped)
+    cached = _cache_settings(trainings, mapped)
 
     def with_cache(one: Training) -> Training:
         if one.config.teacher.cache is not None or not _saved_cache(one, one.folder in cached):
