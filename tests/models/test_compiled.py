@@ -138,6 +138,29 @@ def test_traced_it_is_one_graph_and_the_same(backend):
     subprocess.run([sys.executable, "-c", TRACED, backend], check=True)
 
 
+TWO = """
+import functools
+import torch
+from torch import nn
+from outgrow import Taps
+from outgrow.models.compiled import Compiled
+
+torch.compile = functools.partial(torch.compile, backend="aot_eager")
+for paths in ((), ("1",)):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2)).eval().requires_grad_(False)
+    compiled = Compiled(Taps(net, paths))
+    for _ in range(2):
+        with torch.no_grad():
+            assert set(compiled(torch.rand(4, 3, 2, 2)).features) == set(paths)
+    assert compiled.reason is None
+"""
+
+
+def test_a_net_with_taps_after_one_without():
+    """In one process: the graph of the first has no hooks, and may not serve the second."""
+    subprocess.run([sys.executable, "-c", TWO], check=True)
+
+
 class Notes(Reporter):
     def __init__(self):
         self.notes = []

@@ -227,6 +227,13 @@ def test_a_list_of_what_is_asked_for(what, part, names):
     assert all(part.lower() in line.lower() for line in lines)
 
 
+def test_a_list_looks_at_names_not_at_defaults():
+    lines = runner.invoke(cli.app, ["list", "losses", "kd"]).stdout.splitlines()
+    assert not [line for line in lines if line.startswith("standardize")]
+    found = runner.invoke(cli.app, ["list", "fields", "none"])
+    assert "which none has" in str(found.exception)
+
+
 def test_a_list_of_nothing_says_so():
     with pytest.raises(ValueError, match="list losses: needs a part of a name, got 'dkdd', which none has"):
         runner.invoke(cli.app, ["list", "losses", "dkdd"], catch_exceptions=False)

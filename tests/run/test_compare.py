@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -453,6 +454,50 @@ def test_a_disk_too_small_is_refused_or_costs_the_cache(tmp_path, monkeypatch):
     run_compare(plan)
     assert not (tmp_path / "cache").exists()
     assert read_plan_file(tmp_path / PLAN_FILE)[1]["cache"] is False
+
+
+def test_a_disk_that_has_become_too_small_costs_begun_runs_nothing(tmp_path, biased, monkeypatch):
+    """What has begun with a cache goes on with it; what is new has none."""
+    given = {"teacher": {"train": False, "rows": "same", "weights": str(biased)}}
+    methods = ["none", "kd", "outgrow"]
+    run_compare(plan_of(tmp_path, {"methods": methods, "seeds": 1}, given))
+    with monkeypatch.context() as patch:
+        patch.setattr(rehearsal, "SHARE", 0.0)
+        run_compare(plan_of(tmp_path, {"methods": methods, "seeds": 2}, given))
+    cached = [run.config.teacher.cache is not None for run in read_records(tmp_path)["outgrow"]]
+    assert cached == [True, False]
+    run_compare(plan_of(tmp_path, {"methods": methods, "seeds": 3}, given))
+
+
+def test_a_cache_that_is_written_counts_as_free_room(tmp_path):
+    methods = {"kd": {"preset": "kd"}, "dkd": {"preset": "kd", "loss": "dkd"}}
+    plan = plan_of(tmp_path, {"methods": methods, "seeds": 1})
+    found = rehearsal.estimate(plan, report=Reporter())
+    free = 2 * found.cache_bytes
+    small = replace(found, free=free - found.cache_bytes // 2, disk=found.cache_bytes)
+    assert not rehearsal.check_disk(plan, small)
+    file = tmp_path / "cache" / "of-a-teacher" / "epoch00000.npy"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(found.cache_bytes // 2 + 1))
+    assert rehearsal.check_disk(plan, small)
+
+
+def test_methods_that_are_added_write_no_cache_for_finished_runs(tmp_path, biased):
+    given = {"teacher": {"train": False, "rows": "same", "weights": str(biased)}}
+
+    def plan(*names):
+        every = {"kd": {"preset": "kd"}, "outgrow": {"preset": "outgrow"}}
+        every["heavier"] = {"preset": "outgrow", "weight": 4.0}
+        methods = {name: every[name] for name in names}
+        return plan_of(tmp_path / names[0], {"methods": methods, "seeds": 1}, given)
+
+    run_compare(plan("kd"))
+    added = plan("kd", "outgrow")
+    assert shared_caches(added) == []
+    run_compare(plan("outgrow", "heavier"))
+    (shared,) = shared_caches(plan("outgrow", "heavier", "kd"))
+    assert [one.method for one in shared.runs] == ["outgrow", "heavier"]
+    assert not any(one.config.teacher.cache_plain for one in shared.runs)
 
 
 REFUSED = [

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -332,7 +333,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
             before = {file.name: file.read_bytes() for file in out.iterdir()}
             for option in ("resume", "overwrite"):
                 with pytest.raises(
-                    ValueError, match=rf"needs a run that no other process trains.*{other.pid}"
+                    ValueError, match=rf"needs a folder in which no other process works.*{other.pid}"
                 ):
                     distill(settings, **{option: True})
             assert {file.name: file.read_bytes() for file in out.iterdir()} == before
@@ -365,6 +366,44 @@ def test_a_process_that_has_the_number_of_one_that_has_ended_is_no_hindrance(tmp
     left = {"pid": os.getppid(), "began": 1.0, "host": platform.node(), "folder": str(tmp_path.resolve())}
     (tmp_path / folder.RUNNING).write_text(json.dumps(left))
     run({"out": str(tmp_path), "teacher": {"name": "none", "train": False}, "method": {"preset": "none"}})
+
+
+def begins(out, barrier, results):
+    barrier.wait()
+    try:
+        folder.open_folder(out, build_config({"out": str(out)}))
+    except ValueError as error:
+        results.put((os.getpid(), str(error)))
+    else:
+        results.put((os.getpid(), None))
+    barrier.wait()  # both live until both have tried
+
+
+def test_of_two_that_begin_at_once_one_has_the_folder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for number in range(20):
+        out = tmp_path / str(number)
+        barrier, results = context.Barrier(2), context.Queue()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of fork in a process with threads
+            both = [context.Process(target=begins, args=(out, barrier, results)) for _ in range(2)]
+            for one in both:
+                one.start()
+        found = dict(results.get(timeout=60) for _ in both)
+        for one in both:
+            one.join(timeout=60)
+        (winner,) = [pid for pid, error in found.items() if error is None]
+        assert json.loads((out / folder.RUNNING).read_text())["pid"] == winner
+
+
+def test_a_folder_that_cannot_be_written_any_more_does_not_hide_why(tmp_path, monkeypatch):
+    folder.open_folder(tmp_path, build_config({"out": str(tmp_path)}))
+
+    def read_only(*args, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    folder.vacate(tmp_path)
 
 
 def test_when_all_checkpoints_are_damaged(tmp_path, teacher_file, monkeypatch):

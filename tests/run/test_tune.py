@@ -15,6 +15,7 @@ from outgrow.run import distill
 from outgrow.run import tune as room
 from outgrow.run.audit import audit_teacher
 from outgrow.run.tune import choices_of, tune, tuned
+from outgrow.training import folder
 from outgrow.training.config import build_config, load_config, merge
 from outgrow.training.guard import NonFiniteLoss, NonFiniteScores
 from outgrow.training.record import read_record
@@ -31,6 +32,20 @@ def config(teacher_file, *layers):  # noqa: F811
 
 def contents(folder):
     return unsealed((folder / "tune.json").read_text(), where="tune.json")
+
+
+def test_a_search_that_another_process_makes_is_left_to_it(teacher_file, tmp_path, monkeypatch):  # noqa: F811
+    """Its trials would be deleted (--overwrite), or two searches would write one file."""
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / room.JOURNAL).write_text("trials")
+    monkeypatch.setattr(folder, "_owner", lambda file, out: 1234)
+    whole = config(teacher_file, {"out": str(tmp_path)})
+    with pytest.raises(ValueError, match="no other process works, got one in which process 1234 does"):
+        tune(config(teacher_file), out=tmp_path / "tune", overwrite=True, log=lambda text: None)
+    (tmp_path / folder.RUNNING).write_text("the run itself")
+    with pytest.raises(ValueError, match="no other process works, got one in which process 1234 does"):
+        tuned(whole, overwrite=True)
+    assert (tmp_path / "tune" / room.JOURNAL).read_text() == "trials"
 
 
 def test_a_search_ends_with_its_best_values(teacher_file, tmp_path):  # noqa: F811

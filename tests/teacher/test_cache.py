@@ -276,28 +276,65 @@ def test_a_teacher_that_was_left_as_it_is_shares_its_cache(tmp_path, taught):
     assert len(list(tmp_path.glob("*/facts.json"))) == 1
 
 
-def test_logits_before_a_correction_are_kept_only_with_those_after(tmp_path, confused):
-    """An epoch that is read from the cache is not computed, so nothing is known of what was before the correction."""
+@pytest.fixture
+def moved():
+    """A teacher on tensors, and a correction that moves it."""
     torch.manual_seed(0)
     logits, label = torch.randn(200, 4) * 3, torch.randint(4, (200,))
-    correction = BiasCorrection(4).fit(
-        logits[:, [1, 0, 3, 2]] + 6 * F.one_hot(label, 4)[:, [1, 0, 3, 2]], label
-    )
-    assert not correction.is_identity
-    teacher = CorrectedTeacher(Teacher(torch.nn.Flatten()), correction)
+    shown = logits[:, [1, 0, 3, 2]] + 6 * F.one_hot(label, 4)[:, [1, 0, 3, 2]]
+    return CorrectedTeacher(Teacher(torch.nn.Flatten()), BiasCorrection(4).fit(shown, label))
+
+
+def test_logits_before_a_correction_are_kept_only_with_those_after(tmp_path, moved):
+    """An epoch that is read from the cache is not computed, so nothing is known of what was before the correction."""
+    assert not moved.correction.is_identity
     images, index = torch.randn(10, 4), torch.arange(10)
     cache, plain = make(tmp_path), make(tmp_path, before="yes")
-    first = CachedTeacher(teacher, cache)
+    first = CachedTeacher(moved, cache)
     first.at(0)
     after = first(images, index=index).logits
     first.at(None)
-    second = CachedTeacher(teacher, cache, plain=plain)
+    second = CachedTeacher(moved, cache, plain=plain)
     for epoch in (0, 1):
         second.at(epoch)
         assert torch.equal(second(images, index=index).logits, after)
     second.at(None)
     assert plain.read(0) is None
     assert torch.equal(torch.from_numpy(np.array(plain.read(1))), to_half(images))
+
+
+def test_logits_that_fit_only_after_the_correction_are_kept_there(tmp_path, moved):
+    cache, plain = make(tmp_path), make(tmp_path, before="yes")
+    with torch.no_grad():
+        moved.correction.scale.zero_()
+        moved.correction.weight.zero_()
+    teacher = CachedTeacher(moved, cache, plain=plain)
+    teacher.at(0)
+    teacher(torch.randn(10, 4) * 1e6, index=torch.arange(10))
+    teacher.at(None)
+    assert cache.read(0) is not None
+    assert not list(plain.folder.glob("*epoch*"))
+
+
+def test_a_disk_that_fills_up_leaves_neither_cache_half_written(tmp_path, moved, monkeypatch):
+    cache, plain = make(tmp_path), make(tmp_path, before="yes")
+    teacher = CachedTeacher(moved, cache, plain=plain)
+
+    def full(*args, **options):
+        raise NotWritten(28, "a full disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plain, "start", full)
+        with pytest.raises(NotWritten):
+            teacher.at(0)
+    assert not list(tmp_path.rglob("*epoch*"))
+    teacher.at(0)
+    teacher(torch.randn(10, 4), index=torch.arange(10))
+    with monkeypatch.context() as patch:
+        patch.setattr(plain, "finish", full)
+        with pytest.raises(NotWritten):
+            teacher.at(None)
+    assert cache.read(0) is None  # or the epoch would not be computed again, and never be kept
 
 
 FEATURES = "kd + 10*fitnet + 50*at + rkd"

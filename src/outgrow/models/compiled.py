@@ -77,7 +77,9 @@ class Compiled(nn.Module):
             fast = torch.compile(run, dynamic=False, fullgraph=bool(network.paths), mode=mode)
             for handle in network.hook(seen, traced=True):  # the graph is guarded on exactly these hooks
                 weakref.finalize(self, handle.remove)
-            logits, features = fast(images)
+            # by default a graph is not guarded on the absence of hooks: one without taps would serve a net with taps
+            with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+                logits, features = fast(images)
         except Exception as error:  # dynamo, inductor, Triton and the C++ compiler each have their own types
             self.reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self.on_failure is not None:

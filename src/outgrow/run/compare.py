@@ -170,7 +170,8 @@ def _train(plan: Plan, engine: Executor, board: Board, overwrite: bool) -> dict[
             groups = [
                 one for one in shared_caches(plan) if len(waiting & {run.folder for run in one.runs}) > 1
             ]
-            run_all(fill, [run for one in groups for run in one.fills], counted=False)
+            fills = [run for one in groups for run in one.fills if run.folder in waiting]
+            run_all(fill, fills, counted=False)
         run_all(train_student, [one for one in ready if one.title not in failures])
     return failures
 

@@ -20,12 +20,22 @@ def listing(
     elif what == "data":
         yield from _data(of, label, on_fault)
     else:
-        entries = [entry for entry in _entries(what) if of is None or of.lower() in entry[0].lower()]
+        entries = [entry for entry in _entries(what) if of is None or of.lower() in _name(what, entry[0])]
         if not entries:
             raise ValueError(
                 f"list {what}: needs a part of a name, got {of!r}, which none has; run `outgrow list {what}`."
             )
         yield from _fields(entries) if what == "fields" else _columns(entries)
+
+
+def _name(what: str, entry: str) -> str:
+    """The name alone, without arguments, type and default.
+
+    >>> _name("losses", "standardize(base='kd')"), _name("models", "rtdetr:?size=320")
+    ('standardize', 'rtdetr:?size=320')
+    """
+    name = entry if what == "models" else re.split(r"[(:]", entry)[0]
+    return name.lower()
 
 
 def _columns(entries: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -308,8 +308,7 @@ def make_plan(
                         config = build_config(merge(config.model_dump(), {"teacher": loaded}))
                         file = None
                 trainings.append(Training(name, method, settle(config), file))
-    if cached:
-        trainings = _with_caches(trainings, out, mapped)
+    trainings = _with_caches(trainings, out, mapped, wanted=cached)
     return Plan(
         dict(base), options, out, tuple(names), tuple(trainings), tuple(teachers.values()), cached, mapped
     )
@@ -416,28 +415,45 @@ def _cache_settings(trainings: Sequence[Training], mapped: frozenset[str]) -> di
         if excluded or task_name(one.config.data.source) != "classification" or not _reads_logits(one.config):
             continue
         by_seed.setdefault((one.pair, one.seed), []).append(one)
-    for runs in by_seed.values():
+    for every in by_seed.values():
+        runs = [one for one in every if _saved_cache(one, True)]  # others have begun without a cache
         kinds = Counter(_logits(one, mapped) for one in runs)
         found |= {one.folder: False for one in runs if kinds[_logits(one, mapped)] > 1}
         plain = [one for one in runs if _logits(one, mapped)[2] == NEVER]
-        # the mean of several teachers has no logits before their corrections
+        # the mean of several teachers has no logits before their corrections; a finished run fills no cache
         corrected = [one for one in runs if one not in plain and not one.config.teacher.others]
-        computes = next((one for one in corrected if _saved_cache(one, True)), None)
-        if plain and computes is not None:
+        computes = next((one for one in corrected if not _is_finished(one) or _kept_plain(one)), None)
+        if computes is not None and not all(_is_finished(one) for one in plain):
             found |= {one.folder: False for one in plain} | {computes.folder: True}
     return found
+
+
+def _is_finished(one: Training) -> bool:
+    return (one.folder / "record.json").is_file()
+
+
+def _kept_plain(one: Training) -> bool:
+    """Whether a run that has begun keeps the logits before its correction."""
+    return bool(_saved_teacher(one).get("cache_plain"))
+
+
+def _saved_teacher(one: Training) -> Mapping[str, Any]:
+    section: Mapping[str, Any] = load_config(one.folder / "config.yaml").get("teacher", {})
+    return section
 
 
 def _saved_cache(one: Training, default: bool) -> bool:
     """Whether a run that has begun has a cache; ``default`` for one that has not."""
     if not (one.folder / "config.yaml").is_file():
         return default
-    return load_config(one.folder / "config.yaml").get("teacher", {}).get("cache") is not None
+    return _saved_teacher(one).get("cache") is not None
 
 
-def _with_caches(trainings: Sequence[Training], out: Path, mapped: frozenset[str]) -> list[Training]:
-    """``trainings`` with the caches that they share. Runs that have begun keep their setting."""
-    cached = _cache_settings(trainings, mapped)
+def _with_caches(
+    trainings: Sequence[Training], out: Path, mapped: frozenset[str], *, wanted: bool
+) -> list[Training]:
+    """``trainings`` with the caches that they share, if ``wanted``. Runs that have begun keep their setting."""
+    cached = _cache_settings(trainings, mapped) if wanted else {}
 
     def with_cache(one: Training) -> Training:
         if one.config.teacher.cache is not None or not _saved_cache(one, one.folder in cached):

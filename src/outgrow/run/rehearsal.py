@@ -456,14 +456,16 @@ def check_disk(plan: Plan, found: Estimate) -> bool:
             f"--out: needs about {readable(runs)} for {len(plan.trainings)} runs, got {readable(found.free)} free at "
             f"{plan.out}; free some room, or choose a folder on another disk."
         )
+    # files of the cache that are there have taken their room already
+    written = sum(file.stat().st_size for file in (plan.out / CACHE).glob("*/*.npy"))
     if plan.options.cache:  # requested explicitly
-        if found.disk > found.free:
+        if found.disk > found.free + written:
             raise ValueError(
                 f"compare.cache: needs {readable(found.disk)} for runs and cache, got {readable(found.free)} free at "
                 f"{plan.out}; free some room or set --no-cache."
             )
         return True
-    return found.cache_bytes <= SHARE * found.free
+    return found.cache_bytes <= SHARE * (found.free + written)
 
 
 def _many(number: int, name: str, ending: str = "s") -> str:

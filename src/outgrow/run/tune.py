@@ -33,7 +33,7 @@ from outgrow.run.rehearsal import Trials, duration, rehearse, teacher_cost
 from outgrow.run.tasks import task_of
 from outgrow.run.work import load_teacher, train_teacher
 from outgrow.training.config import Config, build_config, merge, settle, with_checksum
-from outgrow.training.folder import LEAST_ROOM, check_folder
+from outgrow.training.folder import LEAST_ROOM, check_folder, occupied
 from outgrow.training.guard import NonFiniteLoss, NonFiniteScores
 from outgrow.training.processes import launched
 from outgrow.training.progress import Reporter
@@ -113,23 +113,24 @@ def tune(
         "over": [asdict(choice) for choice in choices],
         "data": _held_out_data(config, out, task).fingerprint,
     }
-    study = _open(out, asked, one.config.train.epochs, overwrite=overwrite)
-    left = max(trials - len(_finished(study)), 0)
-    if left or dry_run:
-        for line in _price(plan, one, task, trials, left):
-            log(line)
-    if dry_run:
-        return None
-    if left:
-        for teacher in plan.teachers:
-            train_teacher(teacher, reporter=report, task=task)
-        network = None if one.teacher_file is None else load_teacher(one.config, one.teacher_file)
-        for _ in range(left):
-            trial = _ask(study, choices, config.seed)
-            found = _try(trial, one.config, task, network, choices, report)
-            study.tell(trial, found.scores[-1] if found.finished else None, state=_state(found))
-            log(f"trial {len(_finished(study))} of {trials}: {describe(found)}")
-    return _conclude(study, config, choices, out, task, log)
+    with occupied(out):
+        study = _open(out, asked, one.config.train.epochs, overwrite=overwrite)
+        left = max(trials - len(_finished(study)), 0)
+        if left or dry_run:
+            for line in _price(plan, one, task, trials, left):
+                log(line)
+        if dry_run:
+            return None
+        if left:
+            for teacher in plan.teachers:
+                train_teacher(teacher, reporter=report, task=task)
+            network = None if one.teacher_file is None else load_teacher(one.config, one.teacher_file)
+            for _ in range(left):
+                trial = _ask(study, choices, config.seed)
+                found = _try(trial, one.config, task, network, choices, report)
+                study.tell(trial, found.scores[-1] if found.finished else None, state=_state(found))
+                log(f"trial {len(_finished(study))} of {trials}: {describe(found)}")
+        return _conclude(study, config, choices, out, task, log)
 
 
 def tuned(

@@ -270,10 +270,11 @@ class CachedTeacher(BaseTeacher):
     def at(self, epoch: int | None) -> None:
         """Start ``epoch``: complete the files of the one before. None ends the last epoch."""
         if self.epoch is not None:
-            for name, part in self.parts.items():
-                self.cache.finish(self.epoch, part, name)
+            # the plain one first: an epoch that the cache has is not computed again
             if self.plain is not None and self.plain_part is not None:
                 self.plain.finish(self.epoch, self.plain_part)
+            for name, part in self.parts.items():
+                self.cache.finish(self.epoch, part, name)
         self.epoch, self.held, self.parts, self.plain_part = epoch, {}, {}, None
         if epoch is None:
             return
@@ -284,7 +285,13 @@ class CachedTeacher(BaseTeacher):
             elif self.write:
                 self.parts[name] = self.cache.start(epoch, name)
         if self.plain is not None and self.parts and self.plain.read(epoch) is None:
-            self.plain_part = self.plain.start(epoch)
+            try:
+                self.plain_part = self.plain.start(epoch)
+            except NotWritten:
+                for name in self.parts:
+                    self.cache.discard(epoch, name)
+                self.epoch, self.parts = None, {}
+                raise
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "..."], *, index: Int[Tensor, " rows"] | None = None) -> Outputs:
@@ -316,7 +323,13 @@ class CachedTeacher(BaseTeacher):
             return outputs
         assert isinstance(self.teacher, CorrectedTeacher)
         before, after = self.teacher.before_and_after(images, index=index)
-        self.plain_part[at] = to_half(before.logits).cpu().numpy()
+        try:
+            self.plain_part[at] = to_half(before.logits).cpu().numpy()
+        except ValueError:  # beyond float16: this run does not need them
+            assert self.plain is not None
+            assert self.epoch is not None
+            self.plain_part = None
+            self.plain.discard(self.epoch)
         return after
 
 
@@ -344,7 +357,8 @@ def to_half(logits: Float[Tensor, "rows classes"]) -> Float16[Tensor, "rows clas
     half = logits.half()
     if not bool(half.isfinite().all()):
         raise ValueError(
-            f"cache: needs logits within float16, got up to {float(logits.abs().max()):g}; train without teacher.cache."
+            f"cache: needs logits within float16, got up to {float(logits.abs().max()):g}; train without teacher.cache "
+            "(outgrow compare: --no-cache)."
         )
     ties = (half == half.amax(dim=1, keepdim=True)) & ~top
     up = torch.nextafter(half, torch.full_like(half, torch.inf))

@@ -11,18 +11,25 @@ record.json          the result; written last
 .running             the process that trains here, until it ends
 """
 
+import contextlib
 import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Literal
 
 import psutil
 
 from outgrow.machine.files import check_writable, write_atomically
 from outgrow.training.checkpoint import differing_fields
 from outgrow.training.config import Config, build_config, known_fields, load_config, with_checksum
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 TRACKED, TENSORBOARD = "track.json", "tensorboard"
 BEGUN = ("config.yaml", "checkpoint.pt", "checkpoint.previous.pt", "teacher.pt", "teacher.safetensors")
@@ -76,16 +83,62 @@ def open_folder(out: Path, config: Config, *, resume: bool = False, overwrite: b
         raise
 
 
+@contextlib.contextmanager
+def occupied(out: Path) -> Iterator[None]:
+    """``ValueError`` if another process of this machine works in ``out``; in the block no other one may."""
+    _occupy(out)
+    try:
+        yield
+    finally:
+        vacate(out)
+
+
+def vacate(out: Path) -> None:
+    """The run of this process in ``out`` has ended: other processes may continue or replace it."""
+    if not (out / RUNNING).exists():
+        return
+    with (
+        contextlib.suppress(OSError),
+        _running_file(out) as file,
+    ):  # if it cannot be written, the reason is on its way
+        if _owner(file, out) == "this process":
+            (out / RUNNING).unlink(missing_ok=True)
+
+
 def _occupy(out: Path) -> None:
-    """``ValueError`` if another process of this machine trains in ``out``; two would write each other's files."""
-    other = _running(out)
-    if other is not None:
+    with _running_file(out) as file:
+        _refuse_other(_owner(file, out), out)
+        mine = {"pid": os.getpid(), "began": psutil.Process().create_time(), **_place(out)}
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(mine))
+
+
+def _refuse_other(owner: int | str | None, out: Path) -> None:
+    """``ValueError`` if another process works in ``out``: two would write each other's files."""
+    if isinstance(owner, int):
         raise ValueError(
-            f"--out {out}: needs a run that no other process trains, got one that process {other['pid']} is training; "
-            "wait for it, stop it, or give another folder."
+            f"--out {out}: needs a folder in which no other process works, got one in which process {owner} does; wait for "
+            "it, stop it, or give another folder."
         )
-    mine = {"pid": os.getpid(), "began": psutil.Process().create_time(), **_place(out)}
-    write_atomically(out / RUNNING, json.dumps(mine))
+
+
+@contextlib.contextmanager
+def _running_file(out: Path) -> Iterator[IO[str]]:
+    """The file that names the process of a run, for this process alone. The lock is short: forked workers inherit none."""
+    out.mkdir(parents=True, exist_ok=True)
+    while True:
+        with (out / RUNNING).open("a+", encoding="utf-8") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                same = os.path.samestat(os.fstat(file.fileno()), (out / RUNNING).stat())
+            except FileNotFoundError:  # its process has just ended and removed it
+                same = False
+            if same:
+                file.seek(0)
+                yield file
+                return
 
 
 def _place(out: Path) -> dict[str, str]:
@@ -93,32 +146,29 @@ def _place(out: Path) -> dict[str, str]:
     return {"host": platform.node(), "folder": str(out.resolve())}
 
 
-def _running(out: Path) -> dict[str, Any] | None:
-    """The other process that trains in ``out``; None for none, for one that has ended and for one of
-    another machine.
+def _owner(file: IO[str], out: Path) -> int | Literal["this process"] | None:
+    """The number of the other process that works in ``out``; None for one that has ended, or of another machine.
 
     A process is known by its number and its start, as numbers are used again.
     """
     try:
-        found: dict[str, Any] = json.loads((out / RUNNING).read_text(encoding="utf-8"))
-        if found["pid"] == os.getpid() or any(found[name] != here for name, here in _place(out).items()):
+        found = json.loads(file.read())
+        if any(found[name] != here for name, here in _place(out).items()):
             return None
         process = psutil.Process(found["pid"])
         same = abs(process.create_time() - found["began"]) < 2  # seconds: the clock may have been set
-        return found if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):  # no file, or not one of ours
+        if not same or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return "this process" if process.pid == os.getpid() else process.pid
+    except (ValueError, KeyError, TypeError, psutil.Error):  # empty, or not one of ours
         return None
-
-
-def vacate(out: Path) -> None:
-    """The run of this process in ``out`` has ended: other processes may continue or replace it."""
-    if _running(out) is None:
-        (out / RUNNING).unlink(missing_ok=True)
 
 
 def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
     """The checks of :func:`open_folder` that need no configuration."""
     check_writable(out, what="--out", room=LEAST_ROOM)
+    with contextlib.suppress(OSError), (out / RUNNING).open(encoding="utf-8") as file:
+        _refuse_other(_owner(file, out), out)
     study = next((name for name in STUDY if (out / name).exists()), None)
     if study is not None and not resume:
         raise ValueError(
