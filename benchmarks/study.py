@@ -161,6 +161,8 @@ PUBLISHED = (
     "project, weight 4",
     "drop, weight 4",
     "standardize",
+    "slam, weight 4",
+    "semiparametric, weight 4",
     "paper",
 )
 
@@ -423,7 +425,7 @@ def published(group: Group) -> list[str]:
     lines = []
     for (regime, ours, other), found in zip(members, contrasts("", pairs), strict=True):
         p = "" if found.p_holm is None else f"  p {found.p_holm:.3f}"
-        lines.append(f"{regime:13}{ours} over {other:30}{found.together}  {found.together.n} seeds{p}")
+        lines.append(f"{regime:13}{ours} over {other:43}{found.together}  {found.together.n} seeds{p}")
     return lines
 
 
