@@ -396,6 +396,23 @@ def test_of_two_that_begin_at_once_one_has_the_folder(tmp_path):
         assert json.loads((out / folder.RUNNING).read_text())["pid"] == winner
 
 
+@pytest.mark.parametrize("lacks", ["locks", "numbers of files"])
+def test_a_disk_of_a_cluster(tmp_path, monkeypatch, lacks):
+    """It may have no locks, and give one file several numbers."""
+
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if lacks == "locks":
+        monkeypatch.setattr(folder.fcntl, "flock", no_locks)
+    else:
+        monkeypatch.setattr(folder.os.path, "samestat", lambda one, other: False)
+    folder.open_folder(tmp_path, build_config({"out": str(tmp_path)}))
+    assert json.loads((tmp_path / folder.RUNNING).read_text())["pid"] == os.getpid()
+    folder.vacate(tmp_path)
+    assert not (tmp_path / folder.RUNNING).exists()
+
+
 def test_a_folder_that_cannot_be_written_any_more_does_not_hide_why(tmp_path, monkeypatch):
     folder.open_folder(tmp_path, build_config({"out": str(tmp_path)}))
 

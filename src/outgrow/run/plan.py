@@ -402,10 +402,12 @@ def _logits(one: Training, mapped: frozenset[str]) -> tuple[str, int, str]:
     return one.pair, one.seed, str(wanted_noise(one.config.method)) if corrected else NEVER
 
 
-def _cache_settings(trainings: Sequence[Training], mapped: frozenset[str]) -> dict[Path, bool]:
+def _cache_settings(
+    trainings: Sequence[Training], mapped: frozenset[str], saved: Mapping[Path, Mapping[str, Any]]
+) -> dict[Path, bool]:
     """The folders of the runs with a cache, and whether each also caches the logits before the correction.
 
-    Two or more runs with the same logits share a cache. Of runs that correct the teacher and runs that do not, one of the
+    ``saved`` has the section ``teacher`` of the runs that have begun. Two or more runs with the same logits share a cache. Of runs that correct the teacher and runs that do not, one of the
     former computes it, and keeps the logits before the correction for the latter.
     """
     found: dict[Path, bool] = {}
@@ -416,47 +418,44 @@ def _cache_settings(trainings: Sequence[Training], mapped: frozenset[str]) -> di
             continue
         by_seed.setdefault((one.pair, one.seed), []).append(one)
     for every in by_seed.values():
-        runs = [one for one in every if _saved_cache(one, True)]  # others have begun without a cache
+        runs = [one for one in every if one.folder not in saved or saved[one.folder].get("cache") is not None]
         kinds = Counter(_logits(one, mapped) for one in runs)
         found |= {one.folder: False for one in runs if kinds[_logits(one, mapped)] > 1}
         plain = [one for one in runs if _logits(one, mapped)[2] == NEVER]
         # the mean of several teachers has no logits before their corrections; a finished run fills no cache
         corrected = [one for one in runs if one not in plain and not one.config.teacher.others]
-        computes = next((one for one in corrected if not _is_finished(one) or _kept_plain(one)), None)
+        keeps = (one for one in corrected if not _is_finished(one) or _has_plain(saved.get(one.folder)))
+        computes = next(keeps, None)
         if computes is not None and not all(_is_finished(one) for one in plain):
             found |= {one.folder: False for one in plain} | {computes.folder: True}
     return found
+
+
+def _has_plain(teacher: Mapping[str, Any] | None) -> bool:
+    return teacher is not None and bool(teacher.get("cache_plain"))
 
 
 def _is_finished(one: Training) -> bool:
     return (one.folder / "record.json").is_file()
 
 
-def _kept_plain(one: Training) -> bool:
-    """Whether a run that has begun keeps the logits before its correction."""
-    return bool(_saved_teacher(one).get("cache_plain"))
-
-
-def _saved_teacher(one: Training) -> Mapping[str, Any]:
-    section: Mapping[str, Any] = load_config(one.folder / "config.yaml").get("teacher", {})
-    return section
-
-
-def _saved_cache(one: Training, default: bool) -> bool:
-    """Whether a run that has begun has a cache; ``default`` for one that has not."""
-    if not (one.folder / "config.yaml").is_file():
-        return default
-    return _saved_teacher(one).get("cache") is not None
+def _saved_teachers(trainings: Sequence[Training]) -> dict[Path, Mapping[str, Any]]:
+    """The section ``teacher`` of the runs that have begun."""
+    files = {one.folder: one.folder / "config.yaml" for one in trainings}
+    return {folder: load_config(file).get("teacher", {}) for folder, file in files.items() if file.is_file()}
 
 
 def _with_caches(
     trainings: Sequence[Training], out: Path, mapped: frozenset[str], *, wanted: bool
 ) -> list[Training]:
     """``trainings`` with the caches that they share, if ``wanted``. Runs that have begun keep their setting."""
-    cached = _cache_settings(trainings, mapped) if wanted else {}
+    saved = _saved_teachers(trainings)
+    cached = _cache_settings(trainings, mapped, saved) if wanted else {}
 
     def with_cache(one: Training) -> Training:
-        if one.config.teacher.cache is not None or not _saved_cache(one, one.folder in cached):
+        begun = saved.get(one.folder)
+        reads = one.folder in cached if begun is None else begun.get("cache") is not None
+        if one.config.teacher.cache is not None or not reads:
             return one
         update = {"cache": str(out / CACHE), "cache_plain": cached.get(one.folder, False)}
         teacher = one.config.teacher.model_copy(update=update)

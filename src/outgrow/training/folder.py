@@ -49,6 +49,8 @@ BEFORE = ".replaced"
 """A folder with the run that ``--overwrite`` replaces, until the new one has passed its checks."""
 RUNNING = ".running"
 """A file that names the process of the run. It may be left behind by one that was killed."""
+TRIES = 20
+"""To open that file, which another process may remove in between."""
 STUDY = ("compare.yaml", "table.json")
 """Files that a comparison writes."""
 LEAST_ROOM = 64 << 20
@@ -97,10 +99,8 @@ def vacate(out: Path) -> None:
     """The run of this process in ``out`` has ended: other processes may continue or replace it."""
     if not (out / RUNNING).exists():
         return
-    with (
-        contextlib.suppress(OSError),
-        _running_file(out) as file,
-    ):  # if it cannot be written, the reason is on its way
+    # if it cannot be written, the reason is on its way
+    with contextlib.suppress(OSError), _running_file(out) as file:
         if _owner(file, out) == "this process":
             (out / RUNNING).unlink(missing_ok=True)
 
@@ -127,15 +127,16 @@ def _refuse_other(owner: int | str | None, out: Path) -> None:
 def _running_file(out: Path) -> Iterator[IO[str]]:
     """The file that names the process of a run, for this process alone. The lock is short: forked workers inherit none."""
     out.mkdir(parents=True, exist_ok=True)
-    while True:
+    for left in reversed(range(TRIES)):
         with (out / RUNNING).open("a+", encoding="utf-8") as file:
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                with contextlib.suppress(OSError):  # file systems of clusters may have no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 same = os.path.samestat(os.fstat(file.fileno()), (out / RUNNING).stat())
             except FileNotFoundError:  # its process has just ended and removed it
                 same = False
-            if same:
+            if same or not left:  # some file systems give one file several numbers
                 file.seek(0)
                 yield file
                 return
