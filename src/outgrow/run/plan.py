@@ -407,8 +407,9 @@ def _cache_settings(
 ) -> dict[Path, bool]:
     """The folders of the runs with a cache, and whether each also caches the logits before the correction.
 
-    ``saved`` has the section ``teacher`` of the runs that have begun. Two or more runs with the same logits share a cache. Of runs that correct the teacher and runs that do not, one of the
-    former computes it, and keeps the logits before the correction for the latter.
+    Two or more runs with the same logits share a cache. Of runs that correct the teacher and runs that do not, one of the
+    former computes it, and keeps the logits before the correction for the latter. ``saved`` has the section ``teacher``
+    of the runs that have begun.
     """
     found: dict[Path, bool] = {}
     by_seed: dict[tuple[str, int], list[Training]] = {}
