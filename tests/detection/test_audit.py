@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from outgrow.data import DataWarning
 from outgrow.detection.audit import choose_images
 from outgrow.detection.run_data import open_run_scenes
 from outgrow.run.audit import audit_teacher
@@ -32,6 +33,14 @@ def source(tmp_path, monkeypatch):
         return f"coco:{tmp_path / 'images'}:{tmp_path / 'annotations'}"
 
     return write
+
+
+def test_more_pictures_than_there_are_is_said(source):
+    where = source("train", "test")
+    with pytest.warns(
+        DataWarning, match=r"data.train_rows: 50 images are wanted, got 5 from .*; all of them"
+    ):
+        open_run_scenes(build_config({"data": {"source": where, "train_rows": 50}}))
 
 
 def test_a_detector_is_measured_on_held_out_pictures(source, tmp_path):

@@ -673,6 +673,54 @@ def test_executors_by_name(tmp_path, monkeypatch):
             make_executor(name, workers=1, folder=tmp_path)
 
 
+class Batches:
+    """An executor that notes which steps may run at the same time."""
+
+    in_process, threads = False, 1
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def map(self, function, jobs):
+        self.seen.append([f"{step.__name__} {one.title}" for step, one in jobs])
+        for job in jobs:
+            yield job, function(job)
+
+
+def test_students_that_wait_for_nothing_train_beside_teachers_and_caches(tmp_path, biased, monkeypatch):
+    seen = []
+    monkeypatch.setattr(compare, "make_executor", lambda *args, **options: Batches(seen))
+    own = {"teacher": {"train": False, "weights": str(biased)}}
+    run_compare(plan_of(tmp_path / "given", {"methods": ["none", "kd", "outgrow"], "seeds": [4]}, own))
+    assert seen == [
+        ["fill outgrow, seed 4", "train_student none, seed 4"],
+        ["train_student outgrow, seed 4", "train_student kd, seed 4"],
+    ]
+    seen.clear()
+    run_compare(plan_of(tmp_path / "trained", {**TWO, "seeds": [4]}))
+    assert len(seen) == 2
+    assert [one.split()[0] for one in seen[0]] == ["train_teacher", "train_student"]
+    assert seen[1] == ["train_student kd, seed 4"]
+
+
+def test_a_plan_counts_the_threads_of_one_worker(tmp_path, monkeypatch):
+    """Several workers share the cores, so each has fewer than a single one."""
+    found, own = [], compare.estimate
+    monkeypatch.setattr(compare, "make_executor", lambda *args, **options: Batches([]))
+    monkeypatch.setattr(
+        compare,
+        "estimate",
+        lambda *args, **options: found.append(torch.get_num_threads()) or own(*args, **options),
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run_compare(plan_of(tmp_path), dry_run=True)
+        assert (found, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_live_table_has_a_cell_for_each_run(done):
     import io
 

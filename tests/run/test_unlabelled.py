@@ -47,6 +47,17 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.parametrize("option", ["train_rows", "unlabelled_rows"])
+def test_more_images_than_there_are_is_said(option):
+    source = EXTRA if option == "unlabelled_rows" else {}
+    with pytest.warns(DataWarning) as said:
+        data = open_run_data(build_config(merge(SMALL, source, {"data": {option: 5000}})))
+    left = len(data.unlabelled.split) if data.unlabelled is not None else len(data.train)
+    assert f"data.{option}: 5,000 images are wanted, got {left:,} from digits; all of them are used." in {
+        str(one.message) for one in said
+    }
+
+
 def test_the_record_counts_them(teacher_file, tmp_path):
     record = run(teacher_file, {"out": str(tmp_path), "method": {"preset": "kd", "rule": "pair"}})
     assert record["data"]["unlabelled"] == 300

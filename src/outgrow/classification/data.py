@@ -12,7 +12,7 @@ from outgrow.data.class_map import ClassMap, read_class_map
 from outgrow.data.exclusion import excluded_rows
 from outgrow.data.identity import fingerprint
 from outgrow.data.mixed import UNLABELLED_SEED, MixedLoader
-from outgrow.data.notes import printable, some, warn_notes
+from outgrow.data.notes import fewer, printable, some, warn_notes
 from outgrow.data.plan import ImageLoader
 from outgrow.data.source import arrange, find_data, untaught
 from outgrow.data.splits import Found, Part
@@ -101,6 +101,7 @@ def open_run_data(config: Config) -> RunData:
         )
     count = options.train_rows
     train, others = data.train, None
+    warn_notes(fewer("data.train_rows", count, options.source, len(train)))
     if count is not None and count < len(data.train):
         order = _shuffled(config, len(data.train))
         train, others = data.train.subset(order[:count]), data.train.subset(order[count:])

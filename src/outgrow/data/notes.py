@@ -15,6 +15,19 @@ def warn_notes(notes: Iterable[str]) -> None:
         warnings.warn(note, DataWarning, stacklevel=3)
 
 
+def fewer(option: str, wanted: int | None, source: str, left: int) -> list[str]:
+    """A note if ``option`` wants more images of ``source`` than are left.
+
+    >>> fewer("data.train_rows", 5000, "digits", 1437)
+    ['data.train_rows: 5,000 images are wanted, got 1,437 from digits; all of them are used.']
+    """
+    if wanted is None or wanted <= left:
+        return []
+    return [
+        f"{option}: {wanted:,} images are wanted, got {left:,} from {printable(source)}; all of them are used."
+    ]
+
+
 def printable(path: object) -> str:
     """A path for messages; bytes that are not UTF-8 are escaped.
 

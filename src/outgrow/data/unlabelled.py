@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from outgrow.data.identity import Digests, also_in, fingerprint
-from outgrow.data.notes import printable
+from outgrow.data.notes import fewer, printable
 from outgrow.data.randomness import Stream, bits
 from outgrow.data.reading import OnFault
 from outgrow.data.source import find_data
@@ -88,6 +88,7 @@ def left_over(
         raise ValueError(
             f"--unlabelled {spec}: needs images that are not in the labelled data, got {total:,} that all are; name other images."
         )
+    notes += fewer("data.unlabelled_rows", rows, spec, len(positions))
     if rows is not None and rows < len(positions):
         order = bits(seed, 0, positions, [Stream.SPLIT])[0].argsort(stable=True)
         positions = positions[order[:rows]].sort().values

@@ -6,7 +6,7 @@ import torch
 
 from outgrow.data import drops_last
 from outgrow.data.mixed import UNLABELLED_SEED
-from outgrow.data.notes import warn_notes
+from outgrow.data.notes import fewer, warn_notes
 from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes
 from outgrow.detection.loader import MixedScenes, SceneLoader, make_scene_loader
 from outgrow.detection.unlabelled import Pictures, open_pictures
@@ -52,6 +52,7 @@ def open_run_scenes(config: Config) -> RunScenes:
             "source that has a training split."
         )
     train, limit = data.train, config.data.train_rows
+    warn_notes(fewer("data.train_rows", limit, config.data.source, len(train)))
     if limit is not None and limit < len(train):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))
         train = train.subset(order[:limit])

@@ -33,7 +33,17 @@ from outgrow.run.plan import (
 )
 from outgrow.run.rehearsal import Trials, check_disk, data_key, estimate, plan_lines
 from outgrow.run.tasks import task_of
-from outgrow.run.work import Work, differences, fill, finished, state_of, train_student, train_teacher
+from outgrow.run.work import (
+    Step,
+    Work,
+    differences,
+    fill,
+    finished,
+    state_of,
+    threads,
+    train_student,
+    train_teacher,
+)
 from outgrow.training.folder import LEAST_ROOM, check_no_run
 from outgrow.training.progress import JsonReporter, LogStyle, Reporter
 from outgrow.training.record import RunRecord
@@ -72,11 +82,12 @@ def run_compare(
     waiting = _waiting(plan)
     if waiting or dry_run:
         trials = Trials()
-        found = estimate(plan, report=_Notes(board.log), trials=trials)
-        if plan.cached and found.mapped:
-            # a mapped teacher has the same outputs under every method, so more methods can share a cache
-            plan = make_plan(plan.base, plan.options, plan.out, found.mapped)
+        with threads(engine.threads):  # of a worker: several share the cores
             found = estimate(plan, report=_Notes(board.log), trials=trials)
+            if plan.cached and found.mapped:
+                # a mapped teacher has the same outputs under every method, so more methods can share a cache
+                plan = make_plan(plan.base, plan.options, plan.out, found.mapped)
+                found = estimate(plan, report=_Notes(board.log), trials=trials)
         _refuse_other_images(plan, trials)
         if not check_disk(plan, found):
             plan = without_cache(plan)
@@ -147,32 +158,44 @@ def _refuse_other_images(plan: Plan, trials: Trials) -> None:
 
 
 def _train(plan: Plan, engine: Executor, board: Board, overwrite: bool) -> dict[str, str]:
-    """Train the teachers, fill the caches, then train the students. Returns errors by the title of the training."""
-    failures: dict[str, str] = {}
+    """Train the teachers, fill the caches, then train the students. Returns errors by the title of the training.
 
-    def run_all(function: Callable[..., None], jobs: Sequence[Any], *, counted: bool = True) -> None:
-        work = Work(function, engine.threads, overwrite)
-        call = (lambda one: work(one, board.reporter(one))) if engine.in_process else work
-        for one, failure in engine.map(call, jobs):
+    Students that need no teacher train beside the teachers, and those that share no cache beside the filling of caches.
+    """
+    failures: dict[str, str] = {}
+    work = Work(engine.threads, overwrite)
+    call = (lambda step: work(step, board.reporter(step[1]))) if engine.in_process else work
+
+    def run_all(steps: Sequence[Step]) -> None:
+        for (function, one), failure in engine.map(call, steps) if steps else ():
             if failure is not None:
                 failures[one.title] = failure
-            if counted or failure is not None:
+            if function is not fill or failure is not None:
                 board.ended(one, failure)
 
     with board.shown():
         missing = [one for one in plan.teachers if not _is_trained(one) or overwrite]
         board.done = len(plan.teachers) - len(missing) + len(plan.trainings) - len(_waiting(plan))
-        run_all(train_teacher, missing)
-        ready = [one for one in _waiting(plan) if _has_teacher(one)]
-        if not engine.in_process:
-            # a cache is filled by one process only; in a single process, the first student fills it
-            waiting = {one.folder for one in ready}
-            groups = [
-                one for one in shared_caches(plan) if len(waiting & {run.folder for run in one.runs}) > 1
+        if engine.in_process:
+            run_all([(train_teacher, one) for one in missing])
+            run_all([(train_student, one) for one in _waiting(plan) if _has_teacher(one)])
+            return failures
+        first: list[Step] = [(train_teacher, one) for one in missing]
+        if missing:
+            first += [
+                (train_student, one) for one in _waiting(plan) if one.config.method.preset == NO_TEACHER
             ]
-            fills = [run for one in groups for run in one.fills if run.folder in waiting]
-            run_all(fill, fills, counted=False)
-        run_all(train_student, [one for one in ready if one.title not in failures])
+        run_all(first)
+        ready = [one for one in _waiting(plan) if _has_teacher(one) and one.title not in failures]
+        # a cache is filled by one process only; in a single process, the first student fills it
+        waiting = {one.folder for one in ready}
+        groups = [one for one in shared_caches(plan) if len(waiting & {run.folder for run in one.runs}) > 1]
+        sharing = {run.folder for one in groups for run in one.runs}
+        fills: list[Step] = [(fill, run) for one in groups for run in one.fills if run.folder in waiting]
+        run_all([*fills, *((train_student, one) for one in ready if one.folder not in sharing)])
+        run_all(
+            [(train_student, one) for one in ready if one.folder in sharing and one.title not in failures]
+        )
     return failures
 
 

@@ -9,7 +9,8 @@ the error as text.
 """
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,20 +115,22 @@ def load_teacher(config: Config, file: Path) -> nn.Module | None:
     return task.make_teacher(run, task.open_data(run), None)
 
 
+Step = tuple[Callable[..., None], Training | Preparation]
+"""One of these functions, and what it is called with."""
+
+
 @dataclass(frozen=True)
 class Work:
-    """A call of one of these functions that can be sent to another process. Errors are returned as text."""
+    """A call of a step that can be sent to another process. Errors are returned as text."""
 
-    function: Callable[..., None]
     threads: int | None = None
     overwrite: bool = False
 
-    def __call__(self, one: Training | Preparation, reporter: Reporter | None = None) -> str | None:
-        before = torch.get_num_threads()
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+    def __call__(self, step: Step, reporter: Reporter | None = None) -> str | None:
+        function, one = step
         try:
-            self.function(one, overwrite=self.overwrite, reporter=reporter)
+            with threads(self.threads):
+                function(one, overwrite=self.overwrite, reporter=reporter)
         except (ValueError, NonFiniteLoss) as error:
             return str(error)
         except NotWritten as error:
@@ -136,9 +139,18 @@ class Work:
             where = _log(one, error)
             first = (str(error).strip() or "no message").splitlines()[0]
             return f"an unexpected error, {type(error).__name__}: {first}{where}"
-        finally:
-            torch.set_num_threads(before)
         return None
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Compute with ``number`` threads inside; None leaves the number unchanged."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _log(one: Training | Preparation, error: Exception) -> str:
