@@ -628,6 +628,17 @@ def test_a_recipes_constants_are_taken_for_a_bare_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "run_compare", lambda plan, **options: seen.append(plan))
     cli_run("compare", "--recipe", "cifar100/resnet56-resnet20", "--losses", "dkd", "--out", tmp_path)
     assert "beta=2.0" in seen[0].options.methods["dkd"].loss
+    cli_run("compare", "--recipe", "cifar100/resnet56-resnet20", "--losses", "kd", "--out", tmp_path)
+    method = seen[1].options.methods["kd"]
+    assert (list(seen[1].options.methods), method.task_weight, method.weight) == (["none", "kd"], 0.1, 0.9)
+    with pytest.raises(
+        ValueError, match=r"--losses kd: .* preset kd .* constants \(loss=kd.*task_weight=0.1"
+    ):
+        cli_run(
+            "compare",
+            *("--recipe", "cifar100/resnet56-resnet20", "--methods", "none,kd", "--losses", "kd"),
+            *("--out", tmp_path),
+        )
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ def methods_layer(
 ) -> dict[str, Any]:
     """The methods of the flags: presets, then losses, then rules, the latter two with the preset ``kd``.
 
-    ``constants`` are a recipe's constants, by the bare name of the loss.
+    ``constants`` are a recipe's constants, by the bare name of the loss. ``ValueError`` for a loss that is another
+    method than the preset of the same name.
 
     >>> list(methods_layer("none,kd", "dkd(beta=6)", "pair,swap", {}))
     ['none', 'kd', 'dkd(beta=6)', 'kd + pair', 'kd + swap']
@@ -173,7 +174,12 @@ def methods_layer(
     found: dict[str, Any] = {name: {"preset": name} for name in split_list(presets or "none,kd")}
     for loss in split_list(losses or ""):
         method = {"preset": "kd", **({} if loss == "kd" else {"loss": loss}), **constants.get(loss, {})}
-        found.setdefault(loss, method)
+        if presets is not None and found.get(loss, method) != method:
+            raise ValueError(
+                f"--losses {loss}: needs one method of this name, got the preset {loss} from --methods and the loss with the "
+                f"recipe's constants ({', '.join(f'{k}={v}' for k, v in constants[loss].items())}); leave out one of them."
+            )
+        found[loss] = method
     for rule in split_list(rules or ""):
         method = {"preset": "kd", "rule": rule}
         found[method_name(MethodConfig(**method))] = method
