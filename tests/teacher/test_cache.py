@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -242,6 +243,20 @@ def written(folder):
         (path.parent / "facts.json").read_text() + path.name: path.read_bytes()
         for path in folder.rglob("epoch*.npy")
     }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_filled_beforehand_it_has_the_bits_of_a_training(tmp_path, confused, precision, fused):
+    """With the teacher in the layout and with the fused norms of a training, so that `compare` has the same numbers with
+    one worker and with several."""
+    teacher = {"cache": str(tmp_path / "beforehand"), "correct": "never", "fold": False}
+    train = {"channels_last": True, "fused_norms": fused, "precision": precision, "epochs": 1}
+    layer = merge(SMALL, {"teacher": teacher, "train": train, "method": {"preset": "kd"}})
+    fill_cache(build_config(layer), teacher=deepcopy(confused))  # a training moves it to its layout
+    elsewhere = build_config(merge(layer, {"teacher": {"cache": str(tmp_path / "trained")}}))
+    distill(elsewhere, teacher=deepcopy(confused))
+    assert written(tmp_path / "beforehand") == written(tmp_path / "trained")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from outgrow.objective import Objective, preset
 from outgrow.run.recipes import RECIPES
 from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
-from outgrow.training.acceleration import make_accelerator
+from outgrow.training.acceleration import fast_steps, make_accelerator, memory_layout
 from outgrow.training.config import Config, TrainConfig, build_config, settle, without_effect
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
 from outgrow.training.folder import drop_aside, open_folder, release, vacate, write_config
@@ -352,15 +352,22 @@ def fill_cache(
     cached = parts.taught.module
     if not isinstance(cached, CachedTeacher):
         raise ValueError("cache: needs a teacher, got none; set --teacher MODEL.")
-    with run.report.bar("teacher", epochs * parts.loader.num_samples) as advance:
+    # device, precision, layout and norms are those of a training, so that the logits have the same bits
+    train, accelerator = run.config.train, make_accelerator(run.config.train)
+    layout = memory_layout(train)
+    cached.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+    with (
+        fast_steps(train, parts.student, accelerator.device),
+        run.report.bar("teacher", epochs * parts.loader.num_samples) as advance,
+    ):
         done = 0
         for epoch in range(epochs):
             if cached.cache.bytes_missing(epoch + 1) == cached.cache.bytes_missing(epoch):  # already cached
                 continue
             cached.at(epoch)
             for batch in parts.loader.epoch(epoch):
-                with make_accelerator(run.config.train).autocast():  # the precision of the trainer
-                    cached(batch.images, index=batch.target.index)
+                with accelerator.autocast():
+                    cached(batch.images.contiguous(memory_format=layout), index=batch.target.index)
                 done += len(batch.images)
                 advance(done)
         cached.at(None)

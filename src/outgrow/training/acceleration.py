@@ -72,6 +72,11 @@ def fast_steps(config: TrainConfig, student: nn.Module, device: torch.device) ->
         yield
 
 
+def memory_layout(config: TrainConfig) -> torch.memory_format:
+    """The layout of the weights and images of a training."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
 def place(
     config: TrainConfig,
     accelerator: Accelerator,
@@ -86,7 +91,7 @@ def place(
     With ``compiles`` the student is wrapped in ``torch.compile``. With several processes both are wrapped in DDP.
     Evaluation and checkpoints use the unwrapped modules.
     """
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    layout = memory_layout(config)
     student.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
     teacher.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
     objective.to(accelerator.device)
