@@ -698,7 +698,7 @@ class Batches:
             yield job, function(job)
 
 
-def test_students_that_wait_for_nothing_train_beside_teachers_and_caches(tmp_path, biased, monkeypatch):
+def test_students_that_wait_for_nothing_train_beside_teachers_and_caches(tmp_path, biased, monkeypatch, said):
     seen = []
     monkeypatch.setattr(compare, "make_executor", lambda *args, **options: Batches(seen))
     own = {"teacher": {"train": False, "weights": str(biased)}}
@@ -707,6 +707,7 @@ def test_students_that_wait_for_nothing_train_beside_teachers_and_caches(tmp_pat
         ["fill outgrow, seed 4", "train_student none, seed 4"],
         ["train_student outgrow, seed 4", "train_student kd, seed 4"],
     ]
+    assert "teacher cache: filled first, for the 2 runs that read it" in said.readouterr().err
     seen.clear()
     run_compare(plan_of(tmp_path / "trained", {**TWO, "seeds": [4]}))
     assert len(seen) == 2
@@ -753,6 +754,25 @@ def test_the_live_table_has_a_cell_for_each_run(done):
     assert "50 %" in drawn
     assert f"{scores(done)['none/seed0']:.2f} %" in drawn
     assert isinstance(board, Board)
+
+
+def test_the_time_that_is_left_is_that_of_trainings_of_this_call(done):
+    """Runs that are kept took none of it."""
+    import io
+
+    from rich.console import Console
+
+    from outgrow.run.board import LiveBoard
+
+    base, section = read_plan_file(done / PLAN_FILE)
+    plan = make_plan(base, read_options(section), done)
+    board = LiveBoard(plan, io.StringIO())
+    board.begin(kept=board.total - 3)
+    board.ended(plan.trainings[0], None)
+    board.started -= 600
+    console = Console(file=io.StringIO(), width=100)
+    console.print(board.table())
+    assert "about 20 minutes left" in console.file.getvalue()
 
 
 def test_the_live_table_has_the_scores_of_runs_that_are_kept(done):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from contextlib import contextmanager
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -40,11 +41,20 @@ class Notes(Reporter):
     """Keeps what it is told, and asks ``look`` at each note."""
 
     def __init__(self, look=lambda: None):
-        self.notes, self.seen, self.look = [], [], look
+        self.notes, self.seen, self.look, self.bars = [], [], look, {}
 
     def note(self, text):
         self.notes.append(text)
         self.seen.append(self.look())
+
+    @contextmanager
+    def bar(self, label, total):
+        self.bars[label] = (0, total)
+
+        def advance(done):
+            self.bars[label] = (done, total)
+
+        yield advance
 
 
 class Counts(torch.nn.Module):
@@ -479,6 +489,7 @@ def test_an_interrupted_filling_goes_on(taught, tmp_path, monkeypatch):
     fill_cache(config, epochs=3, teacher=taught, reporter=notes)
     assert all(f.stat().st_mtime_ns == stamp for f, stamp in whole.items())
     assert any("of which" in text for text in notes.notes)
+    assert notes.bars["teacher"] == (192, 192)  # of the two epochs that were missing
     assert not list(tmp_path.rglob("*.part"))
     for lost in (tmp_path / "a").rglob("epoch00001-layer*.npy"):
         lost.unlink()

@@ -24,8 +24,12 @@ class Board:
         self.plan, self.stream = plan, stream or sys.stderr
         self.lines = TextReporter(self.stream)
         self.started = time.perf_counter()
-        self.done = 0
+        self.done = self.kept = 0
         self.total = len(plan.trainings) + len(plan.teachers)
+
+    def begin(self, kept: int) -> None:
+        """``kept`` trainings were finished before."""
+        self.done = self.kept = kept
 
     def log(self, text: str) -> None:
         self.lines.note(text)
@@ -158,7 +162,8 @@ class LiveBoard(Board):
                 runs = self.plan.of(pair, method)
                 table.add_row(method, *(self.cell(one) for one in runs))
         spent = time.perf_counter() - self.started
-        left = spent / self.done * (self.total - self.done) if self.done else 0
+        trained = self.done - self.kept
+        left = spent / trained * (self.total - self.done) if trained else 0
         about = (
             f", about {left / 60:.0f} minutes left"
             if left >= 90
@@ -166,8 +171,8 @@ class LiveBoard(Board):
             if left
             else ""
         )
-        trained = [one for one in self.plan.teachers if one.title in self.cells]
-        teachers = f"{len(trained)} of {len(self.plan.teachers)} teachers, " if self.plan.teachers else ""
+        taught = [one for one in self.plan.teachers if one.title in self.cells]
+        teachers = f"{len(taught)} of {len(self.plan.teachers)} teachers, " if self.plan.teachers else ""
         line = f"{teachers}{self.done} of {self.total} done in {self.seconds()}{about}  {self.now}"
         return Group(table, Text(line, style="dim"))
 

@@ -175,7 +175,7 @@ def _train(plan: Plan, engine: Executor, board: Board, overwrite: bool) -> dict[
 
     with board.shown():
         missing = [one for one in plan.teachers if not _is_trained(one) or overwrite]
-        board.done = len(plan.teachers) - len(missing) + len(plan.trainings) - len(_waiting(plan))
+        board.begin(len(plan.teachers) - len(missing) + len(plan.trainings) - len(_waiting(plan)))
         if engine.in_process:
             run_all([(train_teacher, one) for one in missing])
             run_all([(train_student, one) for one in _waiting(plan) if _has_teacher(one)])
@@ -192,6 +192,8 @@ def _train(plan: Plan, engine: Executor, board: Board, overwrite: bool) -> dict[
         groups = [one for one in shared_caches(plan) if len(waiting & {run.folder for run in one.runs}) > 1]
         sharing = {run.folder for one in groups for run in one.runs}
         fills: list[Step] = [(fill, run) for one in groups for run in one.fills if run.folder in waiting]
+        if fills:
+            board.log(f"teacher cache: filled first, for the {len(sharing & waiting)} runs that read it ...")
         run_all([*fills, *((train_student, one) for one in ready if one.folder not in sharing)])
         run_all(
             [(train_student, one) for one in ready if one.folder in sharing and one.title not in failures]

@@ -356,14 +356,13 @@ def fill_cache(
     train, accelerator = run.config.train, make_accelerator(run.config.train)
     layout = memory_layout(train)
     cached.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+    missing = [e for e in range(epochs) if cached.cache.bytes_missing(e + 1) > cached.cache.bytes_missing(e)]
     with (
         fast_steps(train, parts.student, accelerator.device),
-        run.report.bar("teacher", epochs * parts.loader.num_samples) as advance,
+        run.report.bar("teacher", len(missing) * parts.loader.num_samples) as advance,
     ):
         done = 0
-        for epoch in range(epochs):
-            if cached.cache.bytes_missing(epoch + 1) == cached.cache.bytes_missing(epoch):  # already cached
-                continue
+        for epoch in missing:
             cached.at(epoch)
             for batch in parts.loader.epoch(epoch):
                 with accelerator.autocast():
