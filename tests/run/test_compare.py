@@ -3,6 +3,7 @@ anywhere."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -121,6 +122,17 @@ def test_a_second_call_trains_nothing(done, trained):
     run_compare(make_plan(base, read_options(section), done), log=lambda text: None)
     assert trained == []
     assert scores(done) == before
+
+
+def test_a_finished_run_is_known_by_its_record_alone(done, tmp_path, trained):
+    out = tmp_path / "copy"
+    shutil.copytree(done, out)
+    for file in out.rglob("seed*/config.yaml"):
+        file.unlink()
+    base, section = read_plan_file(out / PLAN_FILE)
+    run_compare(make_plan(base, read_options(section), out), log=lambda text: None)
+    assert trained == []
+    assert scores(out) == scores(done)
 
 
 def test_a_plan_of_one_thing_is_not_of_several(tmp_path):
