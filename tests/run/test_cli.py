@@ -9,9 +9,9 @@ import torch
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from outgrow.run import cli
+from outgrow.run import cli, distill
 from outgrow.run.distillation import summary
-from outgrow.run.layers import recipe_layer
+from outgrow.run.layers import recipe_layer, resolve
 from outgrow.run.recipes import RECIPES
 from outgrow.run.recipes.cifar import PAIRS
 from outgrow.training.config import Config
@@ -468,6 +468,19 @@ def test_every_recipe_is_a_whole_configuration():
             if model.startswith("cifar/"):
                 with torch.device("meta"):
                     create_model(model, 100)
+
+
+def test_a_teacher_on_other_rows_leaves_some_to_it():
+    layers = {name: recipe.layer for name, recipe in RECIPES.items()}
+    disjoint = {n for n, layer in layers.items() if layer.get("teacher", {}).get("rows") == "disjoint"}
+    assert disjoint == {"digits", "cifar100-small"}
+    assert all(layers[name]["data"]["train_rows"] for name in disjoint)
+
+
+def test_the_recipe_of_digits_runs_as_it_is():
+    short = {"epochs": 1, "min_steps": None, "max_steps": 1}
+    record = distill(resolve("digits", None, None, {"train": short, "teacher_train": short}))
+    assert (record["data"]["train"], record["config"]["teacher"]["train"]) == (300, True)
 
 
 def test_a_recipes_constants_are_taken_for_a_bare_name():
