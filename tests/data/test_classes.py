@@ -129,6 +129,13 @@ def test_what_files_say():
     assert stated_names({"id2label": {"1": "b", "0": "a"}}) == ("a", "b")
     assert stated_names({"class_to_idx": {"b": 1, "a": 0}}) == ("a", "b")
     assert stated_names({"class_to_idx": {"10": 1, "2": 0}}) == ("2", "10")
+    # names that are numbers: the key says which of the two are the outputs
+    names, places = ("1", "2", "0"), {0: 1, 1: 2, 2: 0}
+    for key in ("id2label", "idx_to_class", "classes"):
+        assert stated_names({key: places}) == names
+        assert stated_names({key: {str(k): str(v) for k, v in places.items()}}) == names
+    for text in (str, int):
+        assert stated_names({"class_to_idx": {str(v): text(k) for k, v in places.items()}}) == names
     for none in (
         {},
         {"classes": 10},

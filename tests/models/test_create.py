@@ -551,9 +551,27 @@ class TestNormalisation:
             create_model("timm/resnet10t", weights=tmp_path / "t.safetensors", input_size=64)
         with pytest.raises(ValueError, match="InputSpec: needs mean and std with three numbers each"):
             create_model("cifar/resnet8", 3, mean=(125.0, 120.0, 110.0))
+        with pytest.raises(ValueError, match=r"std in \(0, 1\], got .*255.*divide both by 255"):
+            create_model("cifar/resnet8", 3, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
 
 
 def test_names_and_numbers_of_classes_agree() -> None:
     assert create_model("cifar/resnet8", classes=("a", "b")).classes == ("a", "b")
     with pytest.raises(ValueError, match="needs one name for each of 3 classes, got 2; leave one"):
         create_model("cifar/resnet8", 3, classes=("a", "b"))
+
+
+def test_nets_for_greyscale_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"timm/resnet10t\?in_chans=1: needs in_chans=3, .* got 1; leave it out"
+    ):
+        create_model("timm/resnet10t?in_chans=1", 3)
+    assert create_model("timm/resnet10t?in_chans=3", 3).num_classes == 3
+    file = tmp_path / "nets.py"
+    file.write_text(
+        "from torch import nn\n\n\n"
+        "def grey(count):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, count))\n"
+    )
+    with pytest.raises(ValueError, match=r"grey: needs a net for images with 3 channels, got one for 1;"):
+        create_model(f"py:{file}:grey", 3)

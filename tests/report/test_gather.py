@@ -102,6 +102,12 @@ DIFFERENCES = {
     "student": lambda run: run["student"].update(parameters=7),
     "classes": lambda run: run["data"].update(classes=["a", "b"]),
     "steps an epoch": lambda run: run["config"]["train"].update(max_steps=7),
+    "train.lr": lambda run: run["config"]["train"].update(lr=0.001),
+    "train.optimizer": lambda run: run["config"]["train"].update(optimizer="adamw"),
+    "train.label_smoothing": lambda run: run["config"]["train"].update(label_smoothing=0.3),
+    "data.size": lambda run: run["config"]["data"].update(size=16),
+    "data.augment.cutout": lambda run: run["config"]["data"]["augment"].update(cutout=30),
+    "student.input_size": lambda run: run["config"]["student"].update(input_size=16),
 }
 
 

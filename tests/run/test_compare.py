@@ -124,6 +124,23 @@ def test_a_second_call_trains_nothing(done, trained):
     assert scores(done) == before
 
 
+@pytest.mark.parametrize("field", ["teacher.weights", "student.weights"])
+def test_another_file_under_the_same_name_is_another_comparison(tmp_path, biased, trained, field):
+    """Its runs would have two teachers, or two starts, and one table."""
+    file = tmp_path / "weights.safetensors"
+    shutil.copy(biased, file)
+    given = {"teacher": {"train": False, "weights": str(biased)}}
+    layer = merge(given, {field.partition(".")[0]: {"weights": str(file)}})
+    section = {"methods": ["none", "kd"], "seeds": 1}
+    run_compare(plan_of(tmp_path / "out", section, layer), log=str)
+    torch.manual_seed(1)
+    save_student(create_model("cifar/resnet8", 10), file)
+    trained.clear()
+    with pytest.raises(ValueError, match=rf"which differs in {field} \(its file has changed\)"):
+        run_compare(plan_of(tmp_path / "out", {**section, "seeds": 2}, layer), log=str)
+    assert trained == []
+
+
 def test_a_finished_run_is_known_by_its_record_alone(done, tmp_path, trained):
     out = tmp_path / "copy"
     shutil.copytree(done, out)

@@ -22,7 +22,10 @@ from outgrow.classification.data import open_run_data, train_loader
 from outgrow.machine import norm_relu
 from outgrow.machine.files import unsealed
 from outgrow.models import create_model, load_weights, save_student
+from outgrow.objective import preset
 from outgrow.run import distill
+from outgrow.run.distillation import method_of
+from outgrow.run.recipes import RECIPES
 from outgrow.training import folder
 from outgrow.training.checkpoint import Checkpoint, read_state
 from outgrow.training.config import build_config, load_config, merge, with_checksum
@@ -758,6 +761,44 @@ def test_no_row_is_left_out_but_a_lone_one(rows, batches):
     data = open_run_data(config)
     loader = train_loader(config, config.train, data.train, [], torch.device("cpu"))
     assert [len(batch.images) for batch in loader.epoch(0)] == batches
+
+
+ELSEWHERE = {
+    "loss": "dkd(beta=8)",
+    "rule": "posterior",
+    "task": "posterior",
+    "schedule": "linear",
+    "weight": 4.0,
+    "task_weight": 0.5,
+    "temperature": 2.0,
+    "normalize": "subset",
+    "trust": "confidence(0.8)",
+}
+
+
+def test_a_student_alone_reads_nothing_about_a_teacher():
+    """As where `--preset none` is set over the file of another run: the baseline of every table is the same."""
+    alone = {"data": {"train_rows": 64}, "train": {"epochs": 1}, "teacher": {"train": False, "name": "none"}}
+    base = merge(SMALL, alone)
+    plain = distill(build_config(merge(base, {"method": {"preset": "none"}})))
+    notes = Notes()
+    layer = {"method": {"preset": "none", **ELSEWHERE}}
+    again = distill(build_config(merge(base, layer)), reporter=notes)
+    assert (again["student"], again["epochs"][0]["loss"]) == (plain["student"], plain["epochs"][0]["loss"])
+    assert {
+        name for name in ELSEWHERE if any(f"method.{name} has no effect" in s for s in notes.texts)
+    } == set(ELSEWHERE)
+
+
+def test_no_recipe_changes_the_loss_of_a_student_alone():
+    _, plain = preset("none")
+    for name, recipe in RECIPES.items():
+        _, objective = method_of(build_config(merge(recipe.layer, {"method": {"preset": "none"}})))
+        assert (len(objective.terms), objective.task_weight, str(objective.schedule(0.9))) == (
+            0,
+            1.0,
+            str(plain.schedule(0.9)),
+        ), name
 
 
 def test_a_changed_configuration_is_said(tmp_path, teacher_file):

@@ -25,6 +25,8 @@ INVENTED = re.compile(r"label[_ ]?[0-9]+", re.IGNORECASE)
 """Hugging Face's default class names (LABEL_0, ...) for a model without names."""
 NAME_KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class", "id2label", "label_names")
 """The keys of class names in a file's metadata."""
+NAME_FIRST = ("class_to_idx",)
+"""Those of them whose mappings lead from names to outputs."""
 WORDNET = re.compile(r"n[0-9]{8}")
 IN_ORDER = 0.99
 """A list of words is in ImageNet's class order if at least this share of its 1,000 words fits the class at its
@@ -173,6 +175,8 @@ def stated_names(statements: Mapping[str, object]) -> tuple[str, ...] | None:
 
     >>> stated_names({"class_to_idx": {"dog": 1, "cat": 0}})
     ('cat', 'dog')
+    >>> stated_names({"id2label": {"0": 1, "1": 2, "2": 0}}), stated_names({"class_to_idx": {"1": 0, "2": 1, "0": 2}})
+    (('1', '2', '0'), ('1', '2', '0'))
     """
     for key in NAME_KEYS:
         value = statements.get(key)
@@ -180,14 +184,14 @@ def stated_names(statements: Mapping[str, object]) -> tuple[str, ...] | None:
             return tuple(map(str, value))
         if not isinstance(value, Mapping) or not value:
             continue
-        number_first = all(NUMBER.fullmatch(str(place)) for place in value) and not all(
-            isinstance(name, int) for name in value.values()
-        )
-        table = value if number_first else {place: name for name, place in value.items()}
-        if all(NUMBER.fullmatch(str(place)) for place in table):
-            ordered = {int(str(place)): str(name) for place, name in table.items()}
-            if sorted(ordered) == list(range(len(value))):
-                return tuple(ordered[place] for place in range(len(value)))
+        tables = [value, {str(place): name for name, place in value.items()}]
+        if key in NAME_FIRST:  # names may be numbers too, so the key says which of the two are the outputs
+            tables.reverse()
+        for table in tables:
+            if all(NUMBER.fullmatch(str(place)) for place in table):
+                ordered = {int(str(place)): str(name) for place, name in table.items()}
+                if sorted(ordered) == list(range(len(value))):
+                    return tuple(ordered[place] for place in range(len(value)))
     return None
 
 

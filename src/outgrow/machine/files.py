@@ -12,8 +12,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +116,46 @@ def finite(content: Any) -> Any:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A YAML loader that refuses aliases: with them a few bytes can expand to billions of values."""
+    """A YAML loader that refuses what is not plain.
+
+    Aliases: with them a few bytes can expand to billions of values. Keys that are there twice: the first would be lost.
+    Numbers of YAML 1.1 that are not what they look like: 010 would be 8, and 1:30 would be 90.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed; write the value itself")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: dict[Any, Any] = {}
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":  # <<: a mapping that the others override
+                continue
+            name = self.construct_object(key, deep=True)
+            if isinstance(name, Hashable) and name in seen:
+                lines = f"lines {seen[name].line + 1} and {key.start_mark.line + 1}"
+                raise yaml.YAMLError(f"the key {name!r} is there twice, in {lines}; leave out one of them")
+            if isinstance(name, Hashable):
+                seen[name] = key.start_mark
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        text = self.construct_scalar(node).replace("_", "")
+        if ":" in text or re.fullmatch(r"[-+]?0[0-9]+", text):
+            raise yaml.YAMLError(
+                f"{node.value} is another number in YAML ({super().construct_yaml_int(node)}); write it without leading "
+                "zeros and colons, or in quotes if it is text"
+            )
+        return super().construct_yaml_int(node)
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
+
 
 def parse_yaml(text: str | bytes) -> Any:
-    """The content of ``text``. ``yaml.YAMLError`` for what is no YAML, and for aliases."""
+    """The content of ``text``. ``yaml.YAMLError`` for what is no YAML, for aliases, keys that are there twice, and numbers
+    such as 010."""
     return yaml.load(text, Loader=_PlainLoader)
 
 

@@ -8,7 +8,7 @@ Runs of one configuration but for seed and folder are one method. A method is ca
 and by what else sets it apart.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def gather_study(folder: str | Path) -> Gathered:
         for name, runs in records.items()
     }
     runs = [run for group in named.values() for run in group]
-    faults = _differences(runs, JUDGED) + other_images(runs)
+    faults = _differences(runs, {what: CONDITIONS[what] for what in JUDGED}) + other_images(runs)
     if faults:
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise ValueError(
@@ -225,6 +225,31 @@ CONDITIONS: Mapping[str, Condition] = {
     "training rows": lambda run: run.data.train,
 }
 """What has to be alike in all runs."""
+OWN_SECTIONS = ("data", "student", "train")
+"""Sections of which all other fields have to be alike too."""
+FREE = (
+    "data.source",  # the images are compared instead
+    "data.label",
+    "data.on_fault",
+    "data.train_rows",
+    "data.exclude",
+    "data.val_fraction",
+    "data.unlabelled",  # what a method makes of images without labels is what is compared
+    "data.unlabelled_share",
+    "data.unlabelled_rows",
+    "student.name",
+    "student.weights",
+    "student.pretrained",
+    "train.epochs",
+    "train.min_steps",
+    "train.max_steps",
+    "train.batch_size",
+    "train.precision",  # speed
+    "train.channels_last",
+    "train.fused_norms",
+    "train.compile",
+)
+"""But these, which are compared in another way, or change nothing but speed and rounding."""
 JUDGED = ("metric", "test images", "classes")
 """Those of what the scores are on."""
 
@@ -232,7 +257,7 @@ JUDGED = ("metric", "test images", "classes")
 def _faults(named: Mapping[str, Sequence[Found]]) -> list[str]:
     """Each difference in conditions, with the runs on both sides."""
     runs = [run for group in named.values() for run in group]
-    faults = _differences(runs, CONDITIONS) + other_images(runs)
+    faults = _differences(runs, _conditions_of(runs)) + other_images(runs)
     seeds = {name: tuple(run.record.seed for run in group) for name, group in named.items()}
     if len(set(seeds.values())) > 1:
         said = "; ".join(f"{', '.join(map(str, value))} of {name}" for name, value in seeds.items())
@@ -240,12 +265,35 @@ def _faults(named: Mapping[str, Sequence[Found]]) -> list[str]:
     return faults
 
 
-def _differences(runs: Sequence[Found], conditions: Iterable[str]) -> list[str]:
+def _conditions_of(runs: Sequence[Found]) -> dict[str, Condition]:
+    """:data:`CONDITIONS`, and the other fields of data, student and training in which ``runs`` differ. A field in which
+    runs of one method differ is in the names of the methods (:func:`_apart`), and not among them."""
+    fields = [(method_name(run.record.config.method), _fields(run.record)) for run in runs]
+    names = dict.fromkeys(name for _, one in fields for name in one if name.partition(".")[0] in OWN_SECTIONS)
+
+    def values(name: str, method: str | None = None) -> set[str]:
+        return {repr(one.get(name)) for its, one in fields if method in (None, its)}
+
+    differing = [
+        name
+        for name in names
+        if name not in FREE
+        and len(values(name)) > 1
+        and all(len(values(name, method)) == 1 for method, _ in fields)
+    ]
+
+    def of(name: str) -> Condition:
+        return lambda run: repr(_fields(run).get(name))
+
+    return {**CONDITIONS, **{name: of(name) for name in differing}}
+
+
+def _differences(runs: Sequence[Found], conditions: Mapping[str, Condition]) -> list[str]:
     faults = []
-    for what in conditions:
+    for what, condition in conditions.items():
         sides: dict[Any, list[str]] = {}
         for run in runs:
-            sides.setdefault(CONDITIONS[what](run.record), []).append(str(run.folder))
+            sides.setdefault(condition(run.record), []).append(str(run.folder))
         if len(sides) > 1:
             faults.append(
                 f"{what}: " + "; ".join(f"{_short(value)} in {_few(at)}" for value, at in sides.items())
@@ -270,10 +318,11 @@ def _conditions(named: Mapping[str, Sequence[Found]]) -> dict[str, tuple[str, ..
     """By method, what it has otherwise than the null, or else than the first method."""
     records = {name: [run.record for run in group] for name, group in named.items()}
     reference = null_of(records) or next(iter(records))
+    conditions = _conditions_of([run for group in named.values() for run in group])
     found = {}
     for name, runs in records.items():
         others = []
-        for what, condition in {**CONDITIONS, "images": lambda run: run.data.fingerprint}.items():
+        for what, condition in {**conditions, "images": lambda run: run.data.fingerprint}.items():
             own = list(dict.fromkeys(condition(run) for run in runs))
             if what == "images" and any(run.config.data.val_fraction for run in runs):
                 continue

@@ -31,7 +31,7 @@ from outgrow.training.meter import EpochRecord
 from outgrow.training.noise import wanted_noise, with_noise
 from outgrow.training.processes import is_main, on_main, process_group
 from outgrow.training.progress import Reporter, make_reporter
-from outgrow.training.provenance import provenance
+from outgrow.training.provenance import files_of, provenance
 from outgrow.training.record import VERSION, RunRecord, TrialRecord
 from outgrow.training.task import Parts, RunContext, Task
 from outgrow.training.tracking import check_trackers, tracked
@@ -90,6 +90,7 @@ def _distill(
         raise
     if run.out is not None and is_main():
         drop_aside(run.out)
+    files = files_of(run.config)
     before = task.before_training(run, parts)
     history, scores = train(run, task, parts)
     record = RunRecord(
@@ -103,6 +104,7 @@ def _distill(
         **task.results(run, parts, scores, before),
         data=task.data_record(run, parts.data, parts.student),
         config=run.config,
+        files=files,
         tuning=tuning,
         **provenance(run.device, started),
     )
@@ -217,7 +219,7 @@ def assemble(
     torch.manual_seed(config.seed)
     network = task.make_teacher(run, data, teacher)
     taught = task.freeze(run, data, network, student_net, objective)
-    rectify = with_noise(config.method, rectify, objective, taught.noise)
+    rectify = with_noise(config.method.read, rectify, objective, taught.noise)
     loader = task.train_loader(run, data, [network, student_net], taught, whole=whole)
     parts = Parts(data, student_net, network, taught, rectify, objective, loader)
     # so that the connectors' initial weights do not depend on the teacher
@@ -244,7 +246,7 @@ def _check_task(config: Config, task: Task) -> None:
 
 def method_of(config: Config) -> tuple[Rectifier, Objective]:
     """The rectifier and the objective of a run: its preset, with the parts that its configuration changes."""
-    method = config.method
+    method = config.method.read
     return preset(
         method.preset,
         temperature=method.temperature,

@@ -26,6 +26,7 @@ from outgrow.training.checkpoint import differing_fields
 from outgrow.training.config import Config, build_config, known_fields, load_config
 from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter
+from outgrow.training.provenance import files_of
 from outgrow.training.record import RunRecord, read_record
 from outgrow.training.task import RunContext, Task
 
@@ -49,11 +50,17 @@ def state_of(folder: Path | None, config: Config) -> State:
 
 def differences(folder: Path, config: Config) -> list[str]:
     """The fields in which the run in ``folder`` differs: ``train.lr (was 0.1, is 0.05)``."""
+    files: dict[str, str] = {}
     if (folder / "record.json").is_file():
-        saved = read_record(folder / "record.json").config
+        record = read_record(folder / "record.json")
+        saved, files = record.config, record.files
     else:
         saved = build_config(known_fields(load_config(folder / "config.yaml")))
     found = differing_fields(saved, config, SECTIONS)
+    now = files_of(config) if files else {}
+    found += [
+        f"{name} (its file has changed)" for name, hashed in files.items() if now.get(name, hashed) != hashed
+    ]
     for name in ("epochs", "min_steps"):  # a run may be continued with others, but is then another one
         was, wanted = getattr(saved.train, name), getattr(config.train, name)
         if was != wanted:

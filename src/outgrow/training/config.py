@@ -210,6 +210,15 @@ class MethodConfig(_Section):
     """``rows`` divides all losses by the number of rows in the batch. ``subset`` divides those of right and of wrong
     rows each by the number of such rows. None for the choice of the preset."""
 
+    @property
+    def read(self) -> "MethodConfig":
+        """What a run reads of this section: of a student alone the preset, as the other fields are about a teacher.
+
+        >>> MethodConfig(preset="none", loss="dkd", weight=4.0).read == MethodConfig(preset="none")
+        True
+        """
+        return MethodConfig(preset="none") if self.preset == "none" else self
+
 
 class TrainConfig(_Section):
     """Training of one network."""
@@ -495,7 +504,9 @@ def assignments(items: Sequence[str]) -> dict[str, Any]:
             nested: Any = parse_yaml(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"--set {key}: needs a YAML value, got {text!r} ({reason}); quote it.") from None
+            raise ValueError(
+                f"--set {key}: needs a YAML value, got {text!r} ({reason}); correct it, or quote it if it is text."
+            ) from None
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         result = merge(result, nested)
@@ -532,6 +543,9 @@ def without_effect(config: Config) -> Iterator[tuple[str, str]]:
             yield from _each(
                 section, ("milestones", "lr_decay"), f"{section}.lr_schedule is {train.lr_schedule}"
             )
+    if config.method.preset == "none":
+        fields = [name for name in MethodConfig.model_fields if name != "preset"]
+        yield from _each("method", fields, "method.preset is none: the student is trained without a teacher")
     if config.data.unlabelled is None:
         yield from _each("data", ("unlabelled_share", "unlabelled_rows"), "data.unlabelled is not set")
     augment = config.data.augment

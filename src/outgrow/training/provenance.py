@@ -1,14 +1,18 @@
 """The conditions of a result: versions, commit, command, hardware, seconds."""
 
+import hashlib
 import os
 import platform
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from outgrow.training.config import Config
 
 
 def provenance(device: torch.device, started: float) -> dict[str, Any]:
@@ -30,6 +34,28 @@ def provenance(device: torch.device, started: float) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),
     }
+
+
+def files_of(config: Config) -> dict[str, str]:
+    """A hash of each file that ``config`` names, by the field: another file under the same name is another run."""
+    named = {
+        "teacher.weights": config.teacher.weights,
+        "student.weights": config.student.weights,
+        "data.class_map": config.data.class_map,
+        **{f"teacher.others[{i}].weights": one.weights for i, one in enumerate(config.teacher.others)},
+    }
+    found = {}
+    for name, path in named.items():
+        if path is not None and Path(path).expanduser().is_file():
+            state = Path(path).expanduser().stat()
+            found[name] = _hash(Path(path).expanduser(), state.st_size, state.st_mtime_ns)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _hash(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _commit() -> str | None:

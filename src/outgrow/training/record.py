@@ -342,6 +342,8 @@ class RunRecord(_Part):
     classification: ClassificationRecord | None = None
     data: DataRecord
     config: Config
+    files: dict[str, str] = Field(default_factory=dict)
+    """A hash of each file that ``config`` names, by the field."""
     tuning: tuple[TrialRecord, ...] = ()
     """The trials that chose values of the configuration."""
     versions: dict[str, str] = Field(default_factory=dict)

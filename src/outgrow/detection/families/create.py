@@ -33,6 +33,7 @@ from outgrow.detection.families.detector import Detector
 from outgrow.detection.families.family import Family
 from outgrow.detection.families.fasterrcnn import Shape
 from outgrow.detection.families.transformer import TransformerDetector
+from outgrow.machine.files import parse_yaml
 from outgrow.models.create import DETECTORS
 from outgrow.models.network import InputSpec
 from outgrow.models.weights import read_weights, stated_input, states_normalisation, write_weights
@@ -278,7 +279,13 @@ def parse_name(name: str, input_size: int | None = None) -> tuple[str, Any, dict
             raise ValueError(
                 f"{name}: needs key=value pairs joined by & after the question mark, got {item!r}; correct it."
             )
-        given[key] = _value(name, key, text) if key in known else yaml.safe_load(text)
+        try:
+            given[key] = _value(name, key, text) if key in known else parse_yaml(text)
+        except yaml.YAMLError as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"{name}: needs a YAML value for {key}, got {text!r} ({reason}); correct it."
+            ) from None
     shape = {key: value for key, value in given.items() if key in known}
     if input_size is not None:
         shape["size"] = input_size
