@@ -106,6 +106,10 @@ def test_val_and_test_by_other_names(tmp_path: Path, opened: Open) -> None:
         ({"cat": 2, "cat ": 2}, "differ only in case, spaces or Unicode form"),
         ({CAFE: 2, CAFE_APART: 2}, r"'caf\\xe9'.* differ only in case, spaces or Unicode form"),
         ({"set1/a": 2, "set1/b": 2, "set2/a": 2, "set2/b": 2}, r"set1, set2, which all contain folders named a, b"),
+        (
+            {"seg_test/seg_test/a": 2, "seg_test/seg_test/b": 2, "seg_train/seg_train/a": 2, "seg_train/seg_train/b": 2},
+            r"seg_test, seg_train, which each hold one folder with folders named a, b in it, as if they were splits",
+        ),
         ({"train/ ": 2, "train/b": 2}, r"class folders with names in UTF-8, got ' '"),
     ],
 )  # fmt: skip

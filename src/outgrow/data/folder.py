@@ -315,6 +315,15 @@ def _note_depth(folder: Path, seen: Mapping[str, Seen], opening: Opening) -> Non
             f"named {some(sorted(common))}, so either level may be the classes; remove the level that is not, or name one "
             "of these folders."
         )
+    if len(seen) > 1 and all(len(one.below) == 1 and not one.direct for one in seen.values()):
+        inner = [folder / name / next(iter(one.below)) for name, one in seen.items()]
+        same = set.intersection(*({path.name for path in one.iterdir() if path.is_dir()} for one in inner))
+        if same:
+            raise ValueError(
+                f"data: needs one folder per class in {printable(folder)}, got {some(list(seen))}, which each hold one folder with "
+                f"folders named {some(sorted(same))} in it, as if they were splits; move those up, and call the splits train and "
+                "test."
+            )
     count = sum(len(found.pictures) - found.direct for found in deep.values())
     name, found = next(iter(deep.items()))
     opening.note(

@@ -334,7 +334,7 @@ class TrainConfig(_Section):
         numbers = [
             weight
             for weight in weights.values()
-            if isinstance(weight, int | float) and 0 <= weight < math.inf
+            if isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
         ]
         if not any(numbers) or len(numbers) < len(weights):
             raise ValueError(
