@@ -2,11 +2,18 @@
 
 import warnings
 
+import jaxtyping
 import pytest
 import torch
 
 import outgrow
-from outgrow.outputs import IGNORE, as_target, flatten_rows
+from outgrow.outputs import IGNORE, Target, as_target, flatten_rows
+
+
+@pytest.fixture
+def as_installed(monkeypatch):
+    """Without the types that are checked in tests alone, which would refuse the arguments first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool])
@@ -57,3 +64,85 @@ def test_masks_of_any_whole_numbers_have_rows_to_ignore(dtype):
     _, target = flatten_rows(torch.zeros(1, 3, 2, 2), label, ignore_index=255)
     assert target.label.tolist() == [0, IGNORE, 1, IGNORE]
     assert target.takes_part.tolist() == [True, False, True, False]
+
+
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize("name", ["label", "partner", "index", "image"])
+def test_fractions_are_no_labels(name):
+    """They were cut off: 0.9 and 1.9 became the classes 0 and 1."""
+    whole = torch.tensor([0, 1])
+    fields = {"label": whole, "partner": whole, "mix": torch.rand(2), name: torch.tensor([0.9, 1.9])}
+    with pytest.raises(ValueError, match=rf"^Target: {name} needs whole numbers, got torch.float32 of shape"):
+        Target(**fields)
+
+
+@pytest.mark.usefixtures("as_installed")
+def test_soft_labels_and_lists_are_no_labels():
+    with pytest.raises(
+        ValueError, match=r"label needs whole numbers, got torch.float32 of shape \(8, 10\); .*mix"
+    ):
+        Target(torch.rand(8, 10).softmax(1))
+    with pytest.raises(ValueError, match=r"label needs one class per row .*got shape \(8, 10\)"):
+        Target(torch.zeros(8, 10, dtype=torch.int64))
+    with pytest.raises(
+        ValueError, match=r"label needs a tensor of whole numbers, got list; pass torch\.as_te"
+    ):
+        Target([1, 2])
+    with pytest.raises(ValueError, match="label needs a tensor of whole numbers, got NoneType"):
+        Target(None)
+
+
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize("wrong", [70.0, -0.5, 1.5, float("nan")])
+def test_a_share_is_in_0_to_1(wrong):
+    label = torch.tensor([0, 1, 2])
+    message = rf"^Target: mix needs shares in \[0, 1\], got {wrong:g}; "
+    with pytest.raises(ValueError, match=message):
+        Target(label, partner=label, mix=wrong)
+    with pytest.raises(ValueError, match=message):
+        Target(label, partner=label, mix=torch.tensor([0.5, 1.0, wrong]))
+    with pytest.raises(ValueError, match="mix needs a tensor of shares, got list"):
+        Target(label, partner=label, mix=[wrong] * 3)
+
+
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize("share", [0.25, torch.tensor(0.25)])
+def test_one_share_is_that_of_every_row(share):
+    label = torch.tensor([0, 1, 2])
+    target = Target(label, partner=label.flip(0), mix=share)
+    assert target.mix.tolist() == [0.25] * 3
+    assert target.rows(slice(1, 3)).mix.tolist() == [0.25] * 2
+
+
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize("name", ["partner", "mix", "index", "image"])
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_every_field_has_a_value_for_each_row(name, length):
+    """One of length 1 was broadcast to all rows."""
+    label = torch.tensor([0, 1, 2])
+    fields = {"partner": label, "mix": torch.rand(3), name: torch.ones(length)}
+    if name != "mix":
+        fields[name] = fields[name].long()
+    with pytest.raises(
+        ValueError, match=rf"^Target: {name} needs one value for each of 3 rows, got shape \({length},\)"
+    ):
+        Target(label, **fields)
+
+
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize("shape", [(2, 8, 4), (4, 2, 8), (2, 32), (64,), (1, 4, 8)])
+def test_a_map_of_labels_has_the_places_of_the_logits(shape):
+    """Transposed, it has as many labels, each beside another's logits."""
+    wanted = r"got logits of shape \(2, 5, 4, 8\) and labels of shape .*; give labels of shape \(2, 4, 8\)"
+    with pytest.raises(ValueError, match=wanted):
+        flatten_rows(torch.zeros(2, 5, 4, 8), torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.usefixtures("as_installed")
+def test_masks_of_fractions_are_refused():
+    with pytest.raises(ValueError, match=r"flatten_rows: label needs whole numbers, got torch\.float32"):
+        flatten_rows(torch.zeros(1, 3, 2, 2), torch.rand(1, 2, 2))
+    with pytest.raises(ValueError, match="add the missing axes"):
+        flatten_rows(torch.zeros(3), torch.zeros(3, dtype=torch.int64))
+    _, target = flatten_rows(torch.zeros(1, 2, 2, 2), torch.tensor([[[True, False], [False, True]]]))
+    assert target.label.tolist() == [1, 0, 0, 1]

@@ -61,17 +61,30 @@ class Target:
     are finite. With True, infinities or NaN in ignored rows do not reach a gradient either."""
 
     def __post_init__(self) -> None:
-        for name in ("label", "partner", "index"):
+        for name in ("label", "partner", "index", "image"):
             value = getattr(self, name)
-            if (
-                value is not None and value.dtype != torch.int64
-            ):  # uint8 from NumPy, int32: no gather takes them
-                object.__setattr__(self, name, value.long())
+            if value is not None or name == "label":
+                # uint8 from NumPy, int32: no gather takes them
+                object.__setattr__(self, name, _whole_numbers(value, what=f"Target: {name}"))
+        if self.label.dim() != 1:
+            raise ValueError(
+                f"Target: label needs one class per row (shape rows), got shape {tuple(self.label.shape)}; flatten "
+                "maps of labels with outgrow.flatten_rows."
+            )
         if (self.partner is None) != (self.mix is None):
             raise ValueError(
                 "Target: partner and mix belong together, got only one of them; "
                 "give the blended label and the share that label keeps."
             )
+        if self.mix is not None:
+            object.__setattr__(self, "mix", _shares(self.mix, self.label))
+        for name in ("partner", "mix", "index", "image"):
+            value = getattr(self, name)
+            if value is not None and value.shape != self.label.shape:
+                raise ValueError(
+                    f"Target: {name} needs one value for each of {len(self.label)} rows, got shape "
+                    f"{tuple(value.shape)}; give it as many as label has."
+                )
         if self.partner is not None and self.label.device.type == "cpu":
             alone = (self.label == UNLABELLED) != (self.partner == UNLABELLED)
             if alone.any():
@@ -85,6 +98,11 @@ class Target:
         names = ("index", "partner", "mix", "image")
         columns = {name: None if (held := getattr(self, name)) is None else held[which] for name in names}
         return Target(self.label[which], may_ignore=self.may_ignore, **columns)
+
+    @cached_property
+    def in_range_of(self) -> set[int]:
+        """The numbers of classes within which the labels were found, so that nobody looks again."""
+        return set()
 
     @cached_property
     def dominant(self) -> Int[Tensor, " rows"]:
@@ -245,13 +263,53 @@ def flatten_rows(
     >>> outputs.logits.shape, target.label.shape
     (torch.Size([32, 5]), torch.Size([32]))
     """
+    label = _whole_numbers(label, what="flatten_rows: label")  # bytes, as masks have them, cannot be IGNORE
+    if logits.dim() < 2 or label.shape != (wanted := logits.shape[:1] + logits.shape[2:]):
+        raise ValueError(
+            f"flatten_rows: needs logits of shape batch x classes x positions and a label for each position, got "
+            f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(label.shape)}; "
+            + (f"give labels of shape {tuple(wanted)}." if logits.dim() >= 2 else "add the missing axes.")
+        )
     rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
-    flat = label.reshape(-1).long()  # bytes, as masks have them, cannot be IGNORE
+    flat = label.reshape(-1)
     batch = torch.arange(logits.shape[0], device=logits.device)
     image = batch.view(-1, *[1] * (label.dim() - 1)).expand(label.shape).reshape(-1)
     return Outputs(rows), Target(
         torch.where(flat == ignore_index, IGNORE, flat), image=image, may_ignore=True
     )
+
+
+def _whole_numbers(value: object, *, what: str) -> Int[Tensor, "*shape"]:
+    """``value`` as int64; ``ValueError`` if it is no tensor of whole numbers."""
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{what} needs a tensor of whole numbers, got {type(value).__name__}; pass torch.as_tensor(...) of it."
+        )
+    if value.is_floating_point() or value.is_complex():
+        raise ValueError(
+            f"{what} needs whole numbers, got {value.dtype} of shape {tuple(value.shape)}; give classes and numbers "
+            "as integers (.long() cuts fractions off). Of soft labels only two per row can be given, as label, partner and mix."
+        )
+    return value.long()
+
+
+def _shares(mix: object, label: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """``mix`` as one share for each row; ``ValueError`` for shares outside [0, 1], of tensors on the CPU only."""
+    if not isinstance(mix, Tensor):
+        if isinstance(mix, bool) or not isinstance(mix, int | float):
+            raise ValueError(
+                f"Target: mix needs a tensor of shares, got {type(mix).__name__}; pass torch.as_tensor(...) of it."
+            )
+        mix = torch.tensor(float(mix))
+    if not mix.is_floating_point():
+        mix = mix.to(torch.get_default_dtype())
+    if mix.device.type == "cpu" and mix.numel():
+        for share in torch.stack(mix.detach().aminmax()).tolist():
+            if not 0 <= share <= 1:  # NaN too
+                raise ValueError(
+                    f"Target: mix needs shares in [0, 1], got {share:g}; give the share that label keeps, not a percentage."
+                )
+    return mix.to(label.device).expand(label.shape) if mix.dim() == 0 else mix
 
 
 def with_logits(outputs: Outputs, logits: Shaped[Tensor, "rows classes"]) -> Outputs:

@@ -111,7 +111,7 @@ def test_specifications_are_checked() -> None:
     half = (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="positive number of pixels, got 0; use None"):
         InputSpec(0, half, half)
-    with pytest.raises(ValueError, match=r"std above zero, got .*; use mean 0 and"):
+    with pytest.raises(ValueError, match=r"std in \(0, 1\], got .*; use mean 0 and"):
         InputSpec(8, half, (0.5, 0.0, 0.5))
     with pytest.raises(ValueError, match=r"mean in \[0, 1\], .*; divide both by 255 if they are for 0..255"):
         InputSpec(8, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))

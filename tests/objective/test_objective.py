@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,12 @@ import outgrow
 from outgrow import IGNORE, Objective, Outputs, Rectifier, Target, Term
 from outgrow.objective.schedule import SCHEDULES, Weights, make_schedule
 from tests.reference import objective as reference
+
+
+@pytest.fixture
+def as_installed(monkeypatch):
+    """Without the types that are checked in tests alone, which would refuse the arguments first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def batch(rows=12, classes=5, seed=0):
@@ -424,3 +431,58 @@ def test_a_factor_on_the_task_is_one_on_the_task_alone(fast, loss):
     mixed = 0.25 * found[1.0][1] + 0.75 * found[0.0][1]
     torch.testing.assert_close(found[0.25][1], mixed)
     assert not torch.allclose(found[0.25][1], found[1.0][1])
+
+
+class TestWeightsOfLosses:
+    @pytest.mark.parametrize("text", ["-1*kd", "1e400*kd", "kd + -0.5*dkd"])
+    def test_in_text(self, text):
+        with pytest.raises(
+            ValueError, match="Term: the weight of a loss needs a finite number of at least 0"
+        ):
+            Objective(text)
+        with pytest.raises(
+            ValueError, match="Term: the weight of a loss needs a finite number of at least 0"
+        ):
+            outgrow.preset("kd", loss=text)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+    def test_of_a_term(self, value):
+        with pytest.raises(ValueError, match=rf"Term: the weight .*, got {value}; 1 is the default"):
+            Term("kd", weight=value)
+
+    def test_zero_is_one(self):
+        assert Term("kd", weight=0.0).scale(1.0) == 0.0
+
+
+def test_other_labels_out_of_range_are_said():
+    student, teacher, label = torch.randn(6, 5), torch.randn(6, 5), torch.zeros(6, dtype=torch.int64)
+    knowledge = Rectifier()(teacher, label)
+    for fast in (True, False):
+        with (
+            pytest.warns(UserWarning, match="other labels than rectify had"),
+            pytest.raises(ValueError, match=r"target: needs every label in 0\.\.4 .*, got 7 in row 2"),
+        ):
+            Objective("kd", fast=fast)(student, knowledge, torch.tensor([0, 0, 7, 0, 0, 0]), 0.0)
+
+
+def test_labels_beyond_the_classes_of_the_student_are_said():
+    """A loss on features alone may have a teacher of more classes."""
+    label = torch.tensor([0, 7])
+    features = {outgrow.PENULTIMATE: torch.randn(2, 3)}
+    knowledge = Rectifier()(Outputs(torch.randn(2, 10), features), label)
+    student, objective = Outputs(torch.randn(2, 5), features), Objective("rkd")
+    with pytest.raises(
+        ValueError, match=r"needs every label in 0\.\.4 \(the student's classes\), got 7 in row 1"
+    ):
+        objective(student, knowledge, label, 0.0)
+    assert objective(student, knowledge, label, 0.0, torch.tensor(1.0)).total.isfinite()
+
+
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize(
+    "task, got", [(torch.rand(3), r"shape \(3,\)"), (torch.rand(1), r"shape \(1,\)"), (0.5, "float")]
+)
+def test_a_task_is_one_number(task, got):
+    student, label = torch.randn(6, 5), torch.zeros(6, dtype=torch.int64)
+    with pytest.raises(ValueError, match=rf"task needs a tensor with one number .*got {got}; take the mean"):
+        Objective("kd")(student, Rectifier()(torch.randn(6, 5), label), label, 0.0, task)

@@ -1,5 +1,8 @@
 """Label smoothing and class weights change the task alone, and by torch's definition."""
 
+import math
+
+import jaxtyping
 import pytest
 import torch
 
@@ -8,6 +11,12 @@ from outgrow.knowledge import rectify
 from outgrow.outputs import UNLABELLED
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.0], dtype=torch.float64)
+
+
+@pytest.fixture
+def as_installed(monkeypatch):
+    """Without the types that are checked in tests alone, which would refuse the arguments first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def batch(rows=12, classes=4):
@@ -78,3 +87,29 @@ def test_weights_follow_the_device_and_stay_out_of_the_state():
     objective = Objective("kd", class_weights=WEIGHTS)
     assert "class_weights" not in objective.state_dict()
     assert objective.to("meta").class_weights.device.type == "meta"
+
+
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize(
+    "given, got",
+    [
+        (-torch.ones(4), "got -1 for class 0"),
+        (torch.tensor([1.0, math.nan]), "got nan for class 1"),
+        ([1.0, math.inf], "got inf for class 1"),
+        (torch.ones(2, 2), r"got shape \(2, 2\)"),
+        (2.0, r"got shape \(\)"),
+        ("balanced", "got 'balanced'"),
+    ],
+)
+def test_class_weights_are_finite_and_at_least_0(given, got):
+    with pytest.raises(ValueError, match=rf"^Objective: class_weights needs .*{got}; "):
+        Objective("kd", class_weights=given)
+
+
+def test_class_weights_may_be_a_list():
+    student, teacher, label = batch()
+    one, other = (
+        Objective("kd", class_weights=weights)(student, rectify(teacher, label), label, 0.0).total
+        for weights in (WEIGHTS, WEIGHTS.tolist())
+    )
+    torch.testing.assert_close(one, other)

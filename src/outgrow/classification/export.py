@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from outgrow.classification.data import RunData, eval_loader, open_run_data
@@ -27,7 +27,8 @@ from outgrow.classification.layout import layout_of
 from outgrow.classification.scores import evaluate
 from outgrow.classification.view import EvalView, eval_view, whole_size
 from outgrow.data import Split
-from outgrow.data.notes import DataWarning
+from outgrow.data.files import read_picture
+from outgrow.data.notes import DataWarning, printable
 from outgrow.data.pixels import decode
 from outgrow.models import Network, create_model
 from outgrow.models.network import fit_size
@@ -41,7 +42,7 @@ from outgrow.models.portable import (
 )
 from outgrow.models.weights import network_state, read_weights, write_weights
 from outgrow.training.config import TrainConfig
-from outgrow.training.deployment import Exported, ExportedFile, FinishedRun, Request, public_name
+from outgrow.training.deployment import ADVICE, Exported, ExportedFile, FinishedRun, Request, public_name
 from outgrow.training.progress import Reporter
 
 WEIGHTS, PROGRAM, ONNX, ONNX8 = "model.safetensors", "model.pt2", "model.onnx", "model.int8.onnx"
@@ -167,7 +168,7 @@ def _images(
             f"{min(COMPARED, len(data.test))} test images of the run",
         )
     if request.images:
-        return Images(_pictures(request.images[:COMPARED], network, view), "the images of --images")
+        return Images(_pictures(request.images, COMPARED, network, view), "the images of --images")
     side = network.input_spec.size or run.record.config.data.size or view.size
     noise = torch.rand(16, 3, side, side, generator=torch.Generator().manual_seed(0))
     return Images(
@@ -177,16 +178,28 @@ def _images(
 
 def _prepared(split: Split, most: int, network: Network) -> Float[Tensor, "n 3 height width"]:
     """Evenly spaced images of a split, prepared as in an evaluation, not normalised."""
-    chosen = torch.linspace(0, len(split) - 1, min(most, len(split))).round().long().unique()
+    chosen = _spaced(len(split), most)
     loader = eval_loader(
         split.subset(chosen), network, TrainConfig(batch_size=16), torch.device("cpu"), workers=0
     )
     return torch.cat([fit_size(batch.images, network.input_spec) for batch in loader.epoch(0)])
 
 
-def _pictures(paths: tuple[Path, ...], network: Network, view: EvalView) -> Float[Tensor, "n 3 height width"]:
+def _spaced(count: int, most: int) -> Int64[Tensor, " n"]:
+    """At most ``most`` evenly spaced places of ``count``."""
+    return torch.linspace(0, count - 1, min(most, count)).round().long().unique()
+
+
+def _pictures(
+    paths: tuple[Path, ...], most: int, network: Network, view: EvalView
+) -> Float[Tensor, "n 3 height width"]:
+    """Evenly spaced images of ``paths``, prepared as in a prediction, not normalised."""
     spec = replace(network.input_spec, size=network.input_spec.size or view.size)
-    shown = [view.of(decode(path.read_bytes(), where=lambda path=path: str(path))) for path in paths]  # type: ignore[misc]
+    chosen = [str(paths[at]) for at in _spaced(len(paths), most).tolist()]
+    shown = [
+        view.of(decode(read_picture(path), where=lambda path=path: printable(path), advice=ADVICE))  # type: ignore[misc]
+        for path in chosen
+    ]
     return torch.cat([fit_size(image[None], spec) for image in shown])
 
 
@@ -244,7 +257,7 @@ def _facts(network: Network, view: EvalView) -> dict[str, Any]:
 
 
 def _header(network: Network, view: EvalView) -> dict[str, str]:
-    """The metadata of a safetensors file: as in ``save_student``, plus the preprocessing."""
+    """The metadata of a safetensors file: as in ``save_student``, plus the task."""
     return {
         "format": "pt",
         "task": "classification",
@@ -264,7 +277,7 @@ def _quantized(
     if data is not None:
         images = _prepared(data.train, CALIBRATION, network)
     elif request.images:
-        images = _pictures(request.images[:CALIBRATION], network, view)
+        images = _pictures(request.images, CALIBRATION, network, view)
     else:
         raise ValueError(
             "--quantize int8: needs images for the calibration of activations, got none, as the run's data cannot be opened; "

@@ -1,7 +1,8 @@
 """Predictions of a student for pictures: classes and probabilities, with the preprocessing of an evaluation."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,10 @@ def of_run(run: FinishedRun) -> Classifier:
 
 
 def of_weights(path: Path) -> Classifier:
-    """A safetensors file of ``export`` or of a run. ``ValueError`` if its network cannot be built."""
+    """A safetensors file of ``export`` or of a run. ``ValueError`` if its network cannot be built.
+
+    Warns if the file does not state the preprocessing, as those of earlier versions. It is then a guess.
+    """
     metadata = read_weights(path)[1]
     name, count = metadata.get("model"), metadata.get("num_classes")
     if not isinstance(name, str) or not count:
@@ -102,8 +106,15 @@ def of_weights(path: Path) -> Classifier:
     if name.startswith("hf/") and (path.parent / "config.json").is_file():
         name = f"hf/{path.parent}"
     network = create_model(name, int(count), weights=path).eval().requires_grad_(False)
-    view = metadata.get("view")
-    view = _view(view) if isinstance(view, dict) else eval_view(network.input_spec, None)
+    stated = metadata.get("view")
+    if isinstance(stated, dict):
+        return _classifier(network, _view(stated))
+    view = eval_view(network.input_spec, None)
+    warnings.warn(
+        f"predict {path}: needs a file that states how pictures are prepared, got one without; a guess is used ({view}): give "
+        "the folder of its run, if there is one.",
+        stacklevel=2,
+    )
     return _classifier(network, view)
 
 
@@ -129,7 +140,7 @@ def _classifier(network: Network, view: EvalView) -> Classifier:
 
 
 def _view(stated: dict[str, Any]) -> EvalView:
-    return replace(EvalView(**stated), whole=stated_whole(stated.get("whole")))
+    return EvalView(**(stated | {"whole": stated_whole(stated.get("whole"))}))
 
 
 def _side(facts: dict[str, Any]) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from outgrow.classification.data import PLAIN, RunData, eval_loader, set_input_size, train_loader
 from outgrow.classification.lesson import Classify
 from outgrow.classification.scores import evaluate
+from outgrow.classification.view import eval_view, whole_size
 from outgrow.data import Split
 from outgrow.data.notes import some
 from outgrow.knowledge import Rectifier
 from outgrow.models import Network, create_model, feature_paths
+from outgrow.models.network import check_channels
 from outgrow.models.taps import PENULTIMATE, Taps
 from outgrow.models.weights import order_heads
 from outgrow.objective import Objective
@@ -29,11 +31,23 @@ from outgrow.training.trainer import Trainer
 
 
 def as_network(name: str, module: nn.Module | None, num_classes: int, options: ModelConfig) -> Network | None:
-    """A module of the caller as a Network. It gets images in [0, 1], normalised by mean and std of ``options`` if given."""
-    if module is None or isinstance(module, Network):
-        return module
-    spec = replace(PLAIN, mean=options.mean or PLAIN.mean, std=options.std or PLAIN.std)
-    return Network(module, name=name, num_classes=num_classes, input_spec=spec)
+    """A module of the caller as a Network. It gets images in [0, 1], normalised by mean and std of ``options`` if given.
+
+    ``ValueError`` if it has parameters of another type than float32, or takes images of other than three channels.
+    """
+    if module is None:
+        return None
+    types = {value.dtype for value in module.parameters() if value.is_floating_point()} - {torch.float32}
+    if types:
+        raise ValueError(
+            f"{name}: needs a module with float32 parameters, got {some(sorted(map(str, types)))}; call .float() on it."
+        )
+    network = module
+    if not isinstance(network, Network):
+        spec = replace(PLAIN, mean=options.mean or PLAIN.mean, std=options.std or PLAIN.std)
+        network = Network(module, name=name, num_classes=num_classes, input_spec=spec)
+    check_channels(network)
+    return network
 
 
 def student_network(
@@ -41,7 +55,7 @@ def student_network(
 ) -> Network:
     """The student with the classes of the data, in their order, and the input size of its training views.
 
-    ``ValueError`` if it has another number of classes, or a size that contradicts ``data.size``.
+    ``ValueError`` if it has another number of classes, nothing to train, or a size that contradicts ``data.size``.
     """
     options = config.student
     network = as_network("student", module, data.num_classes, options)
@@ -68,11 +82,22 @@ def student_network(
             f"--student {network.name}: needs {data.num_classes} classes, got {network.num_classes}; "
             "build it for the classes of the data."
         )
+    if not any(value.requires_grad for value in network.parameters()):
+        raise ValueError(
+            f"--student {network.name}: needs parameters that require grad, got none; call .requires_grad_() on it, and pass "
+            "another module than the teacher, as a teacher is frozen."
+        )
     if network.classes is not None and network.classes != data.classes:
         order_heads(network, data.classes, data.aliases)
     network.classes = data.classes
     set_input_size(network, data.train, config.data.size, options)
+    _state_view(network, data)
     return network
+
+
+def _state_view(network: Network, data: RunData) -> None:
+    """The preprocessing of test images, which is saved with the weights."""
+    network.view = asdict(eval_view(network.input_spec, whole_size(data.test)))
 
 
 def tapped(student: Network, objective: Objective) -> Taps:
@@ -126,6 +151,7 @@ def train_alone(
     """Train ``network`` on ``rows`` with ``config.teacher_train``, without a teacher, in the same loop."""
     train = config.teacher_train
     set_input_size(network, rows, config.data.size, config.teacher)
+    _state_view(network, data)
     device = make_accelerator(train).device
     test = eval_loader(data.test, network, train, device, config.data.workers)
     checkpoint = None if out is None else teacher_checkpoint(out, config, data.source.fingerprint, reporter)

@@ -85,6 +85,11 @@ class Classification:
         objective: Objective,
     ) -> Taught:
         network, own = cast(Network | None, teacher), network_of(student)
+        if network is not None and {*map(id, network.parameters())} & {*map(id, own.parameters())}:
+            raise ValueError(
+                "distill: needs a teacher and a student of their own, got two that share parameters; pass copy.deepcopy(net) "
+                "as one of them."
+            )
         size = own.input_spec.size
         if network is not None and network.input_spec.size is None and size is not None:
             resized(network, size)  # a teacher without an input size gets that of the student

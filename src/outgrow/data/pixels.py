@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 VERSION = 2
 """Version of the decoding: part of every cache key, so that a change here invalidates cached pixels."""
+ADVICE = "replace the file, remove it, or set data.on_fault=skip to leave out all such images."
+"""What to do about an image of a data set that cannot be decoded."""
 BACKGROUND = (255, 255, 255)
 """The colour behind transparent pixels: white, as on a page."""
 HEAD = 64
@@ -45,11 +47,17 @@ _SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations whose width is the stored height."""
 
 
-def decode(data: bytes, *, where: Callable[[], str], stored_size: tuple[int, int] | None = None) -> "Image":
+def decode(
+    data: bytes,
+    *,
+    where: Callable[[], str],
+    stored_size: tuple[int, int] | None = None,
+    advice: str = ADVICE,
+) -> "Image":
     """Decode an image to RGB; ``ValueError`` with ``where()`` if it cannot be decoded completely.
 
-    ``stored_size`` (width, height) is the size that the annotations give. If the stored pixels have this size,
-    EXIF's orientation is ignored.
+    ``advice`` ends the message: what the user of the caller can do. ``stored_size`` (width, height) is the size that the
+    annotations give. If the stored pixels have this size, EXIF's orientation is ignored.
     """
     from PIL import Image
 
@@ -68,8 +76,7 @@ def decode(data: bytes, *, where: Callable[[], str], stored_size: tuple[int, int
         return rgb
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise ValueError(
-            f"data: needs images that Pillow can decode, got {where()} ({len(data)} bytes: {_reason(error)}); "
-            "replace the file, remove it, or set data.on_fault=skip to leave out all such images."
+            f"data: needs images that Pillow can decode, got {where()} ({len(data)} bytes: {_reason(error)}); {advice}"
         ) from error
 
 

@@ -35,7 +35,7 @@ from outgrow.detection.families.transformer import TransformerDetector
 from outgrow.detection.run_data import open_run_scenes
 from outgrow.models.portable import OnnxModel, write_traced_onnx
 from outgrow.models.weights import write_weights
-from outgrow.training.deployment import Exported, ExportedFile, FinishedRun, Request, public_name
+from outgrow.training.deployment import ADVICE, Exported, ExportedFile, FinishedRun, Request, public_name
 from outgrow.training.progress import Reporter
 
 WEIGHTS, ONNX = "model.safetensors", "model.onnx"
@@ -263,7 +263,7 @@ def _images(run: FinishedRun, request: Request) -> Images:
         pass
     if request.images:
         given = [
-            decode(read_picture(str(path)), where=lambda path=path: str(path))  # type: ignore[misc]
+            decode(read_picture(str(path)), where=lambda path=path: str(path), advice=ADVICE)  # type: ignore[misc]
             for path in request.images[:COMPARED]
         ]
         return Images([to_float(to_tensor(one)[None])[0] for one in given], "the images of --images")

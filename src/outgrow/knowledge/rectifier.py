@@ -11,10 +11,9 @@ from torch import Tensor
 
 from outgrow import spec
 from outgrow.knowledge.registry import RULES
-from outgrow.knowledge.split import label_logit, safe_label, wrong_rows
+from outgrow.knowledge.split import all_labelled, label_logit, safe_label, wrong_rows
 from outgrow.knowledge.trust import Trust, make_trust
 from outgrow.outputs import (
-    UNLABELLED,
     Knowledge,
     Outputs,
     Rule,
@@ -184,9 +183,9 @@ def _check_rows(logits: Tensor, target: Target) -> None:
 
 def _check_values(largest: Tensor, target: Target, num_classes: int) -> bool:
     """Whether every row has a label. ``ValueError`` for labels out of range and for rows that are not finite."""
-    all_valid = _check_label("label", target.label, target, num_classes)
+    all_valid = all_labelled("label", target.label, target, num_classes, whose="teacher")
     if target.partner is not None:
-        _check_label("partner", target.partner, target, num_classes)
+        all_labelled("partner", target.partner, target, num_classes, whose="teacher")
     # a finite sum means that all are finite; large values can overflow it, so check each value then
     if not math.isfinite(largest.sum().item()) and not largest.isfinite().all():
         row = int((~largest.isfinite()).nonzero()[0])
@@ -195,20 +194,3 @@ def _check_values(largest: Tensor, target: Target, num_classes: int) -> bool:
             "run the teacher in float32 or check its input."
         )
     return all_valid
-
-
-def _check_label(name: str, label: Tensor, target: Target, num_classes: int) -> bool:
-    """Whether every row has a label. ``ValueError`` for labels out of range."""
-    if not len(label):
-        return True
-    low, high = label.aminmax()
-    if low.item() >= 0 and high.item() < num_classes:
-        return True
-    bad = ((label < 0) & (label != UNLABELLED) | (label >= num_classes)) & target.takes_part
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"target: needs every {name} in 0..{num_classes - 1} (the teacher's classes), got "
-            f"{int(label[row])} in row {row}; check the label column, or mark rows to leave out with -100 and rows without a label with -1."
-        )
-    return False

@@ -4,12 +4,47 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from outgrow.outputs import Target
+from outgrow.outputs import UNLABELLED, Target
 
 
 def safe_label(label: Int[Tensor, " rows"], num_classes: int) -> Int[Tensor, " rows"]:
     """Labels that are safe to index with: rows without a label get class 0, whose value is not used."""
     return label.clamp(0, num_classes - 1)
+
+
+def all_labelled(name: str, label: Tensor, target: Target, num_classes: int, *, whose: str) -> bool:
+    """Whether every row has a label. ``ValueError`` for one that is no class of ``whose`` logits."""
+    if not len(label):
+        return True
+    low, high = label.aminmax()
+    if low.item() >= 0 and high.item() < num_classes:
+        return True
+    bad = ((label < 0) & (label != UNLABELLED) | (label >= num_classes)) & target.takes_part
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"target: needs every {name} in 0..{num_classes - 1} (the {whose}'s classes), got {int(label[row])} in "
+            f"row {row}; check the label column, or mark rows to leave out with -100 and rows without a label with -1."
+        )
+    return False
+
+
+def check_label(target: Target, num_classes: int, *, whose: str) -> None:
+    """``ValueError`` for labels that are no class of ``whose`` logits. On the CPU only, and once for a target.
+
+    Elsewhere the check would need a sync, and while compiling a break of the graph.
+    """
+    if (
+        target.label.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or num_classes in target.in_range_of
+    ):
+        return
+    for name in ("label", "partner"):
+        label = getattr(target, name)
+        if label is not None:
+            all_labelled(name, label, target, num_classes, whose=whose)
+    target.in_range_of.add(num_classes)
 
 
 def label_logit(logits: Float[Tensor, "rows classes"], label: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:

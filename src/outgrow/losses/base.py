@@ -17,6 +17,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from outgrow.knowledge.split import check_label
 from outgrow.knowledge.trust import Reliability
 from outgrow.outputs import Outputs, Target, as_outputs, as_target
 
@@ -132,6 +133,24 @@ class Loss(nn.Module):
         Few losses depend on it. Without a call the loss behaves as at the end of its ramp.
         """
 
+    def _nouns(
+        self, student: Outputs | Tensor, teacher: Outputs | Tensor, target: Target | Tensor
+    ) -> tuple[Outputs, Outputs, Target]:
+        """The arguments of a call. ``ValueError`` if a loss on logits gets other shapes, or labels out of range."""
+        student, teacher = as_outputs(student, whose="student"), as_outputs(teacher, whose="teacher")
+        target = as_target(target)
+        if "logits" not in self.reads:
+            return student, teacher, target
+        own, other = student.logits.shape, teacher.logits.shape
+        if own != other or len(target.label) != own[0]:
+            raise ValueError(
+                f"{type(self).__name__.lower()}: needs student and teacher logits of one shape and a label for each row, "
+                f"got {tuple(own)}, {tuple(other)} and {len(target.label)} labels; pass all three for the same batch, "
+                "and logits of the same classes."
+            )
+        check_label(target, own[1], whose="student")
+        return student, teacher, target
+
 
 class RowLoss(Loss):
     """A loss with one value per row. Subclasses implement :meth:`rows`."""
@@ -141,7 +160,7 @@ class RowLoss(Loss):
     def forward(
         self, student: Outputs | Tensor, teacher: Outputs | Tensor, target: Target | Tensor
     ) -> Float[Tensor, " rows"]:
-        student, teacher, target = _nouns(student, teacher, target)
+        student, teacher, target = self._nouns(student, teacher, target)
         value = self.rows(student, teacher, target)
         return torch.where(target.valid, value, torch.zeros_like(value)) if self.needs_label else value
 
@@ -158,7 +177,7 @@ class ImageLoss(Loss):
     def forward(
         self, student: Outputs | Tensor, teacher: Outputs | Tensor, target: Target | Tensor
     ) -> Float[Tensor, " images"]:
-        return self.images(*_nouns(student, teacher, target))
+        return self.images(*self._nouns(student, teacher, target))
 
     def images(self, student: Outputs, teacher: Outputs, target: Target) -> Float[Tensor, " images"]:
         raise NotImplementedError
@@ -185,7 +204,7 @@ class BatchLoss(Loss):
         *,
         weight: Float[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, ""]:
-        student, teacher, target = _nouns(student, teacher, target)
+        student, teacher, target = self._nouns(student, teacher, target)
         if weight is None:
             weight = student.logits.new_ones(len(student.logits))
         return self.batch(student, teacher, target, weight)
@@ -194,12 +213,6 @@ class BatchLoss(Loss):
         self, student: Outputs, teacher: Outputs, target: Target, weight: Float[Tensor, " rows"]
     ) -> Float[Tensor, ""]:
         raise NotImplementedError
-
-
-def _nouns(
-    student: Outputs | Tensor, teacher: Outputs | Tensor, target: Target | Tensor
-) -> tuple[Outputs, Outputs, Target]:
-    return as_outputs(student, whose="student"), as_outputs(teacher, whose="teacher"), as_target(target)
 
 
 def positive(value: float, *, what: str) -> float:

@@ -7,7 +7,7 @@ Teacher and student get the same images. Each resizes and normalises its own inp
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +37,14 @@ class InputSpec:
                 "use None for a net that takes any size."
             )
         three = len(self.mean) == 3 and len(self.std) == 3
-        if not three or not all(0 <= value <= 1 for value in self.mean) or not all(x > 0 for x in self.std):
+        if (
+            not three
+            or not all(0 <= value <= 1 for value in self.mean)
+            or not all(0 < x <= 1 for x in self.std)
+        ):
             raise ValueError(
-                "InputSpec: needs mean and std with three numbers each (red, green, blue), mean in [0, 1], std above "
-                f"zero, got mean {self.mean}, std {self.std}; divide both by 255 if they are for 0..255; use mean 0 and "
+                "InputSpec: needs mean and std with three numbers each (red, green, blue), mean in [0, 1], std in "
+                f"(0, 1], got mean {self.mean}, std {self.std}; divide both by 255 if they are for 0..255; use mean 0 and "
                 "std 1 for no normalisation."
             )
         if self.interpolation not in ("bilinear", "bicubic"):
@@ -62,7 +66,8 @@ class Network(nn.Module):
     classifier: it returns features (rows x features), and the network no logits. Feature taps name modules of
     ``network.net``. ``weights`` is the source of the weights: a file, ``published``, ``own`` (the caller's
     net), or None for random weights. ``fresh_head`` is whether its head alone is new. ``guessed`` is whether nothing states its
-    mean and std. ``notes`` are messages for the user about how they were loaded.
+    mean and std. ``view`` is the preprocessing of a picture in the run that trained it, None if there was none or if the input
+    changed since. ``notes`` are messages for the user about how they were loaded.
     The state dict contains only ``net``: mean and std belong to the specification.
 
     >>> spec = InputSpec(None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -97,6 +102,7 @@ class Network(nn.Module):
         self.weights = weights
         self.fresh_head = False
         self.guessed = False
+        self.view: dict[str, Any] | None = None
         self.notes: list[str] = []
         self.register_buffer("mean", torch.zeros(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(3, 1, 1), persistent=False)
@@ -105,6 +111,7 @@ class Network(nn.Module):
     def set_input_spec(self, input_spec: InputSpec) -> None:
         """Change the input size and normalisation."""
         self.input_spec = input_spec
+        self.view = None
         self.mean = self.mean.new_tensor(input_spec.mean).view(3, 1, 1)
         self.std = self.std.new_tensor(input_spec.std).view(3, 1, 1)
 
@@ -168,6 +175,31 @@ def normalised(
     """Change the normalisation of ``network``; a ``mean`` or ``std`` of None stays as it is."""
     spec = network.input_spec
     network.set_input_spec(replace(spec, mean=mean or spec.mean, std=std or spec.std))
+
+
+def check_channels(network: Network) -> None:
+    """``ValueError`` if the net does not take images with three channels.
+
+    One image is tried if the first convolution has another number. A net may change the channels before it.
+    """
+    first = next((module for module in network.net.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels in (0, 3):  # 0: not known before the first batch
+        return
+    side = network.input_spec.size or 64
+    modes = [module.training for module in network.net.modules()]
+    try:
+        with torch.no_grad():
+            network.net.eval()(first.weight.new_zeros(1, 3, side, side))
+    except Exception as error:
+        if "channel" not in str(error):
+            return
+        raise ValueError(
+            f"{network.name}: needs a net for images with 3 channels, got one for {first.in_channels}; build it with 3, as "
+            "greyscale images are converted to RGB."
+        ) from error
+    finally:
+        for module, mode in zip(network.net.modules(), modes, strict=True):
+            module.training = mode
 
 
 def describe_input(spec: InputSpec) -> str:

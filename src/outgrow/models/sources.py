@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from outgrow.machine.files import digest
 from outgrow.models.cifar import CIFAR_MODELS
-from outgrow.models.network import InputSpec, Network
+from outgrow.models.network import InputSpec, Network, check_channels
 from outgrow.models.structure import heads_of, num_outputs, replace_heads, soften_heads
 from outgrow.models.timm_extra import TIMM_EXTRA
 from outgrow.models.weight_file import check_tensors, first_line
@@ -63,6 +63,11 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
     arguments = _arguments(rest, query)
     if name in TIMM_EXTRA:
         return _build_timm_extra(name, arguments, num_classes, pretrained)
+    if arguments.get("in_chans", 3) != 3:
+        raise ValueError(
+            f"timm/{rest}: needs in_chans=3, as greyscale images are converted to RGB, got {arguments['in_chans']}; leave it out. "
+            "The first convolution of such weights takes RGB if you repeat it for 3 channels and divide it by 3."
+        )
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     hub = pretrained or ":" in name  # hf-hub:...
@@ -108,6 +113,7 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
         classes=classes,
         weights="published" if pretrained else None,
     )
+    check_channels(network)
     network.fresh_head = fresh
     published = int(configuration.input_size[-1]) if fixed and pretrained else spec.size
     if published != spec.size:
@@ -238,6 +244,7 @@ def build_hf(rest: str, num_classes: int | None, pretrained: bool, input_size: i
         classes=None if placeholders or fresh or headless else names,
         weights="published" if pretrained or stored else None,
     )
+    check_channels(network)
     if fresh:
         soften_heads(network)
     network.fresh_head = fresh
@@ -455,13 +462,16 @@ def build_file(rest: str, num_classes: int | None, pretrained: bool, input_size:
     with _users_code(rest):
         net = build() if num_classes is None else build(num_classes)
     if isinstance(net, Network):
+        check_channels(net)
         return net
     if not isinstance(net, nn.Module):
         raise ValueError(
             f"py:{rest}: needs a callable that returns an nn.Module, got {type(net).__name__}; return the net."
         )
     count = num_outputs(heads_of(net)[0][1]) if num_classes is None else num_classes
-    return Network(net, name=f"py:{rest}", num_classes=count, input_spec=PLAIN_SPEC)
+    network = Network(net, name=f"py:{rest}", num_classes=count, input_spec=PLAIN_SPEC)
+    check_channels(network)
+    return network
 
 
 @contextmanager

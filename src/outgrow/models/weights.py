@@ -216,9 +216,9 @@ def order_heads(network: Network, classes: Sequence[str], aliases: Mapping[str, 
 def save_student(network: Network, path: str | Path) -> None:
     """Save the weights of ``network.net`` as safetensors, with the network's name, classes and input.
 
-    The file is meant for deployment: it has no code, no optimiser state and nothing of the teacher.
-    :func:`load_weights` reads it. ``path`` must end in ``.safetensors``. Its folder is created if necessary,
-    and an existing file is replaced atomically.
+    The student of a run is saved with the preprocessing of its pictures too, for ``outgrow predict``. The file is meant for
+    deployment: it has no code, no optimiser state and nothing of the teacher. :func:`load_weights` reads it. ``path`` must
+    end in ``.safetensors``. Its folder is created if necessary, and an existing file is replaced atomically.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -234,6 +234,8 @@ def save_student(network: Network, path: str | Path) -> None:
     }
     if network.classes is not None:
         metadata["classes"] = json.dumps(network.classes)
+    if network.view is not None:
+        metadata["view"] = json.dumps(network.view)
     write_weights(network_state(network), path, metadata)
 
 

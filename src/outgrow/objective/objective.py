@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from outgrow.knowledge.rectifier import corrected_logits
-from outgrow.knowledge.split import safe_label
+from outgrow.knowledge.split import check_label, safe_label
 from outgrow.losses import Fixture, Loss, kd_fast
 from outgrow.losses.across import whole_batch
 from outgrow.objective.schedule import Schedule, Weights, make_schedule
@@ -120,7 +120,7 @@ class Objective(nn.Module):
         task_weight: float = 1.0,
         schedule_task: bool = False,
         label_smoothing: float = 0.0,
-        class_weights: Float[Tensor, " classes"] | None = None,
+        class_weights: Float[Tensor, " classes"] | Sequence[float] | None = None,
         task_rule: Rule | None = None,
         process_group: dist.ProcessGroup | None = None,
         fast: kd_fast.Fast = True,
@@ -163,7 +163,7 @@ class Objective(nn.Module):
         self.task_rule = task_rule
         self.class_weights: Tensor | None
         # not in the state: it follows from the configuration and the labels
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("class_weights", _class_weights(class_weights), persistent=False)
         self.process_group = process_group
         self.fast = fast
         self._checked = False
@@ -284,6 +284,11 @@ class Objective(nn.Module):
         """``task_factor`` multiplies the task: for a part of a batch that holds another share of its labels than of its rows."""
         student, target = as_outputs(student, whose="student"), as_target(target)
         self._check(student, knowledge, target, progress)
+        if task is not None and (not isinstance(task, Tensor) or task.dim() > 0):
+            got = f"shape {tuple(task.shape)}" if isinstance(task, Tensor) else type(task).__name__
+            raise ValueError(
+                f"objective: task needs a tensor with one number (shape ()), got {got}; take the mean over the rows."
+            )
         if not self._checked and len(student.logits):
             warn_if_probabilities(student.logits, whose="student")
             warn_if_other_labels(knowledge.target.label, target.label)
@@ -306,6 +311,11 @@ class Objective(nn.Module):
         name = self._plain_kd() if self.fast and task is None else None
         if name is not None and kd_fast.applies(student.logits, knowledge, target):
             return self._fused(name, student.logits, knowledge, target, progress, task_factor)
+        known, same = knowledge.target, student.num_classes == knowledge.teacher.num_classes
+        if same and target.label is known.label and target.partner is known.partner:
+            target.in_range_of.add(student.num_classes)  # rectify has looked
+        elif same or task is None:
+            check_label(target, student.num_classes, whose="student")
         weights = self.schedule(progress)
         count = self._count(target)
         row_weights = self._row_weights(knowledge, count.rows)
@@ -578,6 +588,31 @@ def _trust_stats(knowledge: Knowledge, target: Target, rows: Tensor | float) -> 
         return {}
     left_out = (knowledge.trust == 0) & target.takes_part
     return {"trust": (knowledge.trust * target.takes_part).sum() / rows, "left_out": left_out.sum() / rows}
+
+
+def _class_weights(given: Tensor | Sequence[float] | None) -> Float[Tensor, " classes"] | None:
+    """``given`` as a tensor; ``ValueError`` if it is not one finite number of at least 0 for each class."""
+    if given is None:
+        return None
+    try:
+        weights = given if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.get_default_dtype())
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"Objective: class_weights needs one number per class, got {given!r}; give them in the order of the "
+            "student's logits."
+        ) from None
+    if weights.dim() != 1:
+        raise ValueError(
+            f"Objective: class_weights needs one number per class, got shape {tuple(weights.shape)}; give them in the "
+            "order of the student's logits."
+        )
+    if not weights.is_meta and (bad := ~((weights >= 0) & weights.isfinite())).any():
+        number = int(bad.nonzero()[0])
+        raise ValueError(
+            f"Objective: class_weights needs finite numbers of at least 0, got {float(weights[number]):g} for class "
+            f"{number}; 0 leaves a class out of the task."
+        )
+    return weights
 
 
 def _on_host(logits: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """The terms of an objective: losses with a weight, the rows they count on, and their names."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,11 @@ class Term:
     def __post_init__(self) -> None:
         if self.rows not in ("all", "right", "wrong"):
             raise ValueError(f"Term: rows needs 'all', 'right' or 'wrong', got {self.rows!r}.")
+        if not (self.weight >= 0 and math.isfinite(self.weight)):
+            raise ValueError(
+                f"Term: the weight of a loss needs a finite number of at least 0, got {self.weight}; 1 is the default. "
+                "A loss is made as small as it can be: one to make large needs a module that returns its negative."
+            )
 
     def scale(self, progress: float) -> float:
         if progress < self.start:

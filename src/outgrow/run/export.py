@@ -14,6 +14,7 @@ from typing import Any
 
 from outgrow.machine.files import NotWritten, check_writable, write_atomically
 from outgrow.report.card import model_card
+from outgrow.run.predict import find_images
 from outgrow.run.tasks import finished_task
 from outgrow.training.deployment import FORMATS, STUDENT, Exported, FinishedRun, Request, open_run
 from outgrow.training.progress import Reporter
@@ -47,8 +48,8 @@ def export_run(
     """Export the student of the run in ``folder`` to ``out`` (default: ``folder/export``).
 
     ``format`` is one of ``safetensors``, ``onnx``, ``torch``, or ``all``; ``quantize="int8"`` adds an 8-bit ONNX
-    file. Each file is compared with the student on images of the run's data, or on ``images`` if the data are no longer
-    available. ``push`` is a repository of the hub to upload the folder to.
+    file. Each file is compared with the student on images of the run's data, or on ``images`` (files, folders and globs)
+    if the data are no longer available. ``push`` is a repository of the hub to upload the folder to.
 
     ``ValueError``, with nothing written, for a run that is not finished, a folder that is not empty, a format that
     cannot be written, and a file whose outputs differ from the student's.
@@ -63,11 +64,12 @@ def export_run(
     formats = FORMATS if format == "all" else (format,)
     copies = len(formats) + (3 if quantize else 0)  # int8 has two intermediate files
     _check_target(target, overwrite=overwrite, room=copies * (run.folder / STUDENT).stat().st_size)
+    pictures = tuple(map(Path, find_images([str(path) for path in images], what="--images", log=report.note)))
     # on the same disk as the target, which may be a mount of its own
     part = (target if target.is_dir() else target.parent) / f".{target.name}.{os.getpid()}.part"
     part.mkdir(parents=True)
     try:
-        request = Request(part, formats, quantize == "int8", tuple(images), format == "all")  # type: ignore[arg-type]
+        request = Request(part, formats, quantize == "int8", pictures, format == "all")  # type: ignore[arg-type]
         exported = _export(run, request, report)
         write_atomically(part / CARD, model_card(run.record, exported))
         _move(part, target)

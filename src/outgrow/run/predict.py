@@ -6,7 +6,9 @@ The model is a run, an export, or a file of one. Images are prepared as in the e
 import csv
 import glob
 import io
+import itertools
 import json
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,8 +20,8 @@ from typing import IO, Any
 
 from PIL.Image import Image
 
-from outgrow.data.files import look_into, read_picture
-from outgrow.data.notes import printable
+from outgrow.data.files import look_into, notes_of, read_picture
+from outgrow.data.notes import printable, some
 from outgrow.data.pixels import decode
 from outgrow.machine.files import check_writable, write_atomically
 from outgrow.models.create import DETECTORS
@@ -34,8 +36,12 @@ AHEAD = 32
 """Images that are decoded ahead."""
 MAX_LOGGED = 10
 """The most unreadable images that are logged by name. Further ones are only counted."""
+ADVICE = "replace the file, or leave it out."
+"""What to do about an unreadable image."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Characters with which a formula may start in a spreadsheet."""
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+"""Text that a spreadsheet reads as a number, not as a formula."""
 
 
 def predict_files(
@@ -62,7 +68,7 @@ def predict_files(
         raise ValueError(
             f"--out: needs a file that ends in .csv or .json, got {str(out)!r}; change the suffix."
         )
-    files = find_images(images)
+    files = find_images(images, log=log)
     module, predictor = open_model(Path(model))
     if predictor.task != "detection" and (score is not None or pictures is not None):
         raise ValueError("--score and --pictures: need a detector, got a classifier; leave them out.")
@@ -158,19 +164,22 @@ def _module(task: str) -> ModuleType:
     return import_module(f"outgrow.{task}.predict")
 
 
-def find_images(images: Sequence[str]) -> list[str]:
+def find_images(
+    images: Sequence[str], *, what: str = "predict", log: Callable[[str], None] = lambda text: None
+) -> list[str]:
     """The files in the given order, those of folders and globs sorted by path, each once.
 
-    ``ValueError`` for a missing path, or a folder or glob without images.
+    What is left out of a folder is logged. ``ValueError``, which starts with ``what``, for a missing path, or a folder or
+    glob without images.
     """
     found: dict[str, None] = {}
     for text in images:
         path = Path(text)
         if path.is_dir():
-            members = look_into(path).pictures
+            members = _pictures_in(path, log)
             if not members:
                 raise ValueError(
-                    f"predict: needs images, got the folder {printable(text)} without any; choose another."
+                    f"{what}: needs images, got the folder {printable(text)} without any; choose another."
                 )
         elif path.exists():
             members = [text]
@@ -178,14 +187,24 @@ def find_images(images: Sequence[str]) -> list[str]:
             matches = sorted(glob.glob(text, recursive=True))
             members = []
             for match in matches:
-                members += look_into(Path(match)).pictures if Path(match).is_dir() else [match]
+                members += _pictures_in(Path(match), log) if Path(match).is_dir() else [match]
             if not members:
                 raise ValueError(
-                    f"predict: needs files, folders or globs that exist, got {printable(text)!r}; check the path, "
+                    f"{what}: needs files, folders or globs that exist, got {printable(text)!r}; check the path, "
                     "and quote a glob."
                 )
         found.update(dict.fromkeys(members))
     return list(found)
+
+
+def _pictures_in(folder: Path, log: Callable[[str], None]) -> list[str]:
+    """The images in ``folder``. What else is in it is logged."""
+    seen = look_into(folder)
+    for note in notes_of(seen, folder):
+        log(note.removeprefix("data: "))
+    if seen.gone:
+        log(f"left out {len(seen.gone)} links whose target does not exist ({some(seen.gone)}).")
+    return seen.pictures
 
 
 def decoded_images(
@@ -194,7 +213,7 @@ def decoded_images(
     """Decode images ahead, in order. Unreadable ones are added to ``broken`` with the error."""
 
     def read(file: str) -> Image:
-        return decode(read_picture(file), where=lambda: printable(file))
+        return decode(read_picture(file), where=lambda: printable(file), advice=ADVICE)
 
     with ThreadPoolExecutor(READERS) as pool:
         waiting: deque[tuple[str, Future[Image]]] = deque()
@@ -216,14 +235,12 @@ def decoded_images(
 
 
 def unless_all_broken(lines: Iterable[str], files: Sequence[str], broken: dict[str, str]) -> Iterator[str]:
-    """``lines``, held back until an image could be read; ``ValueError`` if none can be read."""
-    held: list[str] = []
-    for line in lines:
-        if len(broken) < len(files):
-            yield from (*held, line)
-            held = []
-        else:
-            held.append(line)
+    """``lines``; ``ValueError`` if no image can be read. The first may be a header, so it waits for the second."""
+    rest = iter(lines)
+    held = list(itertools.islice(rest, 1))
+    for line in rest:
+        yield from (*held, line)
+        held = []
     if broken and len(broken) == len(files):
         raise ValueError(
             f"predict: needs images that can be read, got {len(files)} unreadable ones (the first: "
@@ -247,7 +264,9 @@ def _file(name: Any) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str) or not value.startswith(FORMULA) or NUMBER.fullmatch(value):
+        return value
+    return f"'{value}"
 
 
 def json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -15,6 +15,8 @@ from outgrow.training.record import RunRecord, read_record
 
 FORMATS = ("safetensors", "onnx", "torch")
 Format = Literal["safetensors", "onnx", "torch"]
+ADVICE = "replace the file, or leave it out of --images."
+"""What to do about an image of ``--images`` that cannot be decoded."""
 STUDENT = "student.safetensors"
 
 
