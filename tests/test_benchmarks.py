@@ -176,6 +176,17 @@ def test_the_page_of_the_study_has_the_tables_of_its_records():
     assert all(blocks.values())
 
 
+def test_the_page_of_the_study_has_the_scores_of_the_papers_own_pair():
+    section = (
+        study.PAGE.read_text(encoding="utf-8").partition("## The paper's own pair")[2].partition("\n## ")[0]
+    )
+    names = {"none": "the student alone", "kd": "plain KD", "paper": "`paper`"}
+    runs = {name: read_record(study.RECORDS.parent / "pair" / name / "seed0.json") for name in names}
+    for name, called in names.items():
+        assert f"| {called} | {runs[name].student_score:.1f} |" in section
+    assert f"| the teacher | {runs['kd'].teacher_score:.1f} |" in section
+
+
 def test_a_page_of_the_study_without_a_place_for_its_tables_is_refused():
     page = "before <!-- a -->old<!-- end of a --> after"
     assert study.fill(page, {"a": "new"}) == "before <!-- a -->\n\nnew\n\n<!-- end of a --> after"
