@@ -118,7 +118,6 @@ def test_what_it_cannot(made):
     for layer, got in (
         ({"teacher": {"correct": "never"}}, "--correct-teacher never"),
         ({"teacher": {"others": [{"name": "cifar/resnet8", "weights": weights}]}}, r"2 \(teacher.others\)"),
-        ({"method": {"preset": "none", "rule": None, "task": "posterior"}}, r"no teacher \(--preset none\)"),
     ):
         with pytest.raises(ValueError, match=rf"posterior: needs one teacher, .*, got {got}; leave"):
             distill(options(made, "noisy", method, layer))

@@ -45,18 +45,12 @@ FOLD_IMAGES = 16
 
 
 def check_teachers(config: Config, objective: Objective) -> None:
-    """``ValueError`` for what several teachers, or none, cannot do, and what wrong labels need."""
+    """``ValueError`` for what several teachers cannot do, and what wrong labels need."""
     options, noise = config.teacher, wanted_noise(config.method)
     if config.method.preset != "none":
         check_views(config, objective)
-    if noise != "none" and (options.others or options.correct == "never" or config.method.preset == "none"):
-        got = (
-            "no teacher (--preset none)"
-            if config.method.preset == "none"
-            else f"{1 + len(options.others)} (teacher.others)"
-            if options.others
-            else "--correct-teacher never"
-        )
+    if noise != "none" and (options.others or options.correct == "never"):
+        got = f"{1 + len(options.others)} (teacher.others)" if options.others else "--correct-teacher never"
         raise ValueError(
             f"posterior: needs one teacher, whose bias is corrected together with the noise of the labels, got {got}; leave that "
             "out, or choose another rule and method.task=label."
