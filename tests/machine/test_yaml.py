@@ -16,6 +16,7 @@ from outgrow.training.config import assignments, load_config
         ("a: 010", r"010 is another number in YAML \(8\); write it without leading zeros"),
         ("a: [064]", "064 is another number"),
         ("a: 1:30", r"1:30 is another number in YAML \(90\)"),
+        ("a: 1:30.5", r"1:30.5 is another number in YAML \(90.5\)"),
         ("a: -007", "-007 is another number"),
         ("a: &x 1\nb: *x\n", "aliases"),
     ],

@@ -127,6 +127,17 @@ def test_what_does_not_compare_is_refused_by_name(tmp_path, what):
     assert "compared anyway" in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    "section, field, value", [("data", "class_map", "map.csv"), ("train", "progress", "step")]
+)
+def test_what_a_student_alone_does_not_read_may_differ(tmp_path, section, field, value):
+    other = record("kd", 0, 91.0)
+    other["config"][section][field] = value
+    put(tmp_path, "alone", record("none", 0, 90.0, teacher=None))
+    put(tmp_path, "first", other)
+    assert set(gather([tmp_path]).records) == {"none", "kd"}
+
+
 def test_every_difference_is_named_at_once(tmp_path):
     other = record("kd", 1, 91.0)
     for change in DIFFERENCES.values():

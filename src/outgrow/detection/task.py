@@ -273,7 +273,7 @@ def _refuse(config: Config, objective: Objective) -> None:
         )
     for name in objective.needs_unlabelled:
         raise ValueError(f"{name}: needs a classifier, got a detector; choose another loss.")
-    if config.method.read.trust is not None:
+    if config.method.effective.trust is not None:
         raise ValueError(
             f"method.trust={config.method.trust}: needs a classifier, got a detector; leave it out."
         )

@@ -149,8 +149,17 @@ class _PlainLoader(yaml.SafeLoader):
             )
         return super().construct_yaml_int(node)
 
+    def construct_yaml_float(self, node: Any) -> Any:
+        if ":" in self.construct_scalar(node):
+            raise yaml.YAMLError(
+                f"{node.value} is another number in YAML ({super().construct_yaml_float(node)}); write it without colons, or in "
+                "quotes if it is text"
+            )
+        return super().construct_yaml_float(node)
+
 
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
+_PlainLoader.add_constructor("tag:yaml.org,2002:float", _PlainLoader.construct_yaml_float)
 
 
 def parse_yaml(text: str | bytes) -> Any:

@@ -233,6 +233,7 @@ FREE = (
     "data.on_fault",
     "data.train_rows",
     "data.exclude",
+    "data.class_map",  # of a teacher's classes
     "data.val_fraction",
     "data.unlabelled",  # what a method makes of images without labels is what is compared
     "data.unlabelled_share",
@@ -244,6 +245,7 @@ FREE = (
     "train.min_steps",
     "train.max_steps",
     "train.batch_size",
+    "train.progress",  # of the method's schedule
     "train.precision",  # speed
     "train.channels_last",
     "train.fused_norms",

@@ -219,7 +219,7 @@ def assemble(
     torch.manual_seed(config.seed)
     network = task.make_teacher(run, data, teacher)
     taught = task.freeze(run, data, network, student_net, objective)
-    rectify = with_noise(config.method.read, rectify, objective, taught.noise)
+    rectify = with_noise(config.method.effective, rectify, objective, taught.noise)
     loader = task.train_loader(run, data, [network, student_net], taught, whole=whole)
     parts = Parts(data, student_net, network, taught, rectify, objective, loader)
     # so that the connectors' initial weights do not depend on the teacher
@@ -246,7 +246,7 @@ def _check_task(config: Config, task: Task) -> None:
 
 def method_of(config: Config) -> tuple[Rectifier, Objective]:
     """The rectifier and the objective of a run: its preset, with the parts that its configuration changes."""
-    method = config.method.read
+    method = config.method.effective
     return preset(
         method.preset,
         temperature=method.temperature,

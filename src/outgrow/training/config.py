@@ -211,10 +211,10 @@ class MethodConfig(_Section):
     rows each by the number of such rows. None for the choice of the preset."""
 
     @property
-    def read(self) -> "MethodConfig":
-        """What a run reads of this section: of a student alone the preset, as the other fields are about a teacher.
+    def effective(self) -> "MethodConfig":
+        """The fields that have an effect: of a student alone only the preset, as the others are about a teacher.
 
-        >>> MethodConfig(preset="none", loss="dkd", weight=4.0).read == MethodConfig(preset="none")
+        >>> MethodConfig(preset="none", loss="dkd", weight=4.0).effective == MethodConfig(preset="none")
         True
         """
         return MethodConfig(preset="none") if self.preset == "none" else self

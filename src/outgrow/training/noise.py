@@ -19,7 +19,7 @@ def wanted_noise(method: MethodConfig) -> Literal["none", "estimate"] | float:
     >>> [wanted_noise(MethodConfig(rule=rule)) for rule in ("pair", "posterior", "posterior(noise=0.2)")]
     ['none', 'estimate', 0.2]
     """
-    method = method.read
+    method = method.effective
     calls = spec.parse(method.rule) if method.rule else []
     if len(calls) == 1 and calls[0].name == "posterior":
         rule = spec.build(RULES, calls[0], kind="rule")
