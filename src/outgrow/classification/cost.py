@@ -2,7 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -39,11 +41,28 @@ def _flops(network: nn.Module, size: int, device: torch.device) -> int | None:
 
     counter = FlopCounterMode(display=False)
     try:
-        with counter:
+        with _unfused(), counter:
             network(torch.zeros(1, 3, size, size, device=device))
     except Exception:  # the counter may fail on any operation of a network
         return None
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Context without the fused attention and recurrence of a CPU. The counter counts such an operation as nothing."""
+    from torch.backends import mha, mkldnn
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of options for other hardware, which flags sets too
+            with sdpa_kernel(SDPBackend.MATH), mkldnn.flags(enabled=False):
+                yield
+    finally:
+        mha.set_fastpath_enabled(fast)
 
 
 def _latency(network: nn.Module, batch: int, size: int, device: torch.device) -> LatencyRecord:
