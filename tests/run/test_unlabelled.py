@@ -68,6 +68,15 @@ def test_the_record_counts_them(teacher_file, tmp_path):
     assert "300 without labels" in (tmp_path / "index.html").read_text()
 
 
+def test_the_share_of_wrong_rows_is_of_all_labelled_images_alike(teacher_file):
+    """The last batch has fewer of them than the others, and as many without a label."""
+    record = run(teacher_file, {"method": {"preset": "kd"}, "data": {"train_rows": 90}})
+    assert record["data"]["train"] % 8
+    for epoch in record["epochs"]:
+        wrong = epoch["wrong_rate"] * record["data"]["train"]
+        assert wrong == pytest.approx(round(wrong), abs=1e-4)
+
+
 def test_a_student_alone_takes_the_same_steps_without_them(teacher_file):
     alone = run(teacher_file, {"method": {"preset": "none"}})
     with_teacher = run(teacher_file, {"method": {"preset": "kd"}})

@@ -161,13 +161,16 @@ def test_the_guide_has_every_loss():
 def test_a_mean_weighs_steps_by_their_images():
     """Those of all processes, also where this one has no share: all weigh a step alike."""
     meter = Meter()
-    for total, images in ((1.0, torch.tensor(16.0)), (4.0, torch.tensor(1.0))):
+    for total, images, labelled in ((1.0, 16.0, 2.0), (4.0, 1.0, 1.0)):
         value = torch.tensor(total)
-        meter.add(ObjectiveResult(value, {"task": value}, {}), images)
+        result = ObjectiveResult(value, {"task": value}, {"wrong_rate": value / 4, "unlabelled": value / 4})
+        meter.add(result, torch.tensor(images), torch.tensor(labelled))
     again = Meter(meter.state())
     for one in (meter, again):
-        loss, terms, _ = one.read()
+        loss, terms, stats = one.read()
         assert loss == terms["task"] == pytest.approx((16 + 4) / 17)
+        assert stats["unlabelled"] == pytest.approx((16 + 4) / 17 / 4)
+        assert stats["wrong_rate"] == pytest.approx((2 + 4) / 3 / 4)  # of images that have a label
 
 
 @pytest.mark.parametrize("net", [torch.nn.Flatten, lambda: torch.nn.Unflatten(1, (1, 3))])

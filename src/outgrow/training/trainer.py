@@ -27,7 +27,7 @@ from outgrow.training.checkpoint import Checkpoint
 from outgrow.training.config import TrainConfig, settled
 from outgrow.training.guard import Guard
 from outgrow.training.lesson import Batches, LessonMaker, Samples
-from outgrow.training.meter import EpochRecord, Meter
+from outgrow.training.meter import OF_LABELLED, EpochRecord, Meter
 from outgrow.training.optimizer import lr_factor, make_optimizer
 from outgrow.training.processes import process_group, rank_and_size, seed_step
 
@@ -156,7 +156,7 @@ class Trainer:
                 scheduler.step()
                 if average is not None:
                     average.update(epoch * self._steps() + step + 1)
-                meter.add(result, images)
+                meter.add(result, images, labelled)
                 done += len(batch.images) * processes
                 if self.on_step is not None:
                     self.on_step(epoch, done)
@@ -288,7 +288,7 @@ class Trainer:
         lr: float,
     ) -> EpochRecord:
         loss, terms, stats = meter.read(process_group())
-        wrong_rate = stats.pop("wrong_rate", None)
+        wrong_rate = stats.pop(OF_LABELLED, None)
         last = epoch + 1 == self.config.epochs
         due = self.evaluate is not None and ((epoch + 1) % self.config.eval_every == 0 or last)
         return EpochRecord(
@@ -343,7 +343,7 @@ def _summed(parts: Sequence[_Part]) -> ObjectiveResult:
         total=mean([result.total for result in results]),
         terms={name: mean([result.terms[name] for result in results]) for name in results[0].terms},
         stats={
-            name: mean([result.stats[name] for result in results], labelled=name == "wrong_rate")
+            name: mean([result.stats[name] for result in results], labelled=name == OF_LABELLED)
             for name in results[0].stats
         },
     )
