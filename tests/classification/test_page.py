@@ -76,14 +76,26 @@ def with_parts(teacher=50.0, majority=10.0, counts=(60, 5, 15, 20)):
 
 def test_warnings_are_given_where_they_are_true():
     assert page_warnings(with_parts(counts=(600, 50, 150, 200))) == []
-    (small,) = page_warnings(with_parts())
-    assert "has 100 images: a difference of 10.00 points" in small
-    assert "About 160 images" in small
+    (small,) = page_warnings(with_parts(counts=(60, 6, 15, 19)))
+    assert "has 100 images: a difference of 9.00 points" in small
+    assert "About 210 images" in small
     (equal,) = page_warnings(with_parts(counts=(10, 3, 3, 5)))
     assert "shows no difference between them" in equal
-    below, _ = page_warnings(with_parts(majority=50.0))
+    (below,) = page_warnings(with_parts(majority=50.0))
     assert "The teacher is right on 50.00 %" in below
     assert "most frequent class would be right on 50.00 %" in below
+
+
+@pytest.mark.parametrize("counts", [(60, 5, 15, 20), (60, 15, 5, 20), (10, 12, 2, 31), (0, 0, 6, 4)])
+def test_a_difference_that_a_paired_test_shows_is_not_called_chance(counts):
+    """Even on fewer images than would be needed to show the like of it in four of five cases."""
+    assert mcnemar(*counts[1:3]) < 0.05
+    assert page_warnings(with_parts(counts=counts)) == []
+
+
+def mcnemar(one, other):
+    tail = sum(math.comb(one + other, k) for k in range(min(one, other) + 1))
+    return 2 * tail / 2 ** (one + other)
 
 
 def test_a_section_shows_what_the_record_holds():

@@ -10,6 +10,7 @@ from functools import partial
 
 from outgrow.report.parts import Section
 from outgrow.report.plots import calibration_plot
+from outgrow.teacher.counts import paired
 from outgrow.training.record import (
     ClassesRecord,
     ClassificationRecord,
@@ -24,6 +25,8 @@ from outgrow.training.record import (
 MAX_CLASSES = 40
 """Largest number of classes for the whole confusion matrix; with more, the most frequent confusions are listed."""
 NUM_CONFUSIONS = 12
+CHANCE = 0.05
+"""From this p-value of McNemar's test on, a difference is called within chance."""
 
 
 def page_warnings(record: Run) -> list[str]:
@@ -48,7 +51,9 @@ def _too_small(record: RunRecord) -> str:
     if record.compared is None:
         return ""
     total, difference, needed = images_needed(record.compared)
-    if needed is None or needed <= total:
+    # a difference may be shown by fewer images than are needed to be likely to show one like it
+    shown = paired(record.compared.only_student, record.compared.only_teacher) < CHANCE
+    if needed is None or needed <= total or shown:
         return ""
     if math.isinf(needed):
         return (
@@ -64,7 +69,7 @@ def _too_small(record: RunRecord) -> str:
 def images_needed(compared: ComparedRecord) -> tuple[int, float, float | None]:
     """Images of the test set, student minus teacher in points, and how many images the difference needs.
 
-    For McNemar's test at 5 % and a power of 80 %; None if the networks never differ.
+    For McNemar's test at :data:`CHANCE` and a power of 80 %; None if the networks never differ.
 
     Reference: Connor (1987), Sample size for testing differences in proportions for the paired-sample design.
     """
