@@ -58,6 +58,25 @@ def test_more_images_than_there_are_is_said(option):
     }
 
 
+@pytest.mark.parametrize(
+    ("layer", "got"),
+    [
+        ({"data": {"unlabelled_rows": 5}}, "got 5 of 21: there are 96 images with a label and 5 without"),
+        ({"train": {"batch_size": 240}}, "got 120 of 216: there are 96 images with a label and 300 without"),
+        (
+            {"data": {"unlabelled_share": 0.99}},
+            "got 30 of 32: there are 96 images with a label and 300 without",
+        ),
+        ({}, None),
+    ],
+)
+def test_another_share_than_was_asked_for_is_said(teacher_file, layer, got):
+    notes = Notes()
+    run(teacher_file, layer, {"method": {"preset": "kd"}, "train": {"epochs": 1}}, reporter=notes)
+    said = [note for note in notes.said if "data.unlabelled_share: " in note]
+    assert [note.partition("is wanted, ")[2] for note in said] == ([] if got is None else [got])
+
+
 def test_the_record_counts_them(teacher_file, tmp_path):
     record = run(teacher_file, {"out": str(tmp_path), "method": {"preset": "kd", "rule": "pair"}})
     assert record["data"]["unlabelled"] == 300

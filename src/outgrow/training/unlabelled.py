@@ -1,7 +1,24 @@
-"""What losses do that read a label, where images without labels are distilled too."""
+"""What to say where images without labels are distilled too: of their share in a batch, and of losses that read a label."""
 
+from typing import Any
+
+from outgrow.data.mixed import Mixed
 from outgrow.objective import Objective
 from outgrow.training.config import Config
+
+
+def other_share(config: Config, loader: Any) -> str | None:
+    """A warning if the batches of ``loader`` do not have the images that ``config`` asks for; None if they do."""
+    if not isinstance(loader, Mixed):
+        return None
+    batch, share = config.train.batch_size, config.data.unlabelled_share
+    labelled, unlabelled = loader.labelled.plan.batch_size, loader.unlabelled.plan.batch_size
+    if (labelled + unlabelled, unlabelled) == (batch, max(round(batch * share), 1)):
+        return None
+    return (
+        f"warning: data.unlabelled_share: {share:g} of a batch of {batch} is wanted, got {unlabelled} of {labelled + unlabelled}: "
+        f"there are {loader.labelled.plan.num:,} images with a label and {loader.unlabelled.plan.num:,} without"
+    )
 
 
 def without_labels(config: Config, objective: Objective) -> str | None:
