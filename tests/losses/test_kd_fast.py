@@ -164,6 +164,24 @@ def test_half_precision(dtype, way):
     torch.testing.assert_close(gradient.float(), plain_gradient.float(), rtol=4 * eps, atol=eps * 0.05)
 
 
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_a_scaled_loss_in_float16(way):
+    """A scaler multiplies the loss so that small gradients survive float16: before they are rounded to it."""
+    student, teacher, label = batch(65, 11, dtype=torch.float16)
+    knowledge = Rectifier("pair", 4.0)(teacher, label)
+    # of one row among very many: without a scale all is below what float16 can hold
+    divided, scale = 1e-7, 2.0**23
+    found = []
+    for fast in (False, True):
+        result = Objective("kd", task_weight=divided, weight=divided, fast=fast)(
+            student, knowledge, label, 0.3
+        )
+        found.append(torch.autograd.grad(result.total * scale, student)[0])
+    assert found[1].dtype == torch.float16
+    assert found[0].abs().max() > 1e-3
+    torch.testing.assert_close(found[1].float(), found[0].float(), rtol=4e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 3.0, 4.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("sign", [1, -1])

@@ -79,7 +79,7 @@ def on_device(batch: Batch, wanted: bool, fast: Fast) -> Sums:
     """Whole matrices: shapes do not depend on the data, and nothing waits for the device."""
     sums = (eager.compiled if fast == "compiled" else eager.closed_form)(batch.lifted(), wanted)
     gradient = sums.gradient
-    return sums._replace(gradient=None if gradient is None else gradient.to(batch.student.dtype))
+    return sums._replace(gradient=None if gradient is None else gradient.to(_kept(batch)))
 
 
 def on_host(batch: Batch, wanted: bool, fast: Fast) -> Sums:
@@ -96,7 +96,7 @@ def on_host(batch: Batch, wanted: bool, fast: Fast) -> Sums:
     else:
         run, elements = eager.rows, eager.BLOCK
     step, compute = max(1, min(num_rows, elements // classes)), batch.weight.dtype
-    gradient = torch.empty(num_rows, classes, dtype=student.dtype) if wanted else None
+    gradient = torch.empty(num_rows, classes, dtype=_kept(batch)) if wanted else None
     # copies of all blocks lie in one piece of memory: fresh pages would cost more than the copies
     as_is = student.dtype == batch.teacher.dtype == compute
     memory = None if as_is else torch.empty(3, step, classes, dtype=compute)
@@ -114,6 +114,12 @@ def on_host(batch: Batch, wanted: bool, fast: Fast) -> Sums:
     return Sums(task, easy, hard, gradient)
 
 
+def _kept(batch: Batch) -> torch.dtype:
+    """The type in which the gradient waits for what is upstream. float16 has no room for it: below 6e-8 all is zero, and a
+    scaler (``torch.amp.GradScaler``) multiplies too late."""
+    return batch.weight.dtype if batch.student.dtype == torch.float16 else batch.student.dtype
+
+
 def total(
     student: Float[Tensor, "rows classes"],
     gradient: Float[Tensor, "rows classes"] | None,
@@ -128,7 +134,7 @@ class _Closed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, gradient: Tensor, task: Tensor, kd: Tensor) -> Tensor:
         # not saved as a tensor of the graph: backward lets go of it, or the engine would copy it
-        ctx.gradient = gradient
+        ctx.gradient, ctx.dtype = gradient, student.dtype
         return task + kd
 
     @staticmethod
@@ -147,4 +153,4 @@ class _Closed(torch.autograd.Function):
         # a device is not asked for the number: that would stall the step
         if upstream.device.type != "cpu" or upstream.item() != 1.0:
             gradient.mul_(upstream)
-        return gradient, None, None, None
+        return gradient.to(ctx.dtype), None, None, None
