@@ -55,6 +55,22 @@ def test_rows_without_a_label_and_ignored_ones_are_taken(name):
     assert LOSSES[name]()(student, teacher, label).isfinite().all()
 
 
+# dist relates classes, also those without any row; slam is fitted first
+@pytest.mark.parametrize("name", sorted({*ON_LOGITS} - {"dist", "slam"}))
+def test_a_class_that_both_networks_rule_out_is_as_if_it_were_not_there(name):
+    student, teacher, label = batch(classes=4)
+    fewer = student.clone().requires_grad_()
+    known = Objective(name)(fewer, rectify(teacher, label, rule="identity"), label, 0.0).total
+    ruled_out = torch.full((8, 1), -torch.inf)
+    more = torch.cat([student, ruled_out], dim=1).requires_grad_()
+    knowledge = rectify(torch.cat([teacher, ruled_out], dim=1), label, rule="identity")
+    total = Objective(name)(more, knowledge, label, 0.0).total
+    torch.testing.assert_close(total, known)
+    if known.requires_grad:
+        expected, gradient = torch.autograd.grad(known, fewer)[0], torch.autograd.grad(total, more)[0]
+        torch.testing.assert_close(gradient, torch.cat([expected, torch.zeros(8, 1)], dim=1))
+
+
 def test_losses_on_features_read_no_logits():
     """Teacher and student may have other classes there."""
     student, teacher = contract.outputs(4), contract.outputs(4, seed=5)

@@ -36,7 +36,10 @@ def jsd_loss(
     """
     log_p = (lift(student) / temperature).log_softmax(dim=1)
     log_t = (lift(teacher) / temperature).log_softmax(dim=1)
-    log_m = torch.logaddexp(log_t + math.log(beta), log_p + math.log1p(-beta))
+    # a class that both rule out would have the gradient NaN there; what it gets instead counts for nothing below
+    neither = (log_t == -math.inf) & (log_p == -math.inf)
+    own, other = log_p.masked_fill(neither, 0.0), log_t.masked_fill(neither, 0.0)
+    log_m = torch.logaddexp(other + math.log(beta), own + math.log1p(-beta))
     from_teacher = divergence(log_t, log_m)
     from_student = divergence(log_p, log_m)
     return temperature**2 * (beta * from_teacher + (1 - beta) * from_student)

@@ -40,8 +40,8 @@ def nkd_loss(
     )
     rest_t = (lift(teacher) / temperature).masked_fill(is_label, -math.inf).softmax(dim=1)
     log_rest_p = (lift(student) / temperature).masked_fill(is_label, -math.inf).log_softmax(dim=1)
-    # at the label the product is 0 times -inf, NaN: set it to 0, as its probability is 0
-    non_target = (rest_t * log_rest_p.masked_fill(is_label, 0.0)).sum(dim=1)
+    # at the label, and where both networks rule a class out, the product is 0 times -inf, NaN: its probability is 0
+    non_target = (rest_t * log_rest_p.masked_fill(rest_t == 0, 0.0)).sum(dim=1)
     return -target_class - gamma * temperature**2 * non_target
 
 

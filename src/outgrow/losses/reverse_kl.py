@@ -1,10 +1,10 @@
 """Kullback-Leibler divergence with student and teacher exchanged: ``reverse_kl``."""
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from outgrow.losses.base import RowLoss, positive
+from outgrow.losses.kd import divergence
 from outgrow.outputs import Outputs, Target, lift
 
 
@@ -31,7 +31,7 @@ def reverse_kl_loss(
     """
     log_p = (lift(student) / temperature).log_softmax(dim=1)
     log_t = (lift(teacher) / temperature).log_softmax(dim=1)
-    return temperature**2 * F.kl_div(log_t, log_p, reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * divergence(log_p, log_t)
 
 
 class ReverseKL(RowLoss):

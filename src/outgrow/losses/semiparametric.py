@@ -45,7 +45,7 @@ def semiparametric_loss(
     residual = observed / q.clamp_min(floor) - 1
     residual = residual * (observed > 0).any(dim=1, keepdim=True)
     moved = t * (residual - (t * residual).sum(dim=1, keepdim=True)) / temperature
-    return temperature**2 * (divergence(log_t, log_p) - (moved * log_p).sum(dim=1))
+    return temperature**2 * (divergence(log_t, log_p) - (moved * log_p.masked_fill(t == 0, 0.0)).sum(dim=1))
 
 
 class Semiparametric(RowLoss):

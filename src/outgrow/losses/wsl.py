@@ -38,7 +38,7 @@ def wsl_loss(
     weight = -torch.expm1(-own / (theirs + 1e-7))
     t = (lift(teacher) / temperature).softmax(dim=1)
     log_p = (lift(student) / temperature).log_softmax(dim=1)
-    return temperature**2 * weight * -(t * log_p).sum(dim=1)
+    return temperature**2 * weight * -(t * log_p.masked_fill(t == 0, 0.0)).sum(dim=1)
 
 
 class WSL(RowLoss):
