@@ -6,6 +6,7 @@ import torch
 import outgrow
 from outgrow import PENULTIMATE, Outputs, Target
 from outgrow.teacher.correction import BiasCorrection, CorrectedTeacher
+from outgrow.teacher.folds import as_index
 
 
 def teacher_like(label, classes, *, strength=3.0, seed=0):
@@ -221,6 +222,60 @@ def test_save_and_load(tmp_path):
     assert torch.equal(loaded(logits, index=index).logits, correction(logits, index=index).logits)
     assert str(loaded.report) == str(correction.report)
     assert "<- chosen" in str(loaded.report)
+
+
+def features_like(label, classes, *, seed=0):
+    """Features that lie far from 0, as after a ReLU, and say the label."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(label), 16, generator=generator)
+    return 20 + noise + 2 * torch.randn(classes, 16, generator=generator)[label]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_rounds_nothing_of_the_map(dtype):
+    """A loop calls teacher and student under it; what the network says may be rounded, not the map of that."""
+    label = labels(200, 3)
+    outputs = Outputs(torch.zeros(200, 3), {PENULTIMATE: features_like(label, 3)})
+    correction = BiasCorrection(3).fit(outputs, label)
+    assert correction.source == "features"
+    plain = correction(outputs, index=torch.arange(200)).logits
+    with torch.autocast("cpu", dtype):
+        under = correction(outputs, index=torch.arange(200)).logits
+    assert torch.equal(under, plain)
+
+
+@pytest.mark.parametrize("source", ["logits", "features"])
+def test_outputs_in_double_are_corrected(source):
+    label = labels(200, 3)
+    logits = teacher_like(label, 3)[:, torch.tensor([1, 2, 0])]
+    features = {PENULTIMATE: features_like(label, 3)} if source == "features" else {}
+    correction = BiasCorrection(3).fit(Outputs(logits, features), label)
+    assert correction.source == source
+    double = Outputs(logits.double(), {name: value.double() for name, value in features.items()})
+    found, single = correction(double).logits, correction(Outputs(logits, features)).logits
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), single, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("index", [torch.tensor([1]), torch.arange(4)])
+def test_an_index_of_one_row_is_not_that_of_all(index):
+    label = labels(60, 3)
+    logits, other = teacher_like(label, 3)[:, torch.tensor([1, 2, 0])], teacher_like(label, 3, seed=1)
+    correction = BiasCorrection(3).fit(logits, label)
+    mixture = outgrow.teacher.Mixture(2).fit([teacher_like(label, 3), other], label)
+    assert len(mixture.used) == 2
+    for call in (
+        lambda: correction(logits[:3], index=index),
+        lambda: mixture([logits[:3], other[:3]], index=index),
+    ):
+        with pytest.raises(ValueError, match="needs a tensor with one whole number for each of 3 rows"):
+            call()
+
+
+@pytest.mark.parametrize("index", [[0, 1, 2], torch.arange(3.0), torch.arange(3)[:, None], None])
+def test_an_index_is_a_tensor_of_whole_numbers(index):
+    with pytest.raises(ValueError, match="needs a tensor with one whole number for each of 3 rows"):
+        as_index(index, 3)
 
 
 def test_corrected_teacher_is_a_teacher():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from outgrow import spec
 from outgrow.knowledge.split import wrong_rows
 from outgrow.outputs import Knowledge, Outputs, Target, as_outputs, as_target, lift
+from outgrow.teacher.folds import as_index
 
 Judged = Literal["unlabelled", "all"]
 
@@ -125,7 +126,7 @@ class Reliability(nn.Module):
             )
         right = ~wrong_rows(logits, target)[target.valid]
         at = confidence(logits)[target.valid]
-        index = index[target.valid]
+        index = as_index(index, len(logits))[target.valid]
         images, image, views = index.unique(return_inverse=True, return_counts=True)
         if len(images) < 2 * self.folds:
             raise ValueError(
@@ -165,6 +166,7 @@ class Reliability(nn.Module):
         x = confidence(logits).to(at.dtype)
         found = _interpolated(x, at[-1], value[-1])
         if index is not None:
+            index = as_index(index, len(logits))
             fold_of = self.fold_of.to(logits.device)
             known = (index >= 0) & (index < len(fold_of))
             fold = torch.where(known, fold_of[index.clamp(0, len(fold_of) - 1)].long(), -1)

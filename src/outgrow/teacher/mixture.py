@@ -160,7 +160,7 @@ class Mixture(nn.Module):
         at = (
             weights[-1:].expand(log_p.shape[1], -1)
             if index is None
-            else weights[fold_at(self.fold_of, index)]
+            else weights[fold_at(self.fold_of, index, num_rows=log_p.shape[1])]
         )
         return Outputs(log_mean(log_p, at.to(log_p.dtype)))
 
