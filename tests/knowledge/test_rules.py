@@ -304,6 +304,14 @@ def test_no_gradient_reaches_the_teacher():
     assert not outgrow.corrected_logits(knowledge).requires_grad
 
 
+def test_no_gradient_reaches_the_teachers_features():
+    """Of a network that is not frozen, such as the student's own deeper layers."""
+    value = torch.randn(4, 7, requires_grad=True)
+    knowledge = outgrow.rectify(outgrow.Outputs(value.detach(), {"layer": 2 * value}), torch.arange(4))
+    assert not knowledge.teacher.features["layer"].requires_grad
+    assert torch.equal(knowledge.teacher.features["layer"], 2 * value)
+
+
 def test_a_rule_of_ones_own_needs_no_registration():
     class Zero:
         name, uses_temperature, effect = "zero", False, "rewrite"

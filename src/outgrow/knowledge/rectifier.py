@@ -22,7 +22,6 @@ from outgrow.outputs import (
     as_target,
     lift,
     warn_if_probabilities,
-    with_logits,
 )
 
 Transform = Callable[[Float[Tensor, "rows classes"]], Float[Tensor, "rows classes"]]
@@ -38,7 +37,7 @@ class Rectifier:
     ``trust`` weighs rows by how far the teacher is trusted there: a name (``"confidence(0.8)"``), an object of
     :mod:`outgrow.knowledge.trust`, or None to weigh all alike.
 
-    Called as ``rectify(teacher, target) -> Knowledge``. The teacher's logits are detached here. A logit of
+    Called as ``rectify(teacher, target) -> Knowledge``. The teacher's logits and features are detached here. A logit of
     minus infinity beside finite ones rules its class out. On the CPU, ``ValueError`` is raised for labels out
     of range and for rows with a NaN, with an infinite logit or without a finite one. On other devices that
     check would need a sync at every step. There labels are checked when data are loaded, and such a row
@@ -81,8 +80,9 @@ class Rectifier:
 
     def __call__(self, teacher: Outputs | Tensor, target: Target | Tensor) -> Knowledge:
         teacher, target = as_outputs(teacher, whose="teacher"), as_target(target)
-        if teacher.logits.requires_grad:
-            teacher = with_logits(teacher, teacher.logits.detach())
+        if any(value.requires_grad for value in (teacher.logits, *teacher.features.values())):
+            features = {name: value.detach() for name, value in teacher.features.items()}
+            teacher = Outputs(teacher.logits.detach(), features)
         logits = teacher.logits
         _check_rows(logits, target)
         if not self._checked and len(logits):  # once: what a network ends in does not change
