@@ -2,6 +2,7 @@
 
 import math
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -73,6 +74,26 @@ def test_an_output_overwritten_in_place():
     with pytest.raises(ValueError, match="overwrote in place; tap that module instead"):
         Taps(model, ["0"])(torch.randn(2, 3, 8, 8))
     Taps(model, ["1"])(torch.randn(2, 3, 8, 8))
+
+
+def test_features_under_inference_mode():
+    teacher, images = Teacher(net(), taps=["0", PENULTIMATE]), torch.rand(2, 3, 8, 8)
+    with torch.inference_mode():
+        features = teacher(images).features
+    assert features.keys() == {"0", PENULTIMATE}
+    for name, value in teacher(images).features.items():
+        assert torch.equal(features[name], value)
+
+
+def test_what_is_no_model_and_what_is_no_list_of_paths(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # types are checked in tests alone
+    for make in (Taps, Teacher):
+        with pytest.raises(ValueError, match=r"needs a torch\.nn\.Module, got function"):
+            make(lambda images: images)
+        with pytest.raises(
+            ValueError, match=r"needs a list of paths, got 'penultimate'; pass \['penultimate'\]"
+        ):
+            make(net(), PENULTIMATE) if make is Taps else make(net(), taps=PENULTIMATE)
 
 
 def test_hugging_face_outputs_and_other_returns():

@@ -54,6 +54,12 @@ class Taps(nn.Module):
 
     def __init__(self, model: nn.Module, paths: Sequence[str] = ()) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"Taps: needs a torch.nn.Module, got {type(model).__name__}; wrap a function in a module."
+            )
+        if isinstance(paths, str):
+            raise ValueError(f"Taps: needs a list of paths, got {paths!r}; pass [{paths!r}].")
         self.model = model
         self.paths = tuple(paths)
         self._has_head = has_head(model)
@@ -76,7 +82,7 @@ class Taps(nn.Module):
                     "`outgrow list features MODEL` lists useful paths."
                 )
             value, version = seen[path]
-            if value._version != version:
+            if _version(value) != version:
                 raise ValueError(
                     f"Taps: needs the output of {path!r} unchanged, got one that a following module overwrote in "
                     "place; tap that module instead, or build it with inplace=False."
@@ -104,13 +110,20 @@ class Taps(nn.Module):
                 )
             if channels_last and value.dim() == 4:
                 value = value.movedim(3, 1)  # a view, which shares the version counter
-            seen[path] = value, value._version
+            seen[path] = value, _version(value)
 
         module = self._modules_at[path]
         channels_last = _channels_last(bare_net(self.model)) and not isinstance(module, nn.Conv2d)
         if path == PENULTIMATE and self._has_head:
             return module.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
         return module.register_forward_hook(lambda _, __, output: keep(output))
+
+
+def _version(value: Tensor) -> int:
+    """How often ``value`` was modified in place; 0 under ``torch.inference_mode``, where nobody counts."""
+    # to ask while compiling would break the graph
+    counted = torch.compiler.is_compiling() or not value.is_inference()
+    return value._version if counted else 0
 
 
 def _channels_last(net: nn.Module) -> bool:

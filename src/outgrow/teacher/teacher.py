@@ -45,7 +45,7 @@ class Teacher(BaseTeacher):
 
     def __init__(self, model: nn.Module, *, taps: Sequence[str] = ()) -> None:
         super().__init__()
-        self.network = Taps(model.requires_grad_(False), taps)
+        self.network = Taps(model, taps).requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":
