@@ -33,6 +33,34 @@ def test_labels_that_are_no_classes_are_refused():
         as_target(torch.rand(4))
 
 
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize(
+    ("label", "advice"),
+    [
+        (torch.zeros(4, 1, dtype=torch.long), r"pass label\.flatten\(\)"),
+        (torch.tensor(1), r"pass label\.flatten\(\)"),
+        (torch.eye(4, dtype=torch.long), r"pass label\.argmax\(dim=1\)"),
+        (torch.eye(4), "other soft labels are not supported"),
+        (torch.zeros(2, 3, 3, dtype=torch.long), "flatten_rows"),
+        ([0, 1], r"pass torch\.as_tensor\(\.\.\.\) of it"),
+    ],
+)
+def test_what_to_do_with_other_labels_is_said(label, advice):
+    with pytest.raises(ValueError, match=f"needs one integer class per row .*{advice}"):
+        as_target(label)
+
+
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize("places", [(7,), (8, 9)])
+def test_logits_with_the_classes_last_are_not_flattened(places):
+    logits, label = torch.randn(2, *places, 5), torch.randint(5, (2, *places))
+    with pytest.raises(ValueError, match=r"pass logits\.movedim\(-1, 1\)"):
+        flatten_rows(logits, label)
+    rows, target = flatten_rows(logits.movedim(-1, 1), label)
+    assert torch.equal(rows.logits, logits.reshape(-1, 5))
+    assert torch.equal(target.label, label.flatten())
+
+
 @pytest.mark.parametrize("whose", ["teacher", "student"])
 def test_probabilities_are_noticed_once(whose):
     rectify, objective = outgrow.preset("kd")

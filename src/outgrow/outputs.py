@@ -217,10 +217,25 @@ def as_target(value: Target | Tensor) -> Target:
             else type(value).__name__
         )
         raise ValueError(
-            f"target: needs one integer class per row (shape rows), got {got}; for labels blended by "
-            "mixup or CutMix pass Target(label=..., partner=..., mix=...)."
+            f"target: needs one integer class per row (shape rows), got {got}; {_as_classes(value)}."
         )
     return Target(value.long())  # bool too: two classes
+
+
+def _as_classes(value: object) -> str:
+    """What to do with labels that are not one integer a row."""
+    if not isinstance(value, Tensor):
+        return "pass torch.as_tensor(...) of it"
+    if value.dim() != 1 and value.numel() == (*value.shape, 1)[0]:
+        return "pass label.flatten()"
+    if value.dim() > 2:
+        return "flatten maps of labels with outgrow.flatten_rows"
+    if value.dim() == 2 and not value.is_floating_point():
+        return "if they are one-hot pass label.argmax(dim=1); several classes for one row are not supported"
+    return (
+        "give classes as integers; for labels blended by mixup or CutMix pass Target(label=..., partner=..., mix=...); "
+        "other soft labels are not supported"
+    )
 
 
 def warn_if_probabilities(logits: Float[Tensor, "rows classes"], *, whose: str) -> None:
@@ -256,7 +271,8 @@ def flatten_rows(
 ) -> tuple[Outputs, Target]:
     """Flatten maps of logits: every position (pixel, token) becomes a row, as losses and rules expect.
 
-    Rows whose label is ``ignore_index`` get the label :data:`IGNORE`. Rows labelled :data:`UNLABELLED` keep
+    The classes stand second, as in ``torch.nn.functional.cross_entropy``: for logits of (batch, tokens, classes) pass
+    ``logits.movedim(-1, 1)``. Rows whose label is ``ignore_index`` get the label :data:`IGNORE`. Rows labelled :data:`UNLABELLED` keep
     that label. Shapes do not depend on the labels. ``Target.image`` has the image of each row.
 
     >>> outputs, target = flatten_rows(torch.zeros(2, 5, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long))
@@ -268,7 +284,13 @@ def flatten_rows(
         raise ValueError(
             f"flatten_rows: needs logits of shape batch x classes x positions and a label for each position, got "
             f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(label.shape)}; "
-            + (f"give labels of shape {tuple(wanted)}." if logits.dim() >= 2 else "add the missing axes.")
+            + (
+                "add the missing axes."
+                if logits.dim() < 2
+                else "the classes stand last there: pass logits.movedim(-1, 1)."
+                if label.shape == logits.shape[:-1]
+                else f"give labels of shape {tuple(wanted)}."
+            )
         )
     rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
     flat = label.reshape(-1)

@@ -1,10 +1,13 @@
 """The objective: the paper and the released code replayed by hand, and what may not go wrong."""
 
 import math
+import pickle
 import subprocess
 import sys
+from fractions import Fraction
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -295,6 +298,35 @@ def test_schedules_are_weights_in_0_and_1(name):
     schedule = make_schedule(name)
     for progress in (0.0, 0.3, 0.5, 1.0):
         assert all(0 <= w <= 1 for w in schedule(progress))
+
+
+@pytest.mark.parametrize("name", [*SCHEDULES, "step(at=0.2)"])
+def test_an_objective_can_be_pickled(name):
+    objective = pickle.loads(pickle.dumps(Objective("kd + dkd", schedule=name)))
+    for progress in (0.0, 0.1, 0.3, 1.0):
+        assert objective.schedule(progress) == make_schedule(name)(progress)
+
+
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize("given", [(1.0, 1.0, 0.5), 0.5])
+def test_a_schedule_returns_weights(given):
+    label = torch.tensor([0, 1])
+    knowledge = Rectifier("identity")(torch.randn(2, 3), label)
+    for fast in (True, False):
+        objective = Objective("kd", schedule=lambda _: given, fast=fast)
+        with pytest.raises(ValueError, match=r"needs to return outgrow\.Weights"):
+            objective(torch.randn(2, 3), knowledge, label, 0.5)
+
+
+@pytest.mark.usefixtures("as_installed")
+@pytest.mark.parametrize("progress", [np.float32(0.5), np.int64(1), torch.tensor([0.5]), Fraction(1, 2)])
+def test_progress_is_any_number(progress):
+    label = torch.tensor([0, 1])
+    student, knowledge = torch.randn(2, 3), Rectifier("identity")(torch.randn(2, 3), label)
+    found = [
+        Objective("kd", schedule="linear")(student, knowledge, label, p) for p in (progress, float(progress))
+    ]
+    torch.testing.assert_close(found[0].total.reshape(()), found[1].total)
 
 
 def test_schedules_by_the_table():

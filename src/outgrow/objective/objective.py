@@ -8,6 +8,7 @@ weights; a term on images or on the whole batch gets the same weights, so that a
 """
 
 import math
+import numbers
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -316,7 +317,7 @@ class Objective(nn.Module):
             target.in_range_of.add(student.num_classes)  # rectify has looked
         elif same or task is None:
             check_label(target, student.num_classes, whose="student")
-        weights = self.schedule(progress)
+        weights = self._scheduled(progress)
         count = self._count(target)
         row_weights = self._row_weights(knowledge, count.rows)
         stats = {"wrong_rate": knowledge.wrong.sum() / count.labelled, "unlabelled": count.unlabelled}
@@ -343,6 +344,15 @@ class Objective(nn.Module):
             stats={name: value.detach() for name, value in stats.items()},
         )
 
+    def _scheduled(self, progress: float) -> Weights:
+        weights = self.schedule(progress)
+        if not isinstance(weights, Weights):
+            raise ValueError(
+                f"objective: the schedule needs to return outgrow.Weights(task, easy, hard), got {type(weights).__name__}; "
+                "return outgrow.Weights(...)."
+            )
+        return weights
+
     def _plain_kd(self) -> str | None:
         """The name of the only term if it is ``kd`` on all rows, beside plain cross-entropy: what the fast path knows."""
         if len(self.terms) != 1 or self.label_smoothing or self.class_weights is not None or self.task_rule:
@@ -360,7 +370,7 @@ class Objective(nn.Module):
         task_factor: Tensor | float,
     ) -> ObjectiveResult:
         """Cross-entropy and one ``kd`` in a single pass; equal to the plain path."""
-        term, weights = self.terms[name], self.schedule(progress)
+        term, weights = self.terms[name], self._scheduled(progress)
         temperature = getattr(term.loss, "temperature")  # noqa: B009  (kd's alone)
         on_host = _on_host(logits)
         labelled: Tensor | float
@@ -555,7 +565,8 @@ class Objective(nn.Module):
                 f"objective: needs knowledge, got {type(knowledge).__name__}; pass what the rectifier returns: "
                 "knowledge = rectify(teacher(images), target)."
             )
-        if not isinstance(progress, int | float | Tensor) or not 0 <= progress <= 1:
+        one = isinstance(progress, numbers.Real) or (isinstance(progress, Tensor) and progress.numel() == 1)
+        if not one or not 0 <= progress <= 1:
             raise ValueError(
                 f"objective: needs progress in [0, 1], got {progress}; pass completed epochs over all epochs."
             )

@@ -6,6 +6,7 @@ of the task, of the rows that the teacher gets right (easy) and of those that it
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from outgrow import spec
@@ -53,18 +54,24 @@ def grow(progress: float) -> Weights:
 def step(at: float = 0.5) -> Schedule:
     """The weight of hard rows changes from 0 to 1 at progress ``at``; the others stay at 1."""
     _fraction(at, "step: at")
-    return lambda progress: Weights(1.0, 1.0, 1.0 if progress >= at else 0.0)
+    return partial(_step, at)
 
 
 def warmup(until: float = 0.1) -> Schedule:
     """The weights of easy and hard rows grow from 0 to 1 until progress ``until``; the task stays at 1."""
     _fraction(until, "warmup: until")
+    return partial(_warmup, until)
 
-    def schedule(progress: float) -> Weights:
-        share = 1.0 if progress >= until else progress / until
-        return Weights(1.0, share, share)
 
-    return schedule
+def _step(
+    at: float, progress: float
+) -> Weights:  # a function of the module, not of a function: it can be pickled
+    return Weights(1.0, 1.0, 1.0 if progress >= at else 0.0)
+
+
+def _warmup(until: float, progress: float) -> Weights:
+    share = 1.0 if progress >= until else progress / until
+    return Weights(1.0, share, share)
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
