@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from outgrow import IGNORE, UNLABELLED, Objective, Outputs, Target, rectify
+from outgrow import IGNORE, UNLABELLED, Objective, Outputs, Target, preset, rectify
 from outgrow.knowledge import split
 from outgrow.losses import LOSSES
 from tests import contract
@@ -69,6 +69,23 @@ def test_a_class_that_both_networks_rule_out_is_as_if_it_were_not_there(name):
     if known.requires_grad:
         expected, gradient = torch.autograd.grad(known, fewer)[0], torch.autograd.grad(total, more)[0]
         torch.testing.assert_close(gradient, torch.cat([expected, torch.zeros(8, 1)], dim=1))
+
+
+@pytest.mark.parametrize(
+    "options", [{"rule": "drop"}, {"schedule": "grow"}, {"normalize": "subset"}, {}], ids=str
+)
+def test_a_teacher_of_other_classes_has_no_right_and_wrong_rows(options):
+    """Its logits rank other classes than the labels name, also where the loss reads features alone."""
+    student, teacher = contract.outputs(4), contract.outputs(4, seed=5)
+    more = Outputs(torch.randn(4, 40), teacher.features)
+    label = torch.arange(4) % student.num_classes
+    rectify_, objective = preset("kd", loss="at", **options)
+    objective.setup(student, more, num_samples=4)
+    if not options:
+        assert objective(student, rectify_(more, label), label, 0.5).total.isfinite()
+        return
+    with pytest.raises(ValueError, match=rf"the student's {student.num_classes} classes .* got one of 40"):
+        objective(student, rectify_(more, label), label, 0.5)
 
 
 def test_losses_on_features_read_no_logits():

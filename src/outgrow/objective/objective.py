@@ -344,6 +344,16 @@ class Objective(nn.Module):
             stats={name: value.detach() for name, value in stats.items()},
         )
 
+    def _splits(self, knowledge: Knowledge, term: Term, progress: float) -> bool:
+        """Whether right and wrong rows count differently in ``term``."""
+        weights = self._scheduled(progress)
+        return (
+            knowledge.rule.effect == "remove"
+            or term.rows != "all"
+            or self.normalize == "subset"
+            or weights.easy != weights.hard
+        )
+
     def _scheduled(self, progress: float) -> Weights:
         weights = self.schedule(progress)
         if not isinstance(weights, Weights):
@@ -576,6 +586,8 @@ class Objective(nn.Module):
                 f"objective: needs one row for student, teacher and target, got {rows}, {known} and "
                 f"{len(target.label)}; pass all three for the same batch."
             )
+        # a backbone without a classifier gets no row wrong
+        other_classes = knowledge.teacher.num_classes not in (0, student.num_classes)
         for name, term in self.terms.items():
             reads_logits = "logits" in getattr(term.loss, "reads", ("logits",))
             if reads_logits and student.num_classes != knowledge.teacher.num_classes:
@@ -583,6 +595,12 @@ class Objective(nn.Module):
                     f"objective: the loss {name!r} needs teacher and student to share their classes, got "
                     f"{knowledge.teacher.num_classes} and {student.num_classes}; map the teacher's classes by name, "
                     "or use outgrow.CorrectedTeacher with a BiasCorrection to the student's classes."
+                )
+            if other_classes and self._splits(knowledge, term, progress):
+                raise ValueError(
+                    f"objective: needs a teacher of the student's {student.num_classes} classes to tell the rows that it gets wrong, "
+                    f"got one of {knowledge.teacher.num_classes}; use preset 'kd' with this loss, or outgrow.CorrectedTeacher "
+                    "with a BiasCorrection to the student's classes."
                 )
             own = getattr(term.loss, "temperature", None)
             if None not in (own, knowledge.temperature) and own != knowledge.temperature:
