@@ -329,6 +329,21 @@ def test_progress_is_any_number(progress):
     torch.testing.assert_close(found[0].total.reshape(()), found[1].total)
 
 
+def test_setup_takes_plain_logits():
+    for loss in ("kd", "dkd", "ctkd"):
+        Objective(loss).setup(torch.randn(2, 3), torch.randn(2, 3), num_samples=2)
+    with pytest.raises(ValueError, match="fitnet: needs"):
+        Objective("fitnet").setup(torch.randn(2, 3), torch.randn(2, 3), num_samples=2)
+
+
+@pytest.mark.usefixtures("as_installed")
+def test_objects_where_a_preset_takes_none_are_refused():
+    with pytest.raises(ValueError, match=r"loss needs a text such as .*, got Flatten"):
+        outgrow.preset("kd", loss=nn.Flatten())
+    with pytest.raises(ValueError, match=r"rule needs a name such as .*, got Rectifier"):
+        outgrow.preset("kd", rule=Rectifier("pair"))
+
+
 def test_schedules_by_the_table():
     at = lambda name, p: make_schedule(name)(p)  # noqa: E731
     assert at("constant", 0.3) == Weights(1, 1, 1)

@@ -56,6 +56,11 @@ class Rectifier:
         trust: Trust | str | None = None,
     ) -> None:
         self.rule: Rule = make_rule(rule) if isinstance(rule, str) else rule
+        if not isinstance(self.rule, Rule):
+            raise ValueError(
+                f"Rectifier: rule needs a name such as 'pair', or an object with name, uses_temperature and effect, got "
+                f"{type(rule).__name__}; `outgrow list rules` describes those that there are."
+            )
         self.trust: Trust | None = make_trust(trust) if isinstance(trust, str) else trust
         self.temperature, self.rows = temperature, rows
         self._checked = False

@@ -252,8 +252,8 @@ class Objective(nn.Module):
 
     def setup(
         self,
-        student: Outputs,
-        teacher: Outputs,
+        student: Outputs | Tensor,
+        teacher: Outputs | Tensor,
         *,
         num_samples: int,
         label: Int[Tensor, " labels"] | None = None,
@@ -265,6 +265,7 @@ class Objective(nn.Module):
         the numbers of those that training will show (None: all), and ``label`` the labels of exactly those,
         in the same order.
         """
+        student, teacher = as_outputs(student, whose="student"), as_outputs(teacher, whose="teacher")
         fixture = Fixture(student, teacher, num_samples, label, index)
         for term in self.terms.values():
             if isinstance(term.loss, Loss):

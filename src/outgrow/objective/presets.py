@@ -80,6 +80,11 @@ def preset(
     ('pair', 2.0, 2.0)
     """
     chosen = spec.lookup(PRESETS, name, kind="preset")
+    if not isinstance(loss, str | None):
+        raise ValueError(
+            f"preset: loss needs a text such as 'kd + 100*fitnet', got {type(loss).__name__}; give a loss of your own to "
+            "outgrow.Objective, and build the rectifier with outgrow.Rectifier."
+        )
     calls = _at_temperature(chosen.loss if loss is None else loss, temperature)
     objective = Objective(
         [Term(make_loss(call._replace(weight=1.0)), call.weight) for call in calls],
