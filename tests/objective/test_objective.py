@@ -109,6 +109,24 @@ def test_what_ignored_rows_hold_reaches_nothing():
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("loss", ["kd", "dkd + dist"])
+@pytest.mark.parametrize("rule", ["pair", "drop"])
+def test_an_ignored_row_of_the_teacher_may_hold_anything(value, loss, rule):
+    student, teacher, label = batch()
+    label[3], poisoned = IGNORE, teacher.clone()
+    poisoned[3] = value
+    found = []
+    for given in (teacher, poisoned):
+        own = student.clone().requires_grad_()
+        total = Objective(loss)(own, Rectifier(rule)(given, label), label, 0.3).total
+        found.append((total, torch.autograd.grad(total, own)[0]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    label[3] = 0
+    with pytest.raises(ValueError, match="needs finite logits"):
+        Rectifier(rule)(poisoned, label)
+
+
 def test_terms_on_wrong_and_on_right_rows_add_up():
     student, teacher, label = batch()
     knowledge = Rectifier("pair")(teacher, label)

@@ -39,7 +39,7 @@ class Rectifier:
 
     Called as ``rectify(teacher, target) -> Knowledge``. The teacher's logits and features are detached here. A logit of
     minus infinity beside finite ones rules its class out. On the CPU, ``ValueError`` is raised for labels out
-    of range and for rows with a NaN, with an infinite logit or without a finite one. On other devices that
+    of range and for rows with a NaN, with an infinite logit or without a finite one; of ignored rows nothing is read. On other devices that
     check would need a sync at every step. There labels are checked when data are loaded, and such a row
     makes the loss non-finite.
 
@@ -192,8 +192,8 @@ def _check_values(largest: Tensor, target: Target, num_classes: int) -> bool:
     if target.partner is not None:
         all_labelled("partner", target.partner, target, num_classes, whose="teacher")
     # a finite sum means that all are finite; large values can overflow it, so check each value then
-    if not math.isfinite(largest.sum().item()) and not largest.isfinite().all():
-        row = int((~largest.isfinite()).nonzero()[0])
+    if not math.isfinite(largest.sum().item()) and (bad := ~largest.isfinite() & target.takes_part).any():
+        row = int(bad.nonzero()[0])
         raise ValueError(
             f"teacher: needs finite logits (or minus infinity for a class that it rules out), got a largest logit of {float(largest[row])} in row {row}; "
             "run the teacher in float32 or check its input."
