@@ -14,6 +14,7 @@ from torch import nn
 
 import outgrow
 from outgrow import IGNORE, Objective, Outputs, Rectifier, Target, Term
+from outgrow.losses import LOSSES
 from outgrow.objective.schedule import SCHEDULES, Weights, make_schedule
 from tests.reference import objective as reference
 
@@ -345,6 +346,12 @@ def test_progress_is_any_number(progress):
         Objective("kd", schedule="linear")(student, knowledge, label, p) for p in (progress, float(progress))
     ]
     torch.testing.assert_close(found[0].total.reshape(()), found[1].total)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_term_is_called_by_the_name_of_its_loss(name):
+    assert [*Objective(name).terms] == [name]
+    assert [*Objective([name, name]).terms] == [name, f"{name}_2"]
 
 
 def test_setup_takes_plain_logits():

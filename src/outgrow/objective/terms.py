@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from outgrow import spec
-from outgrow.losses import make_loss
+from outgrow.losses import DETECTOR_LOSSES, LOSSES, make_loss
 
 Rows = Literal["all", "right", "wrong"]
 
@@ -45,6 +45,9 @@ class Term:
         return self.weight * ramp
 
 
+_NAMES: dict[object, str] = {kind: name for name, kind in {**LOSSES, **DETECTOR_LOSSES}.items()}
+
+
 def named_terms(loss: object) -> dict[str, Term]:
     """The terms of ``loss`` (see :class:`outgrow.Objective`) by name: the loss's, with a number where it comes again."""
     if isinstance(loss, Mapping):
@@ -56,7 +59,8 @@ def named_terms(loss: object) -> dict[str, Term]:
     count: Counter[str] = Counter()
     for item in items:
         for term in named_terms(item).values() if isinstance(item, str) else [_as_term(item)]:
-            base = type(term.loss).__name__.lower()
+            kind = type(term.loss)
+            base = _NAMES.get(kind, kind.__name__.lower())
             name = ""
             while not name or name in named:  # a class may be called KD_2
                 count[base] += 1
