@@ -209,11 +209,14 @@ class BiasCorrection(nn.Module):
             )
         moves = outputs.num_classes == self.num_classes and self.source in ("scale", "logits")
         base = centred(outputs.logits) if moves else None
-        fold = None if index is None else fold_at(self.fold_of, index, num_rows=len(inputs))
         with torch.autocast(inputs.device.type, enabled=False):  # it would round what has just been lifted
             result = self._mapped(self.folds, inputs, base)
-            for number in range(0 if fold is None else self.folds):
-                result = torch.where((fold == number)[:, None], self._mapped(number, inputs, base), result)
+            if index is not None:
+                fold = fold_at(self.fold_of, index, num_rows=len(inputs))
+                for number in range(self.folds):
+                    result = torch.where(
+                        (fold == number)[:, None], self._mapped(number, inputs, base), result
+                    )
         return with_logits(outputs, result)
 
     def _mapped(self, number: int, inputs: Tensor, base: Tensor | None) -> Tensor:
