@@ -170,3 +170,42 @@ def test_a_file_of_torchvision_has_its_own_anchors(tmp_path):
     torch.save(made("fasterrcnn_resnet50_fpn").state_dict(), tmp_path / "coco.pth")
     with pytest.raises(ValueError, match=r"needs the anchors .*\(anchors=8\), got anchors=4"):
         create_detector("fasterrcnn:torchvision/resnet50?anchors=4", weights=tmp_path / "coco.pth")
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"classes": ["__background__", "b", "c", "a"]},
+        {"class_names": ["b", "c", "a"]},
+        {"class_to_idx": {"b": 1, "c": 2, "a": 3}},
+        {"class_to_idx": {"__background__": 0, "b": 1, "c": 2, "a": 3}},
+        {"id2label": {1: "b", 2: "c", 3: "a"}},
+    ],
+)
+def test_the_classes_that_a_file_of_torchvision_states(stated, tmp_path):
+    name = "ssdlite:torchvision/ssdlite320_mobilenet_v3_large"
+    net = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
+    torch.save({"model": net.state_dict(), **stated}, tmp_path / "own.pth")
+    assert create_detector(name, weights=tmp_path / "own.pth").classes == ("b", "c", "a")
+    student = create_detector(name, ("a", "b", "c"), weights=tmp_path / "own.pth")  # without a warning
+    bias = "head.classification_head.module_list.0.1.bias"
+    rows = torch.tensor([0, 3, 1, 2])
+    own, theirs = student.net.state_dict()[bias], net.state_dict()[bias]
+    assert torch.equal(own.view(-1, 4), theirs.view(-1, 4)[:, rows])
+
+
+def test_more_classes_than_a_file_has_are_refused(tmp_path):
+    name = "ssdlite:torchvision/ssdlite320_mobilenet_v3_large"
+    net = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
+    torch.save({"model": net.state_dict(), "classes": ["a", "b", "c", "d"]}, tmp_path / "own.pth")
+    for classes in (None, ("a", "b", "c")):
+        with pytest.raises(ValueError, match=r"a name for each of the 3 classes .* got 4 \(a, b, c, d\)"):
+            create_detector(name, classes, weights=tmp_path / "own.pth")
+
+
+def test_90_classes_with_names_are_not_cocos(tmp_path):
+    own = [f"own {k}" for k in range(90)]
+    net = made("fasterrcnn_mobilenet_v3_large_320_fpn")
+    torch.save({"model": net.state_dict(), "class_names": own}, tmp_path / "own.pth")
+    name = "fasterrcnn:torchvision/fasterrcnn_mobilenet_v3_large_320_fpn"
+    assert create_detector(name, weights=tmp_path / "own.pth").classes == tuple(own)

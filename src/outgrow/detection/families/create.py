@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from outgrow.data.classes import match_classes, stated_names
+from outgrow.data.classes import NAME_KEYS, match_classes, spelling, stated_names
 from outgrow.detection.families import (
     detectron2,
     fasterrcnn,
@@ -54,6 +54,8 @@ FAMILIES: dict[str, Family] = {
 assert tuple(FAMILIES) == DETECTORS
 _WRAPPED = re.compile(r"(.+\.)backbone\.(body|features)\.")
 RESNET50 = "torchvision/resnet50"
+BACKGROUND = "background"
+"""How the background is called where a file names it, too (``__background__``)."""
 STYLES = ("torchvision", detectron2.STYLE)
 T = TypeVar("T")
 
@@ -173,7 +175,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if detectron2.is_detectron2(state):
         return detectron2.from_detectron2(state)
     state, facts = published.understood(state)
-    return state, metadata if "classes" in metadata else {**metadata, **facts}
+    return state, metadata if _names_in(metadata) else {**metadata, **facts}
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -384,8 +386,7 @@ def _in_order(
     """``state`` with the last layer in the order of ``classes``; without that layer if the file has others."""
     last = [key for key in state if re.match(family.class_layers, key)]
     outputs = family.outputs(state) or 1
-    names = stated_names(metadata)
-    match = match_classes(names if names and len(names) == outputs - 1 else None, outputs - 1, classes)
+    match = match_classes(_own_names(name, outputs, metadata), outputs - 1, classes)
     if match.columns is None:
         return {key: value for key, value in state.items() if key not in last}
     if match.how == "position":
@@ -397,10 +398,10 @@ def _in_order(
 def _classes_of(
     name: str, family: Family, state: dict[str, Tensor], metadata: dict[str, Any]
 ) -> tuple[str, ...]:
-    stated = metadata.get("classes")
-    if isinstance(stated, list):
-        return tuple(map(str, stated))
     outputs = family.outputs(state)
+    stated = _own_names(name, outputs, metadata) if outputs else _names_in(metadata)
+    if stated:
+        return stated
     if not outputs:
         raise ValueError(
             f"{name}: needs a file of a whole detector, got {'a backbone' if state else 'no weights'}; pass the file of a "
@@ -410,6 +411,33 @@ def _classes_of(
         f"{name}: needs the names of the {outputs - 1} classes in the file, got none; save it with "
         "outgrow.detection.save_detector, or add classes (a JSON list) to its safetensors metadata."
     )
+
+
+def _own_names(name: str, outputs: int, metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The classes that a file states, in the order of its outputs after the background; None if it states none.
+
+    ``ValueError`` if they are not as many.
+    """
+    names = _names_in(metadata)
+    if names and len(names) == outputs and spelling(names[0]) == BACKGROUND:
+        names = names[1:]
+    if names and len(names) != outputs - 1:
+        raise ValueError(
+            f"{name}: needs a name for each of the {outputs - 1} classes of its file, and at most one for the background "
+            f"before them, got {len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}); correct the list of "
+            "classes in the file."
+        )
+    return names
+
+
+def _names_in(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """:func:`stated_names`, and those that are numbered from 1, as the background is 0."""
+    named = [metadata]
+    for key in NAME_KEYS:
+        value = metadata.get(key)
+        if isinstance(value, Mapping):
+            named += [{key: {BACKGROUND: 0, **value}}, {key: {"0": BACKGROUND, **value}}]
+    return next(filter(None, map(stated_names, named)), None)
 
 
 def _load_whole(
