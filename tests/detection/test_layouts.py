@@ -415,6 +415,49 @@ def test_boxes_of_another_format_are_refused_by_name(corners, said, tmp_path):
         open_boxes(source)
 
 
+@pytest.mark.parametrize("layout", [roboflow, yolo])
+def test_boxes_by_their_centre_or_not_are_refused_where_they_cross_the_border(layout, tmp_path):
+    for first, split in ((0, "train"), (3, "val")):
+        images = [image(k) for k in range(first, first + 3)]
+        places = [(35 * (n % 3) + 2, 28 * (n // 3) + 2) for n in range(9)]
+        boxes = [
+            annotation(9 * one["id"] + n, one["id"], [*places[n], 24, 20]) for one in images for n in range(9)
+        ]
+        write_json(tmp_path / "coco" / "annotations" / f"instances_{split}.json", images, boxes)
+        write_pictures(tmp_path / "coco" / split, images)
+    source = layout(tmp_path / "coco", tmp_path / "coco" / "annotations", tmp_path / "other")
+    open_boxes(source)
+    for path in (tmp_path / "other" / "train").rglob("*" if layout is yolo else "*.json"):
+        if path.suffix == ".txt":
+            numbers = [[float(one) for one in line.split()] for line in path.read_text().splitlines()]
+            path.write_text("\n".join(f"{k:g} {x - w / 2} {y - h / 2} {w} {h}" for k, x, y, w, h in numbers))
+        elif path.suffix == ".json":
+            content = json.loads(path.read_text())
+            for one in content["annotations"]:
+                left, top, wide, high = one["bbox"]
+                one["bbox"] = [left + wide / 2, top + high / 2, wide, high]
+            path.write_text(json.dumps(content))
+    said = {
+        yolo: "boxes as centre x, .* would fit as left, top, width",
+        roboflow: "boxes as left, .* would fit as centre x",
+    }
+    with pytest.raises(ValueError, match=said[layout]):
+        open_boxes(source)
+
+
+def test_yolos_corners_are_refused(tmp_path):
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    for path in (tmp_path / "other" / "train" / "labels").iterdir():
+        numbers = [[float(one) for one in line.split()] for line in path.read_text().splitlines()]
+        path.write_text(
+            "\n".join(f"{k:g} {x - w / 2} {y - h / 2} {x + w / 2} {y + h / 2}" for k, x, y, w, h in numbers)
+        )
+    with pytest.raises(
+        ValueError, match=r"needs boxes as centre x.*line 1 of .*fit as left, top, right and bottom"
+    ):
+        open_boxes(source)
+
+
 def test_a_source_of_no_kind():
     for source in ("boxes:x", "yolo:", "coco"):
         with pytest.raises(ValueError, match=r"needs coco:IMAGES:ANNOTATIONS, coco:FOLDER, yolo:DATA\.yaml"):

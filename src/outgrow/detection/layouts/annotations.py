@@ -200,7 +200,7 @@ def read_annotations(path: Path, *, on_fault: OnFault = "refuse") -> AnnotationF
     an image with two ids or outside the folder of images, sizes that are not positive, and boxes that are not four
     finite numbers, have a negative side or are outside their image. All faults are reported at once; with
     ``on_fault="skip"`` images and annotations with faults are left out. A box that is most likely in fractions of the
-    image is a fault. If most are, or all are most likely corners, the file is refused.
+    image is a fault. If most are, or all are most likely in another form (corners, centres), the file is refused.
     """
     return check_content(load_content(path), path, Faults(str(path), on_fault))
 
@@ -218,10 +218,10 @@ def _without_collector() -> Iterator[None]:
 
 
 @_without_collector()
-def check_content(content: Content, path: Path, faults: Faults, *, in_pixels: bool = False) -> AnnotationFile:
+def check_content(content: Content, path: Path, faults: Faults, *, centred: bool = False) -> AnnotationFile:
     """The content of a file, checked as by :func:`read_annotations`. ``faults`` may have some already.
 
-    ``in_pixels``: boxes were converted to pixels, so that small ones are no shares.
+    ``centred``: the file has centres and sizes as shares of the image, of which the boxes were made. So small ones are no shares.
     """
     categories = _Entries(faults, "category", content["categories"]).checked("name")
     order = sorted(categories)
@@ -254,7 +254,7 @@ def check_content(content: Content, path: Path, faults: Faults, *, in_pixels: bo
         if complaint:
             faults.add("annotation", number, *complaint)
             del annotations[number]
-    if not in_pixels:
+    if not centred:
         _leave_out_shares(path, annotations, images, faults)
     if not images and faults.on_fault == "skip":
         faults.on_fault = "refuse"
@@ -271,7 +271,7 @@ def check_content(content: Content, path: Path, faults: Faults, *, in_pixels: bo
     bbox = bbox.reshape(-1, 4)[by_image]
     area = [e.get("area", e["bbox"][2] * e["bbox"][3]) for e in annotations.values()]
     boxes, usable = _corners(bbox, sizes[place[by_image]])
-    notes += _check_scale(path, ids, bbox, sizes[place[by_image]], usable)
+    notes += _check_scale(path, ids, bbox, sizes[place[by_image]], usable, faults.origins, centred=centred)
     areas = torch.tensor(area, dtype=torch.float64)[by_image]
     notes += _check_areas(path, ids, bbox, areas)
     return AnnotationFile(
@@ -369,6 +369,9 @@ def _check_scale(
     bbox: Float64[Tensor, "rows 4"],
     sizes: Int64[Tensor, "rows 2"],
     usable: Bool[Tensor, " rows"],
+    origins: Mapping[int, str],
+    *,
+    centred: bool,
 ) -> list[str]:
     """Notes on boxes that are not trained on or are clipped; ``ValueError`` if the boxes seem to have another unit."""
     notes: list[str] = []
@@ -387,20 +390,40 @@ def _check_scale(
     limit = sizes.flip(1).to(torch.float64)
     over = ((bbox[:, :2] < -1) | (bbox[:, :2] + bbox[:, 2:] > limit + 1)).any(1).nonzero().squeeze(1)
     if len(over):
-        inside = (bbox[:, :2] >= -1) & (bbox[:, 2:] > bbox[:, :2]) & (bbox[:, 2:] <= limit + 1)
         many = num >= _ENOUGH and 10 * len(over) >= num
-        if inside.all() and (many or len(over) == num >= _LEAST):
-            row = int(over[0])
+        other = _other_format(bbox, limit, centred=centred) if many or len(over) == num >= _LEAST else None
+        if other is not None:
+            row, needed = (
+                int(over[0]),
+                "centre x, centre y, width and height" if centred else "left, top, width and height",
+            )
+            place = origins.get(int(ids[row]), f"annotation {int(ids[row])}: {bbox[row].tolist()}")
             raise ValueError(
-                f"data: needs bbox as left, top, width and height, got {len(over)} of {num} that cross the border of "
-                f"their image in {path} (annotation {int(ids[row])}: {bbox[row].tolist()}), while all would fit as left, top, right "
-                "and bottom; subtract left and top from the other two."
+                f"data: needs boxes as {needed}, got {len(over)} of {num} that cross the border of their image in {path} "
+                f"({place}), while all would fit as {other}; convert them."
             )
         notes.append(
             f"data: {len(over)} of {num:,} boxes in {path} cross the border of their image and are clipped (annotation "
             f"{some(ids[over].tolist())})."
         )
     return notes
+
+
+def _other_format(
+    bbox: Float64[Tensor, "rows 4"], limit: Float64[Tensor, "rows 2"], *, centred: bool
+) -> str | None:
+    """Another meaning of the four numbers of a box with which all would be inside their images, if there is one."""
+    size = bbox[:, 2:]
+    start = bbox[:, :2] + size / 2 if centred else bbox[:, :2]  # as the file has them
+    meanings = {"left, top, right and bottom": (start, size)}
+    if centred:
+        meanings["left, top, width and height"] = (start, start + size)
+    else:
+        meanings["centre x, centre y, width and height"] = (start - size / 2, start + size / 2)
+    for name, (first, last) in meanings.items():
+        if ((first >= -1) & (last > first) & (last <= limit + 1)).all():
+            return name
+    return None
 
 
 def _check_areas(

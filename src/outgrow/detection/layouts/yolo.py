@@ -149,7 +149,7 @@ def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], 
     faults.origins = origins
     categories = [{"id": number, "name": name} for number, name in enumerate(names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    file = check_content(content, path, faults, in_pixels=True)
+    file = check_content(content, path, faults, centred=True)
     file = replace(file, notes=(*notes, *file.notes))
     return Listed(file, home, home, digest_of([path, *(label for label in labels if label.is_file())]))
 
