@@ -398,6 +398,17 @@ def test_vocs_corners_from_0(tmp_path):
     assert data.train.truth(at).boxes[0].tolist() == [0, 7, 25, 36]
 
 
+def test_a_corner_outside_of_its_picture_does_not_move_the_others(tmp_path):
+    source = voc(*write(tmp_path / "coco"), tmp_path / "other")
+    path = tmp_path / "other" / "Annotations" / "train1.xml"
+    before = open_boxes(source)
+    path.write_text(path.read_text().replace("<xmin>6", "<xmin>-6"))
+    with pytest.warns(DataWarning, match="1 of 9 boxes in .* cross the border"):
+        after = open_boxes(source)
+    for at in range(4):
+        assert torch.equal(before.train.truth(at).boxes[:, 1:], after.train.truth(at).boxes[:, 1:])
+
+
 @pytest.mark.parametrize("corners, said", [(True, "as left, top, right and bottom"), (False, "fractions")])
 def test_boxes_of_another_format_are_refused_by_name(corners, said, tmp_path):
     source = roboflow(*write(tmp_path / "coco"), tmp_path / "other")

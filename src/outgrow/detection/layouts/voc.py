@@ -55,7 +55,9 @@ def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     }
     objects = [one for split in parsed.values() for found in split.values() for one in found.objects]
     classes = sorted({one[0] for one in objects if one[0]})
-    first = 0 if any(one[3] is not None and min(one[3][:2]) < 1 for one in objects) else 1
+    # a corner outside of its image (-3) says nothing about where counting starts
+    starts = [corner for one in objects if one[3] is not None for corner in one[3][:2]]
+    first = 0 if any(0 <= corner < 1 for corner in starts) else 1
 
     def read(split: str) -> Listed:
         faults = Faults(f"{root / 'ImageSets/Main' / split}.txt", on_fault)
