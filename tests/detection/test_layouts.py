@@ -475,6 +475,7 @@ def test_a_source_of_no_kind():
             open_boxes(source)
 
 
+@pytest.mark.filterwarnings("ignore:.*have no picture of that name")
 def test_pictures_without_labels_are_noted_where_they_are_many(tmp_path):
     source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
     labels = tmp_path / "other" / "train" / "labels"
@@ -483,6 +484,30 @@ def test_pictures_without_labels_are_noted_where_they_are_many(tmp_path):
         DataWarning, match=r"2 of 4 images of train in .* have no file of labels .*no .*train2\.txt"
     ):
         open_boxes(source)
+
+
+def test_labels_whose_picture_is_not_read_are_noted(tmp_path):
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    train = tmp_path / "other" / "train"
+    (train / "labels" / "classes.txt").write_text("dog\ncat\nbird\n")
+    assert len(open_boxes(source).train) == 4
+    (train / "images" / "train2.png").rename(train / "images" / "train2.heic")
+    with pytest.warns(
+        DataWarning, match=r"1 files of labels for train in .* no picture of .*labels/train2\.txt\)"
+    ):
+        assert len(open_boxes(source).train) == 3
+
+
+def test_yolos_labels_are_of_one_picture(tmp_path):
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    images = tmp_path / "other" / "train" / "images"
+    Image.open(images / "train2.png").save(images / "train2.jpg")
+    with pytest.raises(
+        ValueError, match=r"needs to be the only picture of .*train2\.txt, got .2 of that name"
+    ):
+        open_boxes(source)
+    with pytest.warns(DataWarning, match="left out 2 images"):
+        assert len(open_boxes(source, on_fault="skip").train) == 3
 
 
 @pytest.mark.parametrize("more, fits", [("0.2 0.3 0.1 0.9", True), ("", True), ("0.2 0.3", False)])

@@ -7,11 +7,12 @@
 
 The labels of ``images/a.jpg`` are in ``labels/a.txt``: in each line a class and a box (centre x, centre y, width, height)
 as shares of the image, or a polygon, whose bounding box counts. With ``kpt_shape`` in the YAML keypoints follow the box.
-An image without such a file has no objects.
+An image without such a file has no objects. Two images of one name (a.jpg, a.png) are a fault, as they have one such file.
 """
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import yaml
 
 from outgrow.data.files import read_bytes
-from outgrow.data.notes import printable
+from outgrow.data.notes import printable, some
 from outgrow.data.reading import OnFault
 from outgrow.detection.layouts.annotations import Faults, check_content
 from outgrow.detection.layouts.listed import (
@@ -120,7 +121,8 @@ def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], 
             f"data: needs a text file of labels for the images of {key} in {path}, got none such as {printable(labels[0])}; "
             "put them into a folder labels beside images."
         )
-    notes = _without_labels(path, key, labels)
+    notes = [*_without_labels(path, key, labels), *_without_pictures(path, facts, key, labels)]
+    same_name = Counter(map(_label_file, set(pictures)))
     keypoints = _keypoints(path, facts)
     home = common_folder(pictures)
     faults = Faults(f"{path} ({key})", on_fault)
@@ -132,6 +134,11 @@ def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], 
         name = os.path.relpath(picture, home)
         if not width:
             faults.add("image", name, "an image whose size can be read", "none")
+            continue
+        if same_name[label] > 1 and label.is_file():
+            # such as a picture and its mask: which of them the boxes are of is not known
+            needed = f"to be the only picture of {printable(label)}"
+            faults.add("image", name, needed, f"{same_name[label]} of that name")
             continue
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         for line, text in enumerate(_lines(label), start=1):
@@ -163,6 +170,35 @@ def _without_labels(path: Path, key: str, labels: Sequence[Path]) -> list[str]:
         f"data: {len(missing):,} of {len(labels):,} images of {key} in {path} have no file of labels and count as images without "
         f"objects (there is no {printable(missing[0])})."
     ]
+
+
+def _without_pictures(path: Path, facts: dict[str, Any], key: str, labels: Sequence[Path]) -> list[str]:
+    """A note on files with boxes beside those of a split's folders that no picture has: theirs may have an unknown suffix."""
+    stated = facts[key] if isinstance(facts[key], list) else [facts[key]]
+    if not all(_place(path, facts, str(one)).is_dir() for one in stated):
+        return []  # a list of paths may leave some out on purpose
+    known = set(labels)
+    others = (
+        other
+        for folder in sorted({label.parent for label in labels})
+        for other in sorted(folder.glob("*.txt"))
+    )
+    alone = [other for other in others if other not in known and _has_boxes(other)]
+    if not alone:
+        return []
+    return [
+        f"data: {len(alone):,} files of labels for {key} in {path} have no picture of that name and are left out "
+        f"({some([printable(one) for one in alone])})."
+    ]
+
+
+def _has_boxes(label: Path) -> bool:
+    """Whether the first line is a class and numbers, which that of a list of classes is not."""
+    numbers = next((line.split() for line in _lines(label) if line.strip()), [])
+    try:
+        return len([float(number) for number in numbers]) >= 5
+    except ValueError:
+        return False
 
 
 def _keypoints(path: Path, facts: Mapping[str, Any]) -> int:
