@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from outgrow.data import DataWarning
 from outgrow.detection.data import DetectionData, open_boxes, open_coco
@@ -519,3 +520,18 @@ def test_classes_that_differ_in_spelling_are_noted(tmp_path):
     path = write_json(tmp_path / "boxes.json", IMAGES, [GOOD], categories)
     with pytest.warns(DataWarning, match=r"'traffic light' and 'Traffic_Light' are classes of their own"):
         open_boxes(f"coco:{tmp_path / 'images'}:{path}")
+
+
+def test_pictures_that_lie_on_their_side_in_cocos_file_are_noted(tmp_path):
+    path = write_json(
+        tmp_path / "annotations" / "instances_val.json",
+        [image(1), image(2)],
+        [annotation(1, 1, [5, 6, 20, 30])],
+    )
+    write_pictures(tmp_path / "val", [image(1), image(2)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(1, height=80, width=100).save(tmp_path / "val" / "1.png", exif=exif)
+    with pytest.warns(DataWarning, match=r"1 of 2 images of .* have an EXIF orientation .*val/1\.png\)"):
+        data = open_coco(f"coco:{tmp_path}:{path}")
+    assert data.test.image(0).shape == (3, 80, 100)

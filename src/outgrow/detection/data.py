@@ -403,6 +403,14 @@ def _as_stated(
         number, got = int(file.image_ids[place]), f"{wide} x {high} in {printable(paths[place])}"
         faults.add("image", number, needed, got)
     _settle(faults, opening)
+    stored, turned = (sizes == file.sizes.flip(1)[:, None]).all(2).unbind(1)
+    lying = (stored & ~turned & (sizes[:, 1] > 0).all(1)).nonzero()[:, 0].tolist()
+    if lying:
+        opening.note(
+            f"data: {len(lying):,} of {len(paths):,} images of {file.path} have an EXIF orientation that the sizes there leave out, "
+            f"so they are read as stored ({some([paths[at] for at in lying])}). `outgrow predict` turns them, as viewers do: its "
+            "boxes are then no match for these annotations."
+        )
     return keep
 
 
