@@ -77,9 +77,32 @@ def test_probabilities_are_noticed_once(whose):
         objective(student, rectify(given["teacher"], label), label, 0.0)
 
 
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+def test_what_a_sigmoid_has_made_is_noticed(whose):
+    """The softmax of values in 0..1 is all but uniform: a teacher that was trained with one loss per class taught nothing."""
+    rectify, objective = outgrow.preset("kd")
+    label = torch.tensor([0, 1, 2, 3])
+    given = {"teacher": torch.randn(4, 10), "student": torch.randn(4, 10)}
+    given[whose] = given[whose].sigmoid()
+    with pytest.warns(
+        UserWarning, match=f"{whose}: needs logits, got values .* after a sigmoid; remove the sigmoid"
+    ):
+        objective(given["student"], rectify(given["teacher"], label), label, 0.0)
+
+
+def test_a_network_of_one_output_for_two_classes_is_told_so():
+    with pytest.raises(ValueError, match="give a network of two classes two outputs"):
+        outgrow.rectify(torch.randn(3, 1), torch.tensor([0, 1, 0]))
+
+
 def test_logits_that_look_a_little_like_probabilities_are_not():
     label = torch.tensor([0, 1])
-    for teacher in (torch.eye(2) * 1.5, torch.tensor([[0.5, 0.5], [2.0, -1.0]]), torch.zeros(2, 2)):
+    for teacher in (
+        torch.eye(2) * 1.5,
+        torch.tensor([[0.5, 0.5], [2.0, -1.0]]),
+        torch.zeros(2, 2),
+        torch.full((2, 2), 0.1),
+    ):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             outgrow.rectify(teacher, label)

@@ -239,18 +239,24 @@ def _as_classes(value: object) -> str:
 
 
 def warn_if_probabilities(logits: Float[Tensor, "rows classes"], *, whose: str) -> None:
-    """Warn if every row of ``logits`` is at least 0 and sums to 1: a softmax has been applied already. CPU only."""
+    """Warn if ``logits`` look like what a softmax (rows sum to 1) or a sigmoid (all in 0..1) has made of them. CPU only."""
     if logits.device.type != "cpu" or logits.numel() == 0 or logits.shape[1] < 2:
         return
     rows = logits.detach().float()
-    one_hot = ((rows == 0) | (rows == 1)).all()
-    sums_to_one = ((rows.sum(dim=1) - 1).abs() < 1e-3).all()
-    if bool((rows >= 0).all() & sums_to_one & ~one_hot):
-        warnings.warn(
-            f"{whose}: needs logits, got rows that are at least 0 and sum to 1, which are probabilities; remove the softmax "
-            "at the end of the network, or take the logarithm.",
-            stacklevel=4,
-        )
+    low, high = rows.aminmax()
+    if low < 0 or high > 1 + 1e-3 or ((rows == 0) | (rows == 1)).all():
+        return
+    if ((rows.sum(dim=1) - 1).abs() < 1e-3).all():
+        made, advice = "rows that are at least 0 and sum to 1, which are probabilities", "softmax"
+    elif high > 0.5:  # below, they are small rather than squeezed
+        made, advice = "values that all lie between 0 and 1, as after a sigmoid", "sigmoid"
+    else:
+        return
+    undo = ", or take the logarithm" if advice == "softmax" else ""
+    warnings.warn(
+        f"{whose}: needs logits, got {made}; remove the {advice} at the end of the network{undo}.",
+        stacklevel=4,
+    )
 
 
 def warn_if_other_labels(known: Int[Tensor, " rows"], label: Int[Tensor, " rows"]) -> None:

@@ -25,6 +25,8 @@ def all_labelled(name: str, label: Tensor, target: Target, num_classes: int, *, 
         others = (
             ", map a teacher of other classes with outgrow.CorrectedTeacher" if whose == "teacher" else ""
         )
+        if num_classes == 1:
+            others = ", give a network of two classes two outputs"
         raise ValueError(
             f"target: needs every {name} in 0..{num_classes - 1} (the {whose}'s classes), got {int(label[row])} in "
             f"row {row}; check the label column{others}, or mark rows to leave out with -100 and rows without a label with -1."

@@ -63,9 +63,8 @@ def warmup(until: float = 0.1) -> Schedule:
     return partial(_warmup, until)
 
 
-def _step(
-    at: float, progress: float
-) -> Weights:  # a function of the module, not of a function: it can be pickled
+# functions of the module, since one within a function cannot be pickled
+def _step(at: float, progress: float) -> Weights:
     return Weights(1.0, 1.0, 1.0 if progress >= at else 0.0)
 
 
