@@ -180,7 +180,13 @@ def test_the_page_of_the_study_has_the_scores_of_the_papers_own_pair():
     section = (
         study.PAGE.read_text(encoding="utf-8").partition("## The paper's own pair")[2].partition("\n## ")[0]
     )
-    names = {"none": "the student alone", "kd": "plain KD", "paper": "`paper`"}
+    names = {
+        "none": "the student alone",
+        "kd": "plain KD",
+        "dkd": "DKD",
+        "9-standardize": "standardised logits",
+        "paper": "`paper`",
+    }
     runs = {name: read_record(study.RECORDS.parent / "pair" / name / "seed0.json") for name in names}
     for name, called in names.items():
         assert f"| {called} | {runs[name].student_score:.1f} |" in section
