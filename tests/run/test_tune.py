@@ -283,6 +283,15 @@ def test_a_search_in_which_all_diverge_says_so(teacher_file, tmp_path, monkeypat
         tune(config(teacher_file), out=tmp_path, trials=2, over=["lr"], log=lambda text: None)
 
 
+def test_values_that_diverge_at_once_are_a_trial_and_not_the_end_of_the_search(teacher_file, tmp_path):  # noqa: F811
+    """The steps that are timed for the price diverged first."""
+    said = []
+    settings = config(teacher_file, {"train": {"lr": 1e9}})
+    with pytest.raises(ValueError, match="tune: needs a trial that ends, got 2 that diverged"):
+        tune(settings, out=tmp_path, trials=2, over=["lr"], log=said.append)
+    assert said[-2] == "trial 1 of 2: lr 1e+09: diverged"
+
+
 def test_a_run_in_the_folder_is_refused_before_the_trials(teacher_file, tmp_path):  # noqa: F811
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "record.json").write_text("{}")

@@ -48,6 +48,8 @@ TRIALS = 12
 RANGES = {"weight": (0.25, 16.0), "temperature": (1.0, 8.0), "lr": (0.25, 4.0)}
 """Smallest and largest value, on a logarithmic scale; of ``lr`` as a factor of the configured one."""
 FIELDS = {"weight": "method.weight", "temperature": "method.temperature", "lr": "train.lr"}
+CALM = 1e-6
+"""A learning rate for steps that are only timed."""
 RESULT, BEST, JOURNAL, ASKED = "tune.json", "best.yaml", "trials.log", "asked.json"
 DIVERGED = "diverged"
 
@@ -372,7 +374,9 @@ def describe(trial: TrialRecord) -> str:
 def _price(plan: Plan, one: Training, task: Task, trials: int, left: int) -> list[str]:
     """What the search will cost, from a few timed steps."""
     known = Trials()
-    config = one.config
+    # steps take as long at a rate at which none diverges: that one does is for a trial to say
+    calm = one.config.train.model_copy(update={"lr": min(one.config.train.lr, CALM)})
+    config = one.config.model_copy(update={"train": calm})
     cached = config.teacher.cache is not None
     cost = rehearse(config, known, task=task, cached=cached)
     record = next(iter(known.opened.values()))[1]
