@@ -1,5 +1,6 @@
 """A search for weight and temperature: on held-out images alone, continued after an interruption, in the record."""
 
+import io
 import itertools
 import json
 
@@ -18,6 +19,7 @@ from outgrow.run.tune import choices_of, tune, tuned
 from outgrow.training import folder
 from outgrow.training.config import build_config, load_config, merge
 from outgrow.training.guard import NonFiniteLoss, NonFiniteScores
+from outgrow.training.progress import TextReporter
 from outgrow.training.record import read_record
 from outgrow.training.trainer import Trainer
 from tests.run.test_distill import SMALL, teacher_file  # noqa: F401
@@ -281,6 +283,14 @@ def test_a_search_in_which_all_diverge_says_so(teacher_file, tmp_path, monkeypat
         ValueError, match=r"tune: needs a trial that ends, got 2 that diverged; lower train\.lr"
     ):
         tune(config(teacher_file), out=tmp_path, trials=2, over=["lr"], log=lambda text: None)
+
+
+def test_the_scores_of_a_teacher_that_a_search_trains_are_not_called_those_of_test_images(tmp_path):
+    lines = io.StringIO()
+    settings = build_config(merge(SMALL, SEARCH, {"teacher": {"train": True}}))
+    tune(settings, out=tmp_path, trials=2, reporter=TextReporter(lines), log=lambda text: None)
+    assert " held-out top-1 " in lines.getvalue()
+    assert " test top-1 " not in lines.getvalue()
 
 
 def test_values_that_diverge_at_once_are_a_trial_and_not_the_end_of_the_search(teacher_file, tmp_path):  # noqa: F811

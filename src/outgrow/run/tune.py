@@ -125,7 +125,7 @@ def tune(
             return None
         if left:
             for teacher in plan.teachers:
-                train_teacher(teacher, reporter=report, task=task)
+                train_teacher(teacher, reporter=_HeldOutScores(report), task=task)
             network = None if one.teacher_file is None else load_teacher(one.config, one.teacher_file)
             for _ in range(left):
                 trial = _ask(study, choices, config.seed)
@@ -314,6 +314,17 @@ def _try(
 
 class _Ended(Exception):
     """The trial is one of the worse."""
+
+
+class _HeldOutScores(Reporter):
+    """Passes all on, and says of scores that they are not those of test images."""
+
+    def __init__(self, report: Reporter) -> None:
+        self.note, self.show, self.resumed, self.bar = report.note, report.show, report.resumed, report.bar  # type: ignore[method-assign]
+        self.report = report
+
+    def event(self, kind: str, **values: Any) -> None:
+        self.report.event(kind, **values, **({"tested": "held-out"} if kind == "epoch" else {}))
 
 
 class _Watch(Reporter):

@@ -233,7 +233,8 @@ def _wrapped(line: str) -> list[str]:
 def _epoch_line(values: Mapping[str, Any]) -> str:
     terms = "  ".join(f"{name} {value:.3f}" for name, value in values["terms"].items())
     score = values["score"]
-    tested = "" if score is None else f"  test {MEASURES[values['metric']]} {score:.2f} %"
+    images = values.get("tested", "test")
+    tested = "" if score is None else f"  {images} {MEASURES[values['metric']]} {score:.2f} %"
     rate = values["wrong_rate"]
     wrong = "" if rate is None else f"  teacher wrong {100 * rate:.1f} %"
     return f"  epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.3f}  ({terms}){wrong}{tested}"
