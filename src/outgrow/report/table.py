@@ -204,7 +204,10 @@ def _tabulate(parsed: Records, *, together: int) -> Table:
         metric=metric,
         rows=tuple(rows),
         teacher=summarize(list(teacher.values())) if teacher else None,
-        corrected=summarize(list(corrected.values())) if corrected and corrected != teacher else None,
+        # of the seeds that have it, as a seed may have failed: left alone in all of them, it is the teacher as it is
+        corrected=summarize(list(corrected.values()))
+        if any((teacher or {}).get(seed) != score for seed, score in (corrected or {}).items())
+        else None,
         teacher_parameters=next(
             (run.teacher.parameters for runs in parsed.values() for run in runs if run.teacher is not None),
             None,
