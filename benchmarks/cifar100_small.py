@@ -1,4 +1,4 @@
-"""The recipe ``cifar100-small`` over seeds and methods: the table in results/cifar100-small.
+"""The recipe ``cifar100-small`` over seeds and methods: the table in results/short-trainings.md.
 
     python -m benchmarks.cifar100_small --data parquet:PATH --out DIR [--seeds 3]
 

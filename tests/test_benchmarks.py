@@ -3,6 +3,8 @@
 import argparse
 import importlib.util
 import json
+import re
+import shlex
 import sys
 import warnings
 
@@ -198,6 +200,33 @@ def test_a_page_of_the_study_without_a_place_for_its_tables_is_refused():
     assert study.fill(page, {"a": "new"}) == "before <!-- a -->\n\nnew\n\n<!-- end of a --> after"
     with pytest.raises(ValueError, match="needs <!-- b --> and <!-- end of b -->"):
         study.fill(page, {"b": "new"})
+
+
+def test_the_commands_of_the_results_are_those_of_the_benchmarks(monkeypatch):
+    class Parsed(Exception):
+        pass
+
+    def stop(parser, words=None, namespace=None):
+        parse(parser, words, namespace)
+        raise Parsed
+
+    parse = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    seen = set()
+    for page in (study.PAGE.parent).glob("*.md"):
+        text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+        for line in re.findall(r"^    (python -m benchmarks.*)", text, re.M):
+            # what stands in brackets is a choice, and dots are the options of the line before
+            words = shlex.split(re.sub(r"\[.*?\]", "", line).replace(" ... ", " --out STUDY "), comments=True)
+            name = words[2] if "." in words[2] else f"{words[2]}.__main__"
+            module = importlib.import_module(name)
+            if not hasattr(module, "argparse"):
+                continue
+            monkeypatch.setattr("sys.argv", words[2:])
+            with pytest.raises(Parsed):
+                module.main()
+            seen.add(name)
+    assert len(seen) >= 8
 
 
 def test_records_in_results_say_nothing_about_a_machine(tmp_path):
