@@ -535,3 +535,20 @@ def test_pictures_that_lie_on_their_side_in_cocos_file_are_noted(tmp_path):
     with pytest.warns(DataWarning, match=r"1 of 2 images of .* have an EXIF orientation .*val/1\.png\)"):
         data = open_coco(f"coco:{tmp_path}:{path}")
     assert data.test.image(0).shape == (3, 80, 100)
+
+
+def test_classes_without_a_box_to_train_on_are_noted(tmp_path):
+    """One has no box in the training images, one a box that is too small to train on."""
+    for split, number, category in (("train", 1, 7), ("val", 2, 3)):
+        images = [image(number)]
+        boxes = [
+            annotation(1, number, [9, 5, 20, 20], category_id=category),
+            annotation(2, number, [20, 5, 20, 0.5 if split == "train" else 20], category_id=20),
+            annotation(3, number, [40, 5, 20, 20], category_id=7),
+        ]
+        write_json(tmp_path / "annotations" / f"instances_{split}.json", images, boxes)
+        write_pictures(tmp_path / split, images)
+    with pytest.warns(
+        DataWarning, match=r"2 of 3 classes have objects in the test .* no box to train on \(dog, bird\)"
+    ):
+        open_coco(f"coco:{tmp_path}:{tmp_path / 'annotations'}")

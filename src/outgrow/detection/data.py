@@ -216,6 +216,8 @@ def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | N
     _note_spellings(test.classes, opening)
     duplicates = None
     if "train" in splits:
+        for note in untaught(splits["train"], splits["test"]):
+            opening.note(note)
         duplicates = _duplicates(splits["train"], splits["test"], digests, opening)
     data = DetectionData(
         source=source,
@@ -327,6 +329,28 @@ def _note_spellings(classes: Sequence[str], opening: Opening) -> None:
         opening.note(
             f"data: {some(pairs)} are classes of their own; if they are one, name it alike everywhere."
         )
+
+
+def untaught(train: DetectionSplit, test: DetectionSplit) -> list[str]:
+    """A note if classes with objects in the test images have no box to train on, as of images with one label."""
+    here, there = _labels(test, trained=False), _labels(train, trained=True)
+    lacking = sorted(here - there)
+    if not lacking:
+        return []
+    classes = test.file.classes
+    return [
+        f"data: {len(lacking)} of {len(classes)} classes have objects in the test images but no box to train on "
+        f"({some([classes[label - 1] for label in lacking])}): no box teaches them, and each of them counts in AP."
+    ]
+
+
+def _labels(split: DetectionSplit, *, trained: bool) -> set[int]:
+    """The labels of the objects of a split, without crowds; if ``trained``, of those that are trained on."""
+    file = split.file
+    images = torch.zeros(len(file.names), dtype=torch.bool)
+    images[split.index] = True
+    rows = images.repeat_interleave(file.first.diff()) & ~file.crowd
+    return set(file.label[rows & file.usable if trained else rows].tolist())
 
 
 def _image_paths(

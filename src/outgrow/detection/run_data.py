@@ -7,7 +7,7 @@ import torch
 from outgrow.data import drops_last
 from outgrow.data.mixed import UNLABELLED_SEED
 from outgrow.data.notes import fewer, warn_notes
-from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes
+from outgrow.detection.data import DetectionData, DetectionSplit, open_boxes, untaught
 from outgrow.detection.loader import MixedScenes, SceneLoader, make_scene_loader
 from outgrow.detection.unlabelled import Pictures, open_pictures
 from outgrow.training.config import Config, TrainConfig
@@ -56,6 +56,7 @@ def open_run_scenes(config: Config) -> RunScenes:
     if limit is not None and limit < len(train):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))
         train = train.subset(order[:limit])
+        warn_notes(note for note in untaught(train, data.test) if note not in data.notes)
     return RunScenes(data, train, _open_unlabelled(config, data, train))
 
 
