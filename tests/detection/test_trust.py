@@ -108,7 +108,7 @@ def test_boxes_as_corners(tmp_path: Path) -> None:
     boxes = [annotation(k, 1, [10 * k, 5 * k, 10 * k + 25, 5 * k + 20]) for k in range(1, 8)]
     boxes += [annotation(20, 2, [60, 40, 99, 79])]
     with pytest.raises(
-        ValueError, match=r"needs bbox as left, top, width and height, got .* fit as left, top, right"
+        ValueError, match=r"needs boxes as left, top, width and height, got .* fit as left, top, right"
     ):
         read_annotations(write_json(tmp_path / "b.json", IMAGES, boxes))
 
@@ -174,6 +174,7 @@ def test_a_split_without_objects(tmp_path: Path) -> None:
         write_json(tmp_path / "a" / f"instances_{name}.json", IMAGES, BOXES)
 
 
+@pytest.mark.filterwarnings("ignore:.*have an EXIF orientation that the sizes there leave out")
 def test_pictures_are_turned_as_their_annotations_say(tmp_path: Path) -> None:
     """EXIF says: a quarter turn. What was measured says whether somebody drew on the turned picture."""
     exif = Image.Exif()
