@@ -354,6 +354,18 @@ def test_vocs_marks_and_faults(tmp_path):
         open_boxes(f"voc:{tmp_path}")
 
 
+def test_vocs_objects_are_found_in_a_namespace(tmp_path):
+    """Without one in all files, as if somebody had labelled a part with another tool."""
+    images, annotations = write(tmp_path / "coco")
+    source = voc(images, annotations, tmp_path / "other")
+    path = tmp_path / "other" / "Annotations" / "train1.xml"
+    path.write_text(path.read_text().replace("<annotation>", '<annotation xmlns="http://a/b">'))
+    compare(open_boxes(source), open_boxes(f"coco:{images}:{annotations}"))
+    path.write_text("<annotations><image><box/></image></annotations>")
+    with pytest.raises(ValueError, match=r"XML that can be read, got 'it is of annotations, not of annot"):
+        open_boxes(source)
+
+
 def test_a_picture_of_another_size_than_its_annotation_is_a_fault(tmp_path):
     """Somebody has shrunk the pictures and left the boxes."""
     source = voc(*write(tmp_path / "coco"), tmp_path / "other")

@@ -182,6 +182,10 @@ def _annotated(path: Path) -> _Annotated:
         if b"<!ENTITY" in text:
             raise ElementTree.ParseError("it defines entities")
         root = ElementTree.fromstring(text)
+        for entry in root.iter():
+            entry.tag = entry.tag.rpartition("}")[2]  # without the namespace that some tools write
+        if root.tag != "annotation" and root.find(".//object") is None:
+            raise ElementTree.ParseError(f"it is of {root.tag}, not of annotation")
     except (ElementTree.ParseError, ValueError) as error:
         return _Annotated(None, [], str(error).splitlines()[0])
     found: list[_Object] = []
