@@ -354,6 +354,21 @@ def test_vocs_marks_and_faults(tmp_path):
         open_boxes(f"voc:{tmp_path}")
 
 
+def test_vocs_trainval_has_the_pictures_to_report_on(tmp_path):
+    """Beside val.txt nobody may train on it; without, it is what there is."""
+    source = voc(*write(tmp_path / "coco", "train", "val", "test"), tmp_path / "other")
+    lists = tmp_path / "other" / "ImageSets" / "Main"
+    both = (lists / "train.txt").read_text() + (lists / "val.txt").read_text()
+    (lists / "trainval.txt").write_text(both)
+    assert len(open_boxes(source).train) == 4
+    (lists / "train.txt").unlink()
+    with pytest.warns(DataWarning, match=r"trainval\.txt in .* not trained on, as it has .* of val\.txt"):
+        data = open_boxes(source)
+    assert (data.train, len(data.val), len(data.test)) == (None, 4, 4)
+    (lists / "val.txt").unlink()
+    assert len(open_boxes(source).train) == 8
+
+
 def test_vocs_objects_are_found_in_a_namespace(tmp_path):
     """Without one in all files, as if somebody had labelled a part with another tool."""
     images, annotations = write(tmp_path / "coco")

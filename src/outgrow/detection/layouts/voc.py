@@ -2,7 +2,7 @@
 
     Annotations/a.xml         the objects of an image
     JPEGImages/a.jpg
-    ImageSets/Main/train.txt  a name in each line; val.txt, test.txt; trainval.txt where there is no train.txt
+    ImageSets/Main/train.txt  a name in each line; val.txt, test.txt; trainval.txt where there is neither train.txt nor val.txt
 
 An image of another size than its annotation states is a fault, as its boxes would lie elsewhere. Corners are pixels
 counted from 1, both inside the box, as VOC has them. Where a corner is 0 they are taken as they are. Objects that are
@@ -10,6 +10,7 @@ marked as difficult are regions to ignore, like COCO's crowds, as VOC does not c
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -45,8 +46,14 @@ def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     """The splits of ``voc:WHERE``."""
     root = _root(source, where, "Annotations", "JPEGImages", "ImageSets/Main")
     names = {split: _listed(root, split) for split in ("train", "val", "test")}
-    if not names["train"] and not names["val"]:
-        names["train"] = _listed(root, "trainval")
+    both, notes = _listed(root, "trainval"), []
+    if both and not names["train"] and not names["val"]:
+        names["train"] = both
+    elif both and not names["train"]:
+        notes = [
+            f"data: trainval.txt in {root / 'ImageSets/Main'} is not trained on, as it has the pictures of val.txt as well; list those "
+            "to train on in train.txt."
+        ]
     pictures = _pictures(root)
     parsed = {
         split: {name: _annotated(root / "Annotations" / f"{name}.xml") for name in listed}
@@ -67,7 +74,12 @@ def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
         file = check_content(content, root, faults)
         return Listed(file, folder, folder, digest_of(path for path in files if path.is_file()))
 
-    return hold_out(read_each(parsed, read), root)
+    found = read_each(parsed, read)
+    if notes:
+        found["val"] = replace(
+            found["val"], file=replace(found["val"].file, notes=(*notes, *found["val"].file.notes))
+        )
+    return hold_out(found, root)
 
 
 def voc_pictures(source: str, where: str, on_fault: OnFault) -> Listed:
