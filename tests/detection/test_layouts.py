@@ -313,7 +313,7 @@ def test_yolos_missing_pictures_are_left_out(tmp_path):
     (other / "val.txt").write_text("\n".join(paths))
     (other / "data.yaml").write_text("val: val.txt\nnames: [dog, cat, bird]\n")
     with pytest.raises(
-        ValueError, match=r"an image whose size can be read, got 'none' in image .*gone/a\.png of"
+        ValueError, match=r"needs an existing file, got '\S*/gone/a\.png' in image .*gone/a\.png of"
     ):
         open_boxes(f"yolo:{other}")
     with pytest.warns(DataWarning, match="left out 1 images"):
@@ -321,11 +321,24 @@ def test_yolos_missing_pictures_are_left_out(tmp_path):
     assert (len(data.test), len(data.faults)) == (4, 1)
 
 
+def test_yolos_duplicates_and_tiny_boxes_are_named_by_their_lines(tmp_path):
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    path = tmp_path / "other" / "train" / "labels" / "train1.txt"
+    line = path.read_text().splitlines()[0]
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.warns(DataWarning, match=r"count once \(line 4 of \S*train1.txt is line 1 of"):
+        open_boxes(source)
+    for one in path.parent.iterdir():
+        one.write_text("0 0.5 0.5 0.01 0.01\n")
+    with pytest.raises(ValueError, match=r"smaller ones in .* \(line 1 of .*: .*\); a box is its centre"):
+        open_boxes(source)
+
+
 def test_yolos_smallest_boxes_are_no_shares(tmp_path):
     source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
     path = tmp_path / "other" / "train" / "labels" / "train1.txt"
     path.write_text(f"{path.read_text()}0 0.005 0.005 0.005 0.005\n")
-    with pytest.warns(DataWarning, match="1 of 10 boxes in .* not trained on"):
+    with pytest.warns(DataWarning, match=r"1 of 10 boxes in .* not trained on \(line 4 of .*train1\.txt\)"):
         assert open_boxes(source).faults == ()
 
 
@@ -433,7 +446,9 @@ def test_a_corner_outside_of_its_picture_does_not_move_the_others(tmp_path):
     path = tmp_path / "other" / "Annotations" / "train1.xml"
     before = open_boxes(source)
     path.write_text(path.read_text().replace("<xmin>6", "<xmin>-6"))
-    with pytest.warns(DataWarning, match="1 of 9 boxes in .* cross the border"):
+    with pytest.warns(
+        DataWarning, match=r"1 of 9 boxes in .* cross the border .* \(object 1 of .*train1\.xml\)"
+    ):
         after = open_boxes(source)
     for at in range(4):
         assert torch.equal(before.train.truth(at).boxes[:, 1:], after.train.truth(at).boxes[:, 1:])

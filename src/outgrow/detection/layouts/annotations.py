@@ -87,6 +87,10 @@ class Faults:
             place = self.origins.get(number)
         self.found.append(Fault(kind, place or f"{kind} {number} of {printable(self.path)}", needed, got))
 
+    def name(self, number: int) -> str:
+        """An annotation for messages: where it comes from, else its id."""
+        return self.origins.get(number, f"annotation {number}")
+
     def settle(self) -> list[str]:
         """``FaultyEntries`` for faults that are not to be skipped; else a note about those that were.
 
@@ -259,7 +263,7 @@ def check_content(content: Content, path: Path, faults: Faults, *, centred: bool
     if not images and faults.on_fault == "skip":
         faults.on_fault = "refuse"
     notes = faults.settle()
-    annotations, copies = _without_copies(path, annotations)
+    annotations, copies = _without_copies(path, annotations, faults)
     notes += copies
 
     place = torch.tensor([places[entry["image_id"]] for entry in annotations.values()], dtype=torch.int64)
@@ -271,9 +275,9 @@ def check_content(content: Content, path: Path, faults: Faults, *, centred: bool
     bbox = bbox.reshape(-1, 4)[by_image]
     area = [e.get("area", e["bbox"][2] * e["bbox"][3]) for e in annotations.values()]
     boxes, usable = _corners(bbox, sizes[place[by_image]])
-    notes += _check_scale(path, ids, bbox, sizes[place[by_image]], usable, faults.origins, centred=centred)
+    notes += _check_scale(path, ids, bbox, sizes[place[by_image]], usable, faults, centred=centred)
     areas = torch.tensor(area, dtype=torch.float64)[by_image]
-    notes += _check_areas(path, ids, bbox, areas)
+    notes += _check_areas(path, ids, bbox, areas, faults)
     return AnnotationFile(
         path=str(path),
         classes=tuple(categories[number]["name"] for number in order),
@@ -317,7 +321,7 @@ def _checked_images(images: Mapping[int, dict[str, Any]], faults: Faults) -> dic
 
 
 def _without_copies(
-    path: Path, annotations: Mapping[int, dict[str, Any]]
+    path: Path, annotations: Mapping[int, dict[str, Any]], faults: Faults
 ) -> tuple[dict[int, dict[str, Any]], list[str]]:
     """``annotations`` without duplicates: the same box of the same category in the same image."""
     first: dict[tuple[Any, ...], int] = {}
@@ -332,7 +336,7 @@ def _without_copies(
             kept[number] = entry
     if not copies:
         return kept, []
-    names = some([f"{number} is {original}" for number, original in copies])
+    names = some([f"{faults.name(number)} is {faults.name(original)}" for number, original in copies])
     return kept, [
         f"data: {len(copies)} of {len(annotations):,} annotations in {path} are duplicates and count once ({names})."
     ]
@@ -369,23 +373,31 @@ def _check_scale(
     bbox: Float64[Tensor, "rows 4"],
     sizes: Int64[Tensor, "rows 2"],
     usable: Bool[Tensor, " rows"],
-    origins: Mapping[int, str],
+    faults: Faults,
     *,
     centred: bool,
 ) -> list[str]:
     """Notes on boxes that are not trained on or are clipped; ``ValueError`` if the boxes seem to have another unit."""
     notes: list[str] = []
     num, dropped = len(bbox), (~usable).nonzero().squeeze(1)
+
+    def named(rows: Int64[Tensor, " some"]) -> str:
+        return some([faults.name(number) for number in ids[rows].tolist()])
+
     if 2 * len(dropped) > num:
-        row = int(dropped[0])
+        form = (
+            "a box is its centre, width and height as shares of the image"
+            if centred
+            else "bbox is left, top, width and height in pixels"
+        )
         raise ValueError(
-            f"data: needs boxes of at least {SMALLEST:.0f} pixel, got {len(dropped)} of {num} smaller ones in {path} (annotation "
-            f"{int(ids[row])}: {bbox[row].tolist()}); bbox is left, top, width and height in pixels."
+            f"data: needs boxes of at least {SMALLEST:.0f} pixel, got {len(dropped)} of {num} smaller ones in {path} "
+            f"({named(dropped[:1])}: {bbox[dropped[0]].tolist()} in pixels); {form}."
         )
     if len(dropped):
         notes.append(
             f"data: {len(dropped)} of {num:,} boxes in {path} are under {SMALLEST:.0f} pixel wide or high inside their image, and "
-            f"are not trained on (annotation {some(ids[dropped].tolist())})."
+            f"are not trained on ({named(dropped)})."
         )
     limit = sizes.flip(1).to(torch.float64)
     over = ((bbox[:, :2] < -1) | (bbox[:, :2] + bbox[:, 2:] > limit + 1)).any(1).nonzero().squeeze(1)
@@ -397,14 +409,15 @@ def _check_scale(
                 int(over[0]),
                 "centre x, centre y, width and height" if centred else "left, top, width and height",
             )
-            place = origins.get(int(ids[row]), f"annotation {int(ids[row])}: {bbox[row].tolist()}")
+            number = int(ids[row])
+            place = faults.origins.get(number, f"annotation {number}: {bbox[row].tolist()}")
             raise ValueError(
                 f"data: needs boxes as {needed}, got {len(over)} of {num} that cross the border of their image in {path} "
                 f"({place}), while all would fit as {other}; convert them."
             )
         notes.append(
-            f"data: {len(over)} of {num:,} boxes in {path} cross the border of their image and are clipped (annotation "
-            f"{some(ids[over].tolist())})."
+            f"data: {len(over)} of {num:,} boxes in {path} cross the border of their image and are clipped "
+            f"({named(over)})."
         )
     return notes
 
@@ -427,7 +440,11 @@ def _other_format(
 
 
 def _check_areas(
-    path: Path, ids: Int64[Tensor, " rows"], bbox: Float64[Tensor, "rows 4"], areas: Float64[Tensor, " rows"]
+    path: Path,
+    ids: Int64[Tensor, " rows"],
+    bbox: Float64[Tensor, "rows 4"],
+    areas: Float64[Tensor, " rows"],
+    faults: Faults,
 ) -> list[str]:
     """A note if most areas cannot be those of anything in the box, as after boxes were resized without them."""
     inside = bbox[:, 2] * bbox[:, 3]
@@ -436,8 +453,8 @@ def _check_areas(
         return []
     row = int(wrong[0])
     return [
-        f"data: {len(wrong)} of {len(areas):,} annotations in {path} have an area of 0 or one larger than their box (annotation "
-        f"{int(ids[row])}: {areas[row]:g} for {inside[row]:g}). AP of small, medium and large objects goes by it; correct area, or "
+        f"data: {len(wrong)} of {len(areas):,} annotations in {path} have an area of 0 or one larger than their box "
+        f"({faults.name(int(ids[row]))}: {areas[row]:g} for {inside[row]:g}). AP of small, medium and large objects goes by it; correct area, or "
         "leave it out."
     ]
 

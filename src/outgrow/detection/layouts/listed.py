@@ -83,13 +83,17 @@ def pictures_in(folder: Path) -> list[Path]:
 def only_pictures(names: Sequence[str], folder: Path, home: Path, faults: Faults) -> Listed:
     """The pictures ``names`` below ``folder`` without annotations, in the sizes that their files have."""
     sizes = [size_of_file(folder / name) for name in names]
-    return Listed(without_objects(names, sizes, folder, faults), folder, home, digest_of([]))
+    return Listed(without_objects(names, sizes, folder, faults, folder), folder, home, digest_of([]))
 
 
 def without_objects(
-    names: Sequence[str], sizes: Sequence[tuple[int, int] | None], path: Path, faults: Faults
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int] | None],
+    path: Path,
+    faults: Faults,
+    folder: Path | None = None,
 ) -> AnnotationFile:
-    """The images ``names`` with no object. One without a size is a fault. ``ValueError`` for no images."""
+    """The images ``names``, files in ``folder`` if it is given, with no object. One without a size is a fault. ``ValueError`` for no images."""
     if not names:
         raise ValueError(
             f"data: needs at least one picture in {printable(path)}, got none; add some, or name another source."
@@ -97,7 +101,7 @@ def without_objects(
     images = []
     for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
         if size is None:
-            faults.add("image", name, "an image whose size can be read", "none")
+            faults.add("image", name, *no_size(None if folder is None else folder / name))
         else:
             images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
     return check_content({"images": images, "annotations": [], "categories": []}, path, faults)
@@ -116,6 +120,13 @@ def size_of_file(path: Path) -> tuple[int, int] | None:
     with open(path, "rb") as file:
         found = sizes_of(file)
     return None if found is None else found[1]
+
+
+def no_size(path: Path | None) -> tuple[str, str]:
+    """What an image without a size needs and has; ``path`` is its file, if it is one."""
+    if path is not None and not path.is_file():
+        return "an existing file", printable(path)
+    return "an image whose size can be read", "none"
 
 
 def common_folder(paths: Sequence[Path]) -> Path:

@@ -46,7 +46,8 @@ def read_voc(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
     """The splits of ``voc:WHERE``."""
     root = _root(source, where, "Annotations", "JPEGImages", "ImageSets/Main")
     names = {split: _listed(root, split) for split in ("train", "val", "test")}
-    both, notes = _listed(root, "trainval"), []
+    both = _listed(root, "trainval")
+    notes: list[str] = []
     if both and not names["train"] and not names["val"]:
         names["train"] = both
     elif both and not names["train"]:

@@ -30,6 +30,7 @@ from outgrow.detection.layouts.listed import (
     common_folder,
     digest_of,
     hold_out,
+    no_size,
     only_pictures,
     pictures_in,
     read_each,
@@ -133,7 +134,7 @@ def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], 
         width, height = size_of_file(picture) or (0, 0)
         name = os.path.relpath(picture, home)
         if not width:
-            faults.add("image", name, "an image whose size can be read", "none")
+            faults.add("image", name, *no_size(picture))
             continue
         if same_name[label] > 1 and label.is_file():
             # such as a picture and its mask: which of them the boxes are of is not known
