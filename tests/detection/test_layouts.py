@@ -665,3 +665,43 @@ def test_a_picture_that_is_stored_upside_down(layout, tmp_path):
     assert data.train is not None
     image = next(data.train.image(k) for k in range(4) if b"eXIf" in data.train.encoded(k))
     assert torch.equal(image, shown if layout in ("coco", "roboflow") else shown.flip(1, 2))
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ("{x} {y} 0 0", r"kpt_shape: \[2, 2\] into data\.yaml"),
+        ("{x} {y} 1 0 0 0", r"kpt_shape: \[2, 3\] into data\.yaml"),
+        ("{x} {y} 2 0 0 0", r"needs shares .* \(of keypoints kpt_shape in the YAML\), got"),
+        ("{x} {y} 0.99 0.01", None),
+    ],
+)
+def test_yolos_keypoints_without_their_shape_are_noted(more, said, tmp_path):
+    root, annotations = write(tmp_path / "coco")
+    source = yolo(root, annotations, tmp_path / "other")
+    for path in (tmp_path / "other" / "train" / "labels").iterdir():
+        lines = [line for line in path.read_text().splitlines() for _ in range(2)]
+        path.write_text(
+            "\n".join(f"{line} {more.format(x=line.split()[1], y=line.split()[2])}" for line in lines)
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if said is not None and said.startswith("needs"):
+            with pytest.raises(ValueError, match=said):
+                open_boxes(source)
+            return
+        open_boxes(source)
+    notes = [str(one.message) for one in caught if "kpt_shape" in str(one.message)]
+    assert len(notes) == (said is not None)
+    assert all(re.search(rf"18 of 18 lines of labels for train in .* {said}", note) for note in notes)
+
+
+def test_yolos_turned_rectangles_are_no_keypoints(tmp_path):
+    """Small ones in the middle would be a box with two keypoints inside it, too."""
+    source = yolo(*write(tmp_path / "coco"), tmp_path / "other")
+    for path in (tmp_path / "other" / "train" / "labels").iterdir():
+        path.write_text("".join(f"0 0.45 0.4 0.5 0.{42 + n} 0.48 0.{52 + n} 0.43 0.5\n" for n in range(5)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*no box to train on")
+        open_boxes(source)

@@ -41,6 +41,10 @@ from outgrow.machine.files import parse_yaml
 _KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _ROUNDING = 1e-3
 """How far a share may lie outside [0, 1]: labels are written with a few digits."""
+_OUTSIDE = 0.02
+"""How far a keypoint may lie outside of its box, as a share of the image. Our choice."""
+_LINES = 10
+"""The least number of lines that are taken for keypoints. Our choice."""
 
 
 def read_yolo(source: str, where: str, on_fault: OnFault) -> dict[str, Listed]:
@@ -130,6 +134,7 @@ def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     origins: dict[int, str] = {}
+    shapes: Counter[tuple[int, int]] = Counter()
     for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         width, height = size_of_file(picture) or (0, 0)
         name = os.path.relpath(picture, home)
@@ -152,8 +157,11 @@ def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], 
             if isinstance(found[0], str):
                 faults.add("annotation", line, found[0], text.strip()[:80], place=place)
                 continue
+            if not keypoints:
+                shapes.update(_shapes([float(share) for share in text.split()[1:]]))
             kind, box = found
             annotations.append({"id": entry, "image_id": number, "category_id": kind, "bbox": box})
+    notes += _as_keypoints(path, key, shapes, len(annotations))
     faults.origins = origins
     categories = [{"id": number, "name": name} for number, name in enumerate(names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
@@ -216,6 +224,44 @@ def _keypoints(path: Path, facts: Mapping[str, Any]) -> int:
     return shape[0] * shape[1]
 
 
+def _as_keypoints(path: Path, key: str, shapes: Counter[tuple[int, int]], lines: int) -> list[str]:
+    """A note if nearly all lines that are read as polygons are most likely boxes with keypoints."""
+    shape, most = max(shapes.items(), key=lambda one: (one[1], one[0][1]), default=((0, 0), 0))
+    if lines < _LINES or 10 * most < 9 * lines:
+        return []
+    return [
+        f"data: {most:,} of {lines:,} lines of labels for {key} in {path} are read as polygons, and would be boxes with keypoints "
+        f"inside. If they are, write kpt_shape: {list(shape)} into {path.name}: without it the boxes are wrong."
+    ]
+
+
+def _shapes(shares: Sequence[float]) -> set[tuple[int, int]]:
+    """The values of kpt_shape with which the numbers of a line are a box in its image and keypoints in the box.
+
+    >>> _shapes([0.5, 0.5, 0.2, 0.4, 0.45, 0.6, 1.0, 0.0, 0.0, 0.0])
+    {(2, 3)}
+    """
+    (x, y, wide, high), rest = shares[:4], shares[4:]
+    if len(rest) == 4 and abs(x - wide + rest[0] - rest[2]) + abs(y - high + rest[1] - rest[3]) < _ROUNDING:
+        return set()  # four corners of a rectangle that may be turned
+    if max(abs(x - 0.5) + wide / 2, abs(y - 0.5) + high / 2) > 0.5 + _ROUNDING:
+        return set()
+    found = set()
+    for size in (2, 3):
+        points = [rest[at : at + size] for at in range(0, len(rest), size)]
+        if points and all(
+            len(point) == size
+            and point[2:] in ([], [0], [1], [2])
+            and (
+                not any(point[:2])
+                or max(abs(point[0] - x) - wide / 2, abs(point[1] - y) - high / 2) < _OUTSIDE
+            )
+            for point in points
+        ):
+            found.add((len(points), size))
+    return found
+
+
 def _place(path: Path, facts: dict[str, Any], stated: str) -> Path:
     """A folder or file of the YAML, relative to its ``path``, to the YAML, or as Roboflow writes it (../train)."""
     base = path.parent / Path(str(facts.get("path") or ".")).expanduser()
@@ -269,10 +315,11 @@ def _box(
                 None,
             )
         shares = shares[:4]
+    more = " (of keypoints kpt_shape in the YAML)" if len(shares) > 4 else ""
     if len(shares) < 4 or len(shares) == 5 or len(shares) % 2 or not all(map(math.isfinite, shares)):
-        return "four shares (centre x, centre y, width, height) or a polygon after the class", None
+        return f"four shares (centre x, centre y, width, height) or a polygon after the class{more}", None
     if not all(-_ROUNDING <= share <= 1 + _ROUNDING for share in shares):
-        return "shares of the image between 0 and 1, not pixels", None
+        return f"shares of the image between 0 and 1, not pixels{more}", None
     if len(shares) == 4:
         x, y, wide, high = shares
         left, top = x - wide / 2, y - high / 2
