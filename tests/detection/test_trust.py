@@ -90,7 +90,9 @@ def test_links_stay_inside(tmp_path: Path) -> None:
 def test_a_box_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     boxes = [*BOXES, annotation(50, 1, [5, 6, 20, 30]), annotation(51, 1, [5, 6, 20, 30], category_id=7)]
     source = write(tmp_path, IMAGES, boxes, "val")
-    with pytest.warns(DataWarning, match=r"1 of 11 annotations .* count once \(annotation 50 is annotation 10\)"):
+    with pytest.warns(
+        DataWarning, match=r"1 of 11 annotations .* count once \(annotation 50 is annotation 10\)"
+    ):
         data = opened(source, tmp_path)
     assert sum(len(data.test.truth(k).boxes) for k in range(3)) == 10
     assert len(data.test.annotations["annotations"]) == 10, "COCO's AP, too, sees it once"
