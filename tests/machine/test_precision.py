@@ -78,3 +78,12 @@ def test_an_emulated_precision_is_said(monkeypatch):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="precision:")
         distill(build_config(layer))
+
+
+def test_float16_is_refused_on_a_cpu():
+    """It was computed in float32, and record and page said fp16."""
+    layer = {"train": {"precision": "fp16", "epochs": 1, "device": "cpu"}, "method": {"preset": "none"}}
+    with pytest.raises(
+        ValueError, match=r"train\.precision: fp16 needs a GPU, got a CPU; use auto, bf16 or fp32"
+    ):
+        distill(build_config(merge(SMALL, layer)))

@@ -311,6 +311,14 @@ def test_an_interrupted_comparison_continues(tmp_path, monkeypatch):
     assert scores(tmp_path / "whole").items() <= scores(tmp_path / "broken").items()
 
 
+def test_a_method_that_diverges_in_the_timed_steps_is_named(tmp_path):
+    plan = plan_of(tmp_path, {"methods": ["none"], "seeds": 1}, {"train": {"lr": 1e12}})
+    with pytest.raises(
+        ValueError, match=r"method 'none': training: needs a finite loss, got .* Lower train\.lr"
+    ):
+        run_compare(plan)
+
+
 def test_methods_may_be_added_and_the_finished_ones_are_kept(tmp_path, trained):
     run_compare(plan_of(tmp_path, {"methods": ["none", "kd"], "seeds": 1}))
     before = scores(tmp_path)

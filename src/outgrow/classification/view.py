@@ -1,4 +1,8 @@
-"""The preprocessing of a picture for evaluation and prediction, which are the same."""
+"""The preprocessing of a picture for evaluation and prediction.
+
+They are the same, but for test images in memory of one size that is not square, where data.size is set: their evaluation
+resizes tensors, a prediction the picture. Values differ by 0.3/255 on average.
+"""
 
 import math
 from dataclasses import dataclass

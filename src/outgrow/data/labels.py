@@ -31,6 +31,10 @@ class Column:
     where: str
 
 
+_USUAL = ("class", "classes", "class_name", "category", "target", "y")
+"""Names of label columns that messages propose; none is taken unasked."""
+
+
 def choose_label(columns: Sequence[str], label: str | None, *, where: str) -> str:
     """The label column: ``label`` if given, else the one named label or labels, else the only one with it in its name."""
     if label is not None and label in columns:
@@ -46,11 +50,11 @@ def choose_label(columns: Sequence[str], label: str | None, *, where: str) -> st
                 f"data: needs one label column in {where}, got {', '.join(exact or candidates)}; choose one of them with "
                 f"--label {(exact or candidates)[0]} (label= in Python)."
             )
-    others = [name for name in columns if name.lower() not in ("img", "image")]
+    likely = [*candidates, *(name for name in columns if name.lower() in _USUAL), "COLUMN"]
     needed = f"the label column {label!r}" if label is not None else "a column with 'label' in its name"
     raise ValueError(
-        f"data: needs {needed} in {where}, got the columns {', '.join(columns)}; choose one of them with --label "
-        f"{(candidates or others or ['label'])[0]} (label= in Python)."
+        f"data: needs {needed} in {where}, got the columns {', '.join(columns)}; choose the one of "
+        f"the classes with --label {likely[0]} (label= in Python)."
     )
 
 

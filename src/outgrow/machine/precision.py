@@ -37,6 +37,12 @@ def resolve_precision(precision: str, device: str) -> str:
     return "bf16" if computes_bfloat16(device_type(device)) else "fp32"
 
 
+def refuse_half_on_cpu(precision: str, device: str) -> None:
+    """``ValueError`` for float16 on a CPU, where autocast would compute in float32 without a word."""
+    if precision == "fp16" and device_type(device) == "cpu":
+        raise ValueError("train.precision: fp16 needs a GPU, got a CPU; use auto, bf16 or fp32.")
+
+
 def warn_if_emulated(precision: str, device: str) -> None:
     """Warn where ``precision`` is slower than float32 because the processor emulates it."""
     if precision == "bf16" and device_type(device) == "cpu" and not computes_bfloat16("cpu"):

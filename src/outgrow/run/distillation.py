@@ -18,6 +18,7 @@ from torch import nn
 from outgrow.data.folder import check_outside
 from outgrow.knowledge import Rectifier
 from outgrow.machine.files import sealed, write_atomically
+from outgrow.machine.precision import refuse_half_on_cpu
 from outgrow.models.sources import net_identity
 from outgrow.objective import Objective, preset
 from outgrow.run.recipes import RECIPES
@@ -169,6 +170,7 @@ def start(
     """Resolve the configuration, choose the device and open the run folder."""
     config = settle(config if isinstance(config, Config) else build_config(config or {}))
     check_trackers(config.track)
+    refuse_half_on_cpu(config.train.precision, config.train.device)
     device = make_accelerator(config.train).device
     report = (reporter if is_main() else None) or Reporter()
     out = Path(config.out) if config.out else None

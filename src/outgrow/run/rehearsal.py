@@ -41,6 +41,7 @@ from outgrow.training.config import (
     TeacherConfig,
     TrainConfig,
 )
+from outgrow.training.guard import NonFiniteLoss
 from outgrow.training.progress import Reporter
 from outgrow.training.record import DataRecord
 from outgrow.training.task import Task
@@ -126,7 +127,7 @@ def estimate(plan: Plan, *, report: Reporter, trials: Trials | None = None) -> E
             training = plan.of(pair, method)[0]
             try:
                 costs[_key(pair, method)] = _tried(training, plan, fills, trials, report)
-            except ValueError as error:
+            except (ValueError, NonFiniteLoss) as error:
                 raise ValueError(f"method {method!r}: {error}") from None
     teachers = {}
     for one in plan.teachers:

@@ -80,5 +80,5 @@ def _message(result: ObjectiveResult, batch: Samples, epoch: int, step: int) -> 
     return (
         f"training: needs a finite loss, got {result.total.item()} in epoch {epoch + 1}, step {step + 1} "
         f"({terms}).{rows} The step was not taken. Lower train.lr, set train.clip=1.0, or use "
-        "train.precision=fp32; `--resume` continues from the last checkpoint."
+        "train.precision=fp32; `--resume` continues from the last checkpoint, if there is one."
     )

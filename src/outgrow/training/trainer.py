@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from outgrow.machine.precision import warn_if_emulated
+from outgrow.machine.precision import refuse_half_on_cpu, warn_if_emulated
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
 from outgrow.teacher import BaseTeacher
@@ -78,6 +78,7 @@ class Trainer:
     def fit(self, *, resume: bool = False) -> list[EpochRecord]:
         """Train to the end and return the records of all epochs, including those before a resume."""
         self.config = settled(self.config)
+        refuse_half_on_cpu(self.config.precision, self.config.device)
         warn_if_emulated(self.config.precision, self.config.device)
         accelerator = self.accelerator or make_accelerator(self.config)
         seed = torch.initial_seed()
