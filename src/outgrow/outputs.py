@@ -243,7 +243,7 @@ def warn_if_probabilities(logits: Float[Tensor, "rows classes"], *, whose: str) 
     if logits.device.type != "cpu" or logits.numel() == 0 or logits.shape[1] < 2:
         return
     rows = logits.detach().float()
-    low, high = rows.aminmax()
+    low, high = rows.amin(), rows.amax()
     if low < 0 or high > 1 + 1e-3 or ((rows == 0) | (rows == 1)).all():
         return
     if ((rows.sum(dim=1) - 1).abs() < 1e-3).all():

@@ -49,7 +49,7 @@ def opened(root: Path, **options: Any) -> ImageData:
         (["image", "label", "kind"], "kind", "kind"),
         (["image", "fine_label", "coarse_label"], None, "fine_label, coarse_label; choose one of them with --label fine_label"),
         (["image", "label", "labels"], None, "label, labels; choose one"),
-        (["image", "class"], None, "'label' in its name in here, got the columns image, class; choose the one of the classes with --label class"),
+        (["image", "class"], None, "'label' in its name in here, got the columns image, class; choose one of them with --label class"),
         (["image", "label"], "fine", "the label column 'fine' in here, got the columns image, label"),
     ],
 )  # fmt: skip

@@ -269,7 +269,7 @@ def test_hub_local_directories(tmp_path: Path, opened: Open, monkeypatch: pytest
         assert data.train.labels.tolist() == [0, 1] * 5
         assert torch.equal(data.test.image(2), to_tensor(picture(12)))
     with pytest.raises(
-        ValueError, match=r"needs the label column 'fine'.*choose the one of the classes with --label label"
+        ValueError, match=r"needs the label column 'fine'.*choose one of them with --label label"
     ):
         opened(f"hf:{tmp_path / 'saved'}", label="fine")
     (tmp_path / "hollow").mkdir()

@@ -357,13 +357,15 @@ def test_a_file_without_its_last_layer_says_nothing_of_classes(tmp_path):
     for key in last:
         state.pop(key)
     torch.save({"model": state, "classes": list(CLASSES)}, tmp_path / "none.pt")
-    for name, got in (("fewer", "one for 3 classes"), ("none", "none")):
+    for classes in (None, ("a", "b")):
         with pytest.raises(
-            ValueError, match=rf"needs a last layer for the classes .* got .*{name}\.pt with {got};"
+            ValueError, match=r"needs a name for each of the 3 classes of its file.* got 2 \(cat, dog\)"
         ):
-            create_detector(TINY, weights=tmp_path / f"{name}.pt")
-        with pytest.warns(UserWarning, match="the last layer is not loaded"):
-            create_detector(TINY, ("a", "b"), weights=tmp_path / f"{name}.pt")
+            create_detector(TINY, classes, weights=tmp_path / "fewer.pt")
+    with pytest.raises(ValueError, match=r"needs a last layer for the classes .* got .*none\.pt with none;"):
+        create_detector(TINY, weights=tmp_path / "none.pt")
+    with pytest.warns(UserWarning, match="the last layer is not loaded"):
+        create_detector(TINY, ("a", "b"), weights=tmp_path / "none.pt")
 
 
 def test_the_name_must_mean_the_detector_in_the_file(tmp_path):

@@ -53,8 +53,8 @@ def choose_label(columns: Sequence[str], label: str | None, *, where: str) -> st
     likely = [*candidates, *(name for name in columns if name.lower() in _USUAL), "COLUMN"]
     needed = f"the label column {label!r}" if label is not None else "a column with 'label' in its name"
     raise ValueError(
-        f"data: needs {needed} in {where}, got the columns {', '.join(columns)}; choose the one of "
-        f"the classes with --label {likely[0]} (label= in Python)."
+        f"data: needs {needed} in {where}, got the columns {', '.join(columns)}; choose one of "
+        f"them with --label {likely[0]} (label= in Python)."
     )
 
 

@@ -385,8 +385,9 @@ def _in_order(
 ) -> dict[str, Tensor]:
     """``state`` with the last layer in the order of ``classes``; without that layer if the file has others."""
     last = [key for key in state if re.match(family.class_layers, key)]
-    outputs = family.outputs(state) or 1
-    match = match_classes(_own_names(name, outputs, metadata), outputs - 1, classes)
+    found = family.outputs(state)
+    outputs = found or 1
+    match = match_classes(_own_names(name, found, metadata) if found else None, outputs - 1, classes)
     if match.columns is None:
         return {key: value for key, value in state.items() if key not in last}
     if match.how == "position":
