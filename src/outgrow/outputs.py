@@ -206,18 +206,24 @@ def as_outputs(value: object, *, whose: str = "network") -> Outputs:
     return Outputs(value)
 
 
+def kind_of(value: object) -> str:
+    """What ``value`` is, for messages: dtype and shape of a tensor, else the name of its class.
+
+    >>> kind_of(torch.zeros(2, 3)), kind_of([1])
+    ('torch.float32 of shape (2, 3)', 'list')
+    """
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__
+
+
 def as_target(value: Target | Tensor) -> Target:
     """``value`` as :class:`Target`; a plain integer tensor is its labels."""
     if isinstance(value, Target):
         return value
     if not isinstance(value, Tensor) or value.dim() != 1 or value.is_floating_point():
-        got = (
-            f"{value.dtype} of shape {tuple(value.shape)}"
-            if isinstance(value, Tensor)
-            else type(value).__name__
-        )
         raise ValueError(
-            f"target: needs one integer class per row (shape rows), got {got}; {_as_classes(value)}."
+            f"target: needs one integer class per row (shape rows), got {kind_of(value)}; {_as_classes(value)}."
         )
     return Target(value.long())  # bool too: two classes
 
@@ -226,7 +232,8 @@ def _as_classes(value: object) -> str:
     """What to do with labels that are not one integer a row."""
     if not isinstance(value, Tensor):
         return "pass torch.as_tensor(...) of it"
-    if value.dim() != 1 and value.numel() == (*value.shape, 1)[0]:
+    one_a_row = value.dim() == 0 or value.numel() == len(value)
+    if value.dim() != 1 and one_a_row:
         return "pass label.flatten()"
     if value.dim() > 2:
         return "flatten maps of labels with outgrow.flatten_rows"
@@ -247,16 +254,14 @@ def warn_if_probabilities(logits: Float[Tensor, "rows classes"], *, whose: str) 
     if low < 0 or high > 1 + 1e-3 or ((rows == 0) | (rows == 1)).all():
         return
     if ((rows.sum(dim=1) - 1).abs() < 1e-3).all():
-        made, advice = "rows that are at least 0 and sum to 1, which are probabilities", "softmax"
+        made = "rows that are at least 0 and sum to 1, which are probabilities"
+        advice = "remove the softmax at the end of the network, or take the logarithm"
     elif high > 0.5:  # below, they are small rather than squeezed
-        made, advice = "values that all lie between 0 and 1, as after a sigmoid", "sigmoid"
+        made = "values that all lie between 0 and 1, as after a sigmoid"
+        advice = "remove the sigmoid at the end of the network"
     else:
         return
-    undo = ", or take the logarithm" if advice == "softmax" else ""
-    warnings.warn(
-        f"{whose}: needs logits, got {made}; remove the {advice} at the end of the network{undo}.",
-        stacklevel=4,
-    )
+    warnings.warn(f"{whose}: needs logits, got {made}; {advice}.", stacklevel=4)
 
 
 def warn_if_other_labels(known: Int[Tensor, " rows"], label: Int[Tensor, " rows"]) -> None:
@@ -315,7 +320,7 @@ def _whole_numbers(value: object, *, what: str) -> Int[Tensor, "*shape"]:
         )
     if value.is_floating_point() or value.is_complex():
         raise ValueError(
-            f"{what} needs whole numbers, got {value.dtype} of shape {tuple(value.shape)}; give classes and numbers "
+            f"{what} needs whole numbers, got {kind_of(value)}; give classes and numbers "
             "as integers (.long() cuts fractions off). Of soft labels only two per row can be given, as label, partner and mix."
         )
     return value.long()

@@ -272,7 +272,9 @@ def test_an_index_of_one_row_is_not_that_of_all(index):
             call()
 
 
-@pytest.mark.parametrize("index", [[0, 1, 2], torch.arange(3.0), torch.arange(3)[:, None], None])
+@pytest.mark.parametrize(
+    "index", [[0, 1, 2], torch.arange(3.0), torch.arange(3)[:, None], torch.ones(3) > 0, None]
+)
 def test_an_index_is_a_tensor_of_whole_numbers(index):
     with pytest.raises(ValueError, match="needs a tensor with one whole number for each of 3 rows"):
         as_index(index, 3)

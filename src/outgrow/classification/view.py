@@ -1,7 +1,7 @@
 """The preprocessing of a picture for evaluation and prediction.
 
-They are the same, but for test images in memory of one size that is not square, where data.size is set: their evaluation
-resizes tensors, a prediction the picture. Values differ by 0.3/255 on average.
+They are the same, with one exception: test images in memory that all have one size that is not square, with data.size set.
+An evaluation resizes their tensors, and a prediction resizes the picture. Pixels then differ by 0.3/255 on average.
 """
 
 import math

@@ -22,14 +22,14 @@ def all_labelled(name: str, label: Tensor, target: Target, num_classes: int, *, 
     bad = ((label < 0) & (label != UNLABELLED) | (label >= num_classes)) & target.takes_part
     if bad.any():
         row = int(bad.nonzero()[0])
-        others = (
-            ", map a teacher of other classes with outgrow.CorrectedTeacher" if whose == "teacher" else ""
-        )
+        advice = ""
         if num_classes == 1:
-            others = ", give a network of two classes two outputs"
+            advice = ", give a network of two classes two outputs"
+        elif whose == "teacher":
+            advice = ", map a teacher of other classes with outgrow.CorrectedTeacher"
         raise ValueError(
             f"target: needs every {name} in 0..{num_classes - 1} (the {whose}'s classes), got {int(label[row])} in "
-            f"row {row}; check the label column{others}, or mark rows to leave out with -100 and rows without a label with -1."
+            f"row {row}; check the label column{advice}, or mark rows to leave out with -100 and rows without a label with -1."
         )
     return False
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from outgrow import spec
 from outgrow.knowledge.split import wrong_rows
 from outgrow.outputs import Knowledge, Outputs, Target, as_outputs, as_target, lift
-from outgrow.teacher.folds import as_index
+from outgrow.teacher.folds import as_index, fold_at
 
 Judged = Literal["unlabelled", "all"]
 
@@ -166,10 +166,7 @@ class Reliability(nn.Module):
         x = confidence(logits).to(at.dtype)
         found = _interpolated(x, at[-1], value[-1])
         if index is not None:
-            index = as_index(index, len(logits))
-            fold_of = self.fold_of.to(logits.device)
-            known = (index >= 0) & (index < len(fold_of))
-            fold = torch.where(known, fold_of[index.clamp(0, len(fold_of) - 1)].long(), -1)
+            fold = fold_at(self.fold_of.to(logits.device), index, num_rows=len(logits))
             for number in range(self.folds):
                 found = torch.where(fold == number, _interpolated(x, at[number], value[number]), found)
         return found

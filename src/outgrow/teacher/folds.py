@@ -6,18 +6,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from outgrow.outputs import kind_of
+
 
 def as_index(index: object, num_rows: int) -> Int[Tensor, " rows"]:
     """``index``; ``ValueError`` if it is not one whole number for each row: one alone would be taken for all."""
-    if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != (num_rows,):
-        got = (
-            f"{index.dtype} of shape {tuple(index.shape)}"
-            if isinstance(index, Tensor)
-            else type(index).__name__
-        )
+    numbers = isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool
+    if not isinstance(index, Tensor) or not numbers or index.shape != (num_rows,):
         raise ValueError(
-            f"index: needs a tensor with one whole number for each of {num_rows} rows, got {got}; pass the number of each "
-            "sample in the training set."
+            f"index: needs a tensor with one whole number for each of {num_rows} rows, got {kind_of(index)}; pass the number "
+            "of each sample in the training set."
         )
     return index.long()
 
