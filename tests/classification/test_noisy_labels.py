@@ -102,8 +102,34 @@ def test_clean_labels_are_said_to_be_clean(made, method):
     assert record["noise"]["used"] is False
     assert record["noise"]["wrong"] == 0
     plain = distill(options(made, "clean", {"preset": "outgrow"}))
-    assert "noise" not in plain
+    assert plain["noise"] == record["noise"]
     assert record["student"]["nll"] == pytest.approx(plain["student"]["nll"], rel=1e-6)
+
+
+def test_a_correction_does_not_learn_wrong_labels(made, tmp_path):
+    """With `outgrow` too: its map fits the wrong labels as noise, and believes as one that was fitted on right labels."""
+    report = Notes()
+    out = {"out": str(tmp_path / "run")}
+    record = distill(options(made, "noisy", {"preset": "outgrow"}, out), reporter=report)
+    assert record["noise"]["used"]
+    assert record["noise"]["wrong"] == pytest.approx(0.2, abs=0.05)
+    assert any("of the labels are thought wrong" in text for text in report.said)
+    assert any("it does not learn the wrong labels" in text for text in report.said)
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert (
+        "The teacher&#39;s correction did not learn them." in page or "correction did not learn them" in page
+    )
+    assert "one rate" in page
+    kept = BiasCorrection.load(tmp_path / "run" / "correction.safetensors")
+    # labels that are taken as right make the teacher doubtful: by a scale of a half or less
+    assert kept.source == "none" or float(kept.scale.mean()) > 0.8
+    assert record["teacher"]["top1_corrected"] > 97 or kept.is_identity
+
+
+def test_of_several_teachers_labels_are_taken_as_right(made):
+    weights = str(made / "run" / "teacher.safetensors")
+    others = {"teacher": {"others": [{"name": "cifar/resnet8", "weights": weights}]}}
+    assert "noise" not in distill(options(made, "noisy", {"preset": "outgrow"}, others))
 
 
 def test_a_rate_that_is_given(made):

@@ -43,6 +43,16 @@ class TestClean:
         assert torch.equal(correction(logits).logits, plain(logits).logits)
         assert "look clean" in str(correction.noise_report)
 
+    def test_a_gain_of_nothing_is_no_noise(self):
+        """A teacher that gives classes and no probabilities is as likely with a rate of zero, to the last bits."""
+        generator = torch.Generator().manual_seed(0)
+        label = torch.randint(CLASSES, (5000,), generator=generator)
+        wrong = torch.rand(5000, generator=generator) < 0.3
+        said = torch.where(wrong, torch.randint(CLASSES, (5000,), generator=generator), label)
+        correction = fitted(10.0 * F.one_hot(said, CLASSES), label)
+        assert correction.noise_report.chosen.kind == "none"
+        assert not len(correction.noise_matrix)
+
     def test_a_teacher_with_a_bias_is_corrected_and_its_labels_stay_clean(self):
         logits, _, label = drawn()
         permuted = logits[:, torch.tensor([3, 0, 5, 1, 2, 4])]
@@ -62,6 +72,14 @@ class TestNoisy:
         torch.testing.assert_close(matrix.sum(dim=1), torch.ones(CLASSES))
         torch.testing.assert_close(matrix.diagonal(), torch.full((CLASSES,), 0.8), rtol=0, atol=0.03)
         assert "one rate" in str(report)
+
+    def test_it_is_looked_for_unless_labels_are_said_to_be_right(self):
+        logits, true, label = drawn(rate=0.3, kind="next")
+        usual = BiasCorrection(CLASSES).fit(logits, label)
+        assert torch.equal(usual(logits).logits, fitted(logits, label)(logits).logits)
+        plain = fitted(logits, label, "none")
+        assert plain.noise_report is None
+        assert likelihood(usual(logits).logits, true) > likelihood(plain(logits).logits, true) + 0.3
 
     def test_which_class_for_which_is_found(self):
         logits, true, label = drawn(rate=0.3, kind="next")
@@ -203,6 +221,6 @@ def test_two_classes_and_one():
 def test_errors():
     for noise in (0.0, 1.0):
         with pytest.raises(
-            ValueError, match=r"noise needs 'none', 'estimate' or a share between 0 and 1, got"
+            ValueError, match=r"noise needs 'estimate', 'none' or a share between 0 and 1, got"
         ):
             BiasCorrection(3, noise=noise)

@@ -20,7 +20,7 @@ from outgrow.teacher.correction import memorised
 from outgrow.teacher.correction_fit import NAMES
 from outgrow.teacher.noise import MAX_CLASSES
 from outgrow.training.config import Config
-from outgrow.training.noise import wanted_noise
+from outgrow.training.noise import fitted_noise, wanted_noise
 from outgrow.training.processes import is_main
 from outgrow.training.record import NoiseRecord
 from outgrow.training.task import RunContext
@@ -74,8 +74,7 @@ def fit_correction(
     else:
         width = outputs.features[PENULTIMATE].shape[1]
         report.note(f"teacher: fitting a linear probe of its {width} features, scored out of fold ...")
-    noise = wanted_noise(config.method)
-    correction = BiasCorrection(data.num_classes, noise=noise)
+    correction = BiasCorrection(data.num_classes, noise=fitted_noise(config))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says the same and names the source of the rows
         correction.fit(outputs, target, held_out=held_out if config.teacher.correct == "auto" else None)
@@ -84,10 +83,17 @@ def fit_correction(
         report.note(f"teacher: held-out rows are the {source} images")
     report.note(str(correction.report))
     report.event("correction", **asdict(correction.report))
+    asked = wanted_noise(config.method) != "none"
     if correction.noise_report is not None:
-        report.note(str(correction.noise_report))
+        looks_noisy = len(correction.noise_matrix) > 0
+        report.note(str(correction.noise_report) if asked or looks_noisy else correction.noise_report.reason)
+        if looks_noisy and not asked:
+            report.note(
+                "teacher: it is corrected towards the true classes, so it does not learn the wrong labels; `outgrow audit` lists "
+                "the images whose labels look wrong"
+            )
         report.event("noise", **asdict(correction.noise_report))
-    if noise != "none" and not len(correction.noise_matrix):
+    if asked and not len(correction.noise_matrix):
         why = (
             "labels that look clean"
             if correction.noise_report is not None
@@ -105,7 +111,7 @@ def fit_correction(
 
 
 def noise_record(correction: BiasCorrection) -> NoiseRecord | None:
-    """What was found of the labels; None if it was not asked for."""
+    """What was found of the labels; None if it was not looked for."""
     report, matrix = correction.noise_report, correction.noise_matrix
     if report is None:
         return None

@@ -11,6 +11,7 @@ from functools import partial
 from outgrow.report.parts import Section
 from outgrow.report.plots import calibration_plot
 from outgrow.teacher.counts import paired
+from outgrow.training.noise import wanted_noise
 from outgrow.training.record import (
     ClassesRecord,
     ClassificationRecord,
@@ -131,7 +132,13 @@ def page_sections(record: Run) -> list[Section]:
     if record.mixture is not None:
         sections.append(Section("outgrow.classification/teachers.html", {"mixture": record.mixture}))
     if record.noise is not None:
-        context = {"noise": record.noise, "mistaken": _mistaken(record, record.noise)}
+        believed = wanted_noise(record.config.method) != "none"
+        context = {
+            "noise": record.noise,
+            "believed": believed,
+            "tried": believed or record.noise.used,
+            "mistaken": _mistaken(record, record.noise),
+        }
         sections.append(Section("outgrow.classification/noise.html", context))
     if record.classification is not None:
         sections.append(_measured(record, record.classification))

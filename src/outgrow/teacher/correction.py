@@ -15,7 +15,7 @@ import json
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -35,7 +35,7 @@ from outgrow.teacher.correction_fit import (
 )
 from outgrow.teacher.counts import MEMORY_LEVEL, apart
 from outgrow.teacher.folds import fold_at, with_mean
-from outgrow.teacher.noise import NoiseCandidate, NoiseReport, find_noise
+from outgrow.teacher.noise import NoiseCandidate, NoiseReport, Wanted, find_noise
 from outgrow.teacher.teacher import BaseTeacher
 
 
@@ -79,10 +79,10 @@ class BiasCorrection(nn.Module):
     part where that is in doubt: a teacher that is better on the fitted rows has memorised them, and
     is left alone with a warning.
 
-    Labels that are wrong at an unknown rate make all of this the belief in the *given* label. ``noise="estimate"`` fits the map
-    to the true classes and the noise together (``outgrow.teacher.noise``), if that makes the labels likelier by two standard
-    errors; a number is a share of wrong labels that is known. :attr:`noise_matrix` is then what
-    :class:`outgrow.knowledge.posterior.Posterior` takes.
+    Where labels are wrong, a map that explains them is less sure of the true class than it should be. So the map to the true
+    classes and the share of wrong labels are fitted together (``outgrow.teacher.noise``), if that makes the labels likelier by
+    two standard errors. ``noise`` may be a share of wrong labels that is known, or ``"none"`` to take every label as right.
+    :attr:`noise_matrix` is what :class:`outgrow.knowledge.posterior.Posterior` takes.
 
     Once fitted, ``correction(outputs, index=index)`` gives each row the map of the folds without
     it; rows that were not fitted, and all rows without ``index``, get the mean of the folds' maps.
@@ -93,11 +93,9 @@ class BiasCorrection(nn.Module):
     bias: Tensor
     fold_of: Tensor
     noise_matrix: Tensor
-    """``Q[true, given]``, mean over the folds; empty if labels are clean, or noise was not asked for."""
+    """``Q[true, given]``, mean over the folds; empty if labels look clean, or noise was not asked for."""
 
-    def __init__(
-        self, num_classes: int, folds: int = 5, *, noise: Literal["none", "estimate"] | float = "none"
-    ) -> None:
+    def __init__(self, num_classes: int, folds: int = 5, *, noise: Wanted = "estimate") -> None:
         super().__init__()
         if num_classes < 1 or folds < 2:
             raise ValueError(
@@ -105,7 +103,7 @@ class BiasCorrection(nn.Module):
             )
         if noise not in ("none", "estimate") and not (isinstance(noise, float) and 0 < noise < 1):
             raise ValueError(
-                f"BiasCorrection: noise needs 'none', 'estimate' or a share between 0 and 1, got {noise!r}; 'estimate' finds it."
+                f"BiasCorrection: noise needs 'estimate', 'none' or a share between 0 and 1, got {noise!r}; 'estimate' finds it."
             )
         self.num_classes, self.folds, self.noise = num_classes, folds, noise
         self.report: CorrectionReport | None = None
@@ -177,8 +175,7 @@ class BiasCorrection(nn.Module):
         for source in ("logits", "features"):
             of_source = [t for t in tried if t.candidate.source == source]
             starts += [min(of_source, key=lambda t: t.candidate.nll)] if of_source else []
-        rate = self.noise if isinstance(self.noise, float) else None
-        found, self.noise_report = find_noise(data, chosen, starts, rate)
+        found, self.noise_report = find_noise(data, chosen, starts, self.noise)
         if found is None:
             return chosen
         self.noise_matrix = torch.stack(found.matrices).mean(dim=0).float().to(data.label.device)

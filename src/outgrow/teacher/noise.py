@@ -30,7 +30,12 @@ FIRST_RATE = 0.1
 """From which the fit of the rate starts. Our choice; the result does not depend on it."""
 MAX_CLASSES = 200
 """With more classes a matrix has too many numbers, and one rate alone is tried."""
+LEAST_GAIN = 2.0
+"""In nats, of all images together: the least by which noise must make the labels likelier. A rate near zero gains less, in
+every image alike, so that its standard error is near zero too. Our choice: what two standard errors are worth for one number."""
 
+Wanted = Literal["none", "estimate"] | float
+"""``"none"``: every label is right. A number: the share of wrong labels, where it is known."""
 Kind = Literal["none", "one rate", "between classes"]
 
 
@@ -118,18 +123,19 @@ class Noisy(NamedTuple):
 
 
 def find_noise(
-    data: Data, chosen: Tried, starts: Sequence[Tried], rate: float | None
+    data: Data, chosen: Tried, starts: Sequence[Tried], wanted: Wanted
 ) -> tuple[Noisy | None, NoiseReport]:
     """The noise, and the maps to the true classes; None if the labels look clean.
 
-    ``chosen`` is the best correction without noise, ``starts`` the kinds of maps to try with it. A ``rate`` that is given is
+    ``chosen`` is the best correction without noise, ``starts`` the kinds of maps to try with it. A rate that is given is
     not fitted, and taken without asking the likelihood.
     """
+    rate = wanted if isinstance(wanted, float) else None
     clean = NoiseCandidate("none", None, float(chosen.nll.mean()), 0.0)
     found = [_fit(data, start, None, rate) for start in starts]
     one = min(found, key=lambda f: f.candidate.nll)
     matrix: Noisy | None = None
-    if rate is None and 2 < data.num_classes <= MAX_CLASSES:
+    if wanted == "estimate" and 2 < data.num_classes <= MAX_CLASSES:
         # of every map: a free map imitates a matrix, so the best one with a single rate is not the best one with a matrix
         matrices = [_fit(data, f.tried, (f, counts), None) for f in found for counts in PSEUDO_COUNTS]
         matrix = min(matrices, key=lambda f: f.candidate.nll)
@@ -149,7 +155,7 @@ def find_noise(
                 continue
             gain = nll - other.nll
             mean, error = float(gain.mean()), float(gain.std()) / data.num_images**0.5
-            if mean > 2 * error:
+            if mean > 2 * error and mean * data.num_images > LEAST_GAIN:
                 best, nll = other, other.nll
                 reason = (
                     f"noise ({other.candidate.kind}) makes the labels likelier by {mean:.4f} nats an image (standard error "

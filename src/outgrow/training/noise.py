@@ -1,6 +1,4 @@
-"""What a run's method believes of wrong labels: the rule and the task ``posterior``."""
-
-from typing import Literal
+"""What a run makes of wrong labels: what its correction fits, and what the rule and the task ``posterior`` believe."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,11 +8,23 @@ from outgrow.knowledge import Rectifier
 from outgrow.knowledge.posterior import Posterior
 from outgrow.knowledge.registry import RULES
 from outgrow.objective import Objective
-from outgrow.training.config import MethodConfig
+from outgrow.teacher.noise import Wanted
+from outgrow.training.config import Config, MethodConfig
 
 
-def wanted_noise(method: MethodConfig) -> Literal["none", "estimate"] | float:
-    """Whether the share of wrong labels is to be estimated, or is given, or plays no part.
+def fitted_noise(config: Config) -> Wanted:
+    """What the correction of a run's teacher assumes of the labels.
+
+    Beside other teachers it takes them as right: the weights of several teachers are fitted on the labels as they are.
+    """
+    wanted = wanted_noise(config.method)
+    if wanted != "none" or config.teacher.others:
+        return wanted
+    return "estimate"
+
+
+def wanted_noise(method: MethodConfig) -> Wanted:
+    """Whether the rule or the task needs the share of wrong labels: to be estimated, or given.
 
     >>> [wanted_noise(MethodConfig(rule=rule)) for rule in ("pair", "posterior", "posterior(noise=0.2)")]
     ['none', 'estimate', 0.2]

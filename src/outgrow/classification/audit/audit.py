@@ -318,7 +318,12 @@ def _correction(training: Seen, data: RunData) -> BiasCorrection | None:
 def _correction_text(correction: BiasCorrection | None) -> str:
     if correction is None or correction.report is None:
         return f"None was fitted: it needs {LEAST_TO_FIT} training images or more."
-    return correction.report.reason
+    noise = correction.noise_report
+    found = noise is not None and len(correction.noise_matrix) > 0
+    labels = (
+        f" Labels: {noise.reason} {100 * noise.wrong:.1f} % are thought wrong." if found and noise else ""
+    )
+    return correction.report.reason + labels
 
 
 def _memory(training: Seen, held_out: Seen) -> tuple[bool, float]:
