@@ -338,7 +338,12 @@ PARTS = (
 
 
 @pytest.mark.parametrize(
-    "name, sets", [("mixed", MIXED), ("unlabelled", (*MIXED, *UNLABELLED)), ("parts", (*PARTS, *UNLABELLED))]
+    "name, sets",
+    [
+        pytest.param("mixed", MIXED, marks=pytest.mark.slow),
+        ("unlabelled", (*MIXED, *UNLABELLED)),
+        ("parts", (*PARTS, *UNLABELLED)),
+    ],
 )
 def test_a_run_on_two_processes_is_the_run_on_one(folder, trained, name, sets):
     """Through torchrun, with a relation, mixup and an uneven last batch; with unlabelled images; with batches in parts
