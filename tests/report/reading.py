@@ -1,12 +1,15 @@
 """Reads a page as a browser would, without one."""
 
+import re
 from html.parser import HTMLParser
 
+GLUED = re.compile(r"[a-z%)][.:;][A-Z][a-z]+ ")
+"""Two sentences without a space between them: a template drops the line break after a tag of its own."""
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """The visible text, the tags with their attributes, and whether every tag is closed in order."""
+    """The visible text, the tags with their attributes, and whether every tag is closed in order and sentences are apart."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -30,6 +33,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
+            assert not GLUED.search(data), data
             self.pieces.append(data)
 
     @property

@@ -50,7 +50,7 @@ class Posterior(BaseRule):
     runs apply it so; in your own code, ``Rectifier(Posterior(noise), rows="all")``.
 
     ``noise`` is a share of wrong labels in (0, 1), or a matrix ``[true, given]`` such as
-    ``BiasCorrection(num_classes, noise="estimate").fit(...).noise_matrix``. The default is for tests and for want of
+    ``BiasCorrection(num_classes).fit(...).noise_matrix``. The default is for tests and for want of
     anything better; ``--rule posterior`` estimates the matrix.
     """
 
