@@ -135,7 +135,8 @@ METHODS: dict[str, Layer] = {
     "ppi, weight 0.1": {"preset": "kd", "loss": "ppi", "weight": 0.1},
     "outgrow, trust, weight 4": {"preset": "outgrow", "trust": "reliability", "weight": 4.0},
     "posterior": {"preset": "outgrow", "rule": "posterior"},
-    "posterior as task": {"preset": "outgrow", "task": "posterior"},
+    "outgrow, posterior as task": {"preset": "outgrow", "task": "posterior"},
+    "outgrow, posterior as task, weight 4": {"preset": "outgrow", "task": "posterior", "weight": 4.0},
     "posterior, weight 4": {"preset": "outgrow", "rule": "posterior", "weight": 4.0},
     "posterior as task, weight 4": {
         "preset": "outgrow",

@@ -19,8 +19,8 @@ from outgrow.teacher import AveragedTeacher, BaseTeacher, BiasCorrection
 from outgrow.teacher.correction import memorised
 from outgrow.teacher.correction_fit import NAMES
 from outgrow.teacher.noise import MAX_CLASSES
-from outgrow.training.config import Config
-from outgrow.training.noise import fitted_noise, wanted_noise
+from outgrow.training.config import Config, MethodConfig
+from outgrow.training.noise import fitted_noise, task_of, wanted_noise
 from outgrow.training.processes import is_main
 from outgrow.training.record import NoiseRecord
 from outgrow.training.task import RunContext
@@ -88,9 +88,15 @@ def fit_correction(
         looks_noisy = len(correction.noise_matrix) > 0
         report.note(str(correction.noise_report) if asked or looks_noisy else correction.noise_report.reason)
         if looks_noisy and not asked:
+            believes = task_of(config.method, noisy=True) == "posterior"
+            own = (
+                "learns the posterior of teacher and label"
+                if believes
+                else "still learns the labels as they are"
+            )
             report.note(
-                "teacher: it is corrected towards the true classes, so it does not learn the wrong labels; `outgrow audit` lists "
-                "the images whose labels look wrong"
+                "teacher: its correction does not learn the wrong labels, and the student's own loss "
+                f"{own} (method.task); `outgrow audit` lists the images whose labels look wrong"
             )
         report.event("noise", **asdict(correction.noise_report))
     if asked and not len(correction.noise_matrix):
@@ -110,13 +116,19 @@ def fit_correction(
     return correction, facts
 
 
-def noise_record(correction: BiasCorrection) -> NoiseRecord | None:
+def noise_record(correction: BiasCorrection, method: MethodConfig) -> NoiseRecord | None:
     """What was found of the labels; None if it was not looked for."""
     report, matrix = correction.noise_report, correction.noise_matrix
     if report is None:
         return None
     rows = tuple(map(tuple, matrix.tolist())) if 0 < len(matrix) <= MAX_CLASSES else None
-    return NoiseRecord(**asdict(report), used=bool(len(matrix)), map=NAMES[correction.source], matrix=rows)
+    return NoiseRecord(
+        **asdict(report),
+        used=bool(len(matrix)),
+        map=NAMES[correction.source],
+        task=task_of(method, noisy=len(matrix) > 0),
+        matrix=rows,
+    )
 
 
 def kept(run: RunContext, name: str) -> Path | None:

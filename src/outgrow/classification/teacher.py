@@ -243,7 +243,12 @@ def _frozen(
     report = CorrectionRecord(**asdict(correction.report), used=not correction.is_identity)
     matrix = correction.noise_matrix if len(correction.noise_matrix) else None
     return Taught(
-        corrected, TeacherRecord(**facts), report, scores, noise=matrix, noise_record=noise_record(correction)
+        corrected,
+        TeacherRecord(**facts),
+        report,
+        scores,
+        noise=matrix,
+        noise_record=noise_record(correction, config.method),
     )
 
 

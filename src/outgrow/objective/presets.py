@@ -15,7 +15,8 @@ from outgrow.outputs import Rule
 
 @dataclass(frozen=True)
 class Preset:
-    """The choices of a preset. The trainer reads ``correct_teacher`` when it builds the teacher."""
+    """The choices of a preset. The trainer reads ``correct_teacher`` when it builds the teacher, and ``task`` when it knows
+    whether labels look wrong: ``posterior`` applies only then."""
 
     about: str
     rule: str
@@ -25,6 +26,7 @@ class Preset:
     task_weight: float = 1.0
     weight: float = 1.0
     correct_teacher: bool = False
+    task: Literal["label", "posterior"] = "label"
 
 
 PRESETS: dict[str, Preset] = {
@@ -52,6 +54,7 @@ PRESETS: dict[str, Preset] = {
         "ours: plain distillation from a teacher whose bias is corrected where that is measured to help",
         rule="identity",
         correct_teacher=True,
+        task="posterior",
     ),
 }
 

@@ -130,8 +130,8 @@ def method_name(method: MethodConfig) -> str:
     kd = method.preset == "kd"
     parts = [method.preset] if not kd or method.loss is None else []
     parts += [part for part in (method.loss, method.rule) if part is not None]
-    if method.task != "label":
-        parts.append(f"task {method.task}")
+    if method.task == "posterior":
+        parts.append("task posterior")
     return " + ".join(parts)
 
 

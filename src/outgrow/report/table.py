@@ -116,7 +116,12 @@ def plain_of(records: Records) -> str | None:
 
     def plain(run: RunRecord) -> bool:
         method = run.config.method
-        return run.preset == PLAIN and method.loss is None and method.rule is None and method.task == "label"
+        return (
+            run.preset == PLAIN
+            and method.loss is None
+            and method.rule is None
+            and method.task in (None, "label")
+        )
 
     found = {name: runs[0].config.method for name, runs in records.items() if plain(runs[0])}
     return min(found, key=lambda name: len(found[name].model_dump(exclude_defaults=True)), default=None)

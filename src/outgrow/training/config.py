@@ -191,9 +191,10 @@ class MethodConfig(_Section):
     """The losses, such as "dkd(beta=6)" or "kd + 0.8*crd"; None for those of the preset."""
     rule: str | None = None
     """The rule for rows that the teacher gets wrong, such as "pair"; None for that of the preset."""
-    task: Literal["label", "posterior"] = "label"
+    task: Literal["label", "posterior"] | None = None
     """What the task loss compares the student with: the label, or the posterior of label and teacher, with the noise of the
-    labels estimated as for the rule ``posterior``."""
+    labels estimated as for the rule ``posterior``. None for the choice of the preset: that of `outgrow` is the posterior where
+    labels look wrong, that of all others the label."""
     trust: str | None = None
     """How far rows are trusted: "confidence(0.8)" leaves out rows without a label on which the teacher is less confident,
     "reliability" weighs them by how often it is right at that confidence; with rows=all also those with a label. None

@@ -1,5 +1,7 @@
 """What a run makes of wrong labels: what its correction fits, and what the rule and the task ``posterior`` believe."""
 
+from typing import Literal
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from outgrow import spec
 from outgrow.knowledge import Rectifier
 from outgrow.knowledge.posterior import Posterior
 from outgrow.knowledge.registry import RULES
-from outgrow.objective import Objective
+from outgrow.objective import PRESETS, Objective
 from outgrow.teacher.noise import Wanted
 from outgrow.training.config import Config, MethodConfig
 
@@ -39,6 +41,16 @@ def wanted_noise(method: MethodConfig) -> Wanted:
     return "estimate" if method.task == "posterior" else "none"
 
 
+def task_of(method: MethodConfig, *, noisy: bool) -> Literal["label", "posterior"]:
+    """What the task compares the student with, where labels look wrong (``noisy``) or do not.
+
+    >>> [task_of(MethodConfig(preset=preset), noisy=True) for preset in ("kd", "outgrow")]
+    ['label', 'posterior']
+    """
+    wanted = PRESETS[method.preset].task if method.task is None else method.task
+    return wanted if noisy else "label"
+
+
 def with_noise(
     method: MethodConfig,
     rectify: Rectifier,
@@ -50,10 +62,8 @@ def with_noise(
     Without noise, where labels look clean, the teacher's logits are not changed, and the task has the labels.
     """
     wanted = wanted_noise(method)
-    if wanted == "none":
-        return rectify
     rule = Posterior(wanted) if isinstance(wanted, float) else None if noise is None else Posterior(noise)
-    if method.task == "posterior":
+    if task_of(method, noisy=rule is not None) == "posterior":
         objective.task_rule = rule
     if not isinstance(rectify.rule, Posterior):
         return rectify

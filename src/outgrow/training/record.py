@@ -142,6 +142,8 @@ class NoiseRecord(_Part):
     wrong: float
     used: bool
     map: str
+    task: Literal["label", "posterior"] = "label"
+    """What the student's own loss was compared with."""
     matrix: tuple[tuple[float, ...], ...] | None = None
     """``matrix[i][j]``: the share of the images of class i that have the label j. None if there are too many classes."""
 
