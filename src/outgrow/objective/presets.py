@@ -51,7 +51,8 @@ PRESETS: dict[str, Preset] = {
     "none": Preset("no teacher: the student trained alone, in the same loop", rule="identity", loss=""),
     "drop": Preset("plain distillation without the rows that the teacher gets wrong", rule="drop"),
     "outgrow": Preset(
-        "ours: plain distillation from a teacher whose bias is corrected where that is measured to help",
+        "ours: plain distillation from a teacher whose bias is corrected where that is measured to help; labels that look wrong "
+        "are not learnt",
         rule="identity",
         correct_teacher=True,
         task="posterior",
