@@ -41,13 +41,14 @@ Kind = Literal["none", "one rate", "between classes"]
 
 @dataclass(frozen=True)
 class NoiseCandidate:
-    """One kind of noise. ``nll`` is that of the given labels, out of fold, in nats an image; ``rate`` the share of labels that
-    it makes wrong, where all classes are equally frequent."""
+    """One kind of noise beside one kind of map. ``nll`` is that of the given labels, out of fold, in nats an image; ``rate`` the
+    share of labels that it makes wrong, where all classes are equally frequent."""
 
     kind: Kind
     pseudo_counts: float | None
     nll: float
     rate: float
+    map: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ class NoiseReport:
     wrong: float
 
     def __str__(self) -> str:
-        lines = [f"{'noise of the labels':<22}{'prior':>9}{'rate':>10}{'nll':>9}   (out of fold)"]
+        lines = [f"{'noise of the labels':<22}{'map':<26}{'prior':>9}{'rate':>10}{'nll':>9}   (out of fold)"]
         for c in self.candidates:
             prior = "" if c.pseudo_counts is None else f"{c.pseudo_counts:g}"
             mark = " <- chosen" if c == self.chosen else ""
-            lines.append(f"{c.kind:<22}{prior:>9}{100 * c.rate:>9.2f}%{c.nll:>9.4f}{mark}")
+            lines.append(f"{c.kind:<22}{c.map:<26}{prior:>9}{100 * c.rate:>9.2f}%{c.nll:>9.4f}{mark}")
         return "\n".join([*lines, f"{self.reason} {100 * self.wrong:.2f} % of the labels are thought wrong."])
 
 
@@ -131,7 +132,7 @@ def find_noise(
     not fitted, and taken without asking the likelihood.
     """
     rate = wanted if isinstance(wanted, float) else None
-    clean = NoiseCandidate("none", None, float(chosen.nll.mean()), 0.0)
+    clean = NoiseCandidate("none", None, float(chosen.nll.mean()), 0.0, chosen.candidate.name)
     found = [_fit(data, start, None, rate) for start in starts]
     one = min(found, key=lambda f: f.candidate.nll)
     matrix: Noisy | None = None
@@ -202,6 +203,7 @@ def _fit(data: Data, start: Tried, prior: tuple[Noisy, float] | None, rate: floa
         None if prior is None else prior[1],
         float(per_image.mean()),
         1 - float(mean.diagonal().mean()),
+        start.candidate.name,
     )
     return Noisy(candidate, per_image, start, maps, matrices, logits)
 

@@ -124,12 +124,14 @@ class MixtureRecord(_Part):
 
 
 class NoiseCandidateRecord(_Part):
-    """One kind of noise of the labels; ``nll`` of the given labels, out of fold, ``rate`` of wrong labels (0 to 1)."""
+    """One kind of noise of the labels beside one map; ``nll`` of the given labels, out of fold, ``rate`` of wrong labels (0 to
+    1)."""
 
     kind: str
     pseudo_counts: float | None = None
     nll: float
     rate: float
+    map: str = ""
 
 
 class NoiseRecord(_Part):
