@@ -134,10 +134,10 @@ METHODS: dict[str, Layer] = {
     "outgrow + semiparametric, weight 4": {"preset": "outgrow", "loss": "semiparametric", "weight": 4.0},
     "ppi, weight 0.1": {"preset": "kd", "loss": "ppi", "weight": 0.1},
     "outgrow, trust, weight 4": {"preset": "outgrow", "trust": "reliability", "weight": 4.0},
-    "posterior": {"preset": "outgrow", "rule": "posterior"},
-    "outgrow, posterior as task": {"preset": "outgrow", "task": "posterior"},
-    "outgrow, posterior as task, weight 4": {"preset": "outgrow", "task": "posterior", "weight": 4.0},
-    "posterior, weight 4": {"preset": "outgrow", "rule": "posterior", "weight": 4.0},
+    # with labels that look wrong, else the same as `outgrow`
+    "outgrow, label as task": {"preset": "outgrow", "task": "label"},
+    "outgrow, label as task, weight 4": {"preset": "outgrow", "task": "label", "weight": 4.0},
+    "posterior, weight 4": {"preset": "outgrow", "rule": "posterior", "task": "label", "weight": 4.0},
     "posterior as task, weight 4": {
         "preset": "outgrow",
         "rule": "posterior",

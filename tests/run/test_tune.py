@@ -16,6 +16,7 @@ from outgrow.run import distill
 from outgrow.run import tune as room
 from outgrow.run.audit import audit_teacher
 from outgrow.run.tune import choices_of, tune, tuned
+from outgrow.run.work import train_teacher
 from outgrow.training import folder
 from outgrow.training.config import build_config, load_config, merge
 from outgrow.training.guard import NonFiniteLoss, NonFiniteScores
@@ -62,6 +63,11 @@ def test_a_search_ends_with_its_best_values(teacher_file, tmp_path):  # noqa: F8
     scores = {i: one.scores[-1] for i, one in enumerate(found.trials) if one.finished}
     assert found.winner.scores[-1] == max(scores.values())
     assert found.images == pytest.approx(0.2 * 898, abs=6)
+    # successive halving: a trial that is among the worse after the first epoch is ended there
+    ended = [one for one in found.trials if not one.finished]
+    assert ended
+    assert all(one.scores[0] < first.scores[0] and len(one.scores) < 3 for one in ended)
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # the teacher is computed once for all trials
     written = contents(tmp_path)
     assert written["best"] == found.best
     assert written["trials"] == [one.model_dump(mode="json") for one in found.trials]
@@ -285,10 +291,13 @@ def test_a_search_in_which_all_diverge_says_so(teacher_file, tmp_path, monkeypat
         tune(config(teacher_file), out=tmp_path, trials=2, over=["lr"], log=lambda text: None)
 
 
-def test_the_scores_of_a_teacher_that_a_search_trains_are_not_called_those_of_test_images(tmp_path):
+def test_the_scores_of_a_teacher_that_a_search_trains_are_not_called_those_of_test_images(tmp_path, monkeypatch):
     lines = io.StringIO()
     settings = build_config(merge(SMALL, SEARCH, {"teacher": {"train": True}}))
+    trained = []
+    monkeypatch.setattr(room, "train_teacher", lambda one, **how: trained.append(train_teacher(one, **how)))
     tune(settings, out=tmp_path, trials=2, reporter=TextReporter(lines), log=lambda text: None)
+    assert len(trained) == 1  # one teacher serves all trials
     assert " held-out top-1 " in lines.getvalue()
     assert " test top-1 " not in lines.getvalue()
 
