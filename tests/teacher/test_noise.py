@@ -81,6 +81,17 @@ class TestNoisy:
         assert plain.noise_report is None
         assert likelihood(usual(logits).logits, true) > likelihood(plain(logits).logits, true) + 0.3
 
+    @pytest.mark.parametrize("seed", [1, 2])
+    def test_a_teacher_that_separates_the_right_labels_keeps_its_doubt(self, seed):
+        """The floor under every label lets a scale grow without end. What is believed does not depend on the teacher's own scale."""
+        logits, true, label = drawn(rows=300, rate=0.2, spread=0.25, seed=seed)
+        for scale in (0.1, 1.0, 10.0):
+            correction = fitted(scale * logits, label)
+            assert correction.noise_report.wrong == pytest.approx(0.2, abs=0.03)
+            assert float(scale * correction.scale.max()) < 1.2
+            believed = correction(scale * logits, index=torch.arange(300)).logits
+            assert likelihood(believed, true) > likelihood(logits, true) - 0.01
+
     def test_which_class_for_which_is_found(self):
         logits, true, label = drawn(rate=0.3, kind="next")
         correction = fitted(logits, label)
