@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from outgrow.detection import task as detection
 from outgrow.run import distill
+from outgrow.run.audit import audit_teacher
 from outgrow.run.distillation import _check_task
 from outgrow.teacher import BiasCorrection
 from outgrow.training.config import build_config, merge
@@ -124,6 +125,22 @@ def test_a_correction_does_not_learn_wrong_labels(made, tmp_path):
     # labels that are taken as right make the teacher doubtful: by a scale of a half or less
     assert kept.source == "none" or float(kept.scale.mean()) > 0.8
     assert record["teacher"]["top1_corrected"] > 97 or kept.is_identity
+    chosen = record["correction"]["chosen"]
+    assert chosen["name"] == record["noise"]["map"] + " + noise"
+    assert f"Why: {chosen['name']} is used: noise" in page
+
+
+def test_an_audit_of_noisy_labels(made, tmp_path):
+    """It blames the labels, and not the confidence of the teacher, on whose likelihood wrong labels say nothing."""
+    found = audit_teacher(options(made, "noisy", {"preset": "kd"}, {"out": str(tmp_path / "audit")}))
+    numbers, first = found.classification, found.verdicts[0]
+    assert numbers.noise == pytest.approx(0.2, abs=0.05)
+    assert numbers.correction.count("makes the labels likelier") == 1
+    assert first.kind == "noisy_labels"
+    assert f"{100 * numbers.noise:.1f} % of the training labels are thought wrong" in first.text
+    page = (tmp_path / "audit" / "index.html").read_text()
+    assert "improves its likelihood" not in page
+    assert "count the labels as they are" in page
 
 
 def test_the_student_of_outgrow_does_not_learn_them_either(made):

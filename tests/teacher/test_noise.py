@@ -92,6 +92,24 @@ class TestNoisy:
             believed = correction(scale * logits, index=torch.arange(300)).logits
             assert likelihood(believed, true) > likelihood(logits, true) - 0.01
 
+    @pytest.mark.parametrize(
+        ("rate", "kind", "noise"), [(0.2, "any", "estimate"), (0.3, "next", "estimate"), (0.2, "any", 0.2)]
+    )
+    def test_the_report_names_the_map_in_use(self, rate, kind, noise):
+        logits, _, label = drawn(rate=rate, kind=kind)
+        correction = fitted(3 * logits, label, noise)
+        report, found = correction.report, correction.noise_report
+        assert report.chosen == report.candidates[-1]
+        assert report.chosen.name.endswith(" + noise")
+        assert report.chosen.source == correction.source
+        assert report.chosen.nll == found.chosen.nll
+        believed = correction(3 * logits, index=torch.arange(len(label))).logits
+        assert report.chosen.accuracy == pytest.approx(
+            float((believed.argmax(1) == label).float().mean()), abs=1e-6
+        )
+        assert report.reason == f"{report.chosen.name} is used: {found.reason}"
+        assert str(report).count("<- chosen") == 1
+
     def test_which_class_for_which_is_found(self):
         logits, true, label = drawn(rate=0.3, kind="next")
         correction = fitted(logits, label)

@@ -41,7 +41,8 @@ from outgrow.teacher.teacher import BaseTeacher
 
 @dataclass(frozen=True)
 class CorrectionReport:
-    """What was tried, what was chosen, and why. ``raw`` is None where the classes differ.
+    """What was tried, what was chosen, and why. ``raw`` is None where the classes differ. A map to the true classes, where labels
+    are noisy, is the last candidate; its ``nll`` is that of the given labels, by map and noise together.
 
     ``memory`` holds the shares of fitted and of held-out rows on which the teacher is right, if it has memorised the fitted
     ones; else None.
@@ -55,13 +56,14 @@ class CorrectionReport:
     memory: tuple[float, float] | None = None
 
     def __str__(self) -> str:
+        width = max([22, *(len(c.name) + 1 for c in self.candidates)])
         lines = [
-            f"{'correction':<22}{'ridge':>9}{'accuracy':>10}{'nll':>9}   (out of fold, {self.num_images} images)"
+            f"{'correction':<{width}}{'ridge':>9}{'accuracy':>10}{'nll':>9}   (out of fold, {self.num_images} images)"
         ]
         for c in self.candidates:
             ridge = "" if c.ridge is None else f"{c.ridge:g}"
             mark = " <- chosen" if c == self.chosen else ""
-            lines.append(f"{c.name:<22}{ridge:>9}{100 * c.accuracy:>9.2f}%{c.nll:>9.4f}{mark}")
+            lines.append(f"{c.name:<{width}}{ridge:>9}{100 * c.accuracy:>9.2f}%{c.nll:>9.4f}{mark}")
         return "\n".join([*lines, self.reason])
 
 
@@ -145,6 +147,11 @@ class BiasCorrection(nn.Module):
                 "that the teacher was not trained on, or use cross-fitted teachers."
             )
             warnings.warn(reason, stacklevel=2)
+        elif self.noise != "none":
+            chosen = self._with_noise(data, chosen, tried)
+            if len(self.noise_matrix) and self.noise_report is not None:
+                tried.append(chosen)
+                reason = f"{chosen.candidate.name} is used: {self.noise_report.reason}"
         self.source = chosen.candidate.source
         self.report = CorrectionReport(
             candidates=tuple(t.candidate for t in tried),
@@ -154,8 +161,6 @@ class BiasCorrection(nn.Module):
             num_images=data.num_images,
             memory=known,
         )
-        if self.noise != "none" and known is None:
-            chosen = self._with_noise(data, chosen, tried)
         if chosen.candidate.source != "none":
             maps = chosen.maps
             mean, deviation = chosen.inputs.mean, chosen.inputs.deviation
@@ -179,8 +184,15 @@ class BiasCorrection(nn.Module):
         if found is None:
             return chosen
         self.noise_matrix = torch.stack(found.matrices).mean(dim=0).float().to(data.label.device)
-        self.source = found.tried.candidate.source
-        return found.tried._replace(maps=found.maps)
+        start = found.tried.candidate
+        candidate = Candidate(
+            f"{start.name} + noise",
+            start.source,
+            start.ridge,
+            found.candidate.nll,
+            data.accuracy(found.logits),
+        )
+        return found.tried._replace(candidate=candidate, maps=found.maps)
 
     @property
     def is_identity(self) -> bool:

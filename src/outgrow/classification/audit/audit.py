@@ -129,6 +129,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         memorised=memorised,
         memory_p=memory_p,
         correction=_correction_text(correction),
+        noise=_noise(correction),
         normalisations=normalisations,
         rules=rule_effects(believed.logits, believed.label),
         rules_raw=None if mapped or after is None else rule_effects(training.logits, training.label),
@@ -318,12 +319,16 @@ def _correction(training: Seen, data: RunData) -> BiasCorrection | None:
 def _correction_text(correction: BiasCorrection | None) -> str:
     if correction is None or correction.report is None:
         return f"None was fitted: it needs {LEAST_TO_FIT} training images or more."
-    noise = correction.noise_report
-    found = noise is not None and len(correction.noise_matrix) > 0
-    labels = (
-        f" Labels: {noise.reason} {100 * noise.wrong:.1f} % are thought wrong." if found and noise else ""
-    )
+    noise = _noise(correction)
+    labels = "" if noise is None else f" {100 * noise:.1f} % of the labels are thought wrong."
     return correction.report.reason + labels
+
+
+def _noise(correction: BiasCorrection | None) -> float | None:
+    """The share of labels that are thought wrong, if the correction has found noise."""
+    if correction is None or correction.noise_report is None or not len(correction.noise_matrix):
+        return None
+    return correction.noise_report.wrong
 
 
 def _memory(training: Seen, held_out: Seen) -> tuple[bool, float]:
