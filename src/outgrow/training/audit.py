@@ -190,6 +190,9 @@ class ClassifierAudit(_Part):
     """That it is right more often on the training views than on the held-out rows; None where that cannot be asked."""
     correction: str
     """What the correction chose, and why."""
+    noise: float | None = None
+    """The share of the training labels that are thought wrong (0 to 1), if the correction found noise. It then maps to the true
+    classes, and is not what the given labels are likeliest under."""
     normalisations: tuple[NormalisationRecord, ...]
     rules: tuple[RuleRecord, ...]
     """On the corrected teacher, out of fold."""
