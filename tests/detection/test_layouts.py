@@ -148,7 +148,7 @@ def spoil(layout, root, split):
     """A box of negative width in each split."""
     if layout == "yolo":
         (path,) = (root / {"val": "valid"}.get(split, split) / "labels").glob(f"{split}1.txt")
-        path.write_text("9 0.5 0.5 0.1 0.1\n")
+        path.write_text(f"9 0.5 0.5 0.1 0.1\n{path.read_text()}")
     elif layout == "voc":
         path = root / "Annotations" / f"{split}1.xml"
         path.write_text(path.read_text().replace("<xmax>25", "<xmax>2"))
@@ -197,6 +197,74 @@ def test_what_was_skipped_is_in_the_record(tmp_path):
     assert "annotation 99 of" in data.faults[0]
     assert data.train is not None
     assert sum(len(data.train.truth(k).boxes) for k in range(4)) == 9
+
+
+@pytest.mark.parametrize("layout", ["coco", *LAYOUTS])
+def test_a_picture_whose_boxes_are_all_faulty_is_left_out(layout, tmp_path):
+    """Nobody knows what is in it, so it is no picture of background. Others keep the boxes that are left."""
+    root, annotations = write(tmp_path / "coco")
+    for path in sorted(annotations.iterdir()):
+        content = json.loads(path.read_text())
+        first, second = (entry["id"] for entry in content["images"][:2])
+        spoilt = [entry for entry in content["annotations"] if entry["image_id"] == first]
+        spoilt += [entry for entry in content["annotations"] if entry["image_id"] == second][:1]
+        for entry in spoilt:
+            entry["bbox"][2] *= -1
+        path.write_text(json.dumps(content))
+    source = f"coco:{root}"
+    if layout != "coco":
+        source = LAYOUTS[layout](root, annotations, tmp_path / "other")
+    with pytest.raises(ValueError, match="got 8 with faults in"):  # of the boxes alone
+        open_boxes(source)
+    with pytest.warns(DataWarning, match="left out"):
+        data = open_boxes(source, on_fault="skip")
+    sizes = [(entry["height"], entry["width"]) for entry in IMAGES[1:]]
+    for name, split in (("train", data.train), ("val", data.test)):
+        assert split is not None
+        assert [split.size(at) for at in range(len(split))] == sizes
+        assert [len(split.truth(at).boxes) for at in range(len(split))] == [2, 3, 0]
+        assert [split.image(at).shape[1:] for at in range(len(split))] == sizes
+        assert len(split.annotations["images"]) == 3
+        picture = "00000000" if layout == "hub" else f"{name}1.png"
+        said = [note for note in data.notes if "left out 1 of 4 images of" in note and picture in note]
+        assert len(said) == len(set(said)) == (2 if layout == "hub" else 1)  # its name is the same in all
+        fault = rf"image {picture} of .*{name}.*: needs a box without a fault, got '3 with faults'"
+        if layout != "roboflow" or name == "train":  # where the folder is called valid
+            assert sum(bool(re.fullmatch(fault, one)) for one in data.faults) == 1
+    assert len(data.faults) == 2 * 5
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"bbox": None},
+        {"bbox": ...},  # none
+        {"bbox": [200, 200, 9, 9]},
+        {"bbox": [0.1, 0.2, 0.3, 0.4]},
+        {"category_id": 99},
+        {"category_id": [3]},
+        {"area": -1},
+        {"id": 11},
+        {"id": None},
+        {"id": ...},
+        {"image_id": 4.0},
+    ],
+)
+def test_any_fault_of_its_only_box_leaves_a_picture_out(fault, tmp_path):
+    entry = {key: value for key, value in (annotation(50, 4, [1, 2, 30, 20]) | fault).items() if value != ...}
+    path = write_json(tmp_path / "a.json", IMAGES, [*BOXES, entry])
+    file = read_annotations(path, on_fault="skip")
+    assert (file.names, len(file.faults)) == (("1.png", "2.png", "3.png"), 2)
+    assert len(file.ids) == len(BOXES)
+    assert "left out 1 of 4 images of" in file.notes[1]
+    assert "(4.png)" in file.notes[1]
+
+
+def test_a_split_of_faults_alone_is_refused(tmp_path):
+    bad = [annotation(k, k, [1, 2, -3, 4]) for k in range(1, 5)]
+    path = write_json(tmp_path / "a.json", IMAGES, bad)
+    with pytest.raises(ValueError, match=r"got 4 with faults in .*\); correct them\.$"):
+        read_annotations(path, on_fault="skip")
 
 
 @pytest.mark.parametrize(

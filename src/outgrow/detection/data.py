@@ -179,8 +179,8 @@ def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | N
     """Open images with boxes; :mod:`outgrow.detection.data` has the kinds of sources.
 
     A source with a single held-out set, be it test or val, has it as ``test``. A single file is all ``test``.
-    "~" is the home folder. ``on_fault="skip"`` leaves out images and annotations with faults, and images that cannot
-    be decoded; to find these, all images are decoded once. The results of checks are cached in ``cache_dir``, as by
+    "~" is the home folder. ``on_fault="skip"`` leaves out images and annotations with faults, images all of whose
+    annotations have faults, and images that cannot be decoded; to find these, all images are decoded once. The results of checks are cached in ``cache_dir``, as by
     :func:`outgrow.data.open_data`. Notes are issued as :class:`outgrow.data.DataWarning`.
 
     ``ValueError`` for a missing path or image, two files for a split, files with different categories, a training
@@ -420,7 +420,7 @@ def _as_stated(
     # width and height of each image as stored, and as turned
     sizes = torch.from_numpy(look.sizes.astype("int64"))
     keep = ((sizes == file.sizes.flip(1)[:, None]).all(2) | (sizes == 0).all(2)).any(1)
-    faults = Faults(file.path, opening.on_fault if keep.any() else "refuse")
+    faults = Faults(file.path, opening.on_fault, some_left=bool(keep.any()))
     for place in (~keep).nonzero()[:, 0].tolist():
         (height, width), (wide, high) = file.sizes[place].tolist(), sizes[place, 1].tolist()
         needed = f"an image of the {width} x {height} pixels that its entry states"

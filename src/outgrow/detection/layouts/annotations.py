@@ -7,6 +7,7 @@ check_content       the same for content that was converted from another layout
 import gc
 import json
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -48,10 +49,10 @@ class Fault:
 
 
 class FaultyEntries(ValueError):
-    """The faults of ``paths``, which are one or more files."""
+    """The faults of ``paths``, which are one or more files. ``skippable``: whether something would be left without them."""
 
-    def __init__(self, faults: Sequence[Fault], paths: Sequence[str]) -> None:
-        self.faults, self.paths = faults, paths
+    def __init__(self, faults: Sequence[Fault], paths: Sequence[str], *, skippable: bool = True) -> None:
+        self.faults, self.paths, self.skippable = faults, paths, skippable
         super().__init__(self._message())
 
     def _message(self) -> str:
@@ -59,7 +60,7 @@ class FaultyEntries(ValueError):
             (one,) = self.faults
             return f"data: needs {one.needed}, got {one.got!r} in {one.place}; correct this {one.kind} or remove it."
         advice = "correct them"
-        if all(fault.kind != "category" for fault in self.faults):  # no entry can do without its category
+        if self.skippable:
             advice += ", or leave them out with --set data.on_fault=skip"
         return (
             f"data: needs entries without faults, got {len(self.faults):,} with faults in "
@@ -74,15 +75,30 @@ def _listed(faults: Sequence[Fault]) -> str:
 
 @dataclass
 class Faults:
-    """The faults of a file. ``refuse`` raises once all are known, ``skip`` leaves their entries out."""
+    """The faults of a file. ``refuse`` raises once all are known, ``skip`` leaves their entries out, if ``some_left``."""
 
     path: str
     on_fault: OnFault = "refuse"
     origins: Mapping[int, str] = field(default_factory=dict)
     """Where the annotations of a converted layout come from, by id."""
     found: list[Fault] = field(default_factory=list)
+    boxes: Counter[float] = field(default_factory=Counter)
+    """How many annotations with faults each image has, by its id."""
+    some_left: bool = True
 
-    def add(self, kind: str, number: object, needed: str, got: object, *, place: str | None = None) -> None:
+    def add(
+        self,
+        kind: str,
+        number: object,
+        needed: str,
+        got: object,
+        *,
+        place: str | None = None,
+        on: object = None,
+    ) -> None:
+        """``on``: the id of the image that an annotation is of, as far as it is known."""
+        if isinstance(on, int | float) and not isinstance(on, bool):
+            self.boxes[on] += 1
         if place is None and kind == "annotation" and isinstance(number, int):
             place = self.origins.get(number)
         self.found.append(Fault(kind, place or f"{kind} {number} of {printable(self.path)}", needed, got))
@@ -97,8 +113,9 @@ class Faults:
         Faults of categories are never skipped. They are raised alone, as those of annotations may come from them.
         """
         categories = [fault for fault in self.found if fault.kind == "category"]
-        if categories or (self.found and self.on_fault == "refuse"):
-            raise FaultyEntries(categories or self.found, [self.path])
+        if categories or (self.found and (self.on_fault == "refuse" or not self.some_left)):
+            skippable = not categories and self.some_left  # no entry can do without its category
+            raise FaultyEntries(categories or self.found, [self.path], skippable=skippable)
         if not self.found:
             return []
         return [
@@ -203,8 +220,9 @@ def read_annotations(path: Path, *, on_fault: OnFault = "refuse") -> AnnotationF
     ``ValueError`` with the file and the id for unreadable JSON, no images, missing keys, duplicate or unknown ids,
     an image with two ids or outside the folder of images, sizes that are not positive, and boxes that are not four
     finite numbers, have a negative side or are outside their image. All faults are reported at once; with
-    ``on_fault="skip"`` images and annotations with faults are left out. A box that is most likely in fractions of the
-    image is a fault. If most are, or all are most likely in another form (corners, centres), the file is refused.
+    ``on_fault="skip"`` images and annotations with faults are left out, and so are images all of whose annotations have
+    faults. A box that is most likely in fractions of the image is a fault. If most are, or all are most likely in
+    another form (corners, centres), the file is refused.
     """
     return check_content(load_content(path), path, Faults(str(path), on_fault))
 
@@ -252,20 +270,23 @@ def check_content(content: Content, path: Path, faults: Faults, *, centred: bool
             for number, entry in annotations.items()
             if not (_is_integer(entry["image_id"]) and entry["image_id"] in left_out)
         }
-    places = {number: place for place, number in enumerate(images)}
     for number, entry in list(annotations.items()):
         complaint = _complaint(entry, images=images, labels=labels)
         if complaint:
-            faults.add("annotation", number, *complaint)
+            faults.add("annotation", number, *complaint, on=entry["image_id"])
             del annotations[number]
     if not centred:
         _leave_out_shares(path, annotations, images, faults)
-    if not images and faults.on_fault == "skip":
-        faults.on_fault = "refuse"
+    known = {entry["image_id"] for entry in annotations.values()}
+    unknown = {number for number in images if number in faults.boxes and number not in known}
+    faults.some_left = len(unknown) < len(images)
     notes = faults.settle()
+    images, more = _without_unknown(images, unknown, faults)
+    notes += more
     annotations, copies = _without_copies(path, annotations, faults)
     notes += copies
 
+    places = {number: place for place, number in enumerate(images)}
     place = torch.tensor([places[entry["image_id"]] for entry in annotations.values()], dtype=torch.int64)
     by_image = place.argsort(stable=True)
     sizes = torch.tensor([[image["height"], image["width"]] for image in images.values()])
@@ -320,6 +341,21 @@ def _checked_images(images: Mapping[int, dict[str, Any]], faults: Faults) -> dic
     return kept
 
 
+def _without_unknown(
+    images: Mapping[int, dict[str, Any]], unknown: set[int], faults: Faults
+) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """``images`` without the ``unknown`` ones, of which no box is left: they would count as background."""
+    names = {number: printable(image["file_name"]) for number, image in images.items() if number in unknown}
+    if not names:
+        return dict(images), []
+    for number, name in names.items():
+        faults.add("image", name, "a box without a fault", f"{faults.boxes[number]} with faults")
+    return {number: image for number, image in images.items() if number not in unknown}, [
+        f"data: left out {len(names):,} of {len(images):,} images of {printable(faults.path)} all of whose boxes have faults "
+        f"({some(list(names.values()))}), as it is not known what is in them."
+    ]
+
+
 def _without_copies(
     path: Path, annotations: Mapping[int, dict[str, Any]], faults: Faults
 ) -> tuple[dict[int, dict[str, Any]], list[str]]:
@@ -361,10 +397,9 @@ def _leave_out_shares(
             f"image (annotation {shares[0]}: {annotations[shares[0]]['bbox']}); multiply them by its width and height."
         )
     for number in shares:
-        bbox = annotations.pop(number)["bbox"]
-        faults.add(
-            "annotation", number, "a bbox (left, top, width, height) in pixels, not shares of the image", bbox
-        )
+        entry = annotations.pop(number)
+        needed = "a bbox (left, top, width, height) in pixels, not shares of the image"
+        faults.add("annotation", number, needed, entry["bbox"], on=entry["image_id"])
 
 
 def _check_scale(
@@ -510,10 +545,10 @@ class _Entries:
         """The valid entries by id, in the file's order. Each has ``keys``, and names are non-empty strings."""
         found: dict[int, dict[str, Any]] = {}
         for place, entry in enumerate(self.entries):
-            number = entry.get("id") if isinstance(entry, dict) else None
+            number, on = (entry.get("id"), entry.get("image_id")) if isinstance(entry, dict) else (None, None)
             if not _is_integer(number):
                 needed = f"a whole number as id of every {self.kind}"
-                self.faults.add(self.kind, f"number {place}", needed, number)
+                self.faults.add(self.kind, f"number {place}", needed, number, on=on)
                 continue
             complaint = self._complaint(entry, keys)
             if number in found:
@@ -521,7 +556,7 @@ class _Entries:
             if complaint is None:
                 found[number] = entry
             else:
-                self.faults.add(self.kind, number, *complaint)
+                self.faults.add(self.kind, number, *complaint, on=on)
         return found
 
     def _complaint(self, entry: dict[str, Any], keys: tuple[str, ...]) -> tuple[str, object] | None:

@@ -53,7 +53,8 @@ def read_each(splits: Iterable[str], read: Callable[[str], T]) -> dict[str, T]:
             faulty.append(error)
     if faulty:
         faults = [fault for error in faulty for fault in error.faults]
-        raise FaultyEntries(faults, [path for error in faulty for path in error.paths])
+        paths = [path for error in faulty for path in error.paths]
+        raise FaultyEntries(faults, paths, skippable=all(error.skippable for error in faulty))
     return found
 
 

@@ -168,7 +168,7 @@ def _content(
             entry = len(annotations)
             if corners is None or not kind:
                 needed = "four numbers as bndbox" if kind else "a name"
-                faults.add("annotation", entry, needed, text, place=place)
+                faults.add("annotation", entry, needed, text, place=place, on=number)
                 continue
             left, top, right, bottom = corners[0] - first, corners[1] - first, corners[2], corners[3]
             origins[entry] = place

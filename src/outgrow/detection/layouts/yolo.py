@@ -155,7 +155,7 @@ def _split(path: Path, facts: dict[str, Any], key: str, names: tuple[str, ...], 
             origins[entry] = place
             found = _box(text, len(names), width, height, keypoints)
             if isinstance(found[0], str):
-                faults.add("annotation", line, found[0], text.strip()[:80], place=place)
+                faults.add("annotation", line, found[0], text.strip()[:80], place=place, on=number)
                 continue
             if not keypoints:
                 shapes.update(_shapes([float(share) for share in text.split()[1:]]))
