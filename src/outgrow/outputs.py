@@ -181,11 +181,13 @@ class Knowledge:
 @dataclass(frozen=True)
 class ObjectiveResult:
     """A training loss. ``total`` has the graph. ``terms`` are weighted and sum to the total. ``terms`` and
-    ``stats`` are detached scalars on the device; reading one synchronises."""
+    ``stats`` are detached scalars on the device; reading one synchronises. ``rows`` says of how many rows a statistic is
+    a share, by its name, so that shares of several steps can be joined; over processes it is their mean."""
 
     total: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
     stats: dict[str, Float[Tensor, ""]]
+    rows: dict[str, Tensor | float] = field(default_factory=dict)
 
 
 def as_outputs(value: object, *, whose: str = "network") -> Outputs:

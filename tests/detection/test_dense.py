@@ -24,6 +24,8 @@ from outgrow.models.create import DETECTORS
 from outgrow.models.taps import BOX, BOX_IOU
 from outgrow.objective import Objective
 from outgrow.outputs import IGNORE
+from outgrow.training.config import TrainConfig
+from outgrow.training.trainer import Trainer
 from tests.detection import scenes as shared
 from tests.detection.scenes import CLASSES, TINY
 
@@ -484,3 +486,37 @@ def test_a_student_without_a_teacher_has_its_losses_and_no_rows(family):
     result = Objective({})(lesson.student, knowledge, lesson.target, 0.0, lesson.task)
     assert torch.equal(result.total, expected)
     assert result.stats["wrong_rate"] == 0
+
+
+class Steps:
+    """Four steps of one image, of two, and of three: few rows and many, with objects and without."""
+
+    num_samples, num_indices = 3, 8
+
+    def __len__(self):
+        return 4
+
+    def epoch(self, epoch, start=0):
+        batch = scenes()
+        for some in ([1], [0, 2], [0, 1, 2], [2]):
+            yield type(batch)([batch.images[at] for at in some], [batch.truth[at] for at in some])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("family", ["retinanet", "fcos"])
+def test_the_share_of_wrong_rows_is_a_count_over_the_epoch(family, accumulate):
+    torch.manual_seed(0)
+    counts = []
+
+    def rectify(outputs, target):
+        knowledge = Balanced(Rectifier("pair"))(outputs, target)
+        counts.append((int(knowledge.wrong.sum()), int((target.label >= 0).sum())))
+        return knowledge
+
+    config = TrainConfig(epochs=1, batch_size=3, accumulate=accumulate, lr=1e-4, device="cpu")
+    teacher = FrozenDetector(detector(family, 1), CLASSES)
+    trainer = Trainer(detector(family), teacher, rectify, Objective("kd"), Steps(), config, Detect())
+    (record,) = trainer.fit()
+    wrong, labelled = map(sum, zip(*counts, strict=True))
+    assert len({labelled for _, labelled in counts}) > 2
+    assert record.wrong_rate == pytest.approx(wrong / labelled, rel=1e-6)

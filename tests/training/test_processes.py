@@ -51,6 +51,44 @@ def gradient(rows, normalize, group=None, fast=True):
     return student.weight.grad
 
 
+STEPS = ((0, 1, 7), (7, 20, 21), (21, 21, 24), (24, 24, 24), (24, 40, 90))
+"""Rows of each step: first, first of the second process, end."""
+
+
+def drawn():
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(90, 4, generator=generator)
+    label = torch.randint(4, (90,), generator=generator)
+    label[torch.rand(90, generator=generator) < 0.2] = outgrow.UNLABELLED
+    label[torch.rand(90, generator=generator) < 0.2] = outgrow.IGNORE
+    return logits, label
+
+
+def epoch_shares(rank=None, group=None):
+    """The statistics of an epoch of :data:`STEPS`, on two processes or on one."""
+    logits, label = drawn()
+    rectify, objective = outgrow.preset("kd", loss="kd + jsd")
+    objective.process_group = group
+    meter = Meter()
+    for first, middle, end in STEPS:
+        rows = {None: slice(first, end), 0: slice(first, middle), 1: slice(middle, end)}[rank]
+        target = Target(label[rows], may_ignore=True)
+        knowledge = rectify(logits[rows], target)
+        meter.add(objective(torch.zeros_like(logits[rows]), knowledge, target, 0.0), 1)  # an image a step
+    return meter.read(group)[2]
+
+
+def literal_shares():
+    wrong = labelled = without = 0
+    for row, own in zip(*drawn(), strict=True):
+        if own == outgrow.UNLABELLED:
+            without += 1
+        elif own != outgrow.IGNORE:
+            labelled += 1
+            wrong += int(row.argmax() != own)
+    return {"wrong_rate": wrong / labelled, "unlabelled": without / (labelled + without)}
+
+
 def _worker(rank, file, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
@@ -72,6 +110,7 @@ def _worker(rank, file, out):
     for step in (0, 1, 0):
         processes.seed_step(5, step, dist.group.WORLD)
         seeds.append(torch.rand(()).item())
+    found["shares"] = epoch_shares(rank, dist.group.WORLD)
     torch.save((found, refused, done, one, seeds), f"{out}-{rank}")
     dist.destroy_process_group()
 
@@ -86,8 +125,9 @@ def two(tmp_path_factory):
 
 def test_uneven_and_empty_shares_give_the_gradient_of_one(two):
     for found, *_ in two:
-        assert len(found) == 8
-        for (normalize, _, _), grad in found.items():
+        grads = {key: grad for key, grad in found.items() if key != "shares"}
+        assert len(grads) == 8
+        for (normalize, _, _), grad in grads.items():
             torch.testing.assert_close(grad, gradient(slice(None), normalize))
 
 
@@ -161,16 +201,32 @@ def test_the_guide_has_every_loss():
 def test_a_mean_weighs_steps_by_their_images():
     """Those of all processes, also where this one has no share: all weigh a step alike."""
     meter = Meter()
-    for total, images, labelled in ((1.0, 16.0, 2.0), (4.0, 1.0, 1.0)):
+    for total, images, labelled in ((1.0, 16.0, 200.0), (4.0, 1.0, 100.0), (0.0, 0.0, 0.0)):
         value = torch.tensor(total)
-        result = ObjectiveResult(value, {"task": value}, {"wrong_rate": value / 4, "unlabelled": value / 4})
-        meter.add(result, torch.tensor(images), torch.tensor(labelled))
+        stats = {"wrong_rate": value / 4, "kd.easy": value / 4}
+        meter.add(
+            ObjectiveResult(value, {"task": value}, stats, {"wrong_rate": labelled}), torch.tensor(images)
+        )
     again = Meter(meter.state())
     for one in (meter, again):
         loss, terms, stats = one.read()
         assert loss == terms["task"] == pytest.approx((16 + 4) / 17)
-        assert stats["unlabelled"] == pytest.approx((16 + 4) / 17 / 4)
-        assert stats["wrong_rate"] == pytest.approx((2 + 4) / 3 / 4)  # of images that have a label
+        assert stats["kd.easy"] == pytest.approx((16 + 4) / 17 / 4)
+        assert stats["wrong_rate"] == pytest.approx((2 + 4) / 3 / 4)  # of rows that have a label
+    nothing = ObjectiveResult(value, {}, {"wrong_rate": value}, {"wrong_rate": torch.tensor(0.0)})
+    none = Meter()
+    none.add(nothing, 3)
+    assert none.read()[2] == {"wrong_rate": 0.0}
+
+
+def test_shares_of_rows_are_those_of_all_processes(two):
+    """Other numbers of rows in each step and on each process, and some with none: the count decides."""
+    expected = literal_shares()
+    assert 0.2 < expected["wrong_rate"] < 0.8
+    assert 0.1 < expected["unlabelled"] < 0.5
+    for found in (epoch_shares(), *(found["shares"] for found, *_ in two)):
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-6), name
 
 
 @pytest.mark.parametrize("net", [torch.nn.Flatten, lambda: torch.nn.Unflatten(1, (1, 3))])

@@ -59,11 +59,13 @@ class _RowWeights(NamedTuple):
 
 
 class _Count(NamedTuple):
-    """How many rows have a label (the task's divisor), how many take part, and the share without a label."""
+    """How many rows have a label (the task's divisor), how many take part, and the share without a label. Both are above 0, to
+    divide by; ``held`` are as counted."""
 
     labelled: Tensor
     rows: Tensor
     unlabelled: Tensor
+    held: tuple[Tensor, ...]
 
 
 class Objective(nn.Module):
@@ -343,6 +345,7 @@ class Objective(nn.Module):
             total=total,
             terms={name: value.detach() for name, value in terms.items()},
             stats={name: value.detach() for name, value in stats.items()},
+            rows=_rows_of(stats, *count.held),
         )
 
     def _splits(self, knowledge: Knowledge, term: Term, progress: float) -> bool:
@@ -391,7 +394,7 @@ class Objective(nn.Module):
             # every row has a label, or the fast path would not apply
             labelled, rows, unlabelled = float(len(logits)), float(len(logits)), 0.0
         else:
-            labelled, rows, unlabelled = self._count(target)
+            labelled, rows, unlabelled, _ = self._count(target)
         scale = term.scale(progress)
         easy, hard = (1 / divisor for divisor in self._divisors(knowledge, rows))
         scales = kd_fast.Scales(
@@ -421,7 +424,7 @@ class Objective(nn.Module):
             stats = {key: torch.as_tensor(value, device=logits.device) for key, value in numbers.items()}
         terms = {key: stats.pop(key) for key in (TASK, name)}
         total = kd_fast.total(logits, sums.gradient, terms[TASK], terms[name])
-        return ObjectiveResult(total, terms, stats)
+        return ObjectiveResult(total, terms, stats, _rows_of(stats, labelled, rows))
 
     def _term(
         self,
@@ -506,10 +509,10 @@ class Objective(nn.Module):
         return share / images.clamp_min(1 / self.num_processes)
 
     def _count(self, target: Target) -> "_Count":
-        """How many rows there are, over all processes their mean; above 0, to divide by."""
+        """How many rows there are, over all processes their mean."""
         both = self._global(torch.stack((target.valid, target.takes_part)).sum(dim=1))
         labelled, rows = both.clamp_min(1 / self.num_processes).unbind()
-        return _Count(labelled, rows, (both[1] - both[0]) / rows)
+        return _Count(labelled, rows, (both[1] - both[0]) / rows, both.unbind())
 
     def _row_weights(self, knowledge: Knowledge, count: Tensor) -> _RowWeights:
         hard = knowledge.weight * knowledge.wrong
@@ -610,6 +613,14 @@ class Objective(nn.Module):
                     f"{knowledge.temperature}; build both with outgrow.preset(..., temperature={own}), or pass "
                     f"Rectifier(..., temperature={own})."
                 )
+
+
+def _rows_of(
+    stats: Collection[str], labelled: Tensor | float, rows: Tensor | float
+) -> dict[str, Tensor | float]:
+    """Of how many rows each of ``stats`` is a share."""
+    numbers = {"wrong_rate": labelled, "unlabelled": rows, "trust": rows, "left_out": rows}
+    return {name: number for name, number in numbers.items() if name in stats}
 
 
 def _trust_stats(knowledge: Knowledge, target: Target, rows: Tensor | float) -> dict[str, Tensor]:

@@ -12,15 +12,12 @@ from torch import Tensor
 from outgrow.outputs import ObjectiveResult
 from outgrow.training.processes import mean
 
-OF_LABELLED = "wrong_rate"
-"""The statistic that only images with a label have: its mean over an epoch is over those."""
-
 
 @dataclass
 class EpochRecord:
-    """One epoch: means over its rows. ``score`` is the metric of the run (top-1 or box AP, in percent), None if the
-    epoch was not evaluated. ``wrong_rate`` is the share of rows that the teacher gets wrong, None without a teacher and for
-    one that gives no logits."""
+    """One epoch: means over its images. ``score`` is the metric of the run (top-1 or box AP, in percent), None if the
+    epoch was not evaluated. ``wrong_rate`` is the share that the teacher gets wrong of all rows of the epoch that have a label,
+    None without a teacher and for one that gives no logits."""
 
     epoch: int
     loss: float
@@ -39,45 +36,46 @@ def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord:
 
 
 class Meter:
-    """Sums of loss, terms and statistics over the images of an epoch."""
+    """Sums of loss, terms and statistics, and what each is divided by: images of an epoch, or rows."""
 
     def __init__(self, state: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> None:
         self.sums: dict[tuple[str, str], Tensor] = {}
-        self.images: Tensor | int = 0
-        self.labelled: Tensor | int = 0
-        if state:
-            self.images = _on(state["images"], device)
-            self.labelled = _on(state.get("labelled", state["images"]), device)  # not in older checkpoints
-            self.sums = {(kind, name): value.to(device) for kind, name, value in state["sums"]}
+        self.counts: dict[tuple[str, str], Tensor | float | int] = {}
+        state = state or {"sums": []}
+        for kind, name, value, *count in state["sums"]:
+            # older checkpoints have one number of images for all
+            of_labelled = "labelled" if name == "wrong_rate" and "labelled" in state else "images"
+            self.sums[kind, name] = value.to(device)
+            self.counts[kind, name] = _on(count[0] if count else state[of_labelled], device)
 
     def state(self, group: dist.ProcessGroup | None = None) -> dict[str, Any]:
         """The state of a :class:`Meter` for a checkpoint. It can be loaded by any number of processes."""
         sums = mean(torch.stack(list(self.sums.values())), group).clone()
-        held = {"images": self.images, "labelled": self.labelled}
-        return {**held, "sums": [(*key, v) for key, v in zip(self.sums, sums, strict=True)]}
+        return {"sums": [(*key, v, self.counts[key]) for key, v in zip(self.sums, sums, strict=True)]}
 
-    def add(self, result: ObjectiveResult, images: Tensor | int, labelled: Tensor | int) -> None:
-        """Add one step with ``images`` images over all processes, ``labelled`` of them with a label, without a device sync."""
-        self.images = self.images + images
-        self.labelled = self.labelled + labelled
+    def add(self, result: ObjectiveResult, images: Tensor | int) -> None:
+        """Add one step with ``images`` images over all processes, without a device sync.
+
+        A statistic that is a share of rows counts by these, as steps differ in rows for an image; all else by images.
+        """
         self._sum("loss", "", result.total.detach(), images)
-        for kind, values in (("terms", result.terms), ("stats", result.stats)):
-            for name, value in values.items():
-                self._sum(kind, name, value, labelled if name == OF_LABELLED else images)
+        for name, value in result.terms.items():
+            self._sum("terms", name, value, images)
+        for name, value in result.stats.items():
+            self._sum("stats", name, value, result.rows.get(name, images))
 
-    def _sum(self, kind: str, name: str, value: Float[Tensor, ""], images: Tensor | int) -> None:
+    def _sum(self, kind: str, name: str, value: Float[Tensor, ""], count: Tensor | float | int) -> None:
         key = (kind, name)
-        value = value.float() * images
+        value = value.float() * count
         self.sums[key] = self.sums[key] + value if key in self.sums else value
+        self.counts[key] = self.counts[key] + count if key in self.counts else count
 
     def read(
         self, group: dist.ProcessGroup | None = None
     ) -> tuple[float, dict[str, float], dict[str, float]]:
-        """Loss, terms and statistics: means over the images of the epoch on all processes, and over the labelled ones of
-        :data:`OF_LABELLED`."""
-        counts = (self.labelled if name == OF_LABELLED else self.images for _, name in self.sums)
+        """Loss, terms and statistics of the epoch on all processes: means over its images, and shares of its rows."""
         sums = mean(
-            torch.stack([value / count for value, count in zip(self.sums.values(), counts, strict=True)]),
+            torch.stack([share(value, self.counts[key]) for key, value in self.sums.items()]),
             group,
         )
         read = dict(zip(self.sums, sums.tolist(), strict=True))
@@ -86,5 +84,10 @@ class Meter:
         return read[("loss", "")], terms, stats
 
 
-def _on(count: Tensor | int, device: torch.device | str) -> Tensor | int:
+def share(part: Tensor, whole: Tensor | float | int) -> Tensor:
+    """``part / whole``; 0 of nothing is 0."""
+    return part / (whole + (whole == 0))
+
+
+def _on(count: Tensor | float | int, device: torch.device | str) -> Tensor | float | int:
     return count.to(device) if isinstance(count, Tensor) else count

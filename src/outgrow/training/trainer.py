@@ -27,7 +27,7 @@ from outgrow.training.checkpoint import Checkpoint
 from outgrow.training.config import TrainConfig, settled
 from outgrow.training.guard import Guard
 from outgrow.training.lesson import Batches, LessonMaker, Samples
-from outgrow.training.meter import OF_LABELLED, EpochRecord, Meter
+from outgrow.training.meter import EpochRecord, Meter, share
 from outgrow.training.optimizer import lr_factor, make_optimizer
 from outgrow.training.processes import process_group, rank_and_size, seed_step
 
@@ -157,7 +157,7 @@ class Trainer:
                 scheduler.step()
                 if average is not None:
                     average.update(epoch * self._steps() + step + 1)
-                meter.add(result, images, labelled)
+                meter.add(result, images)
                 done += len(batch.images) * processes
                 if self.on_step is not None:
                     self.on_step(epoch, done)
@@ -203,16 +203,16 @@ class Trainer:
         done: list[_Part] = []
         for number, part in enumerate(parts, start=1):
             held, known = _totals(part, accelerator.device, process_group())
-            share, of_labelled = held / images, known / _at_least_one(labelled)
+            part_of, of_labelled = held / images, known / _at_least_one(labelled)
             with ExitStack() as stack:
                 for module in (student, objective) if number < len(parts) else ():
                     if isinstance(module, DistributedDataParallel):  # exchange the gradients once, at the end
                         stack.enter_context(module.no_sync())
                 result = self._step(
-                    accelerator, student, objective, part, progress, known, task_factor=of_labelled / share
+                    accelerator, student, objective, part, progress, known, task_factor=of_labelled / part_of
                 )
-                accelerator.backward(result.total * share)
-            done.append(_Part(share, of_labelled, result))
+                accelerator.backward(result.total * part_of)
+            done.append(_Part(part_of, result))
         return _summed(done)
 
     def _parts(self, batch: Samples, images: torch.Tensor | int) -> Sequence[Samples]:
@@ -289,7 +289,7 @@ class Trainer:
         lr: float,
     ) -> EpochRecord:
         loss, terms, stats = meter.read(process_group())
-        wrong_rate = stats.pop(OF_LABELLED, None)
+        wrong_rate = stats.pop("wrong_rate", None)
         last = epoch + 1 == self.config.epochs
         due = self.evaluate is not None and ((epoch + 1) % self.config.eval_every == 0 or last)
         return EpochRecord(
@@ -323,30 +323,36 @@ def few_steps(config: TrainConfig, steps_per_epoch: int) -> str:
 
 
 class _Part(NamedTuple):
-    """The result of a part of a step, its share of the images, and of the labelled ones."""
+    """The result of a part of a step, and its share of the images."""
 
     share: float | torch.Tensor
-    of_labelled: float | torch.Tensor
     result: ObjectiveResult
 
 
 def _summed(parts: Sequence[_Part]) -> ObjectiveResult:
     """The result of a step from those of its parts."""
+    results = [part.result for part in parts]
 
-    def mean(values: Sequence[torch.Tensor], *, labelled: bool = False) -> torch.Tensor:
-        shares = [part.of_labelled if labelled else part.share for part in parts]
+    def joined(values: Sequence[torch.Tensor], counts: Sequence[torch.Tensor | float]) -> torch.Tensor:
         return torch.stack(
-            [share * value.detach() for share, value in zip(shares, values, strict=True)]
+            [count * value.detach() for count, value in zip(counts, values, strict=True)]
         ).sum()
 
-    results = [part.result for part in parts]
+    shares = [part.share for part in parts]
+    stats, rows = {}, {}
+    for name in results[0].stats:
+        values = [result.stats[name] for result in results]
+        if name in results[0].rows:
+            counts = [result.rows[name] for result in results]
+            rows[name] = sum(counts)
+            stats[name] = share(joined(values, counts), rows[name])
+        else:
+            stats[name] = joined(values, shares)
     return ObjectiveResult(
-        total=mean([result.total for result in results]),
-        terms={name: mean([result.terms[name] for result in results]) for name in results[0].terms},
-        stats={
-            name: mean([result.stats[name] for result in results], labelled=name == OF_LABELLED)
-            for name in results[0].stats
-        },
+        total=joined([result.total for result in results], shares),
+        terms={name: joined([result.terms[name] for result in results], shares) for name in results[0].terms},
+        stats=stats,
+        rows=rows,
     )
 
 
