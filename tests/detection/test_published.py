@@ -1,6 +1,7 @@
 """Files of torchvision's published detectors, which have older names than its present layers, and what they compute."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -142,6 +143,48 @@ def test_91_rows_are_80_classes_by_name_for_teacher_and_student(tmp_path):
     assert teacher.columns.tolist() == rows.tolist()
     with pytest.warns(UserWarning, match="the last layer is not loaded"):
         create_detector(name, tuple(f"own {k}" for k in range(90)), weights=tmp_path / "coco.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*resizes images to:UserWarning")
+@pytest.mark.parametrize("from_published", [True, False])
+def test_a_fine_tuned_file_does_not_say_its_epsilon(from_published, tmp_path, monkeypatch, pictures):
+    """0 if it was trained from the published detector, 1e-5 if from the backbone: the tensors are the same."""
+    published_state = made("fasterrcnn_resnet50_fpn").state_dict()
+    net = theirs_as_published(monkeypatch, "fasterrcnn_resnet50_fpn", published_state, min_size=64)
+    net.roi_heads.box_predictor = detection.faster_rcnn.FastRCNNPredictor(1024, 3)
+    with torch.no_grad():
+        net.roi_heads.box_predictor.cls_score.weight.normal_(std=0.3)
+    norms = [module for module in net.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert {norm.eps for norm in norms} == {0.0}
+    if not from_published:
+        for norm in norms:
+            norm.eps = 1e-5
+    theirs, name, path = net(pictures), "fasterrcnn:torchvision/resnet50?size=64", tmp_path / "own.pth"
+    own = {"state_dict": net.state_dict(), "classes": ["a", "b"]}
+    torch.save(own, path)
+    message = r"own\.pth does not state the epsilon .* norms: 1e-5 is taken\. .* published .* 0: write norm_eps: 0\.0"
+    with pytest.warns(UserWarning, match=message):
+        assumed = create_detector(name, weights=path)
+    torch.save({**own, "norm_eps": 0.0 if from_published else 1e-5}, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stated = create_detector(name, weights=path)
+        save_detector(stated, tmp_path / "own.safetensors")
+        again = create_detector("fasterrcnn:", weights=tmp_path / "own.safetensors")
+    for one in (stated, again, *(() if from_published else (assumed,))):
+        same(one, pictures, theirs)
+    torch.save({**own, "norm_eps": 1e-3}, path)
+    with pytest.raises(ValueError, match=r"needs 0 or 1e-05 as norm_eps in the metadata of .*, got 0\.001"):
+        create_detector(name, weights=path)
+
+
+def test_norms_that_were_trained_have_the_usual_epsilon(tmp_path):
+    """Frozen ones count no batches."""
+    net = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
+    torch.save({"state_dict": net.state_dict(), "classes": ["a", "b"]}, tmp_path / "own.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_detector("fasterrcnn:torchvision/resnet50", weights=tmp_path / "own.pth")
 
 
 @pytest.mark.parametrize(

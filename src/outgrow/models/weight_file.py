@@ -45,7 +45,7 @@ BOOKKEEPING = ("num_batches_tracked", "total_ops", "total_params")
 """Suffixes of keys that are not needed: counters of batch norms, and those of FLOP counters."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 METADATA_KEYS = (
-    *("arch", "architecture", "model_name", "model", "input_spec", "mean", "std", "num_classes"),
+    *("arch", "architecture", "model_name", "model", "input_spec", "mean", "std", "num_classes", "norm_eps"),
     *NAME_KEYS,
 )
 """The keys of a torch.save file that are read as metadata."""

@@ -164,7 +164,8 @@ def create_detector(
     elif origin is not None:
         _load_backbone(net.backbone, state, Path(origin), name)
     if origin is not None:
-        _freeze_norms(net, family, eps=metadata.get("norm_eps"))
+        own = is_detector(str(metadata.get("model")))  # one without a statement has the usual epsilon
+        _freeze_norms(net, family, eps=published.epsilon(state, metadata, origin, own=own))
     return _normalised(family.wrap(net, shape, name, own_classes), metadata, mean, std)
 
 
@@ -175,7 +176,8 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if detectron2.is_detectron2(state):
         return detectron2.from_detectron2(state)
     state, facts = published.understood(state)
-    return state, metadata if _names_in(metadata) else {**metadata, **facts}
+    stated = {"norm_eps": metadata["norm_eps"]} if "norm_eps" in metadata else {}
+    return state, metadata if _names_in(metadata) else {**metadata, **facts, **stated}
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:

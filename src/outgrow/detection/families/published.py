@@ -7,6 +7,7 @@ Their layers differ from those of a detector on any backbone: two maps of one st
 heads of other layers. So torchvision builds them.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,8 @@ ON_BACKBONE = {
 """The published detector for a family and the name of a backbone. On ResNet-50 it has the layers that we build, too."""
 WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
 """Trained with batch norms whose epsilon is zero, as torchvision's own function sets it."""
+EPSILONS = (0.0, 1e-5)
+"""Those of torchvision's frozen norms."""
 
 
 def builder_of(family: str, backbone: str) -> str | None:
@@ -95,6 +98,30 @@ def understood(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
     if builder in WITHOUT_EPSILON:
         facts["norm_eps"] = 0.0
     return state, facts
+
+
+def epsilon(
+    state: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str, *, own: bool
+) -> float | None:
+    """The epsilon of the frozen norms that the metadata of the file ``path`` state; None for the usual one.
+
+    A warning for a file that is not our ``own`` if it may be fine-tuned from a detector of :data:`WITHOUT_EPSILON` and states
+    none: its tensors are those of one that was trained from its backbone. ``ValueError`` for any other value.
+    """
+    stated = metadata.get("norm_eps")
+    if stated is not None and stated not in EPSILONS:
+        raise ValueError(
+            f"create_detector: needs {EPSILONS[0]:g} or {EPSILONS[1]:g} as norm_eps in the metadata of {path}, got {stated!r}; "
+            "correct it."
+        )
+    trained = any(key.endswith("num_batches_tracked") for key in state)  # frozen norms have no such counter
+    if stated is None and not own and not trained and _builder_for(state) in WITHOUT_EPSILON:
+        warnings.warn(
+            f"create_detector: {path} does not state the epsilon of its frozen batch norms: 1e-5 is taken. If it was trained "
+            "from torchvision's published detector, it is 0: write norm_eps: 0.0 into the metadata of the file, beside its classes.",
+            stacklevel=3,
+        )
+    return None if stated is None else float(stated)
 
 
 def names_for(state: Mapping[str, Tensor]) -> str | None:
