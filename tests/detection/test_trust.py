@@ -159,8 +159,13 @@ def test_boxes_that_are_dropped_or_clipped_are_said(tmp_path: Path) -> None:
     file = read_annotations(write_json(tmp_path / "b.json", IMAGES, boxes))
     assert len(file.notes) == 2
     assert "1 of 11 boxes" in file.notes[0]
-    assert "not trained on (annotation 50)" in file.notes[0]
+    assert (
+        "not trained on (annotation 50). In a test AP counts them, as COCO does; the objects by class are"
+        in (file.notes[0])
+    )
     assert "cross the border of their image and are clipped (annotation 51)" in file.notes[1]
+    assert [entry["id"] for entry in file.as_coco([0])["annotations"]][-1] == 50  # what AP counts
+    assert int(file.usable.sum()) == len(file.ids) - 1  # what the table by class counts
 
 
 def test_a_split_without_objects(tmp_path: Path) -> None:

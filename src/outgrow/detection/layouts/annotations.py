@@ -432,7 +432,7 @@ def _check_scale(
     if len(dropped):
         notes.append(
             f"data: {len(dropped)} of {num:,} boxes in {path} are under {SMALLEST:.0f} pixel wide or high inside their image, and "
-            f"are not trained on ({named(dropped)})."
+            f"are not trained on ({named(dropped)}). In a test AP counts them, as COCO does; the objects by class are without them."
         )
     limit = sizes.flip(1).to(torch.float64)
     over = ((bbox[:, :2] < -1) | (bbox[:, :2] + bbox[:, 2:] > limit + 1)).any(1).nonzero().squeeze(1)
