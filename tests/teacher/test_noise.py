@@ -241,6 +241,20 @@ def test_features():
     assert correction.noise_report.wrong == pytest.approx(0.2, abs=0.05)
 
 
+def test_a_long_step_of_the_search_leaves_numbers(monkeypatch):
+    """The exponential of a scale's logarithm overflows, and a run ends at a record with no number in it."""
+
+    def step(self, closure):
+        closure()
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(1e4)
+        assert closure().isfinite()
+
+    monkeypatch.setattr(torch.optim.LBFGS, "step", step)
+    logits, _, label = drawn(rows=100, rate=0.2)
+    assert all(c.nll < float("inf") for c in fitted(logits, label).noise_report.candidates)
+
+
 def test_two_classes_and_one():
     logits, _, label = drawn(classes=2, rate=0.2, spread=0.3)
     assert fitted(logits, label).noise_report.wrong == pytest.approx(0.2, abs=0.05)

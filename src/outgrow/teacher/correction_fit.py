@@ -24,6 +24,8 @@ SCALE_RIDGE = 1.0
 """In images: how strongly the logarithm of a scale is drawn, beside noise, to where it was in a simpler fit. Noise is a floor under the
 probability of every label, so nothing holds a scale back where the teacher separates all other labels: it would grow without end.
 Our choice; on digits with wrong labels 0.5, 1 and 3 are each better out of fold than 0."""
+LARGEST_SCALE = 50.0
+"""Of the logarithm, either way: a long step of the line search would make the scale infinite, and the fit no number."""
 
 Source = Literal["none", "scale", "logits", "probabilities", "features"]
 
@@ -320,6 +322,10 @@ def fit_map(
         parameters += noise.parameters
     if not parameters:
         return LinearMap(log_scale.exp(), map_, bias)
+
+    def scale() -> Tensor:
+        return log_scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).exp()
+
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=100,
@@ -332,7 +338,7 @@ def fit_map(
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = (
-            weight * data.nll(apply_map(LinearMap(log_scale.exp(), map_, bias), x, b), rows, noise)
+            weight * data.nll(apply_map(LinearMap(scale(), map_, bias), x, b), rows, noise)
         ).sum() / images
         if noise is not None:
             moved = (log_scale - usual).square()
@@ -343,7 +349,7 @@ def fit_map(
         return loss
 
     optimizer.step(closure)
-    return LinearMap(log_scale.detach().exp(), map_.detach(), bias.detach())
+    return LinearMap(scale().detach(), map_.detach(), bias.detach())
 
 
 def choose(tried: list[Tried], data: Data) -> tuple[Tried, str]:

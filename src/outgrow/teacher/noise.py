@@ -16,6 +16,7 @@ between classes    a matrix, with pseudo-counts of the best single rate
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal, NamedTuple
 
 import torch
@@ -139,7 +140,10 @@ def find_noise(
     if wanted == "estimate" and 2 < data.num_classes <= MAX_CLASSES:
         # of every map: a free map imitates a matrix, so the best one with a single rate is not the best one with a matrix
         matrices = [_fit(data, f.tried, (f, counts), None) for f in found for counts in PSEUDO_COUNTS]
-        matrix = min(matrices, key=lambda f: f.candidate.nll)
+        matrices = [
+            f for f in matrices if isfinite(f.candidate.nll)
+        ]  # else a label got no probability at all
+        matrix = min(matrices, key=lambda f: f.candidate.nll, default=None)
         found += matrices
     best: Noisy | None = None
     reason = "the labels look clean: no noise makes them likelier by two standard errors."
