@@ -6,6 +6,7 @@ without the fast path. ``eager`` is the fast path without a C compiler. Each is 
 bfloat16 logits, as in mixed precision.
 """
 
+import argparse
 import itertools
 import statistics
 import time
@@ -113,4 +114,7 @@ def measure(
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     measure()

@@ -4,6 +4,7 @@ Needs the extra ``peers``. Float64, 16 rows, 10 classes. The columns are ours, t
 largest difference of the student's gradients divided by the largest entry of ours.
 """
 
+import argparse
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -275,6 +276,9 @@ def failures() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     from importlib.metadata import version
 
     print(f"torchdistill {version('torchdistill')}, torch {torch.__version__}")

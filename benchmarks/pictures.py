@@ -5,6 +5,7 @@
 All numbers come from the records. A test compares the committed files with newly drawn ones.
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -119,4 +120,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     main()
