@@ -4,6 +4,7 @@ import math
 import pickle
 import subprocess
 import sys
+import warnings
 from fractions import Fraction
 
 import jaxtyping
@@ -558,3 +559,27 @@ def test_a_task_is_one_number(task, got):
     student, label = torch.randn(6, 5), torch.zeros(6, dtype=torch.int64)
     with pytest.raises(ValueError, match=rf"task needs a tensor with one number .*got {got}; take the mean"):
         Objective("kd")(student, Rectifier()(torch.randn(6, 5), label), label, 0.0, task)
+
+
+def test_one_logit_a_row_is_refused():
+    """Its cross-entropy is 0 whatever it is: with labels of class 0 alone nothing would say so."""
+    rectify, objective = outgrow.preset("kd")
+    label = torch.zeros(4, dtype=torch.long)
+    student = torch.randn(4, 1, requires_grad=True)
+    with pytest.raises(
+        ValueError, match=r"needs a logit for each class, got one a row, .*two logits a row for two classes"
+    ):
+        objective(student, rectify(torch.randn(4, 1), label), label, 0.5)
+
+
+@pytest.mark.parametrize("loss", ["kd(4)", "kd(temperature=4)", "dkd(beta=2) + kd(4)"])
+def test_a_temperature_that_replaces_one_in_the_loss_is_said(loss):
+    with pytest.warns(UserWarning, match=r"the temperature 2 replaces the 4 that the loss 'kd' has"):
+        _, objective = outgrow.preset("kd", loss=loss, temperature=2.0)
+    assert objective.temperature == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outgrow.preset("kd", loss="kd(4)", temperature=4.0)
+        outgrow.preset("kd", loss="kd", temperature=2.0)
+        for name in ("paper", "released"):
+            outgrow.preset(name, temperature=2.0)

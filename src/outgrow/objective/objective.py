@@ -294,6 +294,11 @@ class Objective(nn.Module):
                 f"objective: task needs a tensor with one number (shape ()), got {got}; take the mean over the rows."
             )
         if not self._checked and len(student.logits):
+            if task is None and student.num_classes == 1:
+                raise ValueError(
+                    "objective: needs a logit for each class, got one a row, on which cross-entropy is always 0; give the student two "
+                    "logits a row for two classes, or pass a task of your own (task=)."
+                )
             warn_if_probabilities(student.logits, whose="student")
             warn_if_other_labels(knowledge.target.label, target.label)
             self._checked = True
