@@ -129,6 +129,12 @@ def _at_temperature(loss: str, temperature: float | None) -> list[spec.Call]:
         loss_type = spec.lookup({**LOSSES, **DETECTOR_LOSSES}, call.name, kind="loss")
         call = spec.bind(loss_type, call, kind="loss")
         if getattr(loss_type, "softens", False):
+            own = call.arguments.get("temperature", temperature)
+            if own not in (None, temperature) and loss not in {one.loss for one in PRESETS.values()}:
+                warnings.warn(
+                    f"preset: the temperature {temperature:g} replaces the {own} that the loss {call.name!r} has; give one of the two.",
+                    stacklevel=3,
+                )
             call = call._replace(arguments={**call.arguments, "temperature": temperature})
         found.append(call)
     return found
