@@ -97,7 +97,7 @@ def test_the_noise_is_found_and_believed(made, tmp_path):
 @pytest.mark.parametrize("method", [{"rule": "posterior"}, {"task": "posterior"}])
 def test_clean_labels_are_said_to_be_clean(made, method):
     with pytest.warns(
-        UserWarning, match=r"posterior: needs labels of which some are wrong, got labels that look clean"
+        UserWarning, match=r"posterior: needs labels of which some are wrong, got none that were found"
     ):
         record = distill(options(made, "clean", {"preset": "kd", **method}))
     assert record["noise"]["used"] is False

@@ -101,7 +101,7 @@ def fit_correction(
         report.event("noise", **asdict(correction.noise_report))
     if asked and not len(correction.noise_matrix):
         why = (
-            "labels that look clean"
+            "none that were found"
             if correction.noise_report is not None
             else "a teacher that has memorised them"
         )

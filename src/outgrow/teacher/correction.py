@@ -95,7 +95,7 @@ class BiasCorrection(nn.Module):
     bias: Tensor
     fold_of: Tensor
     noise_matrix: Tensor
-    """``Q[true, given]``, mean over the folds; empty if labels look clean, or noise was not asked for."""
+    """``Q[true, given]``, mean over the folds; empty if no wrong labels are found, or noise was not asked for."""
 
     def __init__(self, num_classes: int, folds: int = 5, *, noise: Wanted = "estimate") -> None:
         super().__init__()

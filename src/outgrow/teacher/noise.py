@@ -127,7 +127,7 @@ class Noisy(NamedTuple):
 def find_noise(
     data: Data, chosen: Tried, starts: Sequence[Tried], wanted: Wanted
 ) -> tuple[Noisy | None, NoiseReport]:
-    """The noise, and the maps to the true classes; None if the labels look clean.
+    """The noise, and the maps to the true classes; None if no wrong labels are found.
 
     ``chosen`` is the best correction without noise, ``starts`` the kinds of maps to try with it. A rate that is given is
     not fitted, and taken without asking the likelihood.
@@ -146,7 +146,7 @@ def find_noise(
         matrix = min(matrices, key=lambda f: f.candidate.nll, default=None)
         found += matrices
     best: Noisy | None = None
-    reason = "the labels look clean: no noise makes them likelier by two standard errors."
+    reason = "no wrong labels are found: no noise makes the labels likelier by two standard errors."
     if rate is not None:
         best, reason = one, "the rate was given."
     else:

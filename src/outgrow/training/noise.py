@@ -59,7 +59,7 @@ def with_noise(
 ) -> Rectifier:
     """``rectify`` with the estimated ``noise``; that of the task is set in ``objective``.
 
-    Without noise, where labels look clean, the teacher's logits are not changed, and the task has the labels.
+    Where no wrong labels are found, the teacher's logits are not changed, and the task has the labels.
     """
     wanted = wanted_noise(method)
     rule = Posterior(wanted) if isinstance(wanted, float) else None if noise is None else Posterior(noise)

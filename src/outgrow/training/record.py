@@ -136,7 +136,7 @@ class NoiseCandidateRecord(_Part):
 
 class NoiseRecord(_Part):
     """The noise of the training labels. ``wrong`` is the share that is thought wrong (0 to 1), ``map`` the correction of the
-    teacher that was fitted together with it. ``used`` is False where labels look clean."""
+    teacher that was fitted together with it. ``used`` is False where no wrong labels were found."""
 
     candidates: tuple[NoiseCandidateRecord, ...]
     chosen: NoiseCandidateRecord
