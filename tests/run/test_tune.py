@@ -291,7 +291,9 @@ def test_a_search_in_which_all_diverge_says_so(teacher_file, tmp_path, monkeypat
         tune(config(teacher_file), out=tmp_path, trials=2, over=["lr"], log=lambda text: None)
 
 
-def test_the_scores_of_a_teacher_that_a_search_trains_are_not_called_those_of_test_images(tmp_path, monkeypatch):
+def test_the_scores_of_a_teacher_that_a_search_trains_are_not_called_those_of_test_images(
+    tmp_path, monkeypatch
+):
     lines = io.StringIO()
     settings = build_config(merge(SMALL, SEARCH, {"teacher": {"train": True}}))
     trained = []

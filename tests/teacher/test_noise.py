@@ -41,7 +41,7 @@ class TestClean:
         assert correction.noise_report.wrong == 0
         assert all(c.rate < 0.03 for c in correction.noise_report.candidates if c.pseudo_counts != 10)
         assert torch.equal(correction(logits).logits, plain(logits).logits)
-        assert "no wrong labels are found" in str(correction.noise_report)
+        assert "no noise makes the labels likelier" in str(correction.noise_report)
 
     def test_a_gain_of_nothing_is_no_noise(self):
         """A teacher that gives classes and no probabilities is as likely with a rate of zero, to the last bits."""

@@ -86,7 +86,8 @@ def fit_correction(
     asked = wanted_noise(config.method) != "none"
     if correction.noise_report is not None:
         looks_noisy = len(correction.noise_matrix) > 0
-        report.note(str(correction.noise_report) if asked or looks_noisy else correction.noise_report.reason)
+        none = f"labels: none are found to be wrong, since {correction.noise_report.reason}"
+        report.note(str(correction.noise_report) if asked or looks_noisy else none)
         if looks_noisy and not asked:
             believes = task_of(config.method, noisy=True) == "posterior"
             own = (

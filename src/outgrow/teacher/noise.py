@@ -146,7 +146,7 @@ def find_noise(
         matrix = min(matrices, key=lambda f: f.candidate.nll, default=None)
         found += matrices
     best: Noisy | None = None
-    reason = "no wrong labels are found: no noise makes the labels likelier by two standard errors."
+    reason = "no noise makes the labels likelier by two standard errors."
     if rate is not None:
         best, reason = one, "the rate was given."
     else:
