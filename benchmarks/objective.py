@@ -113,8 +113,12 @@ def measure(
     return rows
 
 
-if __name__ == "__main__":
+def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     measure()
+
+
+if __name__ == "__main__":
+    main()

@@ -275,7 +275,7 @@ def failures() -> dict[str, str]:
     return found
 
 
-if __name__ == "__main__":
+def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
@@ -290,3 +290,7 @@ if __name__ == "__main__":
         )
     for name, error in failures().items():
         print(f"{name}: {error}")
+
+
+if __name__ == "__main__":
+    main()

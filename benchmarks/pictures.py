@@ -115,12 +115,12 @@ PICTURES = {"helps.svg": helps, "speed.svg": speed}
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     for name, draw in PICTURES.items():
         (ROOT / "docs" / "images" / name).write_text(draw(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
     main()

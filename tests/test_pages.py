@@ -125,7 +125,7 @@ NOT_CODE = {
     "docs/guide/correction.md: correction                ridge  accuracy      nll   (out of fold, 3000 images)": "a report",
     "docs/guide/correction.md: correction                ridge  accuracy      nll   (out of fold, 600 images)": "a report",
     "docs/guide/correction.md: as it is                           52.17%   1.2389 <- chosen": "a report's end",
-    "docs/guide/correction.md: noise of the labels       prior      rate      nll   (out of fold)": "a report",
+    "docs/guide/correction.md: noise of the labels   map                           prior      rate      nll   (out of fold)": "a report",
     "docs/guide/detection.md: fasterrcnn:torchvision/resnet50": "names of detectors, made by a test below",
     "docs/guide/detection.md: student(images, truth)        its rows, outputs for them, and the detector's own losses: the task": (
         "a summary of outgrow.detection.lesson"

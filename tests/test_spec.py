@@ -100,7 +100,8 @@ def test_a_temperature_by_place_is_a_temperature():
     """What hands a temperature on sees it, wherever it was written."""
     assert make_loss("kd(2)", temperature=8.0).temperature == 2.0
     assert make_loss("dkd(1, 8, 2)", temperature=8.0).temperature == 2.0
-    _, objective = preset("kd", loss="kd(2) + 0.5*dkd(2, 6, 1)", temperature=3.0)
+    with pytest.warns(UserWarning, match="the temperature 3 replaces the"):
+        _, objective = preset("kd", loss="kd(2) + 0.5*dkd(2, 6, 1)", temperature=3.0)
     assert objective.temperature == 3.0
     assert (objective.dkd.alpha, objective.dkd.beta) == (2.0, 6.0)
 

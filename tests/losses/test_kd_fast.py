@@ -125,10 +125,10 @@ def test_value_and_gradient(rule, temperature, normalize, way):
 
 
 @pytest.mark.parametrize("kind", ["right", "wrong", "mixed"])
-@pytest.mark.parametrize("rows, classes", [(1, 2), (1, 100), (5, 1), (300, 513), (3, 70000)])
+@pytest.mark.parametrize("rows, classes", [(1, 2), (1, 100), (5, 2), (300, 513), (3, 70000)])
 @every_way
 def test_shapes(kind, rows, classes, way):
-    """More than one block, blocks that do not divide the rows, rows longer than a block, one class."""
+    """More than one block, blocks that do not divide the rows, rows longer than a block, two classes."""
     (plain, plain_gradient), (fast, gradient) = both(*batch(rows, classes, kind=kind), "pair", 4.0)
     torch.testing.assert_close(fast.total, plain.total, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(gradient, plain_gradient, rtol=1e-8, atol=1e-12)
@@ -300,7 +300,7 @@ def test_extreme_logits_in_float32(rule, way):
 
 
 @pytest.mark.parametrize("kind", ["right", "wrong", "mixed"])
-@pytest.mark.parametrize("rows, classes", [(1, 2), (1, 100), (5, 1), (300, 513), (3, 70000)])
+@pytest.mark.parametrize("rows, classes", [(1, 2), (1, 100), (5, 2), (300, 513), (3, 70000)])
 @pytest.mark.parametrize("way", WAYS, indirect=True)
 def test_shapes_in_float32(kind, rows, classes, way):
     student, teacher, label = batch(rows, classes, dtype=torch.float32, kind=kind)
