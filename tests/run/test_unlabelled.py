@@ -174,6 +174,16 @@ def test_the_weight_of_such_a_loss_is_as_it_is_told():
     assert "weight on labelled images is about 0.5 of that without --unlabelled" in half
 
 
+def test_a_run_says_that_the_weight_decides_much_unless_somebody_has_set_it(teacher_file):
+    def said(**method) -> int:
+        report = Notes()
+        run(teacher_file, {"method": method, "train": {"epochs": 1}}, reporter=report)
+        return sum("--weight auto finds one for your data" in text for text in report.said)
+
+    assert said(preset="kd") == said(preset="outgrow") == 1
+    assert said(preset="kd", weight=1.0) == said(preset="none") == 0
+
+
 def test_a_run_says_what_a_loss_does_on_images_without_a_label(teacher_file):
     def said(loss: str, **more) -> list[str]:
         report = Notes()

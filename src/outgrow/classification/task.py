@@ -146,6 +146,11 @@ class Classification:
                 f"data: all {len(data.train):,} training images have labels. A teacher helps most on images that have none: "
                 "add some with --unlabelled SRC"
             )
+        if parts.teacher is not None and data.unlabelled is not None and run.config.method.weight is None:
+            run.report.note(
+                "data: beside images without labels the weight of the distillation decides much, and nobody has set it. On CIFAR-100 "
+                "with 500 labels 2 or 4 was better than the presets' 1, by 4 to 8 points; --weight auto finds one for your data"
+            )
 
     def evaluator(self, run: RunContext, parts: Parts) -> Callable[[nn.Module], Scores]:
         config, network = run.config, network_of(parts.student)
