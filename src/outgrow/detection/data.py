@@ -180,8 +180,8 @@ def open_boxes(source: str, *, on_fault: OnFault = "refuse", cache_dir: Path | N
 
     A source with a single held-out set, be it test or val, has it as ``test``. A single file is all ``test``.
     "~" is the home folder. ``on_fault="skip"`` leaves out images and annotations with faults, images all of whose
-    annotations have faults, and images that cannot be decoded; to find these, all images are decoded once. The results of checks are cached in ``cache_dir``, as by
-    :func:`outgrow.data.open_data`. Notes are issued as :class:`outgrow.data.DataWarning`.
+    annotations have faults, and images that cannot be decoded; to find these, all images are decoded once. The results
+    of checks are cached in ``cache_dir``, as by :func:`outgrow.data.open_data`. Notes are issued as :class:`outgrow.data.DataWarning`.
 
     ``ValueError`` for a missing path or image, two files for a split, files with different categories, a training
     or test set without objects, and everything that :func:`read_annotations` checks.

@@ -24,8 +24,8 @@ SCALE_RIDGE = 1.0
 """In images: how strongly the logarithm of a scale is drawn, beside noise, to where it was in a simpler fit. Noise is a floor under the
 probability of every label, so nothing holds a scale back where the teacher separates all other labels: it would grow without end.
 Our choice; on digits with wrong labels 0.5, 1 and 3 are each better out of fold than 0."""
-LARGEST_SCALE = 50.0
-"""Of the logarithm, either way: a long step of the line search would make the scale infinite, and the fit no number."""
+LARGEST_LOG_SCALE = 50.0
+"""Either way. Without it a long step of the line search could make the scale infinite, and the fit no number."""
 
 Source = Literal["none", "scale", "logits", "probabilities", "features"]
 
@@ -324,7 +324,7 @@ def fit_map(
         return LinearMap(log_scale.exp(), map_, bias)
 
     def scale() -> Tensor:
-        return log_scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).exp()
+        return log_scale.clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE).exp()
 
     optimizer = torch.optim.LBFGS(
         parameters,

@@ -140,9 +140,8 @@ def find_noise(
     if wanted == "estimate" and 2 < data.num_classes <= MAX_CLASSES:
         # of every map: a free map imitates a matrix, so the best one with a single rate is not the best one with a matrix
         matrices = [_fit(data, f.tried, (f, counts), None) for f in found for counts in PSEUDO_COUNTS]
-        matrices = [
-            f for f in matrices if isfinite(f.candidate.nll)
-        ]  # else a label got no probability at all
+        # one under which a label has no probability at all is no candidate
+        matrices = [f for f in matrices if isfinite(f.candidate.nll)]
         matrix = min(matrices, key=lambda f: f.candidate.nll, default=None)
         found += matrices
     best: Noisy | None = None
