@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from outgrow.classification.augmentation import advice, cost_text, costs_much
 from outgrow.report.parts import Section
 from outgrow.report.plots import calibration_plot
 from outgrow.teacher.counts import paired
@@ -33,7 +34,15 @@ CHANCE = 0.05
 def page_warnings(record: Run) -> list[str]:
     """Warnings for the top of the page, as sentences."""
     record = parse_record(record)
-    return [text for text in (_below_majority(record), _too_small(record)) if text]
+    return [text for text in (_below_majority(record), *_augmented(record), _too_small(record)) if text]
+
+
+def _augmented(record: RunRecord) -> list[str]:
+    """A warning for each teacher that loses much by the augmentation."""
+    teachers = [record.teacher] if record.mixture is None else record.mixture.members
+    looked = [one.augmented for one in teachers if one is not None and one.augmented is not None]
+    augment = record.config.data.augment
+    return [f"{cost_text(found)} {advice(found, augment)}" for found in looked if costs_much(found)]
 
 
 def _below_majority(record: RunRecord) -> str:

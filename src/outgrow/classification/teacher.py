@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from outgrow.classification.augmentation import advice, cost_text, costs_much, look_at_augmented
 from outgrow.classification.correction import fit_correction, noise_record
 from outgrow.classification.data import RunData, each_once, eval_loader, train_loader
 from outgrow.classification.mixture import mixed
@@ -37,7 +38,7 @@ from outgrow.teacher.inference import InPrecision, compiled, fold_norms
 from outgrow.training.config import Config, ModelConfig
 from outgrow.training.noise import wanted_noise
 from outgrow.training.processes import is_main
-from outgrow.training.record import CorrectionRecord, TeacherRecord
+from outgrow.training.record import AugmentedRecord, CorrectionRecord, TeacherRecord
 from outgrow.training.task import RunContext, Taught
 
 FOLD_IMAGES = 16
@@ -223,6 +224,7 @@ def _frozen(
         if match.how == "position":
             check_order(scores.predicted, data.test.labels, data.classes, who=f"--teacher {network.name}")
         facts |= _numbers(scores)
+        facts["augmented"] = _augmented(run, teacher, data, scores, viewers)
     if config.teacher.views > 1:
         teacher = averaged(run, data, teacher, [network, *viewers], views)
     if not (corrects or foreign):
@@ -239,6 +241,7 @@ def _frozen(
         if foreign:
             scores = after
             facts |= _numbers(after)
+            facts["augmented"] = _augmented(run, corrected, data, after, viewers)
     assert correction.report is not None
     report = CorrectionRecord(**asdict(correction.report), used=not correction.is_identity)
     matrix = correction.noise_matrix if len(correction.noise_matrix) else None
@@ -327,6 +330,17 @@ def _score(run: RunContext, teacher: BaseTeacher, test: Loader, data: RunData, n
         scores = evaluate(teacher, test, progress=advance)
     run.report.note(f"teacher {network.name}: top-1 {scores.top1:.2f} % on {len(data.test):,} test images")
     return scores
+
+
+def _augmented(
+    run: RunContext, teacher: BaseTeacher, data: RunData, scores: Scores, viewers: Sequence[Network]
+) -> AugmentedRecord | None:
+    """The teacher on augmented views, with a warning where they take much of what it knows."""
+    found = look_at_augmented(run, teacher, data.test, scores.predicted, viewers, "test")
+    if found is not None and costs_much(found):
+        text, rest = cost_text(found), advice(found, run.config.data.augment)
+        run.report.note(f"warning: {text[0].lower()}{text[1:]} {rest}")
+    return found
 
 
 def _foreign(network: Network, data: RunData, match: Match) -> str:

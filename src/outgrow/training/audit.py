@@ -22,7 +22,7 @@ from outgrow.machine.files import unsealed
 from outgrow.outputs import Target, lift
 from outgrow.teacher.counts import interval
 from outgrow.training.config import Config, known_fields
-from outgrow.training.record import BinRecord, DataRecord, ErrorsRecord
+from outgrow.training.record import AugmentedRecord, BinRecord, DataRecord, ErrorsRecord
 
 VERSION = 1
 """Of the layout of ``audit.json``."""
@@ -188,6 +188,8 @@ class ClassifierAudit(_Part):
     memorised: bool
     memory_p: float | None
     """That it is right more often on the training views than on the held-out rows; None where that cannot be asked."""
+    augmented: AugmentedRecord | None = None
+    """On augmented views of held-out images; None if nothing is augmented, or the teacher has other classes."""
     correction: str
     """What the correction chose, and why."""
     noise: float | None = None

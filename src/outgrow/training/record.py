@@ -68,15 +68,40 @@ class StudentRecord(NetworkRecord):
     epoch_best: int
 
 
+class AloneRecord(_Part):
+    """Images that a teacher gets right under one augmentation alone; ``setting`` is that in words."""
+
+    name: str
+    setting: str
+    right: int
+
+
+class AugmentedRecord(_Part):
+    """How many of the same images a teacher gets right as they are, and in one augmented view of each; ``majority`` are those
+    of the most frequent class. ``p`` is that of the difference (McNemar). Where much is lost, ``alone`` has each of
+    several augmentations by itself, and ``unchanged`` counts views of the training size without any."""
+
+    whose: str
+    images: int
+    majority: int
+    plain: int
+    views: int
+    p: float
+    alone: tuple[AloneRecord, ...] = ()
+    unchanged: int | None = None
+
+
 class TeacherRecord(NetworkRecord):
     """The teacher. ``top1_corrected`` is its score after correction of its bias, if it was corrected.
 
-    ``wrong_rate`` is the share of training views that it gets wrong before correction.
+    ``wrong_rate`` is the share of training views that it gets wrong before correction. ``augmented`` is a classifier's on
+    views of test images; None if nothing is augmented.
     """
 
     weights: str
     classes: int
     wrong_rate: float | None = None
+    augmented: AugmentedRecord | None = None
     top1_corrected: float | None = None
     ap_corrected: float | None = None
 

@@ -23,6 +23,7 @@ from outgrow.classification.audit.measure import (
 from outgrow.classification.audit.normalisation import USUAL, try_normalisations
 from outgrow.classification.audit.page import Shown, page_section
 from outgrow.classification.audit.verdicts import Case, verdicts
+from outgrow.classification.augmentation import look_at_augmented
 from outgrow.classification.data import (
     RunData,
     each_once,
@@ -120,6 +121,10 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         None if after is None else held_out.corrected(after, fitted=False),
         data.classes,
     )
+    augmented = None
+    if not mapped:
+        predicted = held_out.logits.argmax(1)
+        augmented = look_at_augmented(run, teacher, chosen.held_out, predicted, [network], "held-out")
     memorised, memory_p = (False, None) if mapped else _memory(training, held_out)
     believed = training if after is None else training.corrected(after, fitted=True)
     numbers = ClassifierAudit(
@@ -128,6 +133,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         held_out=held,
         memorised=memorised,
         memory_p=memory_p,
+        augmented=augmented,
         correction=_correction_text(correction),
         noise=_noise(correction),
         normalisations=normalisations,

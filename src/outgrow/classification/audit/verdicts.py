@@ -6,6 +6,7 @@ A verdict is only given where the numbers show it: a difference is tested, and l
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from outgrow.classification.augmentation import cost_text, costs_much, weaker
 from outgrow.teacher.counts import LEVEL, above
 from outgrow.training.audit import (
     AnswersRecord,
@@ -57,8 +58,13 @@ def verdicts(case: Case) -> tuple[Verdict, ...]:
     first = _normalisation(case)
     if first is not None:  # what else would be said is of a teacher that nobody will use
         return (first,)
+    order, augmentation = _order(case), _augmentation(case)
+    if (
+        augmentation is not None
+    ):  # all that is said of training views is of images that the teacher does not know
+        return (augmentation,) if order is None else (order, augmentation)
     found = [
-        _order(case),
+        order,
         _useless(case) or _memory(case) or _main(case),
         _few_labels(case),
         _label_errors(case),
@@ -104,6 +110,27 @@ def _order(case: Case) -> Verdict | None:
         kind="order",
         text="The teacher's outputs stand in another order than the data's classes.",
         reason=case.order,
+    )
+
+
+def _augmentation(case: Case) -> Verdict | None:
+    """Views that are beyond the teacher: a rule and a correction would be fitted on them."""
+    found = case.numbers.augmented
+    if found is None or not costs_much(found):
+        return None
+    augment = case.config.data.augment
+    settings = weaker(found, augment)
+    cure, command = "Set data.size to the size that the teacher was trained on.", None
+    if settings:
+        data = case.config.data.model_copy(update={"augment": augment.model_copy(update=settings)})
+        changed = case.config.model_copy(update={"data": data, "student": ModelConfig()})
+        cure = "Weaken the augmentation and run the audit again."
+        command = f"outgrow audit {case.options(changed)} --out runs/audit-again"
+    return Verdict(
+        kind="augmentation",
+        text="The augmentation makes of the images what the teacher does not know.",
+        reason=f"{cost_text(found)} A correction fitted on them does not fit the images. {cure}",
+        command=command,
     )
 
 
