@@ -116,6 +116,27 @@ class TestReliability:
             expected = literal_isotonic([at[j] for j in others], [right[j] for j in others], weight, at[i])
             assert found[i] == pytest.approx(expected, abs=1e-5)
 
+    @pytest.mark.parametrize("kind", ["one rate", "between classes"])
+    def test_wrong_labels_do_not_make_a_teacher_look_wrong(self, kind):
+        """The curve of noisy labels with their noise is that of the true labels."""
+        generator = torch.Generator().manual_seed(1)
+        rows, classes = 40_000, 4
+        logits = 2 * torch.randn(rows, classes, generator=generator)
+        true = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+        noise = torch.full((classes, classes), 0.1) + 0.6 * torch.eye(classes)
+        if kind == "between classes":  # each class is mistaken for the next, one of them often
+            kept = torch.tensor([0.6, 0.9, 0.7, 1.0])
+            noise = torch.diag(kept) + torch.diag(1 - kept).roll(1, dims=1)
+        given = torch.multinomial(noise[true], 1, generator=generator)[:, 0]
+        asked = torch.tensor(
+            [[0.0, 0.0, 0.1, 0.0], [1.0, 0.0, 0.0, 0.0], [4.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]]
+        )
+        right = Reliability().fit(logits, true).probability(asked)
+        trusted = Reliability().fit(logits, given).probability(asked)
+        found = Reliability().fit(logits, given, noise=noise).probability(asked)
+        assert (right - trusted)[2:].min() > 0.1
+        torch.testing.assert_close(found, right, rtol=0, atol=0.05)
+
     def test_no_weight_has_seen_its_own_label(self):
         logits, label, index = fit_case()
         index = torch.arange(len(label))

@@ -64,9 +64,12 @@ def test_a_loss_on_standardised_logits_learns_how_often_the_teacher_is_right_on_
 ):
     fitted, asked = [], []
     fit, probability = Reliability.fit, Reliability.probability
-    monkeypatch.setattr(
-        Reliability, "fit", lambda self, logits, *more: (fitted.append(logits), fit(self, logits, *more))[1]
-    )
+
+    def watched(self, logits, *more, **options):
+        fitted.append(logits)
+        return fit(self, logits, *more, **options)
+
+    monkeypatch.setattr(Reliability, "fit", watched)
     monkeypatch.setattr(
         Reliability,
         "probability",
@@ -88,6 +91,17 @@ def test_the_noise_of_labels_leaves_trust_as_it_is(rule, noise):
     rectify, objective = method_of(build_config({"method": method.model_dump()}))
     assert rectify.trust == Confidence(0.8)
     assert with_noise(method, rectify, objective, noise).trust is rectify.trust
+
+
+def test_blended_labelled_images_do_not_speak_for_others(teacher_file):
+    """Images without labels are never blended: their weights come from labelled views that are not blended either."""
+    curves = []
+    for mixup in (0.0, 0.8):
+        notes = Notes()
+        run(teacher_file, trusting("reliability"), {"data": {"augment": {"mixup": mixup}}}, reporter=notes)
+        curves.append([text for text in notes.texts if "how often the teacher is right" in text])
+    assert curves[0]
+    assert curves[0] == curves[1]
 
 
 @pytest.mark.parametrize("way", WAYS[1:])

@@ -249,6 +249,12 @@ def each_once(train: TrainConfig) -> TrainConfig:
     return train.model_copy(update={"sampling": "uniform"})
 
 
+def unmixed(config: Config) -> Config:
+    """``config`` without mixup and CutMix, whose views have two labels."""
+    augment = config.data.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
+    return config.model_copy(update={"data": config.data.model_copy(update={"augment": augment})})
+
+
 def train_loader(
     config: Config,
     train: TrainConfig,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from outgrow.classification.data import each_once, train_loader
+from outgrow.classification.data import each_once, train_loader, unmixed
 from outgrow.data import Loader
 from outgrow.knowledge import Reliability, wrong_rows
 from outgrow.models import Network
@@ -37,11 +37,15 @@ def fit_reliability(run: RunContext, parts: Parts, teacher: Network | None, stud
     found = list(wanted(parts))
     if not found:
         return
-    train = each_once(run.config.train)
-    views = train_loader(run.config, train, parts.data.train, [teacher, student], run.device, whole=True)
-    outputs, target = _beliefs(run, parts.taught.module.to(run.device), views)
+    module, noise = parts.taught.module.to(run.device), parts.taught.noise
+    on_labelled = any(reliability.rows == "all" for reliability, _ in found)
+    # images without labels are never blended, so neither are those that speak for them
+    config = run.config if on_labelled else unmixed(run.config)
+    train = each_once(config.train)
+    views = train_loader(config, train, parts.data.train, [teacher, student], run.device, whole=True)
+    outputs, target = _beliefs(run, module, views)
     for reliability, reads in found:
-        reliability.fit(reads(outputs.logits), target).to(run.device)
+        reliability.fit(reads(outputs.logits), target, noise=noise).to(run.device)
     run.report.note(f"teacher: {found[0][0]}")
     record, rows = parts.taught.record, len(target.label)
     top1 = None if record is None else record.top1_corrected or record.top1

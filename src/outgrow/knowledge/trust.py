@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from outgrow import spec
@@ -22,6 +22,8 @@ from outgrow.outputs import Knowledge, Outputs, Target, as_outputs, as_target, l
 from outgrow.teacher.folds import as_index, fold_at
 
 Judged = Literal["unlabelled", "all"]
+LEAST_INFORMED = 0.05
+"""Least ``Q[j, j] - q`` of a class by which agreement with noisy labels is divided. Our choice: it bounds the weight of a row."""
 
 
 @runtime_checkable
@@ -112,10 +114,14 @@ class Reliability(nn.Module):
         outputs: Outputs | Tensor,
         target: Target | Tensor,
         index: Int[Tensor, " rows"] | None = None,
+        *,
+        noise: Float[Tensor, "classes classes"] | None = None,
     ) -> "Reliability":
         """Fit the curves on labelled rows of ``outputs``.
 
         ``index`` (or ``target.index``) is the image of each row. Views of one image share a fold and the weight of one.
+        ``noise``: where labels are wrong, ``p(given | true)``, such as ``BiasCorrection.noise_matrix``; the curve is then how
+        often the teacher is right, not how often it agrees with the label. Rows that are blended of two are counted as they are.
         """
         logits, target = as_outputs(outputs, whose="teacher").logits, as_target(target)
         if index is None:
@@ -124,7 +130,10 @@ class Reliability(nn.Module):
             raise ValueError(
                 f"reliability: needs labels in 0..{logits.shape[1] - 1}, got {int(target.label.max())}; check the labels."
             )
-        right = ~wrong_rows(logits, target)[target.valid]
+        right = (~wrong_rows(logits, target)).double()
+        if noise is not None and target.partner is None:
+            right = _rid_of_noise(right, logits.argmax(dim=1), noise)
+        right = right[target.valid]
         at = confidence(logits)[target.valid]
         index = as_index(index, len(logits))[target.valid]
         images, image, views = index.unique(return_inverse=True, return_counts=True)
@@ -209,8 +218,28 @@ def _check_rows(name: str, rows: str) -> None:
         )
 
 
+def _rid_of_noise(
+    agrees: Float[Tensor, " rows"],
+    top: Int[Tensor, " rows"],
+    noise: Float[Tensor, "classes classes"],
+) -> Float[Tensor, " rows"]:
+    """Numbers whose mean is the share of rows on which the teacher is right, from agreement with labels that may be wrong.
+
+    A teacher that says ``j`` and is right with probability ``r`` agrees with the label in a share ``r Q[j, j] + (1 - r) q`` of
+    rows, ``q`` the mean of ``Q[c, j]`` over the other classes ``c``: solved for ``r``.
+    """
+    noise = noise.double().to(agrees.device)
+    if noise.shape[0] < 2:
+        return agrees
+    kept = noise.diagonal()
+    chance = (noise.sum(dim=0) - kept) / (len(noise) - 1)
+    # where a label is as often given to other classes as to its own, agreement says nothing
+    informed = (kept - chance).clamp_min(LEAST_INFORMED)
+    return (agrees - chance[top]) / informed[top]
+
+
 def _isotonic(
-    at: Float[Tensor, " rows"], right: Bool[Tensor, " rows"], weight: Float[Tensor, " rows"]
+    at: Float[Tensor, " rows"], right: Float[Tensor, " rows"], weight: Float[Tensor, " rows"]
 ) -> tuple[Float[Tensor, " steps"], Float[Tensor, " steps"]]:
     """The corners of the monotone curve through ``right``, by scikit-learn."""
     from sklearn.isotonic import IsotonicRegression

@@ -31,6 +31,7 @@ from outgrow.classification.data import (
     open_run_data,
     same_set,
     train_loader,
+    unmixed,
 )
 from outgrow.classification.names import in_data_classes, logits_in_data_classes, match_teacher
 from outgrow.classification.order import check_order
@@ -86,7 +87,7 @@ class Rows:
 
 def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None = None) -> Audited:
     """Everything about the teacher that ``run.config`` names, or about ``module``, on at most ``rows`` rows of a kind."""
-    asked, config = run.config, _unmixed(run.config)
+    asked, config = run.config, _measured(run.config)
     run = RunContext(config, run.device, run.report, run.out)
     data = open_run_data(config)
     chosen = choose_rows(data, rows, config)
@@ -180,12 +181,11 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
     )
 
 
-def _unmixed(config: Config) -> Config:
+def _measured(config: Config) -> Config:
     """``config`` for a method with a teacher, without blended views, which have two labels, and unlabelled images:
     what is measured. What is said is about the configuration as it was asked."""
-    augment = config.data.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     method = config.method.model_copy(update={"preset": "outgrow"})
-    data = config.data.model_copy(update={"augment": augment, "unlabelled": None})
+    data = unmixed(config).data.model_copy(update={"unlabelled": None})
     return config.model_copy(update={"data": data, "method": method})
 
 
