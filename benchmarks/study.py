@@ -33,6 +33,7 @@ was interrupted continues. Convergence is checked with students alone at three t
 import argparse
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -154,19 +155,40 @@ METHODS: dict[str, Layer] = {
 }
 
 
-OURS = {"few-biased": "outgrow, weight 4, unlabelled"}
-"""A foreign teacher is mapped to the students' classes under every method, so there plain KD is ours."""
-PUBLISHED = (
-    "kd, weight 4",
-    "pair, weight 4",
-    "swap, weight 4",
-    "project, weight 4",
-    "drop, weight 4",
+PUBLISHED = ("kd", "pair", "swap", "project", "drop", "standardize", "slam", "semiparametric", "paper")
+"""Ours is ahead of them, or not. A foreign teacher is mapped to the students' classes under every method, so there plain KD is ours."""
+CONTRASTS: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "published": (
+        "few-biased",
+        [
+            ("outgrow, weight 4, unlabelled", f"{name}{weight}, unlabelled")
+            for name in PUBLISHED
+            for weight in ("" if name in ("standardize", "paper") else ", weight 4",)
+        ],
+    ),
+    "published, 5,000 labels": (f"biased-{SHORT}", [("outgrow", name) for name in PUBLISHED]),
+    "losses": (
+        f"biased-{SHORT}",
+        [("outgrow", "kd")]
+        + [(f"outgrow + {name}", name) for name in ("pair", "standardize", "dkd", "features")],
+    ),
+}
+"""Pairs of methods of a regime by the name of their block on the page. The intervals of a block hold together: each block is one
+question."""
+OTHERS = (
+    "outgrow + pair",
     "standardize",
-    "slam, weight 4",
-    "semiparametric, weight 4",
-    "paper",
+    "outgrow + standardize",
+    "dkd",
+    "outgrow + dkd",
+    "features",
+    "outgrow + features",
+    "swap",
+    "project",
+    "drop",
 )
+"""Rules and losses that were tried with 5,000 labels under the biased teacher alone."""
+FACTORS = ("released", *(name for name in METHODS if name.startswith("paper: ")))
 
 
 def base_of(out: Path, part: str = "student", epochs: int = SHORT, student: str = STUDENT) -> Layer:
@@ -366,14 +388,27 @@ def _steps(steps: int, rows: int, batch: int) -> Layer:
     return {"epochs": epochs, "eval_every": epochs}
 
 
-def groups_of_tables() -> dict[str, str]:
-    """The groups, with the names of their regimes. Each answers its own question, so each is corrected by itself."""
+@dataclass(frozen=True)
+class Question:
+    """One group of tables: the names of its regimes, the methods that it is about, and those that stand beside them."""
+
+    regimes: str
+    methods: Sequence[str]
+    beside: Sequence[str] = ()
+
+
+def groups_of_tables() -> dict[str, Question]:
+    """The groups. Each answers its own question, so each is corrected by itself."""
+    short, everything = f"5,000 labels, {SHORT} epochs", _order()
+    main = [name for name in everything if name not in (*OTHERS, *FACTORS)]
     return {
-        f"5,000 labels, {EPOCHS} epochs": f"{{}}-{EPOCHS}",
-        f"5,000 labels, {SHORT} epochs": f"{{}}-{SHORT}",
-        "500 labels": "few-{}",
-        **{f"500 labels, {steps:,} steps": f"few-{{}}-{steps}" for steps in LONG_STEPS},
-        "500 labels, a ResNet-20 as student": "few-{}-resnet20",
+        f"5,000 labels, {EPOCHS} epochs": Question(f"{{}}-{EPOCHS}", everything),
+        short: Question(f"{{}}-{SHORT}", main),
+        f"{short}: other rules and losses": Question(f"{{}}-{SHORT}", OTHERS, ("none", "kd", "outgrow")),
+        f"{short}: the paper's loss in parts": Question(f"{{}}-{SHORT}", FACTORS, ("none", "kd", "paper")),
+        "500 labels": Question("few-{}", everything),
+        **{f"500 labels, {steps:,} steps": Question(f"few-{{}}-{steps}", everything) for steps in LONG_STEPS},
+        "500 labels, a ResNet-20 as student": Question("few-{}-resnet20", everything),
     }
 
 
@@ -381,25 +416,30 @@ Group = dict[str, Records]
 """Records by regime, of regimes whose intervals are widened together."""
 
 
-def collect(out: Path) -> dict[str, Group]:
-    """Finished runs by group, regime and method; the student alone stands beside each.
+def read_runs(out: Path) -> dict[str, Records]:
+    """Finished runs by regime and method.
 
     ``out`` is the folder of a study, or of its records as :mod:`benchmarks.records` copies them.
     """
-    order = _order()
-    names = {slug(name): name for name in order}
+    names = {slug(name): name for name in _order()}
     runs = [(file.parent, file) for file in out.glob("*/*/seed*/record.json")]
     runs += [(file.with_suffix(""), file) for file in out.glob("*/*/seed*.json")]
     found: dict[str, Records] = {}
     for run, file in sorted(runs, key=lambda found: int(found[0].name[4:])):
         regime, method = run.parts[-3:-1]
         found.setdefault(regime, {}).setdefault(names.get(slug(method), method), []).append(read_record(file))
+    return found
+
+
+def collect(found: Mapping[str, Records]) -> dict[str, Group]:
+    """``found`` by group, regime and method; the student alone stands beside each."""
     groups: dict[str, Group] = {}
-    for title, form in groups_of_tables().items():
-        for regime in (form.format(name) for name in MODELS):
-            if regime in found:
-                both = {**found.get(form.format("alone"), {}), **found[regime]}
-                records = {name: both[name] for name in order if name in both}
+    for title, question in groups_of_tables().items():
+        names = {*question.methods, *question.beside}
+        for regime in (question.regimes.format(name) for name in MODELS):
+            if found.get(regime, {}).keys() & {*question.methods}:
+                both = {**found.get(question.regimes.format("alone"), {}), **found[regime]}
+                records = {name: both[name] for name in _order() if name in both and name in names}
                 groups.setdefault(title, {})[regime] = records
     return groups
 
@@ -415,39 +455,41 @@ def overview(group: Group) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def published(group: Group) -> list[str]:
-    """Our correction against the published ones, on the same teachers; intervals hold for all lines together."""
-    members = [
-        (regime, ours, other)
-        for regime, ours in OURS.items()
-        for other in (f"{name}, unlabelled" for name in PUBLISHED)
-        if ours in group.get(regime, {}) and other in group[regime]
-    ]
-    pairs = [scores_of(group[regime][ours], group[regime][other]) for regime, ours, other in members]
+def contrast(found: Mapping[str, Records], block: str) -> str:
+    """The pairs of a block of :data:`CONTRASTS` that have been run, on the same teachers and seeds; intervals hold for all lines
+    together."""
+    regime, pairs = CONTRASTS[block]
+    runs = found.get(regime, {})
+    known = [(one, other) for one, other in pairs if one in runs and other in runs]
+    differences = contrasts("", [scores_of(runs[one], runs[other]) for one, other in known])
+    first = max((len(one) for one, _ in known), default=0)
+    wide = max((len(other) for _, other in known), default=0) + 2
     lines = []
-    for (regime, ours, other), found in zip(members, contrasts("", pairs), strict=True):
-        p = "" if found.p_holm is None else f"  p {found.p_holm:.3f}"
-        lines.append(f"{regime:13}{ours} over {other:43}{found.together}  {found.together.n} seeds{p}")
-    return lines
+    for (one, other), difference in zip(known, differences, strict=True):
+        p = "" if difference.p_holm is None else f"  p {difference.p_holm:.3f}"
+        count = difference.together.n
+        seeds = "" if count == 1 else f"  {count} seeds"
+        lines.append(f"{one:{first}} over {other:{wide}}{difference.together}{seeds}{p}")
+    return "\n".join(lines)
 
 
 def table(out: Path) -> str:
-    groups = collect(out)
+    found = read_runs(out)
     blocks = [
-        f"# {title}\n\n{overview(group)}\n\n{formats.text(compare(group))}" for title, group in groups.items()
+        f"# {title}\n\n{overview(group)}\n\n{formats.text(compare(group))}"
+        for title, group in collect(found).items()
     ]
-    blocks += ["\n".join(lines) for group in groups.values() if (lines := published(group))]
+    blocks += [f"# {block}\n\n{lines}" for block in CONTRASTS if (lines := contrast(found, block))]
     return "\n\n".join(blocks)
 
 
 def blocks_of_page(records: Path) -> dict[str, str]:
     """What the page has from the records, by the name of the comments around it."""
-    groups = collect(records)
+    found = read_runs(records)
+    groups = collect(found)
     return {
         "means": "\n\n".join(f"### {title}\n\n{overview(group)}" for title, group in groups.items()),
-        "published": "\n\n".join(
-            indent("\n".join(lines), "    ") for group in groups.values() if (lines := published(group))
-        ),
+        **{block: indent(contrast(found, block), "    ") for block in CONTRASTS},
         "tables": "\n\n".join(
             f"### {title}\n\n{indent(formats.text(compare(group)), '    ')}"
             for title, group in groups.items()

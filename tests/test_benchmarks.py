@@ -379,3 +379,20 @@ def test_unlabelled_images_of_another_kind(tmp_path, monkeypatch, capsys):
 def test_the_charts_of_the_readme_are_those_of_the_records(name):
     drawn = pictures.PICTURES[name]()
     assert drawn == (pictures.ROOT / "docs" / "images" / name).read_text(encoding="utf-8")
+
+
+def test_a_method_is_in_one_table_of_a_regime_beside_its_baselines():
+    """Intervals are widened for the comparisons of one question: a method that answers another one does not widen them."""
+    groups = study.groups_of_tables()
+    short = {title: one for title, one in groups.items() if one.regimes == f"{{}}-{study.SHORT}"}
+    own = [name for one in short.values() for name in one.methods]
+    assert len(own) == len(set(own))
+    assert {*study.METHODS} <= {*own}
+    for one in short.values():
+        assert not {*one.beside} & {*one.methods}
+    found = {f"biased-{study.SHORT}": {"kd": [], "swap": []}, f"weak-{study.SHORT}": {"kd": []}}
+    tables = {title: list(group) for title, group in study.collect(found).items()}
+    assert tables == {
+        f"5,000 labels, {study.SHORT} epochs": [f"weak-{study.SHORT}", f"biased-{study.SHORT}"],
+        f"5,000 labels, {study.SHORT} epochs: other rules and losses": [f"biased-{study.SHORT}"],
+    }
