@@ -32,6 +32,7 @@ ORDER = [
     "detection",
     "run",
 ]
+PACKAGES = sorted(path.parent for path in SOURCE.rglob("__init__.py") if path.parent != SOURCE)
 # the version stands in the package itself
 ALLOWED_DOWN = {("training", "__init__"), ("run", "__init__")}
 
@@ -121,6 +122,28 @@ def test_the_map_in_the_readme_is_the_same_list():
     missing = [name for name, place in zip(ORDER, places, strict=True) if place < 0]
     assert not missing, f"the README's map lacks {missing}"
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_the_map_of_a_package_names_each_of_its_files_once(package):
+    """A package of rules or losses says that there is one in each file, and names the other files."""
+    registered = [*LOSSES.values(), *DETECTOR_LOSSES.values(), *(type(rule()) for rule in RULES.values())]
+    one_each = {SOURCE.parent / f"{entry.__module__.replace('.', '/')}.py" for entry in registered}
+    files = set(package.glob("*.py")) - one_each - {package / "__init__.py"}
+    folders = {path.parent for path in package.glob("*/__init__.py")}
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    named = re.findall(r"\b\w+\.py\b|(?<!\S)\w+/(?!\S)", text)
+    missing = {path.name for path in files} | {f"{path.name}/" for path in folders}
+    assert sorted(missing - set(named)) == []
+    assert [name for name in named if not (package / name).exists()] == []
+    assert [name for name in named if named.count(name) > 1] == []
+
+
+def test_the_files_that_docstrings_name_are_there():
+    files = {path.name for path in SOURCE.rglob("*.py")}
+    for path in SOURCE.rglob("*.py"):
+        named = re.findall(r"\b\w+\.py\b", ast.get_docstring(ast.parse(path.read_text())) or "")
+        assert set(named) <= files, path
 
 
 @pytest.mark.parametrize("name", [*LOSSES, *DETECTOR_LOSSES])

@@ -14,7 +14,7 @@ lesson = Detect()(student, teacher, scenes)        # then rectify and objective,
     run_data.py  student.py  teacher.py           the parts of a run
     scores.py  intervals.py  errors.py            AP, how far it depends on the images, errors by class
     evaluation.py  cost.py                        a detector on a split, its time and size
-    record.py  pictures.py  page.py               a run's record, drawn images and page
+    record.py  pictures.py  page.py  templates/   a run's record, drawn images and page
     audit.py  rehearsal.py                        before a run
     export.py  predict.py  deploy/                after it
     task.py                                       the interface to `outgrow.run`

@@ -1,4 +1,13 @@
-"""Correct the teacher's logits: the split into right and wrong rows, one file per rule, and how far to trust a row."""
+"""Correct the teacher's logits: the split into right and wrong rows, one file per rule, and how far to trust a row.
+
+split.py         which rows the teacher gets wrong
+base.py          the base class of rules
+registry.py      all rules by name
+rectifier.py     the teacher's outputs and the labels -> Knowledge
+trust.py         a factor of each row's weight
+
+Each other file is one rule.
+"""
 
 from outgrow.knowledge.rectifier import Rectifier, corrected_logits, label_trails, make_rule, rectify
 from outgrow.knowledge.registry import RULES

@@ -1,7 +1,12 @@
 """Distillation losses: one file per paper.
 
-Each file has a function and a module that wraps it. :data:`LOSSES` has the modules by name. Your own loss
-needs no entry: pass the object to :class:`outgrow.Objective`.
+base.py          the base classes: one value per row, per image, per batch
+adapters.py      what losses on features share: pairs of taps, adapters between shapes
+across.py        all rows of several processes, or a mean over them
+kd_fast/         a fast path of `kd`
+
+Each other file is one loss: a function, and a module that wraps it. :data:`LOSSES` has the modules by name. Your own
+loss needs no entry: pass the object to :class:`outgrow.Objective`.
 """
 
 from collections.abc import Callable

@@ -11,6 +11,7 @@ compare.py        `outgrow compare`: methods x pairs x seeds
   work.py           one training, in any process
   executors.py      run trainings in this process, in several, on Ray or on Slurm
   board.py          progress of a comparison
+tune.py           `outgrow tune`: weight, temperature and learning rate, chosen on held-out images
 demo.py           `outgrow demo`: a comparison on handwritten digits
 export.py         `outgrow export`
 predict.py        `outgrow predict`

@@ -1,5 +1,11 @@
 """Recipes: named configurations with networks, training settings and constants of losses.
 
+base.py                      the type of a recipe
+small.py                     for a laptop, and for your own images
+cifar.py  cifar_losses.py    CIFAR-10 and CIFAR-100; the constants of losses there
+imagenet.py                  ImageNet-1k
+coco.py                      detection
+
 A recipe is a layer of configuration between the defaults and the command line. ``losses`` are constants that papers
 tune per pair; they apply if the loss is given by its bare name, such as ``--loss dkd``.
 """
