@@ -4,7 +4,8 @@
     match.columns     the network's output for each of the data's classes; None if they do not fit
 
 Names match exactly, or after normalising common differences in spelling. Classes are matched by position only
-if one side has no names; ``match.note`` reports this. The module imports only the standard library.
+if one side has no names; ``match.note`` reports this. The module imports only the standard library;
+timm is imported where classes are compared with ImageNet's.
 """
 
 import difflib

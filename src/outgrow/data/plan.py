@@ -1,4 +1,4 @@
-"""The parts that both loaders use.
+"""The parts that loaders share, also those of images with boxes.
 
 Plan            which samples make up which batch, on which process
 Views           the augmentation steps

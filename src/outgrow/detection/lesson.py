@@ -1,4 +1,4 @@
-"""Turn a batch into rows for distillation: the student's proposals, or some of its anchors or points.
+"""Turn a batch into rows for distillation: the student's proposals, or some of its anchors, points or queries.
 
     Detect      the outputs of student and teacher for the student's rows, and their labels
     Balanced    a rectifier that also weights rows, so that background rows do not dominate

@@ -51,7 +51,7 @@ FOR_CLASSIFIERS = ("label_smoothing", "class_weights", "sampling", "head_lr", "l
 
 
 class Detection:
-    """Implements :class:`outgrow.training.task.Task`. A row is a proposal, an anchor or a point."""
+    """Implements :class:`outgrow.training.task.Task`. A row is a proposal, an anchor, a point or a query."""
 
     metric = "ap"
 

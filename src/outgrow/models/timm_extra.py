@@ -1,4 +1,4 @@
-"""Nets that timm can build but has no name for: those that Google published as TFLite files, with its padding."""
+"""Nets that timm can build but has no name for: MobileNets with the padding of TensorFlow, as in TFLite files of Google."""
 
 from collections.abc import Callable
 from functools import partial

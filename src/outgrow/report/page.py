@@ -1,4 +1,4 @@
-"""A self-contained HTML page for a study: it loads no other files and runs no script."""
+"""The HTML page of a study, and the one above several studies: self-contained, without a script."""
 
 import statistics
 from collections.abc import Mapping, Sequence

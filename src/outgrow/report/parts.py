@@ -1,4 +1,4 @@
-"""Shared parts of the pages of studies and runs: the template engine, images, conditions."""
+"""Shared parts of the pages of studies, runs and audits: the template engine, images, conditions."""
 
 import math
 import re

@@ -1,5 +1,7 @@
-"""The task of a source. A task is a folder with ``task.py:TASK``. If it has its own kind of source, that kind is
-listed here."""
+"""The task of a source.
+
+A task is a folder with ``task.py:TASK``. If it has its own kind of source, that kind is listed here.
+"""
 
 from functools import lru_cache
 from importlib import import_module

@@ -1,7 +1,7 @@
 """The outputs of both networks for one batch, and the labels of its rows.
 
     outgrow.classification.Classify    a row is an image
-    outgrow.detection.Detect           a row is a proposal, an anchor or a point
+    outgrow.detection.Detect           a row is a proposal, an anchor, a point or a query
 
 The trainer passes the teacher's outputs to the rectifier and the student's outputs to the objective. It does not
 depend on the task otherwise.

@@ -1,4 +1,4 @@
-"""The conditions of a result: versions, commit, command, hardware, seconds."""
+"""The conditions of a result: versions, commit, command, hardware, seconds, and hashes of the files that it reads."""
 
 import hashlib
 import os
