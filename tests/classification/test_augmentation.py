@@ -135,4 +135,5 @@ def test_a_resized_crop_replaces_padding():
     words = advice(found(60), augment).split("off: ")[1]
     settings = assignments([word for word in shlex.split(words) if word != "--set"])
     assert build_config(settings).data.augment.resized_crop is None
+    assert in_use(build_config(settings).data.augment) == {}  # nor the padding, which nobody has looked at
     assert torch.tensor(list(in_use(AugmentConfig(**OFF)))).numel() == 0

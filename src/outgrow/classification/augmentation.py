@@ -151,11 +151,17 @@ def cost_text(found: AugmentedRecord) -> str:
 
 
 def weaker(found: AugmentedRecord, augment: AugmentConfig) -> dict[str, object]:
-    """The settings that turn off what by itself takes a tenth or more, or everything if nothing does. Empty where the size is the cause."""
+    """The settings that turn off what by itself takes a tenth or more, or everything if nothing does. Empty where the size is the cause.
+
+    With a resized crop goes the padding that it has replaced: without the crop it would be in use, and nobody has looked at it.
+    """
     if _size_costs(found):
         return {}
     alone = [one.name for one in found.alone if _loses(found, one.right, NOTICEABLE)]
-    return {name: OFF[name] for name in alone or in_use(augment)}
+    settings = {name: OFF[name] for name in alone or in_use(augment)}
+    if "resized_crop" in settings and augment.crop_padding:
+        settings["crop_padding"] = OFF["crop_padding"]
+    return settings
 
 
 def advice(found: AugmentedRecord, augment: AugmentConfig) -> str:
