@@ -179,6 +179,18 @@ def test_a_rate_that_is_given(made):
     assert record["noise"]["reason"] == "the rate was given."
 
 
+def test_a_share_that_is_given_beside_a_teacher_that_has_memorised(made, monkeypatch):
+    """The share is used, and that is what is said."""
+    monkeypatch.setattr("outgrow.teacher.correction.memorised", lambda *args: (1.0, 0.5))
+    plain = distill(options(made, "noisy", {"preset": "kd"}))
+    with pytest.warns(UserWarning, match="the share that you gave is used, so that a label counts twice"):
+        given = distill(options(made, "noisy", {"preset": "kd", "rule": "posterior(noise=0.2)"}))
+    assert given["epochs"][0]["terms"]["kd"] != pytest.approx(plain["epochs"][0]["terms"]["kd"], rel=1e-2)
+    with pytest.warns(UserWarning, match="got a teacher that has memorised them. The teacher is believed as"):
+        found = distill(options(made, "noisy", {"preset": "kd", "rule": "posterior"}))
+    assert found["epochs"][0]["terms"]["kd"] == pytest.approx(plain["epochs"][0]["terms"]["kd"], rel=1e-6)
+
+
 def test_what_it_cannot(made):
     method = {"preset": "kd", "rule": "posterior"}
     weights = str(made / "run" / "teacher.safetensors")

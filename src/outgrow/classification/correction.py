@@ -101,20 +101,28 @@ def fit_correction(
             )
         report.event("noise", **asdict(correction.noise_report))
     if asked and not len(correction.noise_matrix):
-        why = (
-            "none that were found"
-            if correction.noise_report is not None
-            else "a teacher that has memorised them"
-        )
-        warnings.warn(
-            f"posterior: needs labels of which some are wrong, got {why}. The teacher is believed as it is, and the labels too; "
-            "choose another rule, or give the share that you know to be wrong: posterior(noise=0.2).",
-            stacklevel=2,
-        )
+        warnings.warn(_no_noise(correction, config.method), stacklevel=2)
     correction.to(run.device)
     if run.out is not None and is_main():
         correction.save(run.out / f"{name}.safetensors")
     return correction, facts
+
+
+def _no_noise(correction: BiasCorrection, method: MethodConfig) -> str:
+    """What it means for the posterior that no noise was fitted."""
+    if isinstance(wanted_noise(method), float):
+        return (
+            "posterior: needs a teacher that was not trained on these labels, got one that has memorised them. It is left as it is, "
+            "and the share that you gave is used, so that a label counts twice: by itself, and in what the teacher believes. Take a "
+            "teacher of other images, or another rule."
+        )
+    why = (
+        "none that were found" if correction.noise_report is not None else "a teacher that has memorised them"
+    )
+    return (
+        f"posterior: needs labels of which some are wrong, got {why}. The teacher is believed as it is, and the labels too; "
+        "choose another rule, or give the share that you know to be wrong: posterior(noise=0.2)."
+    )
 
 
 def noise_record(correction: BiasCorrection, method: MethodConfig) -> NoiseRecord | None:
