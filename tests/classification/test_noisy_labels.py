@@ -86,6 +86,7 @@ def test_the_noise_is_found_and_believed(made, tmp_path):
     page = (tmp_path / "run" / "index.html").read_text()
     assert "Wrong labels" in page
     assert "of the training labels are thought wrong" in page
+    assert "as far as teacher and labels tell." in page  # by its own loss, too
     read = read_record(tmp_path / "run" / "record.json")
     assert read.noise.chosen.kind == "one rate"
     assert "task posterior" in read.method_text
@@ -173,8 +174,14 @@ def test_of_several_teachers_labels_are_taken_as_right(made):
     assert "noise" not in distill(options(made, "noisy", {"preset": "outgrow"}, others))
 
 
-def test_a_rate_that_is_given(made):
-    record = distill(options(made, "noisy", {"preset": "kd", "rule": "posterior(noise=0.2)"}))
+def test_a_rate_that_is_given(made, tmp_path):
+    report, out = Notes(), {"out": str(tmp_path / "run")}
+    method = {"preset": "kd", "rule": "posterior(noise=0.2)"}
+    record = distill(options(made, "noisy", method, out), reporter=report)
+    # of the rule alone: nobody has asked for the task
+    assert any("own loss still learns the labels as they are" in text for text in report.said)
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert "in the distillation alone: its own loss learnt the labels as they are" in page
     assert record["noise"]["matrix"][0][0] == pytest.approx(0.8)
     assert record["noise"]["reason"] == "the rate was given."
 

@@ -88,8 +88,13 @@ def fit_correction(
         looks_noisy = len(correction.noise_matrix) > 0
         none = f"labels: none are found to be wrong, since {correction.noise_report.reason}"
         report.note(str(correction.noise_report) if asked or looks_noisy else none)
+        believes = task_of(config.method, noisy=True) == "posterior"
+        if looks_noisy and asked and not believes:
+            report.note(
+                "labels: the distillation does not believe the wrong ones, but the student's own loss still learns the labels as they "
+                "are; method.task=posterior changes that"
+            )
         if looks_noisy and not asked:
-            believes = task_of(config.method, noisy=True) == "posterior"
             own = (
                 "learns the posterior of teacher and label"
                 if believes

@@ -145,6 +145,8 @@ def page_sections(record: Run) -> list[Section]:
         context = {
             "noise": record.noise,
             "believed": believed,
+            # records of before the field `task` do not have it
+            "labels_learnt": record.noise.task == "label" and record.config.method.task != "posterior",
             "tried": believed or record.noise.used,
             "mistaken": _mistaken(record, record.noise),
         }
