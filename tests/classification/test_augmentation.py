@@ -96,6 +96,12 @@ def test_an_audit_puts_it_first_and_alone(weights):
     teacher = {"teacher": {"weights": weights}}
     record = audit_teacher(merge(RUN, teacher, {"data": {"augment": {"crop_padding": 4}}}))
     assert [one.kind for one in record.verdicts] == ["augmentation"]
+    # nothing is said of labels that were judged on such views
+    assert record.classification.noise is None
+    assert "it says nothing of the labels" in record.classification.correction
+    assert record.classification.label_errors.how.startswith(
+        "Not searched: the teacher does not know the aug"
+    )
     words = shlex.split(record.verdicts[0].command)
     settings = assignments([words[at + 1] for at, word in enumerate(words) if word == "--set"])
     again = audit_teacher(merge(RUN, teacher, settings))

@@ -23,7 +23,7 @@ from outgrow.classification.audit.measure import (
 from outgrow.classification.audit.normalisation import USUAL, try_normalisations
 from outgrow.classification.audit.page import Shown, page_section
 from outgrow.classification.audit.verdicts import Case, verdicts
-from outgrow.classification.augmentation import look_at_augmented
+from outgrow.classification.augmentation import costs_much, look_at_augmented
 from outgrow.classification.data import (
     RunData,
     each_once,
@@ -126,6 +126,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
     if not mapped:
         predicted = held_out.logits.argmax(1)
         augmented = look_at_augmented(run, teacher, chosen.held_out, predicted, [network], "held-out")
+    unknown = augmented is not None and costs_much(augmented)
     memorised, memory_p = (False, None) if mapped else _memory(training, held_out)
     believed = training if after is None else training.corrected(after, fitted=True)
     numbers = ClassifierAudit(
@@ -135,14 +136,14 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
         memorised=memorised,
         memory_p=memory_p,
         augmented=augmented,
-        correction=_correction_text(correction),
-        noise=_noise(correction),
+        correction=_correction_text(correction, unknown),
+        noise=None if unknown else _noise(correction),
         normalisations=normalisations,
         rules=rule_effects(believed.logits, believed.label),
         rules_raw=None if mapped or after is None else rule_effects(training.logits, training.label),
         wrong=_wrong(held_out, after, mapped, chosen.held_out, data),
         label_errors=_label_errors(
-            run, data, chosen, looking, believed, after, _why_not(normalisations, memorised)
+            run, data, chosen, looking, believed, after, _why_not(normalisations, memorised, unknown)
         ),
     )
     case = Case(
@@ -322,9 +323,12 @@ def _correction(training: Seen, data: RunData) -> BiasCorrection | None:
     return None if len(training) < LEAST_TO_FIT else fit_correction(training, data.num_classes)
 
 
-def _correction_text(correction: BiasCorrection | None) -> str:
+def _correction_text(correction: BiasCorrection | None, unknown: bool) -> str:
+    """What was chosen, and why. ``unknown``: the teacher does not know the views on which it was fitted."""
     if correction is None or correction.report is None:
         return f"None was fitted: it needs {LEAST_TO_FIT} training images or more."
+    if unknown:
+        return f"{correction.report.reason} The teacher does not know the views on which it was fitted: it says nothing of the labels."
     noise = _noise(correction)
     labels = "" if noise is None else f" {100 * noise:.1f} % of the labels are thought wrong."
     return correction.report.reason + labels
@@ -385,10 +389,12 @@ def _file(split: Split, position: int) -> str:
     return f"row {row}" if describe is None else "/".join(str(describe(row)).split("/")[-2:])
 
 
-def _why_not(normalisations: tuple[NormalisationRecord, ...], memorised: bool) -> str:
+def _why_not(normalisations: tuple[NormalisationRecord, ...], memorised: bool, unknown: bool) -> str:
     """Why labels are not searched for errors; empty if they are."""
     if any(one.better for one in normalisations):
         return "Not searched: the normalisation is wrong, and so are the teacher's answers."
+    if unknown:
+        return "Not searched: the teacher does not know the augmented views of the images on which it would judge their labels."
     if memorised:
         return "Not searched: the teacher has memorised the labels, also the wrong ones."
     return "" if installed() else f"Not searched: this needs cleanlab, which is not installed; {INSTALL}."
