@@ -90,6 +90,17 @@ def test_a_correction_in_the_run_is_no_part_of_the_question(weights, preset):
     record, notes = run_with(weights, {"crop_padding": 4}, method={"preset": preset})
     assert len(notes) == 1
     assert record["teacher"]["augmented"]["plain"] > 235
+    assert record.get("noise") is None  # nor is it asked which labels are wrong
+
+
+def test_of_several_teachers_each_is_named(weights, tmp_path):
+    other = {"others": [{"name": "cifar/resnet8", "weights": weights}], "weights": weights}
+    _, notes = run_with(weights, {"crop_padding": 4}, teacher=other, out=str(tmp_path / "run"))
+    assert len(notes) == 2
+    said = [
+        text for text in page_warnings(read_record(tmp_path / "run" / "record.json")) if "augmented" in text
+    ]
+    assert [text.partition(",")[0] for text in said] == ["Teacher 1", "Teacher 2"]
 
 
 def test_an_audit_puts_it_first_and_alone(weights):
@@ -98,7 +109,7 @@ def test_an_audit_puts_it_first_and_alone(weights):
     assert [one.kind for one in record.verdicts] == ["augmentation"]
     # nothing is said of labels that were judged on such views
     assert record.classification.noise is None
-    assert "it says nothing of the labels" in record.classification.correction
+    assert "nothing is said of the labels" in record.classification.correction
     assert record.classification.label_errors.how.startswith(
         "Not searched: the teacher does not know the aug"
     )

@@ -132,14 +132,14 @@ def _size_costs(found: AugmentedRecord) -> bool:
     return found.unchanged is not None and _loses(found, found.unchanged, COSTLY)
 
 
-def cost_text(found: AugmentedRecord) -> str:
-    """The finding in words: the numbers, and what each augmentation does alone."""
+def cost_text(found: AugmentedRecord, who: str = "The teacher") -> str:
+    """The finding in words: the numbers, and what each augmentation does alone. ``who`` begins the sentence."""
 
     def percent(right: int) -> str:
         return f"{100 * right / found.images:.1f} %"
 
     text = (
-        f"The teacher is right on {percent(found.views)} of augmented views of {found.images:,} {found.whose} images, and on "
+        f"{who} is right on {percent(found.views)} of augmented views of {found.images:,} {found.whose} images, and on "
         f"{percent(found.plain)} of the same images as they are. A student learns from its answers on such views."
     )
     if found.alone:

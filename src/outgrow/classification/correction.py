@@ -38,10 +38,11 @@ def fit_correction(
     views: Loader,
     *,
     foreign: bool,
+    knows_views: bool = True,
     name: str = "correction",
 ) -> tuple[BiasCorrection, dict[str, float]]:
     """Fit a correction on the training views, note its report and save it. Also returns facts about the views.
-    ``name`` is that of its file.
+    ``name`` is that of its file. Unless the teacher ``knows_views``, it is not asked which labels are wrong.
 
     A run that continues from a checkpoint takes the map of other classes, or the probe, that it has saved: the checkpoint
     refuses other data and another teacher.
@@ -74,7 +75,9 @@ def fit_correction(
     else:
         width = outputs.features[PENULTIMATE].shape[1]
         report.note(f"teacher: fitting a linear probe of its {width} features, scored out of fold ...")
-    correction = BiasCorrection(data.num_classes, noise=fitted_noise(config))
+    asked = wanted_noise(config.method) != "none"
+    judged = knows_views or asked
+    correction = BiasCorrection(data.num_classes, noise=fitted_noise(config) if judged else "none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says the same and names the source of the rows
         correction.fit(outputs, target, held_out=held_out if config.teacher.correct == "auto" else None)
@@ -83,7 +86,10 @@ def fit_correction(
         report.note(f"teacher: held-out rows are the {source} images")
     report.note(str(correction.report))
     report.event("correction", **asdict(correction.report))
-    asked = wanted_noise(config.method) != "none"
+    if not judged:
+        report.note(
+            "labels: nobody asked which are wrong, since the teacher does not know the views on which it would judge them"
+        )
     if correction.noise_report is not None:
         looks_noisy = len(correction.noise_matrix) > 0
         none = f"labels: none are found to be wrong, since {correction.noise_report.reason}"

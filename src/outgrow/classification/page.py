@@ -39,10 +39,19 @@ def page_warnings(record: Run) -> list[str]:
 
 def _augmented(record: RunRecord) -> list[str]:
     """A warning for each teacher that loses much by the augmentation."""
-    teachers = [record.teacher] if record.mixture is None else record.mixture.members
-    looked = [one.augmented for one in teachers if one is not None and one.augmented is not None]
+    named = {"The teacher": record.teacher}
+    if record.mixture is not None:
+        members = record.mixture.members
+        named = {f"Teacher {number}, {one.short_name},": one for number, one in enumerate(members, start=1)}
     augment = record.config.data.augment
-    return [f"{cost_text(found)} {advice(found, augment)}" for found in looked if costs_much(found)]
+    looked = {
+        who: one.augmented for who, one in named.items() if one is not None and one.augmented is not None
+    }
+    return [
+        f"{cost_text(found, who)} {advice(found, augment)}"
+        for who, found in looked.items()
+        if costs_much(found)
+    ]
 
 
 def _below_majority(record: RunRecord) -> str:

@@ -216,7 +216,7 @@ def _frozen(
         run, network.to(run.device), taps_read(network, objective, corrects or foreign), test, views
     )
     facts = _facts(config, network, number)
-    scores = None
+    scores, augmented = None, None
     if not foreign:
         if match.columns != tuple(range(network.num_classes)):
             teacher = in_data_classes(teacher, match).to(run.device)
@@ -224,13 +224,16 @@ def _frozen(
         if match.how == "position":
             check_order(scores.predicted, data.test.labels, data.classes, who=f"--teacher {network.name}")
         facts |= _numbers(scores)
-        facts["augmented"] = _augmented(run, teacher, data, scores, viewers)
+        augmented = facts["augmented"] = _augmented(run, teacher, data, scores, viewers)
     if config.teacher.views > 1:
         teacher = averaged(run, data, teacher, [network, *viewers], views)
     if not (corrects or foreign):
         return Taught(teacher, TeacherRecord(**facts), scores=scores)
     name = "correction" if number == 1 else f"correction-{number}"
-    correction, fitted = fit_correction(run, data, teacher, network, views, foreign=foreign, name=name)
+    knows = augmented is None or not costs_much(augmented)
+    correction, fitted = fit_correction(
+        run, data, teacher, network, views, foreign=foreign, knows_views=knows, name=name
+    )
     facts |= fitted
     corrected = CorrectedTeacher(teacher, correction)
     if foreign or not correction.is_identity:

@@ -328,7 +328,7 @@ def _correction_text(correction: BiasCorrection | None, unknown: bool) -> str:
     if correction is None or correction.report is None:
         return f"None was fitted: it needs {LEAST_TO_FIT} training images or more."
     if unknown:
-        return f"{correction.report.reason} The teacher does not know the views on which it was fitted: it says nothing of the labels."
+        return f"{correction.report.reason} The teacher does not know the views on which it was fitted, so nothing is said of the labels."
     noise = _noise(correction)
     labels = "" if noise is None else f" {100 * noise:.1f} % of the labels are thought wrong."
     return correction.report.reason + labels
