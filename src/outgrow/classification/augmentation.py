@@ -89,7 +89,7 @@ def look_at_augmented(
     alone = [
         AloneRecord(
             name=name,
-            setting=name if value is True else f"{name} {value}",
+            setting=name if value is True else f"{name}={value}",
             right=int(right({**OFF, name: value}).sum()),
         )
         for name, value in (on.items() if len(on) > 1 else ())
@@ -143,8 +143,8 @@ def cost_text(found: AugmentedRecord, who: str = "The teacher") -> str:
         f"{percent(found.plain)} of the same images as they are. A student learns from its answers on such views."
     )
     if found.alone:
-        each = ", ".join(f"{one.setting} {percent(one.right)}" for one in found.alone)
-        text += f" With one augmentation at a time: {each}."
+        each = ", ".join(f"{percent(one.right)} with {one.setting}" for one in found.alone)
+        text += f" One augmentation at a time: {each}."
     if _size_costs(found):
         text += f" Without any it is {percent(found.unchanged or 0)}: the views have another size than an evaluation of this teacher."
     return text

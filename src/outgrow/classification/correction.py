@@ -88,7 +88,7 @@ def fit_correction(
     report.event("correction", **asdict(correction.report))
     if not judged:
         report.note(
-            "labels: nobody asked which are wrong, since the teacher does not know the views on which it would judge them"
+            "labels: the teacher is not asked which are wrong, since it does not know the views on which it would judge them"
         )
     if correction.noise_report is not None:
         looks_noisy = len(correction.noise_matrix) > 0
