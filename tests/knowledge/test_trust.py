@@ -9,6 +9,7 @@ import torch
 import outgrow
 from outgrow import IGNORE, UNLABELLED, Objective, Rectifier, Target
 from outgrow.knowledge import TRUSTS, Confidence, Reliability, make_trust, rectify
+from outgrow.knowledge.trust import LEAST_INFORMED, _rid_of_noise
 from tests.reference import objective as reference
 from tests.reference import rules
 
@@ -136,6 +137,25 @@ class TestReliability:
         found = Reliability().fit(logits, given, noise=noise).probability(asked)
         assert (right - trusted)[2:].min() > 0.1
         torch.testing.assert_close(found, right, rtol=0, atol=0.05)
+
+    def test_agreement_is_solved_for_being_right(self):
+        """Literally, class by class, with noise that is not symmetric; the last class is bounded."""
+        noise = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.9, 0.1], [0.2, 0.68, 0.12]])
+        agrees, top = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0]), torch.tensor([0, 0, 1, 1, 2, 2])
+        expected = []
+        for a, j in zip(agrees.tolist(), top.tolist(), strict=True):
+            chance = sum(float(noise[c, j]) for c in range(3) if c != j) / 2
+            expected.append((a - chance) / max(float(noise[j, j]) - chance, LEAST_INFORMED))
+        assert _rid_of_noise(agrees, top, noise).tolist() == pytest.approx(expected)
+        # all right, in expectation: a share Q[j, j] agrees
+        for j, kept in enumerate([0.7, 0.9]):
+            shares = _rid_of_noise(torch.tensor([1.0, 0.0]), torch.tensor([j, j]), noise)
+            assert kept * shares[0] + (1 - kept) * shares[1] == pytest.approx(1.0)
+
+    def test_noise_of_other_classes_is_refused(self):
+        logits, label, index = fit_case()
+        with pytest.raises(ValueError, match=r"reliability: needs noise of 3 x 3 classes, got \(2, 2\)"):
+            Reliability().fit(logits, label, index, noise=torch.eye(2))
 
     def test_no_weight_has_seen_its_own_label(self):
         logits, label, index = fit_case()

@@ -38,9 +38,10 @@ def fit_reliability(run: RunContext, parts: Parts, teacher: Network | None, stud
     if not found:
         return
     module, noise = parts.taught.module.to(run.device), parts.taught.noise
-    on_labelled = any(reliability.rows == "all" for reliability, _ in found)
-    # images without labels are never blended, so neither are those that speak for them
-    config = run.config if on_labelled else unmixed(run.config)
+    trust = parts.rectify.trust
+    # images without labels are never blended, so neither are those that speak for them alone; a loss reads labelled rows too
+    for_unlabelled = all(one is trust and one.rows == "unlabelled" for one, _ in found)
+    config = unmixed(run.config) if for_unlabelled else run.config
     train = each_once(config.train)
     views = train_loader(config, train, parts.data.train, [teacher, student], run.device, whole=True)
     outputs, target = _beliefs(run, module, views)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from outgrow import spec
-from outgrow.knowledge.split import wrong_rows
+from outgrow.knowledge.split import safe_label, top_class, wrong_rows
 from outgrow.outputs import Knowledge, Outputs, Target, as_outputs, as_target, lift
 from outgrow.teacher.folds import as_index, fold_at
 
@@ -131,8 +131,14 @@ class Reliability(nn.Module):
                 f"reliability: needs labels in 0..{logits.shape[1] - 1}, got {int(target.label.max())}; check the labels."
             )
         right = (~wrong_rows(logits, target)).double()
+        if noise is not None and noise.shape != (logits.shape[1],) * 2:
+            raise ValueError(
+                f"reliability: needs noise of {logits.shape[1]} x {logits.shape[1]} classes, got {tuple(noise.shape)}; give it "
+                "p(given | true) for the teacher's classes."
+            )
         if noise is not None and target.partner is None:
-            right = _rid_of_noise(right, logits.argmax(dim=1), noise)
+            top = top_class(logits, safe_label(target.label, logits.shape[1]))
+            right = _rid_of_noise(right, top, noise)
         right = right[target.valid]
         at = confidence(logits)[target.valid]
         index = as_index(index, len(logits))[target.valid]

@@ -59,9 +59,8 @@ def verdicts(case: Case) -> tuple[Verdict, ...]:
     if first is not None:  # what else would be said is of a teacher that nobody will use
         return (first,)
     order, augmentation = _order(case), _augmentation(case)
-    if (
-        augmentation is not None
-    ):  # all that is said of training views is of images that the teacher does not know
+    if augmentation is not None:
+        # all that is said of training views is of images that the teacher does not know
         return (augmentation,) if order is None else (order, augmentation)
     found = [
         order,
