@@ -63,11 +63,12 @@ other_outputs, other_label = outgrow.Outputs(torch.randn(40, num_classes)), labe
 SUBSTITUTIONS = {
     "--set teacher.pretrained=true": "--teacher-weights resnet50.safetensors",
     "--student timm/mobilenetv3_small_100": "--student timm/mobilenetv3_small_100 --student-weights mnv3.safetensors",
+    "size=320": "size=128",
 }
-"""Nothing is downloaded: random weights stand for published ones."""
+"""Nothing is downloaded: random weights stand for published ones. Pictures are smaller."""
 
 FEW = "--set data.workers=0 --set train.max_steps=2 --set teacher_train.epochs=1 --set teacher_train.max_steps=2"
-SMALL = "--set data.size=32 --set teacher.input_size=32 --set student.input_size=32"
+SMALL = "--set data.size=32 --set teacher.input_size=32 --set student.input_size=32 --set teacher.correct_views=2"
 QUICK = {
     "distill": f"--epochs 1 {FEW}",
     "cache": f"--epochs 1 {FEW}",
@@ -464,7 +465,7 @@ def run_command(words: list[str]) -> None:
     for shown, used in SUBSTITUTIONS.items():
         text = text.replace(shown, used)
     text = f"{text} {QUICK[words[1]]}"
-    if words[1] == "distill" and "coco:" not in text:
+    if words[1] in ("distill", "tune") and "coco:" not in text:
         text = f"{text} {SMALL}"
     with warnings.catch_warnings():
         warnings.simplefilter(

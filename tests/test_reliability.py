@@ -19,7 +19,8 @@ def test_every_part_is_tried_here():
     assert set(PARTS) == {"kills", "damage", "configurations", "soak"}
 
 
-@pytest.mark.parametrize("name", ["kd", pytest.param("detector", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/run and tests/detection kill runs, too
+@pytest.mark.parametrize("name", ["kd", "detector"])
 def test_killed_runs_end_in_the_same_bits(name):
     assert name in KILLED
     counts = kills(1, seed=1, methods=[name])

@@ -100,7 +100,7 @@ def test_beliefs_are_kept_on_disk(files, tmp_path, monkeypatch):
     assert plain["student"]["nll"] == pytest.approx(first["student"]["nll"], abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["good", "foreign"])
+@pytest.mark.parametrize("name", ["good", pytest.param("foreign", marks=pytest.mark.slow)])
 def test_beliefs_of_fewer_images_are_not_those_of_more(files, tmp_path, name, monkeypatch):
     """Nor are the correction and the trust, which read them."""
 

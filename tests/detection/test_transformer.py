@@ -672,7 +672,7 @@ def layer(source, family, out):
     )
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["rtdetr:", pytest.param("dfine:", marks=pytest.mark.slow)])
 def run(request, small, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     config = layer(small, request.param, out)

@@ -181,7 +181,10 @@ def cifar_test(shared_data: Path) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("resnet56", "c100_resnet56_chenyaofo"), ("densenet_bc_100_12", "c100_densenet_bc_100_12")],
+    [
+        ("resnet56", "c100_resnet56_chenyaofo"),
+        pytest.param("densenet_bc_100_12", "c100_densenet_bc_100_12", marks=pytest.mark.slow),
+    ],
 )
 def test_published_checkpoints(
     name: str, file: str, shared_data: Path, cifar_test: tuple[Tensor, Tensor]

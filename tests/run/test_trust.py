@@ -104,7 +104,7 @@ def test_blended_labelled_images_do_not_speak_for_others(teacher_file):
     assert curves[0] == curves[1]
 
 
-@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("way", [pytest.param(WAYS[1], marks=pytest.mark.slow), WAYS[2]])
 def test_resumed_in_the_middle_of_an_epoch(teacher_file, tmp_path, way):
     layers = {**trusting(way, preset="outgrow"), "train": {"checkpoint_steps": 2}}
     run(teacher_file, layers, {"out": str(tmp_path / "whole")})

@@ -397,7 +397,7 @@ PARTS = (
     "name, sets",
     [
         pytest.param("mixed", MIXED, marks=pytest.mark.slow),
-        ("unlabelled", (*MIXED, *UNLABELLED)),
+        pytest.param("unlabelled", (*MIXED, *UNLABELLED), marks=pytest.mark.slow),
         ("parts", (*PARTS, *UNLABELLED)),
     ],
 )
