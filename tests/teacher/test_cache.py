@@ -587,6 +587,21 @@ def test_two_runs_fill_one_cache(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_a_cache_that_is_removed_while_it_is_used_is_begun_again(tmp_path):
+    cache = make(tmp_path)
+    shutil.rmtree(cache.folder)
+    held = cache.start(0)
+    held[:] = 1.5
+    shutil.rmtree(cache.folder)
+    cache.finish(0, held)  # these are lost and are computed again
+    assert cache.read(0) is None
+    held = cache.start(1)
+    held[:] = 1.5
+    cache.finish(1, held)
+    assert make(tmp_path).read(1) is not None
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_a_disk_that_fills_up_is_a_message(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -127,6 +127,7 @@ class TeacherCache:
         """An empty array for an epoch, to write into; :meth:`finish` completes it."""
         shape, part = self.shapes[name], self._part(epoch, name)
         try:
+            part.parent.mkdir(parents=True, exist_ok=True)  # someone may have removed the cache since this run began
             held = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
             with part.open("r+b") as file, contextlib.suppress(AttributeError):  # not on every system
                 # a file with holes would end the process with SIGBUS once the disk is full
@@ -143,6 +144,8 @@ class TeacherCache:
     def finish(self, epoch: int, held: Float16[np.memmap, "indices *shape"], name: str = LOGITS) -> None:
         held.flush()
         part, path = self._part(epoch, name), self.path(epoch, name)
+        if not part.is_file():  # removed with the whole cache: the epoch is computed again where it is needed
+            return
         try:
             write_atomically(_sum_of(path), _crc(part))
             part.replace(path)
