@@ -68,7 +68,9 @@ SUBSTITUTIONS = {
 """Nothing is downloaded: random weights stand for published ones. Pictures are smaller."""
 
 FEW = "--set data.workers=0 --set train.max_steps=2 --set teacher_train.epochs=1 --set teacher_train.max_steps=2"
-SMALL = "--set data.size=32 --set teacher.input_size=32 --set student.input_size=32 --set teacher.correct_views=2"
+SMALL = (
+    "--set data.size=32 --set teacher.input_size=32 --set student.input_size=32 --set teacher.correct_views=2"
+)
 QUICK = {
     "distill": f"--epochs 1 {FEW}",
     "cache": f"--epochs 1 {FEW}",
@@ -282,6 +284,21 @@ def test_what_the_page_of_the_paper_names_is_there():
         assert re.search(rf"^ *(def {name}\(|class {name}\b|{name}: )", text, flags=re.MULTILINE), (
             f"{file}::{name}"
         )
+
+
+def test_no_merge_is_left_unfinished():
+    """In any file that is written by hand: a page shows such lines to its reader."""
+    files = [ROOT / page for page in PAGES]
+    for folder in ("docs", "results", "src", "tests", "benchmarks", "examples"):
+        files += [
+            path
+            for path in (ROOT / folder).rglob("*")
+            if path.suffix in (".md", ".rst", ".py", ".html", ".css")
+        ]
+    assert len(files) > 500
+    for path in files:
+        found = re.search("^(<{7}|>{7}) .*", path.read_text(), flags=re.MULTILINE)
+        assert not found, f"{path.relative_to(ROOT)}: {found}"
 
 
 def test_the_changelog_and_the_citation_are_of_this_version():
