@@ -11,9 +11,15 @@ def mixture(rows, weights):
     return [sum(w * t[c] for w, t in zip(weights, beliefs, strict=True)) for c in range(len(rows[0]))]
 
 
-def mixture_likelihood(teachers, weights, labels):
-    """The mean log-likelihood of the labels under the mixture."""
+def mixture_likelihood(teachers, weights, labels, noise=None):
+    """The mean log-likelihood of the labels under the mixture. ``noise[true][given]`` is how labels come about."""
     total = 0.0
     for i, label in enumerate(labels):
-        total += math.log(mixture([teacher[i] for teacher in teachers], weights)[label])
+        true = mixture([teacher[i] for teacher in teachers], weights)
+        given = (
+            true
+            if noise is None
+            else [sum(p * row[k] for p, row in zip(true, noise, strict=True)) for k in range(len(true))]
+        )
+        total += math.log(given[label])
     return total / len(labels)

@@ -172,6 +172,74 @@ class TestFit:
         lacking = torch.cat([label, torch.full((7,), outgrow.UNLABELLED)])
         torch.testing.assert_close(Mixture(2).fit(more, lacking).weights, whole.weights)
 
+    def noisy(self, rows, share, seed=9):
+        """True labels, labels of which a share is any other class, and how they come about."""
+        true = labels(rows)
+        generator = torch.Generator().manual_seed(seed)
+        wrong = torch.rand(rows, generator=generator) < share
+        given = torch.where(wrong, (true + torch.randint(1, 6, (rows,), generator=generator)) % 6, true)
+        noise = torch.full((6, 6), share / 5).fill_diagonal_(1 - share)
+        return true, given, noise
+
+    def test_with_noise_the_given_labels_are_likeliest(self):
+        true, given, noise = self.noisy(400, 0.3)
+        teachers = [calibrated(true, seed=seed, noise=width) for seed, width in ((1, 0.5), (2, 0.6))]
+        mixture = Mixture(2).fit(teachers, given, noise=noise)
+        rows = [teacher.tolist() for teacher in teachers]
+        for fold in range(5):
+            fitted = (mixture.fold_of != fold).nonzero()[:, 0].tolist()
+            some = [[row[i] for i in fitted] for row in rows]
+
+            def likelihood(weight, some=some, fitted=fitted):
+                return reference.mixture_likelihood(
+                    some, [weight, 1 - weight], given[fitted].tolist(), noise.tolist()
+                )
+
+            found = float(mixture.weights[fold, 0])
+            best = max((step / 50 for step in range(51)), key=likelihood)
+            assert likelihood(found) >= likelihood(best) - 1e-5
+        literal = [
+            reference.mixture_likelihood(
+                [[row[i]] for row in rows],
+                mixture.weights[mixture.fold_of[i]].tolist(),
+                [int(given[i])],
+                noise.tolist(),
+            )
+            for i in range(400)
+        ]
+        assert mixture.report.nll == pytest.approx(-sum(literal) / 400, abs=1e-5)
+        alone = [-reference.mixture_likelihood([row], [1.0], given.tolist(), noise.tolist()) for row in rows]
+        assert mixture.report.alone == pytest.approx(alone, abs=1e-5)
+        assert str(mixture.report)
+
+    def test_noise_that_never_happens_changes_nothing(self):
+        label = labels(200)
+        teachers = [calibrated(label, seed=seed) for seed in (1, 2)]
+        whole = Mixture(2).fit(teachers, label)
+        same = Mixture(2).fit(teachers, label, noise=torch.eye(6))
+        torch.testing.assert_close(same.weights, whole.weights, rtol=1e-5, atol=1e-6)
+        assert same.report.nll == pytest.approx(whole.report.nll, abs=1e-9)
+
+    def test_a_teacher_that_is_sure_and_right_is_not_blamed_for_wrong_labels(self):
+        """Wrong labels ruin the likelihood of a sure teacher. The weights are those that right labels would give."""
+        true, given, noise = self.noisy(4000, 0.3)
+        sure, unsure = calibrated(true, seed=1, noise=0.35), calibrated(true, seed=2, noise=0.7)
+        right = Mixture(2).fit([sure, unsure], true).report.weights[0]
+        blamed = Mixture(2).fit([sure, unsure], given).report.weights[0]
+        known = Mixture(2).fit([sure, unsure], given, noise=noise).report.weights[0]
+        assert right > 0.9
+        assert known == pytest.approx(right, abs=0.08)
+        assert blamed < known - 0.2
+
+    def test_noise_of_other_classes_is_refused(self):
+        label = labels(100)
+        teachers = [calibrated(label, seed=seed) for seed in (1, 2)]
+        for noise in (torch.eye(5), torch.ones(6, 6), torch.full((6,), 1 / 6)):
+            with pytest.raises(
+                ValueError, match=r"Mixture.fit: needs noise\[true, given\] of 6 x 6 classes, .*got .*; take"
+            ):
+                Mixture(2).fit(teachers, label, noise=noise)
+
     def test_an_image_with_more_views_weighs_no_more(self):
         """Copies of some rows under the same index are views of one image: the weights stay."""
         label = labels(200)

@@ -23,7 +23,7 @@ from outgrow.training.config import Config, MethodConfig
 from outgrow.training.noise import fitted_noise, task_of, wanted_noise
 from outgrow.training.processes import is_main
 from outgrow.training.record import NoiseRecord
-from outgrow.training.task import RunContext
+from outgrow.training.task import RunContext, Taught
 
 FEATURE_BYTES = 1 << 30
 """Largest size in bytes of the penultimate features for a correction; beyond it only the logits are used. The probe of a
@@ -77,7 +77,7 @@ def fit_correction(
         report.note(f"teacher: fitting a linear probe of its {width} features, scored out of fold ...")
     asked = wanted_noise(config.method) != "none"
     judged = knows_views or asked
-    correction = BiasCorrection(data.num_classes, noise=fitted_noise(config) if judged else "none")
+    correction = BiasCorrection(data.num_classes, noise=fitted_noise(config.method) if judged else "none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says the same and names the source of the rows
         correction.fit(outputs, target, held_out=held_out if config.teacher.correct == "auto" else None)
@@ -94,32 +94,38 @@ def fit_correction(
         looks_noisy = len(correction.noise_matrix) > 0
         none = f"labels: none are found to be wrong, since {correction.noise_report.reason}"
         report.note(str(correction.noise_report) if asked or looks_noisy else none)
-        believes = task_of(config.method, noisy=True) == "posterior"
-        if looks_noisy and asked and not believes:
-            report.note(
-                "labels: the distillation does not believe the wrong ones, but the student's own loss still learns the labels as they "
-                "are; method.task=posterior changes that"
-            )
-        if looks_noisy and not asked:
-            own = (
-                "learns the posterior of teacher and label"
-                if believes
-                else "still learns the labels as they are"
-            )
-            report.note(
-                "teacher: its correction does not learn the wrong labels, and the student's own loss "
-                f"{own} (method.task); `outgrow audit` lists the images whose labels look wrong"
-            )
         report.event("noise", **asdict(correction.noise_report))
-    if asked and not len(correction.noise_matrix):
-        warnings.warn(_no_noise(correction, config.method), stacklevel=2)
     correction.to(run.device)
     if run.out is not None and is_main():
         correction.save(run.out / f"{name}.safetensors")
     return correction, facts
 
 
-def _no_noise(correction: BiasCorrection, method: MethodConfig) -> str:
+def say_what_is_learnt(run: RunContext, taught: Taught) -> None:
+    """What wrong labels that were found mean for the student; a warning where the posterior needs some and has none."""
+    method = run.config.method
+    asked = wanted_noise(method) != "none"
+    if taught.noise is None:
+        if asked and taught.record is not None:
+            warnings.warn(_no_noise(taught, method), stacklevel=2)
+        return
+    believes = task_of(method, noisy=True) == "posterior"
+    if asked and not believes:
+        run.report.note(
+            "labels: the distillation does not believe the wrong ones, but the student's own loss still learns the labels as they "
+            "are; method.task=posterior changes that"
+        )
+    if not asked:
+        own = (
+            "learns the posterior of teacher and label" if believes else "still learns the labels as they are"
+        )
+        run.report.note(
+            "teacher: its correction does not learn the wrong labels, and the student's own loss "
+            f"{own} (method.task); `outgrow audit` lists the images whose labels look wrong"
+        )
+
+
+def _no_noise(taught: Taught, method: MethodConfig) -> str:
     """What it means for the posterior that no noise was fitted."""
     if isinstance(wanted_noise(method), float):
         return (
@@ -127,9 +133,7 @@ def _no_noise(correction: BiasCorrection, method: MethodConfig) -> str:
             "and the share that you gave is used, so that a label counts twice: by itself, and in what the teacher believes. Take a "
             "teacher of other images, or another rule."
         )
-    why = (
-        "none that were found" if correction.noise_report is not None else "a teacher that has memorised them"
-    )
+    why = "none that were found" if taught.noise_record is not None else "a teacher that has memorised them"
     return (
         f"posterior: needs labels of which some are wrong, got {why}. The teacher is believed as it is, and the labels too; "
         "choose another rule, or give the share that you know to be wrong: posterior(noise=0.2)."

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from outgrow.classification.correction import kept, may_have_trained_on
 from outgrow.classification.data import RunData
@@ -13,13 +14,14 @@ from outgrow.outputs import Outputs, Target
 from outgrow.teacher import MixedTeacher, Mixture
 from outgrow.teacher.correction import memorised
 from outgrow.training.processes import is_main
-from outgrow.training.record import MemberRecord, MixtureRecord, TeacherRecord
+from outgrow.training.record import MemberRecord, MixtureRecord, NoiseRecord, TeacherRecord
 from outgrow.training.task import RunContext, Taught
 
 
 def mixed(run: RunContext, data: RunData, members: Sequence[Taught], views: Loader, test: Loader) -> Taught:
     """The teachers as one, scored on the test images."""
-    mixture = _fitted(run, data, members, views).to(run.device)
+    noise, noise_record = _noise(run, members)
+    mixture = _fitted(run, data, members, views, noise).to(run.device)
     teacher = MixedTeacher([one.module for one in members], mixture)
     scores: Scores = evaluate(teacher, test)
     run.report.note(f"teachers together: top-1 {scores.top1:.2f} % on the test images")
@@ -48,10 +50,40 @@ def mixed(run: RunContext, data: RunData, members: Sequence[Taught], views: Load
         nll=None if report is None else finite(report.nll),
         num_images=None if report is None else report.num_images,
     )
-    return Taught(teacher, together, scores=scores, mixture=found)
+    return Taught(
+        teacher,
+        together,
+        scores=scores,
+        mixture=found,
+        noise=noise,
+        noise_record=noise_record,
+    )
 
 
-def _fitted(run: RunContext, data: RunData, members: Sequence[Taught], views: Loader) -> Mixture:
+def _noise(run: RunContext, members: Sequence[Taught]) -> tuple[Tensor | None, NoiseRecord | None]:
+    """Which labels are wrong, by the teacher under which the given ones are likeliest, out of fold, of those that were asked.
+    How labels come about does not depend on a teacher, so its answer holds beside all of them."""
+    asked = [
+        (one.correction.chosen.nll, number, one)
+        for number, one in enumerate(members)
+        if one.correction is not None and one.noise_record is not None
+    ]
+    if not asked:
+        return None, None
+    _, _, judge = min(asked)
+    assert judge.noise_record is not None
+    assert judge.record is not None
+    name = judge.record.name
+    if judge.noise is not None:
+        run.report.note(
+            f"labels: of the teachers, {name} makes them likeliest, so its share of wrong ones is taken"
+        )
+    return judge.noise, judge.noise_record.model_copy(update={"judge": name})
+
+
+def _fitted(
+    run: RunContext, data: RunData, members: Sequence[Taught], views: Loader, noise: Tensor | None
+) -> Mixture:
     """The weights: fitted, or those of the checkpoint from which this run continues."""
     saved = kept(run, "mixture")
     if saved is not None:
@@ -75,7 +107,7 @@ def _fitted(run: RunContext, data: RunData, members: Sequence[Taught], views: Lo
             stacklevel=2,
         )
         return Mixture.of([1.0] * len(members))
-    mixture = Mixture(len(members)).fit(beliefs, target)
+    mixture = Mixture(len(members)).fit(beliefs, target, noise=noise)
     assert mixture.report is not None
     for number, one in enumerate(members, start=1):
         assert one.record is not None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from outgrow.classification.augmentation import advice, cost_text, costs_much, look_at_augmented
-from outgrow.classification.correction import fit_correction, noise_record
+from outgrow.classification.correction import fit_correction, noise_record, say_what_is_learnt
 from outgrow.classification.data import RunData, each_once, eval_loader, train_loader
 from outgrow.classification.mixture import mixed
 from outgrow.classification.names import in_data_classes, match_teacher
@@ -47,14 +47,13 @@ FOLD_IMAGES = 16
 
 def check_teachers(config: Config, objective: Objective) -> None:
     """``ValueError`` for what several teachers cannot do, and what wrong labels need."""
-    options, noise = config.teacher, wanted_noise(config.method)
+    options = config.teacher
     if config.method.preset != "none":
         check_views(config, objective)
-    if noise != "none" and (options.others or options.correct == "never"):
-        got = f"{1 + len(options.others)} (teacher.others)" if options.others else "--correct-teacher never"
+    if wanted_noise(config.method) != "none" and options.correct == "never":
         raise ValueError(
-            f"posterior: needs one teacher, whose bias is corrected together with the noise of the labels, got {got}; leave that "
-            "out, or choose another rule and method.task=label."
+            "posterior: needs a teacher whose bias is corrected together with the noise of the labels, got --correct-teacher "
+            "never; leave that out, or choose another rule and method.task=label."
         )
     if not options.others or config.method.preset == "none":
         return
@@ -159,14 +158,15 @@ def freeze_teacher(
         run.config, each_once(run.config.train), data.train, [network, student], run.device, whole=True
     )
     others = other_teachers(run, student)  # before anything is computed: a file may be missing
-    first = _frozen(run, data, network, views, objective, [network, student])
-    if not others:
-        return first
-    rest = [
-        _frozen(run, data, other, views, objective, [network, student], number)
-        for number, other in enumerate(others, start=2)
-    ]
-    return mixed(run, data, [first, *rest], views, eval_loader_of(run, data, network))
+    taught = _frozen(run, data, network, views, objective, [network, student])
+    if others:
+        rest = [
+            _frozen(run, data, other, views, objective, [network, student], number)
+            for number, other in enumerate(others, start=2)
+        ]
+        taught = mixed(run, data, [taught, *rest], views, eval_loader_of(run, data, network))
+    say_what_is_learnt(run, taught)
+    return taught
 
 
 def other_teachers(run: RunContext, student: Network) -> list[Network]:

@@ -32,8 +32,8 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class MixtureReport:
-    """The weights (mean over the folds), and mean negative log-likelihoods out of fold in nats an image: of each teacher
-    alone, and of the mixture."""
+    """The weights (mean over the folds), and mean negative log-likelihoods of the given labels out of fold, in nats an image:
+    under each teacher alone, and under the mixture. ``accuracy`` is how often the mixture agrees with the label."""
 
     weights: tuple[float, ...]
     alone: tuple[float, ...]
@@ -99,11 +99,17 @@ class Mixture(nn.Module):
         outputs: Sequence[Outputs | Tensor],
         target: Target | Tensor,
         index: Int[Tensor, " rows"] | None = None,
+        *,
+        noise: Tensor | None = None,
     ) -> "Mixture":
         """Fit on the outputs of all teachers, in the same classes, for the same rows.
 
         ``index`` (or ``target.index``) is the image of each row, as in :meth:`outgrow.BiasCorrection.fit`. Rows without a
         label are left out.
+
+        ``noise``: where labels are wrong, ``p(given | true)`` of shape ``[true, given]``, such as
+        ``BiasCorrection.noise_matrix``. The outputs are then beliefs in the true classes, and weights and report are of the
+        likelihood of the given labels.
         """
         given, target = [as_outputs(one, whose="teacher") for one in outputs], as_target(target)
         shapes = {tuple(one.logits.shape) for one in given}
@@ -114,7 +120,11 @@ class Mixture(nn.Module):
             )
         classes = given[0].num_classes
         data = Data.build(given[0], target, index, classes, self.folds, caller="Mixture.fit")
-        log_p = torch.stack([lift(one.logits[data.keep]).double().log_softmax(dim=1) for one in given])
+        if noise is not None:
+            _check_noise(noise, classes)
+        true = torch.stack([lift(one.logits[data.keep]).double().log_softmax(dim=1) for one in given])
+        # of the given labels: noise is linear, so the mean of the teachers commutes with it
+        log_p = true if noise is None else (true.exp() @ noise.to(true)).log()
         seen = torch.cat([_at(log_p, data.label), _at(log_p, data.partner)])
         weight = torch.cat([data.weight * data.mix, data.weight * (1 - data.mix)])
         fold = data.fold.repeat(2)
@@ -127,7 +137,7 @@ class Mixture(nn.Module):
             weights=tuple(self.weights[-1].tolist()),
             alone=tuple(float(data.per_image(data.nll(one)).mean()) for one in log_p),
             nll=float(data.per_image(data.nll(mixed)).mean()),
-            accuracy=data.accuracy(mixed),
+            accuracy=data.accuracy(log_mean(true, torch.stack(fitted)[data.fold])),
             num_images=data.num_images,
         )
         return self
@@ -270,6 +280,15 @@ def log_mean(
 ) -> Float[Tensor, "rows classes"]:
     """The logarithm of the weighted mean of probabilities, in log space."""
     return (log_p + weights.T.log()[:, :, None]).logsumexp(dim=0)
+
+
+def _check_noise(noise: Tensor, classes: int) -> None:
+    square = noise.shape == (classes, classes)
+    if not (square and bool((noise >= 0).all()) and bool(((noise.sum(dim=1) - 1).abs() < 1e-3).all())):
+        raise ValueError(
+            f"Mixture.fit: needs noise[true, given] of {classes} x {classes} classes, each row a probability, got shape "
+            f"{tuple(noise.shape)}{', whose rows are none' if square else ''}; take BiasCorrection(...).noise_matrix."
+        )
 
 
 def _at(

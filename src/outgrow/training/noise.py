@@ -11,18 +11,13 @@ from outgrow.knowledge.posterior import Posterior
 from outgrow.knowledge.registry import RULES
 from outgrow.objective import PRESETS, Objective
 from outgrow.teacher.noise import Wanted
-from outgrow.training.config import Config, MethodConfig
+from outgrow.training.config import MethodConfig
 
 
-def fitted_noise(config: Config) -> Wanted:
-    """What the correction of a run's teacher assumes of the labels.
-
-    Beside other teachers it takes them as right: the weights of several teachers are fitted on the labels as they are.
-    """
-    wanted = wanted_noise(config.method)
-    if wanted != "none" or config.teacher.others:
-        return wanted
-    return "estimate"
+def fitted_noise(method: MethodConfig) -> Wanted:
+    """What the correction of a teacher assumes of the labels: noise is looked for even where nobody asks for it."""
+    wanted = wanted_noise(method)
+    return "estimate" if wanted == "none" else wanted
 
 
 def wanted_noise(method: MethodConfig) -> Wanted:

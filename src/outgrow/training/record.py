@@ -173,6 +173,8 @@ class NoiseRecord(_Part):
     """What the student's own loss was compared with."""
     matrix: tuple[tuple[float, ...], ...] | None = None
     """``matrix[i][j]``: the share of the images of class i that have the label j. None if there are too many classes."""
+    judge: str = ""
+    """Of several teachers, the one that found this: under it the given labels are likeliest."""
 
 
 class ExampleRecord(_Part):
