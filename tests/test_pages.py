@@ -125,7 +125,7 @@ NOT_CODE = {
     "docs/guide/compare.md: recipe: finetune": "a comparison's file, in tests/run/test_compare.py",
     "docs/guide/correction.md: the teacher is right on 100.0% of the rows to fit but on 41.6% of held-out rows: it has "
     "memorised the former, which say": "a warning",
-    "docs/guide/correction.md: correction                ridge  accuracy      nll   (out of fold, 3000 images)": "a report",
+    "docs/guide/correction.md: correction                   ridge  accuracy      nll   (out of fold, 3000 images)": "a report",
     "docs/guide/correction.md: correction                ridge  accuracy      nll   (out of fold, 600 images)": "a report",
     "docs/guide/correction.md: as it is                           52.17%   1.2389 <- chosen": "a report's end",
     "docs/guide/correction.md: noise of the labels   map                           prior      rate      nll   (out of fold)": "a report",
