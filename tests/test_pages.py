@@ -140,8 +140,6 @@ NOT_CODE = {
     "teachers/3f...: 797.6 MiB per epoch, ...": "what a run says, in tests/run/test_cli.py",
     "docs/guide/your-own-data.md: photos/train/<class>/*.jpg        photos/val/<class>/*.jpg": "folders",
     "docs/guide/your-own-data.md: teacher,data": "a list, whose like the desk below has",
-    "docs/guide/your-own-data.md: outgrow: data: needs training images and no other validation set to cut "
-    "val_fraction=0.1 from, got a validation set of the": "an error, in tests/data/test_source.py",
     "docs/guide/your-own-data.md: teacher: fitting a correction of its systematic errors, scored out of fold ...": (
         "what a run says of its teacher"
     ),
