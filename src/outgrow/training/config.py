@@ -64,12 +64,12 @@ class DataConfig(_Section):
 
     source: str = "digits"
     """digits, folder:PATH, parquet:PATH, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, hf:NAME; with boxes coco:IMAGES:ANNOTATIONS,
-    coco:FOLDER, yolo:DATA.yaml, voc:FOLDER."""
+    coco:FOLDER, yolo:DATA.yaml, voc:FOLDER, hf:NAME."""
     label: str | None = None
     """The label column, if a source has several (``fine_label`` or ``coarse_label``)."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the training set that is held out to check a teacher and is never trained on. It has no effect
-    if the source has its own validation images."""
+    if the source has both validation and test images, or boxes."""
     train_rows: int | None = Field(None, ge=1)
     """Train on this number of images only, the first of a seeded shuffle; None for all."""
     exclude: str | None = None
@@ -87,8 +87,9 @@ class DataConfig(_Section):
     unlabelled_rows: int | None = Field(None, ge=1)
     """Use this number of unlabelled images only, the first of a seeded shuffle; None for all."""
     size: int | None = Field(None, ge=1)
-    """Side in pixels of the images that the student is trained and tested on; None for the larger input size of the
-    two networks. For a student that is built for one size set ``student.input_size`` instead."""
+    """Side in pixels of the training views, and of the input of the student. None: the views have the larger input size of the
+    two networks (square images in memory keep theirs), and each network resizes them to its own. For a student that is built
+    for one size set ``student.input_size`` instead. It has no effect with boxes."""
     on_fault: Literal["refuse", "skip"] = "refuse"
     """What happens if an image cannot be decoded, or a box or an image is annotated with a fault. ``refuse`` raises an
     error that names it. ``skip`` leaves it out and names it in the record; all images are then decoded once before
@@ -159,7 +160,9 @@ class TeacherConfig(ModelConfig):
     rows: Literal["same", "disjoint"] = "same"
     """The training images of a teacher that is trained here: those of the student, or only the others."""
     correct: Literal["auto", "always", "never"] = "auto"
-    """Correct the bias of the teacher. ``auto`` does so if the preset includes it and it helps on held-out folds."""
+    """Correct the bias of the teacher, if that helps on held-out folds. ``auto`` does so with the preset ``outgrow`` and with the rule
+    or the task ``posterior``; ``always`` with any preset, and without the check for memorisation. Both map the classes of a teacher
+    with others to those of the data; ``never`` refuses such a teacher."""
     cache: str | None = None
     """Folder for cached logits of the teacher. They are computed once for each view and read by later runs."""
     cache_features: bool = False
@@ -169,11 +172,10 @@ class TeacherConfig(ModelConfig):
     """Also cache the logits before a correction, in the same pass, for runs that do not correct the teacher."""
     views: int = Field(1, ge=1)
     """Number of views of a training image over which the teacher's probabilities are averaged. The belief in an image is then
-    the same in every epoch, and the teacher is not computed again. With 1 there is one belief for each view, of the view that the
-    student sees."""
+    the same in every epoch, and the teacher is not computed again. With 1 the teacher looks at the view that the student sees."""
     correct_views: int = Field(1, ge=1)
-    """Number of passes over the augmented training images on which a correction is fitted. With ``views`` it is
-    fitted on the averaged beliefs, one for each image."""
+    """Number of passes over the augmented training images on which a correction is fitted. With ``views`` above 1 it is
+    fitted on the averaged beliefs, one for each image, and this has to be 1."""
     fold: bool = True
     """Fold batch norms into the preceding convolutions: the same logits up to float32 rounding."""
     precision: Literal["as_student", "fp32", "bf16"] = "as_student"
@@ -202,14 +204,15 @@ class MethodConfig(_Section):
     schedule: str | None = None
     """The weights of easy and hard rows over the training, such as "linear"; None for those of the preset."""
     temperature: float | None = Field(None, gt=0)
-    """Temperature of the losses that soften logits, and of the rule; None for the defaults of the losses."""
+    """Temperature of the losses that soften logits, and of the rule; None for that of the preset, or with ``loss`` for the
+    defaults of the losses."""
     weight: float | None = None
     """Factor of all distillation terms; None for that of the preset."""
     task_weight: float | None = None
     """Factor of the task loss; None for that of the preset."""
     normalize: Literal["rows", "subset"] | None = None
-    """``rows`` divides all losses by the number of rows in the batch. ``subset`` divides those of right and of wrong
-    rows each by the number of such rows. None for the choice of the preset."""
+    """``rows`` divides the distillation losses by the number of rows in the batch. ``subset`` divides those of right and of wrong
+    rows each by the number of such rows. None for the choice of the preset. The task loss is always a mean over rows with a label."""
 
     @property
     def effective(self) -> "MethodConfig":
@@ -361,7 +364,8 @@ class Config(_Section):
     """One distillation run."""
 
     recipe: str = "default"
-    """Recipe that sets the fields that are not given; see `outgrow list recipes`."""
+    """Recipe that sets the fields that are not given on the command line; see `outgrow list recipes`. Python's ``outgrow.distill``
+    applies none."""
     data: DataConfig = DataConfig()
     """Images and labels."""
     teacher: TeacherConfig = TeacherConfig()
