@@ -11,11 +11,11 @@ from outgrow import preset, spec
 from outgrow.data import DataWarning
 from outgrow.losses import LOSSES
 from outgrow.models import create_model
-from outgrow.run import distill
-from outgrow.run.layers import recipe_layer
+from outgrow.run import cli, distill
+from outgrow.run.layers import as_config, recipe_layer
 from outgrow.run.recipes import RECIPES
 from outgrow.run.recipes.cifar import PAIRS
-from outgrow.training.config import build_config
+from outgrow.training.config import build_config, merge
 
 RECIPE = "cifar100/resnet32x4-resnet8x4"
 # METHODS.md section 2, typed in anew: weight of the term and of the task
@@ -111,6 +111,25 @@ def test_one_step(name, teacher):
     assert math.isfinite(value)
     assert (value == 0) == (name in WARM_UP)  # at the first step a warm-up has not begun
     assert value >= 0 or name == "ppi"  # a difference
+
+
+def test_python_takes_the_recipe_that_a_mapping_names(monkeypatch):
+    """As `--config` does with a file of the same fields: the record names a recipe whose fields the run had."""
+    given = {"recipe": "digits", "student": {"name": "cifar/resnet8"}, "train": {"epochs": 3}}
+    seen = []
+    monkeypatch.setattr("outgrow.run.distill", lambda config, **_: seen.append(config))
+    cli.app(
+        ["distill", "--recipe", "digits", "--student", "cifar/resnet8", "--epochs", "3"],
+        standalone_mode=False,
+    )
+    assert as_config(given) == seen[0]
+    assert as_config(given).data.train_rows == RECIPES["digits"].layer["data"]["train_rows"]
+    whole = as_config(given).model_dump(mode="json")
+    assert as_config(whole) == as_config(given)  # a saved configuration has all fields, so it stays as it is
+    assert as_config(merge(whole, {"data": {"train_rows": 7}})).data.train_rows == 7
+    assert as_config({"train": {"epochs": 3}}) == build_config({"train": {"epochs": 3}})
+    with pytest.raises(ValueError, match="recipe"):
+        distill({"recipe": "digit"})
 
 
 def test_the_command_takes_the_constants_of_a_bare_name(monkeypatch, tmp_path):

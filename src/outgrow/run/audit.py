@@ -15,7 +15,7 @@ from torch import nn
 
 from outgrow.machine.files import check_writable, sealed, write_atomically
 from outgrow.report.audit_page import write_audit_page
-from outgrow.run.layers import recipe_layer
+from outgrow.run.layers import as_config, recipe_layer
 from outgrow.run.predict import csv_lines
 from outgrow.run.tasks import task_name
 from outgrow.training.acceleration import make_accelerator
@@ -48,7 +48,7 @@ def audit_teacher(
     ``ValueError`` for a folder that holds something, no teacher, and what does not fit together.
     """
     started = time.time()
-    config = settle(config if isinstance(config, Config) else build_config(config))
+    config = settle(as_config(config))
     if rows < LEAST_ROWS:
         raise ValueError(f"--rows: needs {LEAST_ROWS} or more, got {rows}; 2000 take minutes.")
     if config.teacher.train:

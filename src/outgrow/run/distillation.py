@@ -21,11 +21,12 @@ from outgrow.machine.files import sealed, write_atomically
 from outgrow.machine.precision import refuse_half_on_cpu
 from outgrow.models.sources import net_identity
 from outgrow.objective import Objective, preset
+from outgrow.run.layers import as_config
 from outgrow.run.recipes import RECIPES
 from outgrow.run.tasks import task_of
 from outgrow.teacher.cache import CachedTeacher, check_cache_folder, digest
 from outgrow.training.acceleration import fast_steps, make_accelerator, memory_layout
-from outgrow.training.config import Config, TrainConfig, build_config, settle, without_effect
+from outgrow.training.config import Config, TrainConfig, settle, without_effect
 from outgrow.training.fitting import fit, machine_facts, student_checkpoint
 from outgrow.training.folder import drop_aside, open_folder, release, vacate, write_config
 from outgrow.training.meter import EpochRecord
@@ -52,8 +53,8 @@ def distill(
 ) -> dict[str, Any]:
     """Distil a teacher into a student and return the record of the run.
 
-    ``config`` is a :class:`outgrow.training.config.Config` or a mapping of the fields that differ from the
-    defaults. ``teacher`` and ``student`` may be your own modules (RGB images in [0, 1] to logits), which replace the
+    ``config`` is a :class:`outgrow.training.config.Config`, or a mapping of the fields that differ from the
+    defaults, or from the recipe that it names. ``teacher`` and ``student`` may be your own modules (RGB images in [0, 1] to logits), which replace the
     names in ``config``. Both are moved to the device; the student is trained in place.
 
     With ``config.out``, the run folder gets ``config.yaml``, ``record.json``, ``student.safetensors``,
@@ -168,7 +169,7 @@ def start(
     reporter: Reporter | None = None,
 ) -> RunContext:
     """Resolve the configuration, choose the device and open the run folder."""
-    config = settle(config if isinstance(config, Config) else build_config(config or {}))
+    config = settle(as_config(config))
     check_trackers(config.track)
     refuse_half_on_cpu(config.train.precision, config.train.device)
     device = make_accelerator(config.train).device

@@ -54,6 +54,17 @@ def base_layer(recipe: str | None, saved: Mapping[str, Any], loss: str | None = 
     return override(recipe_layer(name, loss), {**saved, "recipe": name})
 
 
+def as_config(config: "Config | Mapping[str, Any] | None") -> "Config":
+    """A configuration as it is. A mapping is what a file is to ``--config``: its fields are over those of the recipe that it
+    names, if it names one."""
+    from outgrow.training.config import Config, build_config
+
+    if isinstance(config, Config):
+        return config
+    given = config or {}
+    return build_config(base_layer(None, given) if given.get("recipe") else given)
+
+
 def resolve(recipe: str | None, config: Path | None, loss: str | None, flags: dict[str, Any]) -> "Config":
     """The configuration from recipe, file and flags; later layers override earlier ones."""
     from outgrow.training.config import build_config, load_config

@@ -15,8 +15,9 @@ from torch import nn
 
 from outgrow.report.table import NO_TEACHER, Records
 from outgrow.run.distillation import distill
+from outgrow.run.layers import as_config
 from outgrow.run.work import finished, state_of
-from outgrow.training.config import Config, build_config, merge, settle
+from outgrow.training.config import Config, merge, settle
 from outgrow.training.progress import Reporter
 from outgrow.training.record import parse_record
 
@@ -45,7 +46,7 @@ def run_study(
         for name, method in methods.items():
             folder = Path(out) / name / f"seed{seed}" if out is not None else None
             layer = {"seed": seed, "out": None if folder is None else str(folder)}
-            config = settle(build_config(merge(base, {"method": method}, layer)))
+            config = settle(as_config(merge(base, {"method": method}, layer)))
             record = finished(folder, config)
             if record is None:
                 if shared is None and teacher is not None and config.method.preset != NO_TEACHER:

@@ -364,8 +364,8 @@ class Config(_Section):
     """One distillation run."""
 
     recipe: str = "default"
-    """Recipe that sets the fields that are not given on the command line; see `outgrow list recipes`. Python's ``outgrow.distill``
-    applies none."""
+    """Recipe that sets the fields that are not given; see `outgrow list recipes`. The command applies it, and Python's
+    ``outgrow.distill`` that of a mapping that names one."""
     data: DataConfig = DataConfig()
     """Images and labels."""
     teacher: TeacherConfig = TeacherConfig()
