@@ -83,7 +83,7 @@ class Objective(nn.Module):
     One ``kd`` beside the cross-entropy goes through a single pass with its gradient in closed form
     where that is possible (``outgrow.losses.kd_fast``: on a CPU or a CUDA device, equal within
     rounding); ``fast=False`` keeps to the plain path, which can be differentiated twice.
-    On a CPU the pass is built in C on first use, where there is a compiler and logits are float32;
+    On a CPU the pass is built in C on first use, where there is a compiler and logits are no wider than float32;
     ``fast="eager"`` never builds anything. ``fast="compiled"`` says so where there is no compiler, and on a
     CUDA device asks for ``torch.compile``.
 
