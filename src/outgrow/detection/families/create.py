@@ -349,7 +349,7 @@ def _build(
     if arguments or any(getattr(shape, key) != getattr(default, key) for key in layers):
         raise ValueError(
             f"{family.prefix}{backbone}: needs the layers of the published detector, got other levels, widths or arguments; "
-            "set only size and max_size."
+            "set only size, max_size and negatives."
         )
     longest = getattr(shape, "max_size", None) or round(shape.size * published.BUILDERS[builder].longest)
     return published.build(builder, outputs, size=shape.size, longest=longest)
