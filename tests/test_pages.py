@@ -137,7 +137,7 @@ NOT_CODE = {
     "docs/guide/objective.md: objective: the loss 'kd' reads the teacher at temperature 4.0, got knowledge rectified at "
     "2.0; build both with": "an error, raised by a test below",
     "docs/guide/teacher-cache.md: cache: logits (100) and features layer2 (32 x 16 x 16), penultimate (64) in "
-    "teachers/3f...: 797.6 MiB per epoch, ...": "what a run says, in tests/run/test_cli.py",
+    "teachers/3f...: 796.9 MiB per epoch, ...": "what a run says, in tests/run/test_cli.py",
     "docs/guide/your-own-data.md: photos/train/<class>/*.jpg        photos/val/<class>/*.jpg": "folders",
     "docs/guide/your-own-data.md: teacher,data": "a list, whose like the desk below has",
     "docs/guide/your-own-data.md: teacher: fitting a correction of its systematic errors, scored out of fold ...": (
