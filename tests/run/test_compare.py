@@ -9,6 +9,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from outgrow.run import cli, compare, distill, rehearsal, work
 from outgrow.run.board import Board
 from outgrow.run.compare import Failed, compare_runs, run_compare
 from outgrow.run.demo import run_demo
-from outgrow.run.executors import make_executor
+from outgrow.run.executors import OnRay, make_executor
 from outgrow.run.plan import PLAN_FILE, in_order, make_plan, read_options, read_plan_file, shared_caches
 from outgrow.teacher import Teacher
 from outgrow.training.config import build_config, merge
@@ -886,6 +887,35 @@ def test_seeds_on_other_images_are_no_study(tmp_path):
     work.train_student(plan.trainings[1])
     with pytest.raises(ValueError, match=r"needs runs on the same images, got .*none/seed0.*again/seed0"):
         run_compare(plan, log=str)
+
+
+def test_a_cluster_with_more_room_runs_no_more_than_the_workers_that_were_asked_for(monkeypatch):
+    """The plan counts on that number."""
+    running, most = [], []
+
+    class Remote:
+        @staticmethod
+        def remote(function, job):
+            running.append(job)
+            most.append(len(running))
+            return job
+
+    def wait(jobs, num_returns):
+        running.remove(jobs[0])
+        return jobs[:1], jobs[1:]
+
+    cluster = SimpleNamespace(
+        is_initialized=lambda: True,
+        remote=lambda **_: lambda _: Remote,
+        wait=wait,
+        get=lambda job: f"ended {job}",
+    )
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    monkeypatch.setattr("outgrow.run.executors._require", lambda name: None)
+    ended = list(OnRay(2, {"address": "auto"}).map(str, [1, 2, 3, 4, 5]))
+    assert ended == [(job, f"ended {job}") for job in (1, 2, 3, 4, 5)]
+    assert max(most) == 2
+    assert list(OnRay(2, {}).map(str, [])) == []
 
 
 @pytest.mark.slow

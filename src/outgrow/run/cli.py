@@ -296,7 +296,9 @@ def compare(
     unlabelled: Unlabelled = None,
     methods: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="presets (default: none,kd,outgrow)"),
+        typer.Option(
+            metavar="LIST", help="presets (default: none,kd,outgrow; none,kd with --losses or --rules)"
+        ),
     ] = None,
     losses: Annotated[
         str | None, typer.Option(metavar="LIST", help="such as 'kd,dkd(beta=6)', each with preset kd")

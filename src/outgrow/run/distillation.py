@@ -297,11 +297,13 @@ def train(run: RunContext, task: Task, parts: Parts) -> tuple[list[EpochRecord],
 
 def _epochs(asked: TrainConfig, trained: TrainConfig) -> str:
     """
+    >>> _epochs(TrainConfig(epochs=1), TrainConfig(epochs=1))
+    '1 epoch'
     >>> _epochs(TrainConfig(epochs=10, min_steps=1000), TrainConfig(epochs=250))
     '250 epochs, since 10 have fewer than the 1,000 steps of train.min_steps (set --epochs to change that)'
     """
     if asked.epochs == trained.epochs:
-        return f"{asked.epochs} epochs"
+        return f"{asked.epochs} epoch{'s' if asked.epochs > 1 else ''}"
     return (
         f"{trained.epochs} epochs, since {asked.epochs} have fewer than the {asked.min_steps:,} steps of "
         "train.min_steps (set --epochs to change that)"

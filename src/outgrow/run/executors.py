@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -93,7 +94,8 @@ class Processes:
 
 
 class OnRay:
-    """Runs jobs as tasks of a Ray cluster: a running one (``address='auto'``), or a new one on this machine."""
+    """Runs jobs as tasks of a Ray cluster, at most ``workers`` at a time: of a running one (``address='auto'``), or of a new
+    one on this machine."""
 
     in_process = False
 
@@ -117,8 +119,14 @@ class OnRay:
             ray.init(address=self.address, log_to_driver=False, logging_level="error", **size)
         try:
             remote = ray.remote(**self.options)(_call)
-            running = {remote.remote(function, job): job for job in jobs}
-            while running:
+            waiting = iter(jobs)
+            running: dict[Any, T] = {}
+            while True:
+                # a cluster may have room for more than was asked for
+                for job in islice(waiting, self.workers - len(running)):
+                    running[remote.remote(function, job)] = job
+                if not running:
+                    return
                 done, _ = ray.wait(list(running), num_returns=1)
                 job = running.pop(done[0])
                 yield job, _result(partial(ray.get, done[0]))
