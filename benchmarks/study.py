@@ -194,7 +194,7 @@ OTHERS = (
     "project",
     "drop",
 )
-"""Rules and losses that were tried with 5,000 labels under the biased teacher alone."""
+"""Rules and losses that were tried with 5,000 labels: three seeds under the biased teacher, one under the others."""
 FACTORS = ("released", *(name for name in METHODS if name.startswith("paper: ")))
 
 
