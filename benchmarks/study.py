@@ -462,6 +462,21 @@ def overview(group: Group) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def first_seed(found: Mapping[str, Records]) -> str:
+    """Top-1 of seed 0, which all rules and losses have been run with: 5,000 labels, :data:`SHORT` epochs."""
+    alone = found.get(f"alone-{SHORT}", {})
+    regimes = {name: {**alone, **found[f"{name}-{SHORT}"]} for name in MODELS if f"{name}-{SHORT}" in found}
+    methods = [name for name in _order() if name in ("none", "kd", "outgrow", "pair", *OTHERS)]
+    lines = [["", *regimes], ["---", *("---:" for _ in regimes)]]
+    for name in methods:
+        scores = [
+            [f"{run.student_score:.1f}" for run in records.get(name, []) if run.config.seed == 0]
+            for records in regimes.values()
+        ]
+        lines.append([name, *("".join(score) for score in scores)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def contrast(found: Mapping[str, Records], block: str) -> str:
     """The pairs of a block of :data:`CONTRASTS` that have been run, on the same teachers and seeds; intervals hold for all lines
     together."""
@@ -497,6 +512,7 @@ def blocks_of_page(records: Path) -> dict[str, str]:
     return {
         "means": "\n\n".join(f"### {title}\n\n{overview(group)}" for title, group in groups.items()),
         **{block: indent(contrast(found, block), "    ") for block in CONTRASTS},
+        "first seed": first_seed(found),
         "tables": "\n\n".join(
             f"### {title}\n\n{indent(formats.text(compare(group)), '    ')}"
             for title, group in groups.items()

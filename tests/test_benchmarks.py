@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -193,6 +194,23 @@ def test_the_page_of_the_study_has_the_scores_of_the_papers_own_pair():
     for name, called in names.items():
         assert f"| {called} | {runs[name].student_score:.1f} |" in section
     assert f"| the teacher | {runs['kd'].teacher_score:.1f} |" in section
+
+
+def test_a_table_of_one_seed_has_no_other():
+    def run(seed, score):
+        return SimpleNamespace(config=SimpleNamespace(seed=seed), student_score=score)
+
+    short = study.SHORT
+    found = {
+        f"alone-{short}": {"none": [run(0, 1.0), run(1, 9.0)]},
+        f"weak-{short}": {"kd": [run(1, 2.0), run(0, 3.0)], "swap": [run(1, 5.0)]},
+        f"noisy-{short}": {"none": [run(0, 7.0)]},
+    }
+    lines = study.first_seed(found).splitlines()
+    assert lines[0] == "|  | weak | noisy |"
+    assert "| none | 1.0 | 7.0 |" in lines
+    assert "| kd | 3.0 |  |" in lines
+    assert "| swap |  |  |" in lines
 
 
 def test_a_page_of_the_study_without_a_place_for_its_tables_is_refused():
