@@ -179,6 +179,15 @@ CONTRASTS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("outgrow", "kd")]
         + [(f"outgrow + {name}", name) for name in ("pair", "standardize", "dkd", "features")],
     ),
+    "parts": (
+        f"biased-{SHORT}",
+        [
+            ("paper", "paper: only schedule"),
+            ("paper: only corrects", "paper"),
+            ("paper: task stays", "paper"),
+            ("paper: by rows", "paper"),
+        ],
+    ),
 }
 """Pairs of methods of a regime by the name of their block on the page. The intervals of a block hold together: each block is one
 question."""
@@ -412,7 +421,9 @@ def groups_of_tables() -> dict[str, Question]:
         f"5,000 labels, {EPOCHS} epochs": Question(f"{{}}-{EPOCHS}", everything),
         short: Question(f"{{}}-{SHORT}", main),
         f"{short}: other rules and losses": Question(f"{{}}-{SHORT}", OTHERS, ("none", "kd", "outgrow")),
-        f"{short}: the paper's loss in parts": Question(f"{{}}-{SHORT}", FACTORS, ("none", "kd", "paper")),
+        f"{short}: the paper's loss in parts": Question(
+            f"{{}}-{SHORT}", FACTORS, ("none", "kd", "outgrow", "paper")
+        ),
         "500 labels": Question("few-{}", everything),
         **{f"500 labels, {steps:,} steps": Question(f"few-{{}}-{steps}", everything) for steps in LONG_STEPS},
         "500 labels, a ResNet-20 as student": Question("few-{}-resnet20", everything),
