@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+# for the processes that tests start: what is below for this one
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

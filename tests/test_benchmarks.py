@@ -68,12 +68,14 @@ def test_an_error_in_a_way_reaches_the_parent():
         assert worker.step(1).seconds > 0
 
 
+@pytest.mark.slow
 def test_students_with_and_without_a_cache():
     result = students.measure(pair=TINY, students=2, epochs=1, num=8, batch=4, threads=1)
     assert {len(seconds) for seconds in result["seconds"].values()} == {2}
     assert result["share"]["all"] > 0
 
 
+@pytest.mark.slow
 def test_growth_of_a_step():
     rows = growth.of_step(settings=((2, 16), (4, 8)), pair=TINY, images=4, repeat=1, threads=1)
     assert [(row["batch"], row["size"]) for row in rows] == [(2, 16), (4, 8)]
@@ -318,6 +320,7 @@ def test_mixed_batches_beside_those_of_one_orientation(tmp_path):
     assert found["pixels"] >= 1
 
 
+@pytest.mark.slow
 def test_the_study_on_blood_cells(tmp_path, monkeypatch, capsys):
     """A teacher and its students, a student of another family's teacher, and the table."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

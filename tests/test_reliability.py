@@ -44,6 +44,7 @@ def test_configurations_run_or_are_refused():
     assert not any(map(is_bad, counts)), counts
 
 
+@pytest.mark.slow
 def test_memory_and_handles_stay_flat():
     assert soak(600) == {"flat": 1}
 

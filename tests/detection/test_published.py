@@ -76,7 +76,9 @@ def same(detector, pictures, theirs):
 
 FILES = [
     ("fasterrcnn_resnet50_fpn", "torchvision/resnet50", 1333 / 800),
-    ("fasterrcnn_resnet50_fpn", "torchvision/fasterrcnn_resnet50_fpn", 1333 / 800),
+    pytest.param(
+        "fasterrcnn_resnet50_fpn", "torchvision/fasterrcnn_resnet50_fpn", 1333 / 800, marks=pytest.mark.slow
+    ),
     ("fasterrcnn_resnet50_fpn_v2", "torchvision/fasterrcnn_resnet50_fpn_v2", 1333 / 800),
     ("fasterrcnn_mobilenet_v3_large_fpn", "torchvision/fasterrcnn_mobilenet_v3_large_fpn", 1333 / 800),
     ("fasterrcnn_mobilenet_v3_large_320_fpn", "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn", 2),

@@ -290,7 +290,9 @@ def whole(teacher_file):
     return run(with_file(teacher_file))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "replaced"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", pytest.param("emptied", marks=pytest.mark.slow), "flipped", "replaced"]
+)
 def test_a_damaged_checkpoint_is_seen(tmp_path, teacher_file, whole, monkeypatch, damage):
     notes = Notes()
     layers = (with_file(teacher_file), {"out": str(tmp_path)})
