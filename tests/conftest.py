@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-# for the processes that tests start: what is below for this one
+# One thread for the processes that tests start; `_one_thread` sets it for this one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -165,3 +165,13 @@ def test_the_page_above_several_pairs(tmp_path):
     assert [link["href"] for link in page.all("a")] == ["pair1.html", "pair2.html"]
     assert "c -> <d>" in page.text
     assert "4 comparisons with each baseline" in page.text
+
+
+def test_without_a_correction_the_text_says_what_its_column_is():
+    said, runs = "over corrected is over teacher", study()
+    assert said not in formats.text(compare({"": runs}))
+    del runs["outgrow"]
+    table = compare({"": runs})
+    assert said in formats.text(table)
+    row = next(row for row in table[""].rows if row.method == "kd")
+    assert row.over_corrected == row.over_teacher

@@ -125,7 +125,7 @@ def _beliefs(
     """The logits of all teachers on the same training views, each corrected by a map that has not seen the label. Without
     ``by_image`` as of images that nobody has seen."""
     passes = run.config.teacher.correct_views  # 1 where beliefs are those in images
-    logits: list[list[torch.Tensor]] = [[] for _ in members]
+    logits: list[list[Tensor]] = [[] for _ in members]
     targets: list[Target] = []
     done = 0
     with run.report.bar("teachers on the training views", passes * views.num_samples) as advance:
@@ -143,7 +143,7 @@ def _beliefs(
 def joined(targets: Sequence[Target]) -> Target:
     """The targets of several batches as one."""
 
-    def column(name: str) -> torch.Tensor | None:
+    def column(name: str) -> Tensor | None:
         values = [getattr(target, name) for target in targets]
         return None if any(value is None for value in values) else torch.cat(values)
 

@@ -136,6 +136,8 @@ def how_to_read(tables: Tables) -> list[str]:
         lines.append(
             "outgrew: beats the teacher as it is, the teacher after correction, and the student alone, each by its interval"
         )
+        if all(table.corrected is None for table in tables.values()):
+            lines.append("no correction changed a teacher here, so over corrected is over teacher")
     return lines
 
 

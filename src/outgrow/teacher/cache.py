@@ -127,9 +127,8 @@ class TeacherCache:
         """An empty array for an epoch, to write into; :meth:`finish` completes it."""
         shape, part = self.shapes[name], self._part(epoch, name)
         try:
-            part.parent.mkdir(
-                parents=True, exist_ok=True
-            )  # someone may have removed the cache since this run began
+            # someone may have removed the cache since this run began
+            part.parent.mkdir(parents=True, exist_ok=True)
             held = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
             with part.open("r+b") as file, contextlib.suppress(AttributeError):  # not on every system
                 # a file with holes would end the process with SIGBUS once the disk is full

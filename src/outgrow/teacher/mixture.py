@@ -108,8 +108,8 @@ class Mixture(nn.Module):
         label are left out.
 
         ``noise``: where labels are wrong, ``p(given | true)`` of shape ``[true, given]``, such as
-        ``BiasCorrection.noise_matrix``. The outputs are then beliefs in the true classes, and weights and report are of the
-        likelihood of the given labels.
+        ``BiasCorrection.noise_matrix``. The outputs are then beliefs in the true classes. The weights maximise the likelihood of
+        the given labels, and the report states it.
         """
         given, target = [as_outputs(one, whose="teacher") for one in outputs], as_target(target)
         shapes = {tuple(one.logits.shape) for one in given}
