@@ -155,3 +155,10 @@ def test_a_teacher_that_was_left_alone_has_no_second_score_where_a_seed_failed()
     assert tabulate(records).corrected is None
     records[corrected] = records[corrected][:-1]
     assert tabulate(records).corrected is None
+
+
+def test_without_a_correction_the_text_says_what_its_column_is():
+    said, runs = "over corrected is over teacher", study()
+    assert said not in text_table(tabulate(runs))
+    del runs["outgrow"]
+    assert said in text_table(tabulate(runs))

@@ -45,6 +45,8 @@ def summary_lines(table: Table) -> list[str]:
     lines.append(
         "outgrew: beats the teacher as it is, the teacher after correction, and the student alone, each by its interval"
     )
+    if table.teacher is not None and table.corrected is None:
+        lines.append("no correction changed a teacher here, so over corrected is over teacher")
     return lines
 
 
