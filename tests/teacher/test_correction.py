@@ -141,6 +141,17 @@ def test_a_handful_of_held_out_rows_is_no_memory():
     assert "memorised" not in correction.report.reason
 
 
+def test_at_chance_there_is_nothing_to_remember():
+    """As an audit says: certainly worse on rows that are held out, but on the fitted ones hardly right by more than chance."""
+    label = labels(4000, 10)
+    logits = teacher_like(label, 10, strength=0.05)
+    assert 0.10 < accuracy(logits, label) < 0.13
+    other = labels(400, 10, seed=3)
+    wrong = -10.0 * torch.nn.functional.one_hot(other, 10).float()
+    correction = BiasCorrection(10).fit(logits, label, held_out=(wrong, other))  # a warning would be an error
+    assert correction.report.memory is None
+
+
 def test_a_weaker_ridge_than_0_3_is_tried_and_found():
     """Noise-free logits of other classes: the less penalty the better."""
     label = labels(4000, 4)

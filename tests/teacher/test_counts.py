@@ -57,6 +57,13 @@ def test_apart_is_the_tail_of_the_hypergeometric():
         ),  # significant, but hardly above chance: there is nothing to remember
         ((990, 1000, 600, 1000), 0.10, True),
         ((990, 1000, 980, 1000), 0.10, False),
+        ((9900, 10_000, 9600, 10_000), 0.10, True),  # three points, and certain
+        (
+            (9900, 10_000, 9750, 10_000),
+            0.10,
+            False,
+        ),  # as certain, but a correction is worth more than one point and a half costs
+        ((2000, 10_000, 1000, 10_000), 0.001, True),  # a part of a thousand classes
         ((990, 1000, 13, 15), 0.10, False),  # two misses of fifteen: too few to tell
         ((990, 1000, 3, 15), 0.10, True),
         ((700, 1000, 640, 1000), 0.05, False),  # not beyond what chance gives

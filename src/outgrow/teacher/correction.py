@@ -33,7 +33,7 @@ from outgrow.teacher.correction_fit import (
     inputs_of,
     try_all,
 )
-from outgrow.teacher.counts import MEMORY_LEVEL, apart
+from outgrow.teacher.counts import has_memorised
 from outgrow.teacher.folds import fold_at, with_mean
 from outgrow.teacher.noise import NoiseCandidate, NoiseReport, Wanted, find_noise
 from outgrow.teacher.teacher import BaseTeacher
@@ -344,8 +344,9 @@ def memorised(
             f"{other.num_classes} classes and labels up to {largest}; pass those of images like the fitted ones."
         )
     fitted, held = _right(outputs, target), _right(other, other_target)
-    # below 2 points a correction is worth more than the optimism costs
-    if float(fitted.mean() - held.mean()) <= 0.02 or not _apart(fitted, held):
+    label = target.label[target.valid]
+    chance = float(label.bincount().max()) / len(label)
+    if not has_memorised(int(fitted.sum()), len(fitted), int(held.sum()), len(held), chance):
         return None
     return float(fitted.mean()), float(held.mean())
 
@@ -356,8 +357,3 @@ def _right(outputs: Outputs, target: Target) -> Float[Tensor, " rows"]:
     if target.partner is not None:
         right = right | (top == target.partner)
     return right[target.valid].float()
-
-
-def _apart(fitted: Float[Tensor, " rows"], held: Float[Tensor, " others"]) -> bool:
-    """Whether the share of right rows differs by more than chance does, also for a handful of held-out rows."""
-    return apart(int(fitted.sum()), len(fitted), int(held.sum()), len(held)) < MEMORY_LEVEL

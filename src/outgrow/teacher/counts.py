@@ -69,22 +69,22 @@ def apart(right: int, rows: int, other_right: int, other_rows: int) -> float:
 
 MEMORY_LEVEL = 0.001
 """A false alarm would deny a user the correction, so it must be rare."""
-MEMORY_GAP = 0.05
-"""Least difference between the accuracies on the two sets of rows, as a share."""
-MEMORY_SKILL = 0.25
+MEMORY_GAP = 0.02
+"""A smaller difference between the accuracies is no memory: a correction gains more than the optimism costs."""
+MEMORY_SKILL = 0.05
 """Least accuracy on memorised rows, as a share of the range from chance to all right."""
 
 
 def has_memorised(right: int, rows: int, held_right: int, held_rows: int, chance: float) -> bool:
-    """Whether a teacher is right on rows because it has seen their labels.
+    """Whether a teacher is right on rows because it has seen their labels. Runs and audits ask the same.
 
-    It needs a difference to the held-out rows that is large and significant, and an accuracy on the rows well above
+    It needs a significant difference of more than two points to the held-out rows, and an accuracy on the rows above
     ``chance`` (the share of the most frequent class). A handful of held-out rows is not enough.
 
     >>> has_memorised(100, 870, 0, 15, chance=0.10), has_memorised(870, 870, 9, 15, chance=0.10)
     (False, True)
     """
     share, held = right / rows, held_right / held_rows
-    if share - held < MEMORY_GAP or share < chance + MEMORY_SKILL * (1 - chance):
+    if share - held <= MEMORY_GAP or share < chance + MEMORY_SKILL * (1 - chance):
         return False
     return apart(right, rows, held_right, held_rows) < MEMORY_LEVEL
