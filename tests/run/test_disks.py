@@ -138,7 +138,7 @@ EXPECTED = {
         (0, None),
     ],
     "teacher cache on a small disk": [
-        (REFUSED, "teacher.cache: needs .* KiB for 1 epochs of .*, got .* free in")
+        (REFUSED, "teacher.cache: needs .* KiB for 1 epoch of .*, got .* free in")
     ],
     "teacher cache on a read-only disk": [(REFUSED, "teacher.cache: needs a folder that can be written")],
     "teacher cache is a file": [

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from outgrow.classification.data import RunData, view_size
 from outgrow.data import FileSplit, Loader
-from outgrow.machine.files import readable
+from outgrow.machine.files import counted, readable
 from outgrow.models import Network
 from outgrow.models.sources import net_identity
 from outgrow.objective import Objective
@@ -66,7 +66,7 @@ def cached_teacher(run: RunContext, parts: Parts, student: Network, *, epochs: i
         total, missing = epochs * one.bytes_per_epoch(), one.bytes_missing(epochs)
         report.note(
             f"cache: {one.contents}{' before the correction' if one is plain else ''} in {one.folder}: "
-            f"{readable(one.bytes_per_epoch())} per epoch, {readable(total)} for {epochs} epochs, of which "
+            f"{readable(one.bytes_per_epoch())} per epoch, {readable(total)} for {counted(epochs, 'epoch')}, of which "
             f"{readable(missing)} {'to be written' if write else 'missing'}"
         )
     if write:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from outgrow.detection.boxes import Detections
+from outgrow.machine.files import counted
 
 DRAWS = 1000
 """Enough that an end of the interval moves by less than a tenth of its length from seed to seed."""
@@ -147,7 +148,7 @@ def interval(values: Float64[Tensor, " draws"], images: int) -> Interval:
     """The middle 95 % of ``values``; no interval from fewer than 20 images, and where all draws agree."""
     values = values[~values.isnan()]
     if images < FEWEST:
-        return Interval(None, None, images, f"{images} image{'' if images == 1 else 's'}")
+        return Interval(None, None, images, counted(images, "image"))
     low, high = torch.quantile(
         values, values.new_tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     ).tolist()

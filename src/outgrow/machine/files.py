@@ -100,6 +100,15 @@ def readable(size: int | float) -> str:
     return f"{size:.0f} bytes"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things for messages.
+
+    >>> counted(1, "epoch"), counted(2500, "step")
+    ('1 epoch', '2,500 steps')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def finite(content: Any) -> Any:
     """``content`` for JSON, with None for numbers that are not finite: JSON has none.
 

@@ -2,6 +2,7 @@
 
 import re
 
+from outgrow.machine.files import counted
 from outgrow.training.deployment import Exported, public_name, public_source
 from outgrow.training.record import RunRecord
 
@@ -45,7 +46,7 @@ def model_card(record: RunRecord, exported: Exported) -> str:
         f"- Data: {public_source(record.data.source)}, {record.data.train:,} images for training"
         f"{f' and {record.data.unlabelled:,} without labels' if record.data.unlabelled else ''}; fingerprint "
         f"`{record.data.fingerprint[:16]}`",
-        f"- Method: {_plain(record.method_text)}; {len(record.epochs)} epochs, seed {record.seed}",
+        f"- Method: {_plain(record.method_text)}; {counted(len(record.epochs), 'epoch')}, seed {record.seed}",
         f"- Made with outgrow {record.versions.get('outgrow', '')}, torch {record.versions.get('torch', '')}"
         f"{f', {record.started[:10]}' if record.started else ''}",
         "",

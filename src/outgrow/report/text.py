@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from outgrow.machine.files import counted
 from outgrow.report.table import Row, Table
 
 
@@ -39,7 +40,7 @@ def summary_lines(table: Table) -> list[str]:
         lines.append(f"teacher after correction of its bias: {table.corrected} {unit}")
     first = table.rows[0]
     lines.append(
-        f"student: {first.parameters:,} parameters, {first.score.n} seed{'' if first.score.n == 1 else 's'}; differences are "
+        f"student: {first.parameters:,} parameters, {counted(first.score.n, 'seed')}; differences are "
         "paired by seed, with 95 % intervals"
     )
     lines.append(

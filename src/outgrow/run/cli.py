@@ -575,7 +575,7 @@ def cache(
 ) -> None:
     """Compute the teacher's logits once for runs that share its views; with --set teacher.cache_features=true, also the
     features that the losses read."""
-    from outgrow.machine.files import readable
+    from outgrow.machine.files import counted, readable
     from outgrow.run import fill_cache
     from outgrow.training.config import assignments, merge
     from outgrow.training.progress import make_reporter
@@ -583,7 +583,7 @@ def cache(
     reporter = make_reporter(log)
     resolved = resolve(None, config, None, merge(assignments(sets or []), {"teacher": {"cache": str(out)}}))
     filled = fill_cache(resolved, epochs=epochs, reporter=reporter)
-    reporter.show(f"{filled['folder']}: {filled['epochs']} epochs, {readable(filled['bytes'])}")
+    reporter.show(f"{filled['folder']}: {counted(filled['epochs'], 'epoch')}, {readable(filled['bytes'])}")
     reporter.event("result", **filled)
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from outgrow.machine.files import check_writable, write_atomically
+from outgrow.machine.files import check_writable, counted, write_atomically
 from outgrow.report import formats
 from outgrow.report.gather import Found, Gathered, gather, other_images
 from outgrow.report.page import write_overview, write_page
@@ -284,8 +284,8 @@ def _protocol(plan: Plan) -> list[str]:
     """Sentences for the page: what the runs of a comparison have in common."""
     seeds = len(plan.options.seeds)
     lines = [
-        f"All methods of a seed have the same images, views, initial student, epochs and teacher; {seeds} seed"
-        f"{'' if seeds == 1 else 's'} per method."
+        f"All methods of a seed have the same images, views, initial student, epochs and teacher; "
+        f"{counted(seeds, 'seed')} per method."
     ]
     if plan.teachers and plan.options.same_teacher:
         lines.append(

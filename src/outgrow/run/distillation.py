@@ -17,7 +17,7 @@ from torch import nn
 
 from outgrow.data.folder import check_outside
 from outgrow.knowledge import Rectifier
-from outgrow.machine.files import sealed, write_atomically
+from outgrow.machine.files import counted, sealed, write_atomically
 from outgrow.machine.precision import refuse_half_on_cpu
 from outgrow.models.sources import net_identity
 from outgrow.objective import Objective, preset
@@ -303,7 +303,7 @@ def _epochs(asked: TrainConfig, trained: TrainConfig) -> str:
     '250 epochs, since 10 have fewer than the 1,000 steps of train.min_steps (set --epochs to change that)'
     """
     if asked.epochs == trained.epochs:
-        return f"{asked.epochs} epoch{'s' if asked.epochs > 1 else ''}"
+        return counted(asked.epochs, "epoch")
     return (
         f"{trained.epochs} epochs, since {asked.epochs} have fewer than the {asked.min_steps:,} steps of "
         "train.min_steps (set --epochs to change that)"

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Float16, Int
 from torch import Tensor, nn
 
-from outgrow.machine.files import NotWritten, check_writable, readable, write_atomically
+from outgrow.machine.files import NotWritten, check_writable, counted, readable, write_atomically
 from outgrow.outputs import Outputs
 from outgrow.teacher.correction import CorrectedTeacher
 from outgrow.teacher.teacher import BaseTeacher
@@ -168,14 +168,14 @@ def check_room(caches: Sequence[TeacherCache], epochs: int) -> None:
     for one in caches:
         if one.bytes_missing(epochs) and not os.access(one.folder, os.W_OK):
             raise ValueError(
-                f"teacher.cache: needs all {epochs} epochs in a folder that cannot be written, got {one.folder} with some "
+                f"teacher.cache: needs {'the epoch' if epochs == 1 else f'all {epochs} epochs'} in a folder that cannot be written, got {one.folder} with some "
                 "missing; fill it with `outgrow cache`, or name another."
             )
     missing, folder = sum(one.bytes_missing(epochs) for one in caches), caches[0].folder
     free = shutil.disk_usage(folder).free
     if missing > free:
         raise ValueError(
-            f"teacher.cache: needs {readable(missing)} for {epochs} epochs of {' and '.join(one.contents for one in caches)}, "
+            f"teacher.cache: needs {readable(missing)} for {counted(epochs, 'epoch')} of {' and '.join(one.contents for one in caches)}, "
             f"got {readable(free)} free in {folder}; name a folder on a larger disk, keep fewer epochs, or choose losses that "
             "read smaller taps."
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from outgrow.machine.files import counted
 from outgrow.training.config import Config
 
 
@@ -91,4 +92,4 @@ def _hardware(device: torch.device) -> str:
             if line.startswith("model name")
         ]
         model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} thread{'' if torch.get_num_threads() == 1 else 's'}"
+    return f"{model}, {os.cpu_count()} cores, {counted(torch.get_num_threads(), 'thread')}"

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from outgrow.machine.files import counted
 from outgrow.machine.precision import refuse_half_on_cpu, warn_if_emulated
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
@@ -317,7 +318,7 @@ def few_steps(config: TrainConfig, steps_per_epoch: int) -> str:
         return ""
     steps = config.epochs * each
     return (
-        f"the training has {steps:,} step{'' if steps == 1 else 's'}, too few to compare methods: --epochs {-(-ENOUGH_STEPS // each)} gives "
+        f"the training has {counted(steps, 'step')}, too few to compare methods: --epochs {-(-ENOUGH_STEPS // each)} gives "
         f"{ENOUGH_STEPS:,} (by which a pretrained student may lose)"
     )
 
