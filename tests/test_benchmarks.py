@@ -402,6 +402,14 @@ def test_the_charts_of_the_readme_are_those_of_the_records(name):
     assert drawn == (pictures.ROOT / "docs" / "images" / name).read_text(encoding="utf-8")
 
 
+def test_the_words_for_the_chart_of_gains_have_its_numbers():
+    """What a reader who does not see the picture is told, and the number of seeds below it."""
+    readme = (pictures.ROOT / "README.md").read_text(encoding="utf-8")
+    alt, file = re.search(r"!\[([^]]*)\]\((docs/images/helps\.svg)\)", readme).groups()
+    drawn = re.findall(r">([+-]\d+\.\d\d) \[", (pictures.ROOT / file).read_text(encoding="utf-8"))
+    assert re.findall(r"[+-]\d+\.\d\d", alt) == drawn
+
+
 def test_a_method_is_in_one_table_of_a_regime_beside_its_baselines():
     """Intervals are widened for the comparisons of one question: a method that answers another one does not widen them."""
     groups = study.groups_of_tables()
