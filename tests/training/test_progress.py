@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 
 import pytest
@@ -104,6 +105,21 @@ def test_json_is_one_object_per_line(capsys):
     assert (first["event"], first["score"], first["metric"]) == ("epoch", 43.25, "ap")
     assert (note["event"], note["text"]) == ("note", "text")
     assert (resumed["event"], resumed["epochs"]) == ("resumed", 2)
+
+
+@pytest.mark.parametrize("make", [JsonReporter, TextReporter])
+def test_numbers_that_json_has_not_are_null(make):
+    """The interval of one seed has no ends."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    stream = io.StringIO()
+    make(stream).event(
+        "result", student=71.2, teacher=math.nan, metric="top1", intervals={"teacher": [-math.inf]}
+    )
+    found = json.loads(stream.getvalue().splitlines()[-1], parse_constant=refuse)
+    assert (found["student"], found["teacher"], found["intervals"]) == (71.2, None, {"teacher": [None]})
 
 
 class Clock:

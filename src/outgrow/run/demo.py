@@ -20,6 +20,7 @@ from torch import nn
 from outgrow.classification.data import RunData, open_run_data
 from outgrow.classification.student import train_alone
 from outgrow.data import ArraySplit, DataWarning
+from outgrow.machine.files import finite
 from outgrow.models import create_model
 from outgrow.report.table import Records, Table, tabulate
 from outgrow.report.text import markdown_table, text_table
@@ -173,7 +174,10 @@ def run_demo(
     texts = [f"## {case.title}\n\n{markdown_table(tables[name], case.about)}" for name, case in CASES.items()]
     (out / "table.md").write_text("\n".join(texts))
     (out / "table.json").write_text(
-        json.dumps({name: table.as_dict() for name, table in tables.items()}, indent=1)
+        # an interval of one seed is infinite, which JSON cannot say
+        json.dumps(
+            finite({name: table.as_dict() for name, table in tables.items()}), indent=1, allow_nan=False
+        )
     )
     from outgrow.report.page import write_overview
 

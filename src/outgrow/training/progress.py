@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from outgrow.machine.files import finite
 from outgrow.training.meter import EpochRecord
 
 MEASURES = {"top1": "top-1", "ap": "box AP"}
@@ -45,8 +46,13 @@ class Reporter:
         yield lambda done: None
 
 
+def _line(content: Mapping[str, Any]) -> str:
+    """JSON on one line. The ends of an interval may be infinite, which JSON cannot say: they are null."""
+    return json.dumps(finite(content), allow_nan=False)
+
+
 class JsonReporter(Reporter):
-    """One JSON object per line, for programs."""
+    """One JSON object per line, for programs. Numbers that are not finite are null."""
 
     def __init__(self, stream: Any = None) -> None:
         self.stream = stream or sys.stdout
@@ -57,7 +63,7 @@ class JsonReporter(Reporter):
 
     def event(self, kind: str, **values: Any) -> None:
         seconds = round(time.perf_counter() - self.started, 1)
-        print(json.dumps({"event": kind, "time": seconds, **values}), file=self.stream, flush=True)
+        print(_line({"event": kind, "time": seconds, **values}), file=self.stream, flush=True)
 
     def resumed(self, network: str, history: Sequence[EpochRecord], metric: str) -> None:
         self.event("resumed", network=network, epochs=len(history))
@@ -96,8 +102,8 @@ class TextReporter(_ReadableReporter):
         short = _short(values)
         if kind == "result" and any(isinstance(value, int | float) for value in short.values()):
             seconds = round(self.clock() - self.started, 1)
-            line = json.dumps({"event": kind, "time": seconds, **short})
-            print(line, file=self.stream, flush=True)  # whole: a program reads it
+            # whole: a program reads it
+            print(_line({"event": kind, "time": seconds, **short}), file=self.stream, flush=True)
 
     def note(self, text: str) -> None:
         for line in text.split("\n"):
