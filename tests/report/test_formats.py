@@ -91,6 +91,25 @@ def test_a_method_of_one_seed_is_not_counted():
     assert compare({"": study(seeds=1)})[""].together == 1
 
 
+def test_all_intervals_of_a_table_are_widened_alike():
+    """Also where seeds that failed leave a method one seed in common with a baseline."""
+    records = {**study(seeds=3), "other": [record("kd", seed, 93.0 + seed**2) for seed in range(1, 3)]}
+    del records["none"][1]
+    table = compare({"": records})[""]
+    assert table.together == 3
+    for row in table.rows:
+        for one in row.versus:
+            if one.baseline == "none":
+                assert one.together == row.over_none
+    kd = next(one for one in table.rows[1].versus if one.baseline == "none")
+    ours, alone = (
+        [run["student"]["top1"] for run in records[name] if run["config"]["seed"] != 1]
+        for name in ("kd", "none")
+    )
+    found = stats.ttest_rel(ours, alone).confidence_interval(1 - 0.05 / 3)
+    assert (kd.together.low, kd.together.high) == pytest.approx((found.low, found.high))
+
+
 def test_the_teacher_of_a_seed_is_that_of_any_method():
     """The first method with a teacher has one seed: the others' seeds have a teacher, too."""
     all_seeds = study()

@@ -164,10 +164,13 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def contrasts(baseline: str, pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Contrast]:
+def contrasts(
+    baseline: str, pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, together: int = 1
+) -> list[Contrast]:
     """All comparisons with one baseline: each pair is the scores of a method and of the baseline, by seed.
 
-    Pairs of one seed have no interval and no p-value, so they are not counted among the comparisons.
+    Pairs of one seed have no interval and no p-value, so they are not counted among the comparisons. Intervals are widened
+    for no fewer than ``together`` comparisons.
     """
     found = [differences(values, others) for values, others in pairs]
     p_values = [t_test(one) for one in found]
@@ -177,7 +180,7 @@ def contrasts(baseline: str, pairs: Sequence[tuple[Sequence[float], Sequence[flo
         Contrast(
             baseline,
             paired(values, others),
-            paired(values, others, together=counted),
+            paired(values, others, together=max(counted, together)),
             p,
             sign_flips(one),
             None if p is None else next(corrected),

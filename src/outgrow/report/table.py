@@ -158,7 +158,9 @@ def compare(studies: Mapping[str, AnyRecords], baselines: Sequence[str] = ()) ->
             if method != names[place] and _common(parsed[study][method], parsed[study][names[place]])
         ]
         pairs = [scores_of(parsed[study][method], parsed[study][base]) for study, base, method in members]
-        for (study, base, method), contrast in zip(members, contrasts("", pairs), strict=True):
+        # all intervals of a table are widened alike, also where a seed that failed leaves a baseline with fewer comparisons
+        judged = contrasts("", pairs, together=number)
+        for (study, base, method), contrast in zip(members, judged, strict=True):
             found[study].setdefault(method, []).append(replace(contrast, baseline=base))
     return {
         study: replace(
