@@ -156,6 +156,32 @@ def test_headline_when_nothing_helped(tmp_path):
     )
 
 
+def test_headline_when_the_null_lacks_a_hard_seed(tmp_path):
+    """Its mean is the highest, and it is behind at every seed that both have."""
+    records = study()
+    for name, scores in (("none", (70.0, 71.0)), ("kd", (72.0, 73.2, 50.0)), ("outgrow", (70.5, 71.5, 40.0))):
+        records[name] = records[name][: len(scores)]
+        for run, top1 in zip(records[name], scores, strict=True):
+            run["student"]["top1"] = top1
+    _, page = write(tmp_path, records)
+    assert "no distillation helped" not in page.text
+    assert (
+        "The student without a teacher has the highest mean, 70.50 %, but over other seeds: plain KD is 2.10 points ahead of "
+        "it in the 2 seeds that both have." in page.text
+    )
+
+
+def test_a_comparison_without_an_interval_is_neither_won_nor_lost(tmp_path):
+    """The same difference in all seeds has none, as one seed has none."""
+    records = {name: runs for name, runs in study().items() if name != "outgrow"}
+    for seed, (none, kd) in enumerate(zip(records["none"], records["kd"], strict=True)):
+        none["student"]["top1"], kd["student"]["top1"] = 70.0 + seed, 75.0 + seed
+        kd["teacher"]["top1"] = 60.0 + seed
+    _, page = write(tmp_path, records)
+    assert "whether it outgrew its teacher was not shown" in page.text
+    assert "of 3" not in page.text
+
+
 def test_one_seed_has_no_interval(tmp_path):
     html, page = write(tmp_path, study(seeds=1))
     assert not re.search(r"\b(inf|nan)\b", page.text)

@@ -130,7 +130,7 @@ def write_overview(
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of the table of results. The student won ``won`` of ``compared`` comparisons."""
+    """A line of the table of results. The student won ``won`` of the ``compared`` comparisons that have an interval."""
 
     name: str
     row: Row
@@ -145,7 +145,7 @@ def _line(
     row: Row, names: Mapping[str, str], over_kd: Mapping[str, Difference], best: Row, table: Table
 ) -> _Line:
     three = (row.over_teacher, row.over_corrected, row.over_none)
-    better = [d.better for d in three if d is not None and d.n > 1]
+    better = [d.better for d in three if d is not None and d.unknown is None]
     return _Line(
         name=names[row.method],
         row=row,

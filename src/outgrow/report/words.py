@@ -60,7 +60,15 @@ def headline(table: Table, about: Mapping[str, str]) -> str:
     row = best_row(table)
     name = about.get(row.method, row.method)
     if row.method == table.null:
-        return f"The student without a teacher is the best, with {table.metric.value(row.score.mean)}: no distillation helped here."
+        best = table.metric.value(row.score.mean)
+        ahead = _ahead_of_null(row, table)
+        if ahead is None:
+            return f"The student without a teacher is the best, with {best}: no distillation helped here."
+        seeds = "one seed" if ahead.over_none.n == 1 else f"{ahead.over_none.n} seeds"
+        return (
+            f"The student without a teacher has the highest mean, {best}, but over other seeds: "
+            f"{about.get(ahead.method, ahead.method)} is {ahead.over_none.mean:.2f} points ahead of it in the {seeds} that both have."
+        )
     if row.over_none is None:
         gain = f"The best student, {name}, reaches {table.metric.value(row.score.mean)}"
         return f"{gain}{_verdict(row, table)}."
@@ -79,6 +87,18 @@ def headline(table: Table, about: Mapping[str, str]) -> str:
     # the best by its own seeds may be behind at those that both have
     side = "ahead of" if row.over_none.mean >= 0 else "behind"
     return f"The best student, {name}, is {points} {side} no teacher, {doubt}{_verdict(row, table)}."
+
+
+def _ahead_of_null(null: Row, table: Table) -> Row | None:
+    """The method that is furthest ahead of the null at the seeds that both have, where one of them has other seeds too."""
+    ahead = [
+        (row.over_none.mean, row)
+        for row in table.rows
+        if row.over_none is not None
+        and row.over_none.mean > 0
+        and row.over_none.n < max(row.score.n, null.score.n)
+    ]
+    return max(ahead, key=lambda one: one[0])[1] if ahead else None
 
 
 def _verdict(row: Row, table: Table) -> str:
