@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from outgrow.classification.evaluation import evaluate_classifier
+from outgrow.classification.predict import Classifier
+from outgrow.classification.view import EvalView
 from outgrow.models import create_model, save_student
 from outgrow.models.weights import read_weights, write_weights
 from outgrow.run import distill
@@ -203,6 +206,21 @@ def test_classes_that_are_numbers_stay_as_they_are(name):
 @pytest.mark.parametrize("name", ["-1+2", "=1", "-1\n=1", "+", "-", "-1.", "@x", "-a", "--1"])
 def test_classes_that_a_spreadsheet_would_run_get_a_prefix(name):
     assert next(csv.reader(csv_lines([["a.png", name]]))) == ["a.png", f"'{name}"]
+
+
+def test_a_tie_goes_to_the_class_that_an_evaluation_takes():
+    """Equal logits are common with 8 bits. Close ones may have equal probabilities."""
+    logits = torch.tensor([[0.0] * 10, [0.0] * 8 + [1.0, 1.0], [1e-9] * 4 + [2e-9] + [0.0] * 5])
+    names = tuple("abcdefghij")
+    view = EvalView(4, 1.0, "bilinear")
+    pictures = [(f"{number}.png", Image.new("RGB", (4, 4))) for number in range(len(logits))]
+    rows = list(Classifier(lambda images: logits, names, view).predict(pictures, top=10, batch_size=3))
+    for row, own in zip(rows, logits, strict=True):
+        assert row["classes"][0]["class"] == names[own.argmax()]
+        assert {one["class"]: one["probability"] for one in row["classes"]} == pytest.approx(
+            dict(zip(names, own.softmax(0).tolist(), strict=True))
+        )
+    assert [one["class"] for one in rows[0]["classes"]] == list(names)
 
 
 def test_numbers_of_a_run_match_its_classes(run, tmp_path):

@@ -62,7 +62,9 @@ class Classifier:
     @torch.no_grad()
     def _rows(self, batch: Sequence[tuple[str, Tensor]], count: int) -> Iterator[dict[str, Any]]:
         logits = self.logits(torch.stack([image for _, image in batch])).float()
-        share, place = logits.softmax(dim=1).topk(count, dim=1)
+        # a tie goes to the class with the lower number, as in an evaluation; topk takes any
+        place = logits.sort(dim=1, descending=True, stable=True).indices[:, :count]
+        share = logits.softmax(dim=1).gather(1, place)
         for (file, _), shares, places in zip(batch, share.tolist(), place.tolist(), strict=True):
             yield {
                 "file": file,
