@@ -39,6 +39,25 @@ def colours(folder, each):
 
 
 class TestClassifier:
+    def test_classes_that_the_data_lack_are_no_answers_and_that_is_said(self, tmp_path, capsys):
+        """Without them a model may be right more often than `outgrow predict` is."""
+        source, _ = colours(tmp_path, 2)
+        network = create_model("cifar/resnet8", 4)
+        network.classes = ("blue", "green", "red", "white")
+        with torch.no_grad():
+            head = [one for one in network.modules() if isinstance(one, torch.nn.Linear)][-1]
+            head.weight.zero_()
+            head.bias.copy_(torch.tensor([9.0, 1.0, 0.0, 5.0]))
+        file = tmp_path / "four.safetensors"
+        save_student(network, file)
+        result = evaluate_model(source, "cifar/resnet8", weights=file, workers=0, reporter=TextReporter())
+        assert result["top1"] == 50.0
+        said = capsys.readouterr().out
+        assert (
+            "2 of its 4 classes are not in the data (blue, white); it chooses among the other 2, and predict among all"
+            in said
+        )
+
     def test_top1_and_top5_have_wilsons_interval(self, tmp_path, capsys):
         file = tmp_path / "net.safetensors"
         torch.manual_seed(0)

@@ -9,6 +9,7 @@ from outgrow.classification.order import check_order
 from outgrow.classification.scores import evaluate
 from outgrow.data import open_data
 from outgrow.data.classes import match_classes
+from outgrow.data.notes import some
 from outgrow.data.reading import OnFault
 from outgrow.models import create_model, num_parameters
 from outgrow.models.structure import has_head
@@ -68,6 +69,11 @@ def evaluate_classifier(
         warnings.warn(f"evaluate {name}: its classes are matched {match.note}.", stacklevel=2)
     elif match.how == "spelling":
         report.note(f"evaluate {name}: its classes are matched {match.note}")
+    if match.extra:
+        report.note(
+            f"evaluate {name}: {len(match.extra)} of its {network.num_classes} classes are not in the data "
+            f"({some(match.extra)}); it chooses among the other {len(match.columns)}, and predict among all"
+        )
     train = TrainConfig(batch_size=batch_size)
     device = make_accelerator(train).device
     loader = eval_loader(data.test, network, train, device, workers)
