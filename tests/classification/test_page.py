@@ -84,6 +84,8 @@ def test_warnings_are_given_where_they_are_true():
     (below,) = page_warnings(with_parts(majority=50.0))
     assert "The teacher is right on 50.00 %" in below
     assert "most frequent class would be right on 50.00 %" in below
+    # all test images are of one class: that says nothing about the teacher
+    assert page_warnings(with_parts(teacher=100.0, majority=100.0, counts=(60, 5, 15, 20))) == []
 
 
 @pytest.mark.parametrize("counts", [(60, 5, 15, 20), (60, 15, 5, 20), (10, 12, 2, 31), (0, 0, 6, 4)])

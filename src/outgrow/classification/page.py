@@ -58,6 +58,8 @@ def _below_majority(record: RunRecord) -> str:
     found, own = record.classification, record.teacher_score
     if found is None or own is None or own > found.majority:
         return ""
+    if found.majority == 100:  # all test images are of one class, and no teacher can be right on more
+        return ""
     return (
         f"The teacher is right on {own:.2f} % of the test images; always predicting the most frequent class would be right on "
         f"{found.majority:.2f} %. A student learns little from such a teacher: check its classes, its normalisation and its "
