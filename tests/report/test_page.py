@@ -349,7 +349,7 @@ def test_a_teacher_that_was_left_alone(tmp_path):
         }
     _, page = write(tmp_path, records)
     assert "Here the teacher was left as it is." in page.text
-    assert "no correction was used" in page.text
+    assert "no correction changed its score, so this is the line above" in page.text
     assert "it has memorised them." in page.text
 
 

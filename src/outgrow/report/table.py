@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The table of a study. ``corrected`` is None if no correction was used."""
+    """The table of a study. ``corrected`` is None if no correction changed a score."""
 
     metric: Metric
     """The metric of all its runs."""

@@ -39,7 +39,10 @@ def comparisons(row: Row, table: Table, *, mapped: bool = False) -> tuple[Compar
             _comparison("the teacher after correction of its bias", row.over_corrected, same),
             _comparison("the same student without a teacher", row.over_none),
         )
-    uncorrected = "" if table.corrected is not None else "no correction was used, so this is the line above"
+    # there may have been one: of its temperature alone it changes no score
+    uncorrected = (
+        "" if table.corrected is not None else "no correction changed its score, so this is the line above"
+    )
     return (
         _comparison("the teacher as it is", row.over_teacher),
         _comparison("the teacher after correction of its bias", row.over_corrected, uncorrected),
