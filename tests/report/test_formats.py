@@ -134,6 +134,20 @@ def test_a_teacher_of_its_own(tmp_path):
     second = [record("kd", s, 90.0 + s, teacher=60.0) for s in range(3)]
     found = compare({"": {"first": first, "second": second}})[""]
     assert [row.over_teacher.mean for row in found.rows] == [41.0, 31.0]
+    assert found.teacher.mean == 50.0
+    assert found.other_teachers == ("second",)
+    said = "he differences of second are to another teacher, or to another score of it"
+    assert said in formats.text({"": found})
+    write_page(
+        tmp_path / "page.html",
+        title="Two teachers",
+        records={"first": first, "second": second},
+        table=found,
+        about={},
+        test=images(),
+    )
+    assert said in Page((tmp_path / "page.html").read_text()).text
+    assert compare({"": study()})[""].other_teachers == ()
 
 
 def test_the_page_of_a_comparison(tmp_path):

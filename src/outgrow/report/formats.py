@@ -13,7 +13,7 @@ from typing import Any
 
 from outgrow.machine.files import finite
 from outgrow.report.statistics import Contrast, Difference
-from outgrow.report.table import Row, Table
+from outgrow.report.table import Row, Table, other_teachers
 
 Tables = Mapping[str, Table]
 """Tables by the name of their study, which is empty where there is one."""
@@ -150,6 +150,8 @@ def _below(table: Table) -> list[str]:
         lines.append(f"teacher: {table.teacher} {unit} ({table.teacher_parameters:,} parameters){wrong}")
     if table.corrected is not None:
         lines.append(f"teacher after correction of its bias: {table.corrected} {unit}")
+    if others := other_teachers(table, {}):
+        lines.append(others)
     sizes = dict.fromkeys(row.parameters for row in table.rows)
     seeds = dict.fromkeys(row.score.n for row in table.rows)
     lines.append(

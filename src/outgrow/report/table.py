@@ -65,6 +65,8 @@ class Table:
     baselines: tuple[str, ...] = ()
     together: int = 1
     """Intervals are widened for so many comparisons with one thing."""
+    other_teachers: tuple[str, ...] = ()
+    """Methods with another teacher than the one that ``teacher`` and ``corrected`` are of. Their differences are to their own."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -223,7 +225,24 @@ def _tabulate(parsed: Records, *, together: int) -> Table:
         null=null,
         plain=plain_of(parsed),
         together=together,
+        other_teachers=tuple(name for name, runs in parsed.items() if not _has_the_teacher(runs, parsed)),
     )
+
+
+def _has_the_teacher(runs: Sequence[RunRecord], records: Records) -> bool:
+    """Whether the teacher of ``runs`` is the one that a table shows: the first net, with the first score of the seed."""
+    taught = [run for one in records.values() for run in one if run.teacher_score is not None]
+    scores = _first(records, lambda run: run.teacher_score)
+    return all(
+        run.teacher_score is None or (_one_net(run, taught[0]) and run.teacher_score == scores[run.seed])
+        for run in runs
+    )
+
+
+def other_teachers(table: Table, about: Mapping[str, str]) -> str:
+    """What to say where methods have teachers of their own, else nothing. ``about`` maps methods to the names to show."""
+    names = ", ".join(about.get(name, name) for name in table.other_teachers)
+    return f"the differences of {names} are to another teacher, or to another score of it" if names else ""
 
 
 def _paired(runs: Sequence[RunRecord], others: Mapping[int, float], together: int) -> Difference | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from outgrow.machine.files import counted
-from outgrow.report.table import Row, Table
+from outgrow.report.table import Row, Table, other_teachers
 
 
 def text_table(table: Table, about: Mapping[str, str] | None = None) -> str:
@@ -38,6 +38,8 @@ def summary_lines(table: Table) -> list[str]:
         lines.append(f"teacher: {table.teacher} {unit} ({table.teacher_parameters:,} parameters){wrong}")
     if table.corrected is not None:
         lines.append(f"teacher after correction of its bias: {table.corrected} {unit}")
+    if others := other_teachers(table, {}):
+        lines.append(others)
     first = table.rows[0]
     lines.append(
         f"student: {first.parameters:,} parameters, {counted(first.score.n, 'seed')}; differences are "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from outgrow.report.parts import signed
 from outgrow.report.statistics import Difference
-from outgrow.report.table import NO_TEACHER, PLAIN, Row, Table
+from outgrow.report.table import NO_TEACHER, PLAIN, Row, Table, other_teachers
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ def lede(table: Table, about: Mapping[str, str], over_kd: Mapping[str, Differenc
             else ""
         )
         sentences.append(f"The teacher {table.metric.sentence.format(table.teacher.mean)}{corrected}.")
-        if table.teacher_parameters:
+        if others := other_teachers(table, about):
+            sentences.append(f"{others[0].upper()}{others[1:]}.")
+        if table.teacher_parameters and row.method not in table.other_teachers:
             share = row.parameters / table.teacher_parameters
             sentences.append(
                 f"The student has {row.parameters:,} parameters, {_share(share)} of the teacher's."
