@@ -43,6 +43,16 @@ def test_csv_has_every_number():
     assert float(row["kd: p_exact"]) == 0.25
 
 
+def test_a_baseline_called_teacher_has_columns_of_its_own():
+    records = study()
+    found = compare({"": {"teacher": records["none"], "kd": records["kd"]}})[""]
+    (line,) = [
+        one for one in csv.DictReader(io.StringIO(formats.csv_text({"": found}))) if one["method"] == "kd"
+    ]
+    assert float(line["method teacher: difference"]) == -2.0
+    assert float(line["teacher: difference"]) == 38.0
+
+
 def test_latex_is_booktabs_with_plain_letters():
     records = {"none": study()["none"], "100 %_of & {it}": study()["kd"]}
     said = formats.latex(compare({"": records}))

@@ -92,9 +92,12 @@ def csv_text(tables: Tables) -> str:
             line |= {"n": row.score.n, "mean": row.score.mean, "deviation": row.score.deviation}
             line |= {"parameters": row.parameters, "conditions": "; ".join(row.conditions)}
             versus = {one.baseline: one for one in row.versus}
+            teachers = {"teacher": row.over_teacher, "corrected": row.over_corrected}
             for base in baselines:
-                line |= {f"{base}: {key}": value for key, value in _numbers(versus.get(base)).items()}
-            for name, difference in (("teacher", row.over_teacher), ("corrected", row.over_corrected)):
+                # a method may be called as the columns of the teacher are
+                own = f"method {base}" if base in teachers else base
+                line |= {f"{own}: {key}": value for key, value in _numbers(versus.get(base)).items()}
+            for name, difference in teachers.items():
                 line[f"{name}: difference"] = None if difference is None else difference.mean
             line["outgrew"] = row.outgrew
             lines.append(line)
