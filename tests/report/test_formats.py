@@ -58,6 +58,8 @@ def test_latex_is_booktabs_with_plain_letters():
     said = formats.latex(compare({"": records}))
     assert said.count(r"\toprule") == said.count(r"\bottomrule") == 1
     assert r"100 \%\_of \& \{it\} & 88.00 $\pm$ 1.00 & -2.00 [-3.24, -0.76]" in said
+    spec = formats.latex(compare({"": {"none": study()["none"], "a|b (x > 1)": study()["kd"]}}))
+    assert "a$|$b (x $>$ 1) & 88.00" in spec
     rows = [line for line in said.splitlines() if line.endswith(r"\\")]
     assert len({len(re.findall(r"(?<!\\)&", line)) for line in rows}) == 1
 

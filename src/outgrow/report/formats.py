@@ -205,7 +205,7 @@ _TEX: Sequence[tuple[str, str]] = (
     *((letter, "\\" + letter) for letter in "&%$#_{}"),
     ("~", r"\textasciitilde{}"),
     ("^", r"\textasciicircum{}"),
-    ("<", r"$<$"),
+    *((letter, f"${letter}$") for letter in "<>|"),  # of LaTeX's first font encoding: other letters
 )
 
 
