@@ -20,7 +20,7 @@ from outgrow.run.work import train_teacher
 from outgrow.training import folder
 from outgrow.training.config import build_config, load_config, merge
 from outgrow.training.guard import NonFiniteLoss, NonFiniteScores
-from outgrow.training.progress import TextReporter
+from outgrow.training.progress import JsonReporter, TextReporter
 from outgrow.training.record import read_record
 from outgrow.training.trainer import Trainer
 from tests.run.test_distill import SMALL, teacher_file  # noqa: F401
@@ -49,6 +49,17 @@ def test_a_search_that_another_process_makes_is_left_to_it(teacher_file, tmp_pat
     with pytest.raises(ValueError, match="no other process works, got one in which process 1234 does"):
         tuned(whole, overwrite=True)
     assert (tmp_path / "tune" / room.JOURNAL).read_text() == "trials"
+
+
+def test_json_is_one_object_per_line(teacher_file, tmp_path, capsys):  # noqa: F811
+    """Of `outgrow tune`, and of a run that chooses its weight first."""
+    stream = io.StringIO()
+    tune(config(teacher_file), out=tmp_path, trials=1, reporter=JsonReporter(stream))
+    assert capsys.readouterr().out == ""
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    said = [event["text"] for event in events if event["event"] == "note"]
+    assert any(text.startswith("trial 1 of 1: weight 1, temperature 4") for text in said)
+    assert any(text.startswith("best  ") for text in said)
 
 
 def test_a_search_ends_with_its_best_values(teacher_file, tmp_path):  # noqa: F811

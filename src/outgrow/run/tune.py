@@ -36,7 +36,7 @@ from outgrow.training.config import Config, build_config, merge, settle, with_ch
 from outgrow.training.folder import LEAST_ROOM, check_folder, occupied
 from outgrow.training.guard import NonFiniteLoss, NonFiniteScores
 from outgrow.training.processes import launched
-from outgrow.training.progress import Reporter
+from outgrow.training.progress import JsonReporter, Reporter
 from outgrow.training.record import DataRecord, TrialRecord
 from outgrow.training.task import Task
 
@@ -103,7 +103,9 @@ def tune(
         raise ValueError(
             f"tune: needs one process, got {launched()}; start it without torchrun, and the run with its best values with it."
         )
-    report, out, log = reporter or Reporter(), Path(out), log or print_flushed
+    report, out = reporter or Reporter(), Path(out)
+    if log is None:  # a line of text would break what a program reads
+        log = report.note if isinstance(report, JsonReporter) else print_flushed
     config = settle(config)
     choices = choices_of(config, over)
     plan = _plan(config, out)
