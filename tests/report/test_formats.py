@@ -32,6 +32,13 @@ def test_text_and_markdown_say_the_same():
     assert "for all 2 comparisons with a baseline together (Bonferroni)" in said
 
 
+def test_markdown_shows_names_as_they_are():
+    """Of 0.8*crd + 2*fitnet it would make an emphasis without the stars, of <b> bold letters."""
+    name = "kd + 0.8*crd + 2*fitnet | <b>x_1</b>"
+    said = formats.markdown(compare({"": {"none": study()["none"], name: study()["kd"]}}))
+    assert r"| kd + 0.8\*crd + 2\*fitnet \| \<b>x_1\</b> | 88.00 +- 1.00 |" in said
+
+
 def test_csv_has_every_number():
     lines = list(csv.DictReader(io.StringIO(formats.csv_text(tables()))))
     row = {line["method"]: line for line in lines}["outgrow"]

@@ -8,6 +8,7 @@ as_json(tables)
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,10 +40,9 @@ def markdown(tables: Tables) -> str:
     for name, table in tables.items():
         head = _head(table)
         lines = [head, tuple("---" for _ in head), *(_cells(row, table) for row in table.rows)]
-        body = "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
-        blocks.append("\n\n".join([*([f"## {name}"] if name else []), body, "\n".join(_below(table))]))
+        body = "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+        below = "\n".join(map(_plain, _below(table)))
+        blocks.append("\n\n".join([*([f"## {_plain(name)}"] if name else []), body, below]))
     return "\n\n".join([*blocks, "\n".join(how_to_read(tables))]) + "\n"
 
 
@@ -80,6 +80,15 @@ def latex(tables: Tables) -> str:
         )
         + "\n"
     )
+
+
+def _plain(text: str) -> str:
+    r"""Text of which Markdown makes nothing: the stars in the name of a loss are no emphasis.
+
+    >>> _plain("kd + 0.8*crd + 2*label_smooth | <0.001")
+    'kd + 0.8\\*crd + 2\\*label_smooth \\| <0.001'
+    """
+    return re.sub(r"[\\`*|]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
 def csv_text(tables: Tables) -> str:
