@@ -162,3 +162,13 @@ def test_a_detector_of_one_class_has_no_classes():
     run["data"]["classes"] = ["cell"]
     exported = Exported((), "pytorch", "", "object-detection", "")
     assert "boxes of 1 class: `cell`." in model_card(parse_record(run), exported)
+
+
+def test_a_card_shows_a_loss_with_its_stars():
+    """Of 0.8*crd + 2*fitnet Markdown would make an emphasis without them."""
+    run = record("kd", 0, 90.0)
+    run["config"]["method"]["loss"] = "kd + 0.8*crd + 2*fitnet"
+    exported = Exported((), "pytorch", "", "image-classification", "")
+    assert "- Method: `preset kd, loss kd + 0.8*crd + 2*fitnet`; 4 epochs" in model_card(
+        parse_record(run), exported
+    )

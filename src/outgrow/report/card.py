@@ -46,7 +46,7 @@ def model_card(record: RunRecord, exported: Exported) -> str:
         f"- Data: {public_source(record.data.source)}, {record.data.train:,} images for training"
         f"{f' and {record.data.unlabelled:,} without labels' if record.data.unlabelled else ''}; fingerprint "
         f"`{record.data.fingerprint[:16]}`",
-        f"- Method: {_plain(record.method_text)}; {counted(len(record.epochs), 'epoch')}, seed {record.seed}",
+        f"- Method: `{_plain(record.method_text)}`; {counted(len(record.epochs), 'epoch')}, seed {record.seed}",
         f"- Made with outgrow {record.versions.get('outgrow', '')}, torch {record.versions.get('torch', '')}"
         f"{f', {record.started[:10]}' if record.started else ''}",
         "",
@@ -84,7 +84,7 @@ def _scores(record: RunRecord) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text on one line that Markdown leaves as it is.
+    """Text on one line that can stand between backticks, where Markdown leaves it as it is.
 
     >>> _plain("a`b" + chr(10) + "c")
     "a'b c"
