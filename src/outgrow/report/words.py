@@ -65,7 +65,7 @@ def headline(table: Table, about: Mapping[str, str]) -> str:
     if row.method == table.null:
         best = table.metric.value(row.score.mean)
         ahead = _ahead_of_null(row, table)
-        if ahead is None:
+        if ahead is None or ahead.over_none is None:
             return f"The student without a teacher is the best, with {best}: no distillation helped here."
         seeds = "one seed" if ahead.over_none.n == 1 else f"{ahead.over_none.n} seeds"
         return (
