@@ -15,6 +15,7 @@ from outgrow.detection.run_data import RunScenes
 from outgrow.detection.student import check_module, check_name, train_alone
 from outgrow.losses.box import Box
 from outgrow.losses.objectness import Objectness
+from outgrow.machine.files import counted
 from outgrow.models import num_parameters
 from outgrow.objective import Objective
 from outgrow.training.config import Config
@@ -110,7 +111,9 @@ def freeze_teacher(
         found = evaluate_detector(
             frozen, data.source, data.test, run.device, workers=run.config.data.workers, advance=advance
         )
-    run.report.note(f"teacher {detector.name}: box AP {found.score:.2f} on {len(data.test):,} images")
+    run.report.note(
+        f"teacher {detector.name}: box AP {found.score:.2f} on {counted(len(data.test), 'image')}"
+    )
     record = TeacherRecord(
         name=detector.name,
         parameters=num_parameters(detector),

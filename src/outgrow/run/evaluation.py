@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from outgrow.data.reading import OnFault
+from outgrow.machine.files import counted
 from outgrow.run.tasks import task_of
 from outgrow.training.progress import Reporter
 
@@ -52,9 +53,7 @@ def summary(scores: Mapping[str, Any]) -> str:
     else:
         nll = "infinite" if scores["nll"] is None else f"{scores['nll']:.4f}"
         numbers = f"top-1 {_number(scores, 'top1', ' %')}, top-5 {_number(scores, 'top5', ' %')}, nll {nll}"
-    return (
-        f"{scores['model']}: {numbers} on {scores['images']:,} images ({scores['parameters']:,} parameters)"
-    )
+    return f"{scores['model']}: {numbers} on {counted(scores['images'], 'image')} ({scores['parameters']:,} parameters)"
 
 
 def _number(scores: Mapping[str, Any], key: str, unit: str = "") -> str:

@@ -23,7 +23,7 @@ from PIL.Image import Image
 from outgrow.data.files import look_into, notes_of, read_picture
 from outgrow.data.notes import printable, some
 from outgrow.data.pixels import decode
-from outgrow.machine.files import check_writable, write_atomically
+from outgrow.machine.files import check_writable, counted, write_atomically
 from outgrow.models.create import DETECTORS
 from outgrow.models.portable import OnnxModel, read_program
 from outgrow.models.weights import read_weights
@@ -243,7 +243,7 @@ def unless_all_broken(lines: Iterable[str], files: Sequence[str], broken: dict[s
         held = []
     if broken and len(broken) == len(files):
         raise ValueError(
-            f"predict: needs images that can be read, got {len(files)} unreadable ones (the first: "
+            f"predict: needs images that can be read, got {counted(len(files), 'unreadable one')} (the first: "
             f"{next(iter(broken.values())).splitlines()[0]}); check the files."
         )
     yield from held
