@@ -41,6 +41,7 @@ from tests.run.stops import stopped_after
 TINY = ("cifar/resnet8", "cifar/resnet8")
 
 
+@pytest.mark.slow
 def test_ways_take_turns():
     ways = ("plain", "torchdistill", "cached")  # the others run below
     (row,) = throughput.measure(
@@ -60,6 +61,7 @@ def test_an_epoch_must_hold_the_rounds():
         throughput.measure(pairs=[TINY], steps=4, repeat=2, batch=4, num=16)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_way_reaches_the_parent():
     with Worker(1) as worker:
         with pytest.raises(RuntimeError, match="KeyError: 'nonsense'"):

@@ -174,7 +174,11 @@ def beside(path):
 
 
 @pytest.mark.parametrize(
-    "method", [{"preset": "outgrow"}, {"preset": "kd", "rule": "posterior", "task": "posterior"}]
+    "method",
+    [
+        {"preset": "outgrow"},
+        pytest.param({"preset": "kd", "rule": "posterior", "task": "posterior"}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_teacher_twice_is_that_teacher(made, method):
     """Also where labels are wrong: the mean, its noise, and what the student learns."""
