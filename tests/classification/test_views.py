@@ -100,6 +100,29 @@ def test_beliefs_are_kept_on_disk(files, tmp_path, monkeypatch):
     assert plain["student"]["nll"] == pytest.approx(first["student"]["nll"], abs=0.05)
 
 
+def test_beliefs_do_not_depend_on_the_size_of_batches(files, tmp_path, monkeypatch):
+    """149 of 150 images leave a last batch of one, too small to train on. A teacher looks at it as well."""
+    added = []
+    add = AveragedTeacher.add
+
+    def counted(self, images, index):
+        added.append(len(images))
+        return add(self, images, index)
+
+    monkeypatch.setattr(AveragedTeacher, "add", counted)
+    cached = {"teacher": {"cache": str(tmp_path / "cache")}, "train": {"epochs": 1}}
+    trust = {"method": {"trust": "reliability"}}
+    record = distill(options(files, "good", cached, trust, {"train": {"batch_size": 149}}))
+    assert sum(added) == 3 * 150
+    assert record["correction"]["num_images"] == 150
+    shared, alone = (
+        distill(options(files, "good", trust, cached, {"teacher": {"cache": str(tmp_path / name)}}))
+        for name in ("cache", "other")
+    )
+    assert shared["student"]["nll"] == alone["student"]["nll"]
+    assert shared["correction"] == alone["correction"]
+
+
 @pytest.mark.parametrize("name", ["good", pytest.param("foreign", marks=pytest.mark.slow)])
 def test_beliefs_of_fewer_images_are_not_those_of_more(files, tmp_path, name, monkeypatch):
     """Nor are the correction and the trust, which read them."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from outgrow.classification.data import each_once, train_loader
+from outgrow.classification.data import teacher_views
 from outgrow.data import Split
 from outgrow.models import Network
 from outgrow.teacher import BaseTeacher
@@ -104,10 +104,9 @@ def _right_on_views(
     augment: AugmentConfig,
     viewers: Sequence[Network | None],
 ) -> Tensor:
-    """For each image of ``split``, whether the teacher is right on its view of the first epoch. A view that a loader leaves
-    out counts as wrong."""
+    """For each image of ``split``, whether the teacher is right on its view of the first epoch."""
     config = run.config.model_copy(update={"data": run.config.data.model_copy(update={"augment": augment})})
-    loader = train_loader(config, each_once(config.train), split, viewers, run.device, whole=True)
+    loader = teacher_views(config, split, viewers, run.device)
     place = {number: at for at, number in enumerate(split.index.tolist())}
     found = torch.zeros(len(split), dtype=torch.bool)
     for batch in loader.epoch(0):

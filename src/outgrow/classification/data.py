@@ -244,11 +244,6 @@ def _takes(network: Network, size: int) -> bool:
     return True
 
 
-def each_once(train: TrainConfig) -> TrainConfig:
-    """``train`` with every image once an epoch, for views on which a teacher is fitted or looked at."""
-    return train.model_copy(update={"sampling": "uniform"})
-
-
 def unmixed(config: Config) -> Config:
     """``config`` without mixup and CutMix, whose views have two labels."""
     augment = config.data.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
@@ -264,12 +259,14 @@ def train_loader(
     *,
     whole: bool = False,
     unlabelled: Split | None = None,
+    all_rows: bool = False,
 ) -> Loader:
     """The training views: the share of this process, or with ``whole`` all of them.
 
     They are cropped and resized as in an evaluation of the last of ``networks``, the one that is trained. With
     ``unlabelled`` the share ``data.unlabelled_share`` of each batch is unlabelled images, after the rows of ``split``.
-    A student without a teacher gets the same batches without them, as they have no training signal.
+    A student without a teacher gets the same batches without them, as they have no training signal. A last batch that is
+    too small to train on is left out, unless ``all_rows``.
     """
     size = view_size(config.data.size, split, networks)
     spec = next((n.input_spec for n in reversed(networks) if n is not None), PLAIN)
@@ -282,7 +279,7 @@ def train_loader(
             )
         batch_size -= extra
     augment = Augment(**config.data.augment.model_dump())
-    last = drops_last(len(split), min(batch_size, len(split)), least=LEAST)
+    last = not all_rows and drops_last(len(split), min(batch_size, len(split)), least=LEAST)
     loader = _views(
         config,
         split,
@@ -304,6 +301,15 @@ def train_loader(
     seed = config.seed + UNLABELLED_SEED
     others = _views(config, unlabelled, spec, extra, plain, size, device, whole, seed=seed, drop_last=True)
     return MixedLoader(loader, others)
+
+
+def teacher_views(
+    config: Config, split: Split, networks: Sequence[Network | None], device: torch.device
+) -> Loader:
+    """The views of :func:`train_loader`, with every image of ``split`` once an epoch, whatever the batch size and the sampling.
+    On them a teacher is fitted or looked at."""
+    train = config.train.model_copy(update={"sampling": "uniform"})
+    return train_loader(config, train, split, networks, device, whole=True, all_rows=True)
 
 
 def _size_beside(split: Split, unlabelled: Split) -> int | None:

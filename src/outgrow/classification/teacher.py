@@ -13,7 +13,7 @@ from torch import nn
 
 from outgrow.classification.augmentation import advice, cost_text, costs_much, look_at_augmented
 from outgrow.classification.correction import fit_correction, noise_record, say_what_is_learnt
-from outgrow.classification.data import RunData, each_once, eval_loader, train_loader
+from outgrow.classification.data import RunData, eval_loader, teacher_views
 from outgrow.classification.mixture import mixed
 from outgrow.classification.names import in_data_classes, match_teacher
 from outgrow.classification.order import check_order
@@ -154,9 +154,7 @@ def freeze_teacher(
     """The teacher for the student: frozen, with the classes of the student, scored, corrected; of several, their mean."""
     if network is None:
         return Taught(NoTeacher(data.num_classes))
-    views = train_loader(
-        run.config, each_once(run.config.train), data.train, [network, student], run.device, whole=True
-    )
+    views = teacher_views(run.config, data.train, [network, student], run.device)
     others = other_teachers(run, student)  # before anything is computed: a file may be missing
     taught = _frozen(run, data, network, views, objective, [network, student])
     if others:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from outgrow.classification.data import each_once, train_loader, unmixed
+from outgrow.classification.data import teacher_views, unmixed
 from outgrow.data import Loader
 from outgrow.knowledge import Reliability, wrong_rows
 from outgrow.models import Network
@@ -42,8 +42,7 @@ def fit_reliability(run: RunContext, parts: Parts, teacher: Network | None, stud
     # images without labels are never blended, so neither are those that speak for them alone; a loss reads labelled rows too
     for_unlabelled = all(one is trust and one.rows == "unlabelled" for one, _ in found)
     config = unmixed(run.config) if for_unlabelled else run.config
-    train = each_once(config.train)
-    views = train_loader(config, train, parts.data.train, [teacher, student], run.device, whole=True)
+    views = teacher_views(config, parts.data.train, [teacher, student], run.device)
     outputs, target = _beliefs(run, module, views)
     for reliability, reads in found:
         reliability.fit(reads(outputs.logits), target, noise=noise).to(run.device)

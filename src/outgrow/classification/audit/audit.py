@@ -26,11 +26,10 @@ from outgrow.classification.audit.verdicts import Case, verdicts
 from outgrow.classification.augmentation import costs_much, look_at_augmented
 from outgrow.classification.data import (
     RunData,
-    each_once,
     eval_loader,
     open_run_data,
     same_set,
-    train_loader,
+    teacher_views,
     unmixed,
 )
 from outgrow.classification.names import in_data_classes, logits_in_data_classes, match_teacher
@@ -285,9 +284,7 @@ class Looking:
 
     def at_views(self, split: Split, name: str) -> Seen:
         config = self.run.config
-        loader = train_loader(
-            config, each_once(config.train), split, [self.network], self.run.device, whole=True
-        )
+        loader = teacher_views(config, split, [self.network], self.run.device)
         return self._at(loader, len(split), name)
 
     def at_plain(self, split: Split, name: str) -> Seen:
@@ -421,7 +418,7 @@ def _label_errors(
     plain = plain if correction is None else plain.corrected(correction, fitted=True)
     label, index = believed.label, believed.index
     place = {number: at for at, number in enumerate(chosen.train.index.tolist())}
-    # training views lack a last batch of one image, which the plain images have, in their order
+    # training views are shuffled, plain images are in their order
     same = torch.tensor([place[number] for number in index.tolist()])
     probability = (believed.logits.softmax(1) + plain.logits.softmax(1)[same]) / 2
     candidates = []
