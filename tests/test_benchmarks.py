@@ -405,7 +405,7 @@ def test_the_charts_of_the_readme_are_those_of_the_records(name):
 
 
 def test_the_words_for_the_chart_of_gains_have_its_numbers():
-    """What a reader who does not see the picture is told, and the number of seeds below it."""
+    """They are what a reader is told who does not see the picture."""
     readme = (pictures.ROOT / "README.md").read_text(encoding="utf-8")
     alt, file = re.search(r"!\[([^]]*)\]\((docs/images/helps\.svg)\)", readme).groups()
     drawn = re.findall(r">([+-]\d+\.\d\d) \[", (pictures.ROOT / file).read_text(encoding="utf-8"))
