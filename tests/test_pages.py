@@ -64,8 +64,10 @@ SUBSTITUTIONS = {
     "--set teacher.pretrained=true": "--teacher-weights resnet50.safetensors",
     "--student timm/mobilenetv3_small_100": "--student timm/mobilenetv3_small_100 --student-weights mnv3.safetensors",
     "size=320": "size=128",
+    "weights: lite0.safetensors}": "weights: lite0.safetensors, input_size: 32}",
+    "--data digits": "--data digits --set data.train_rows=300",
 }
-"""Nothing is downloaded: random weights stand for published ones. Pictures are smaller."""
+"""Nothing is downloaded: random weights stand for published ones. Pictures are smaller, and digits are fewer."""
 
 FEW = "--set data.workers=0 --set train.max_steps=2 --set teacher_train.epochs=1 --set teacher_train.max_steps=2"
 SMALL = (

@@ -475,6 +475,7 @@ def test_python_is_quiet_unless_it_is_asked(capsys):
     assert json.loads(lines[-1])["event"] == "result"
 
 
+@pytest.mark.slow  # tests/examples runs a notebook
 @pytest.mark.filterwarnings("default")  # of the kernel and its sockets
 def test_a_notebook_shows_a_bar():
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")

@@ -457,7 +457,7 @@ ENDS = [
 
 @pytest.mark.parametrize(
     "rank, how, expected",
-    [ENDS[0], *(pytest.param(*row, marks=pytest.mark.slow) for row in ENDS[1:])],
+    [pytest.param(*row, marks=pytest.mark.slow) for row in ENDS],
 )
 def test_a_process_that_fails_ends_the_run_with_its_reason(folder, trained, rank, how, expected):
     call = options(folder, f"broken-{rank}-{how}")
