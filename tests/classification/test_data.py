@@ -22,6 +22,7 @@ from outgrow.data import ArraySplit, DataWarning, FileSplit, Split
 from outgrow.data.files import PathList
 from outgrow.models import InputSpec, Network, create_model
 from outgrow.objective import Objective
+from outgrow.run.audit import audit_teacher
 from outgrow.run.evaluation import evaluate_model
 from outgrow.training.config import Config, build_config
 from outgrow.training.progress import Reporter
@@ -156,6 +157,60 @@ def test_a_net_of_one_size(photos: Path) -> None:
         match=r"data.size: needs the same size as input_size, which is 32, got 64; .* one of the two",
     ):
         made(config, open_run_data(config))
+
+
+OF_ONE_SIZE = """
+from torch import nn
+
+def small(num_classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 20 * 20, num_classes))
+
+class Broken(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3)).nonsense)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("small", 32, r"images of 32 x 32, got RuntimeError: mat1 and mat2 .*; set data.size to"),
+        ("small", None, r"images of 8 x 8, got RuntimeError: mat1 and mat2"),
+        (
+            "Broken",
+            None,
+            r"images of 8 x 8, got AttributeError: .*'nonsense' \(net.py, line 13\); .* or correct it",
+        ),
+    ],
+)
+def test_a_net_that_cannot_take_the_images_is_refused(
+    tmp_path: Path, name: str, size: int | None, said: str
+) -> None:
+    """As a student, a teacher that is trained, one that is not, in an audit and in an evaluation."""
+    (tmp_path / "net.py").write_text(OF_ONE_SIZE)
+    net = f"py:{tmp_path / 'net.py'}:{name}"
+    layer = {"data": {"source": "digits", "size": size, "workers": 0}, "train": {"epochs": 1, "max_steps": 2}}
+    weights = tmp_path / "net.safetensors"
+    outgrow.models.save_student(create_model(net, 10, classes=tuple("0123456789")), weights)
+    given = {"name": net, "weights": str(weights)}
+    alone = {"student": {"name": net}, "method": {"preset": "none"}}
+    plain = {"student": {"name": "cifar/resnet8"}, "method": {"preset": "kd"}}
+    for more in (
+        alone,
+        {**plain, "teacher": {"name": net, "train": True}},
+        {**plain, "teacher": given},
+    ):
+        with pytest.raises(ValueError, match=rf"(?s)net.py:{name}: needs a net that takes {said}"):
+            outgrow.distill({**layer, **more})
+    with pytest.raises(ValueError, match=rf"net.py:{name}: needs a net that takes {said}"):
+        audit_teacher({**layer, "teacher": given, "out": str(tmp_path / "audit")})
+    if size is None:  # an evaluation has no option for it
+        with pytest.raises(ValueError, match=rf"net.py:{name}: needs a net that takes {said}"):
+            evaluate_model("digits", net, weights=weights)
 
 
 @pytest.mark.parametrize("size", [16, None])

@@ -516,6 +516,7 @@ def test_a_student_without_a_teacher_does_not_see_them(taught, small, tmp_path):
     notes = Notes()
     record = run(nobody, tmp_path / "none", notes, data={"unlabelled": small})
     assert not any("add some with" in note for note in notes.notes)
+    assert sum("without labels are left out" in note for note in notes.notes) == 1
     assert record["epochs"][-1]["stats"]["unlabelled"] == 0
 
 

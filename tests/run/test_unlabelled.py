@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from benchmarks.reliability import three_parts
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,8 +16,11 @@ from outgrow.classification.data import open_run_data, train_loader
 from outgrow.data import ArraySplit, DataWarning, open_data
 from outgrow.data.unlabelled import open_unlabelled
 from outgrow.losses import LOSSES, make_loss
+from outgrow.report.parts import conditions
 from outgrow.run import distill
+from outgrow.run.export import export_run
 from outgrow.training.config import build_config, merge
+from outgrow.training.record import read_record
 from outgrow.training.unlabelled import without_labels
 from tests import contract
 from tests.classification.test_names import Notes
@@ -109,6 +113,26 @@ def test_a_student_alone_takes_the_same_steps_without_them(teacher_file):
     assert len(loader) == 6
     assert max(len(batch.images) for batch in loader.epoch(0)) == 16
     assert with_teacher["data"]["unlabelled"] == alone["data"]["unlabelled"]
+
+
+def test_a_student_alone_is_said_to_learn_without_them(teacher_file, tmp_path):
+    """On the run's page, on the card of its export, and on the way; a comparison's page says what the taught ones see."""
+    (tmp_path / "alone").mkdir()
+    notes = Notes()
+    run(teacher_file, {"method": {"preset": "none"}, "out": str(tmp_path / "alone")}, reporter=notes)
+    (said,) = [note for note in notes.said if "data.unlabelled" in note]
+    assert three_parts(said)
+    assert "the 300 images without labels are left out" in said
+    run(teacher_file, {"method": {"preset": "kd"}, "out": str(tmp_path / "kd")})
+    words = "300 without labels"
+    assert words not in (tmp_path / "alone" / "index.html").read_text()
+    export_run(tmp_path / "alone", out=tmp_path / "of-alone")
+    export_run(tmp_path / "kd", out=tmp_path / "of-kd")
+    assert words not in (tmp_path / "of-alone" / "README.md").read_text()
+    assert words in (tmp_path / "of-kd" / "README.md").read_text()
+    alone, taught = (read_record(tmp_path / name / "record.json") for name in ("alone", "kd"))
+    assert dict(conditions([alone]))["rows"] == ("96 for training, 901 for testing",)
+    assert dict(conditions([alone, taught]))["rows"] == (f"96 for training, {words}, 901 for testing",)
 
 
 def test_they_change_the_student(teacher_file, tmp_path):

@@ -18,7 +18,7 @@ from outgrow.data.source import arrange, find_data, untaught
 from outgrow.data.splits import Found, Part
 from outgrow.data.unlabelled import UnlabelledImages, open_unlabelled
 from outgrow.models import InputSpec, Network
-from outgrow.models.network import resized
+from outgrow.models.network import check_size, resized
 from outgrow.training.config import Config, ModelConfig, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
 
@@ -196,7 +196,7 @@ def set_input_size(network: Network, train: Split, size: int | None, options: Mo
 
     From then on ``network.input_spec.size`` is the side in pixels for training, evaluation and prediction. It is saved
     with the weights. ``size`` is ``data.size``, ``options`` are those of the network; ``ValueError`` if they
-    contradict each other. A network without an input size gets ``size``, or else the size of the training images.
+    contradict each other, or if the network cannot process such images. A network without an input size gets ``size``, or else the size of the training images.
     One with an input size keeps it, unless ``size`` is given and the network accepts it.
     """
     own = network.input_spec.size
@@ -204,20 +204,25 @@ def set_input_size(network: Network, train: Split, size: int | None, options: Mo
         found = size or _own_size(train)
         if found is not None:
             resized(network, found)
-        return
-    if size is None or size == own:
-        return
-    if options.input_size == own:
-        raise ValueError(
-            f"data.size: needs the same size as input_size, which is {own}, got {size}; set only one of the two, as a network "
-            "is evaluated at the size of its training."
-        )
-    if not _takes(network, size):
-        raise ValueError(
-            f"data.size: needs {own}, the only size that {network.name} accepts, got {size}; build the network for this size "
-            f"with student.input_size={size} (teacher.input_size), or leave data.size out."
-        )
-    resized(network, size)
+    elif size is not None and size != own:
+        if options.input_size == own:
+            raise ValueError(
+                f"data.size: needs the same size as input_size, which is {own}, got {size}; set only one of the two, as a network "
+                "is evaluated at the size of its training."
+            )
+        if not _takes(network, size):
+            raise ValueError(
+                f"data.size: needs {own}, the only size that {network.name} accepts, got {size}; build the network for this size "
+                f"with student.input_size={size} (teacher.input_size), or leave data.size out."
+            )
+        resized(network, size)
+    check_takes(network, train)
+
+
+def check_takes(network: Network, split: Split) -> None:
+    """``ValueError`` if ``network`` cannot process images of ``split``, of the size that an evaluation shows them in."""
+    view = eval_view(network.input_spec, whole_size(split))
+    check_size(network, *(view.whole or (view.size, view.size)))
 
 
 def _own_size(split: Split) -> int | None:

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from outgrow.classification.data import eval_loader
+from outgrow.classification.data import check_takes, eval_loader
 from outgrow.classification.order import check_order
 from outgrow.classification.scores import evaluate
 from outgrow.data import open_data
@@ -74,6 +74,7 @@ def evaluate_classifier(
             f"evaluate {name}: {len(match.extra)} of its {network.num_classes} classes are not in the data "
             f"({some(match.extra)}); it chooses among the other {len(match.columns)}, and predict among all"
         )
+    check_takes(network, data.test)
     train = TrainConfig(batch_size=batch_size)
     device = make_accelerator(train).device
     loader = eval_loader(data.test, network, train, device, workers)

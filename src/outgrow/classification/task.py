@@ -32,7 +32,7 @@ from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.processes import process_group
 from outgrow.training.record import DataRecord, RunRecord, StudentRecord
 from outgrow.training.task import Parts, RunContext, Task, Taught
-from outgrow.training.unlabelled import other_share, without_labels
+from outgrow.training.unlabelled import other_share, unseen, without_labels
 
 FEW = 1000
 """Up to this number of training images, a run points to unlabelled images: with 500 labels they were worth more than
@@ -140,6 +140,8 @@ class Classification:
     def before_training(self, run: RunContext, parts: Parts) -> None:
         data = parts.data
         if note := other_share(run.config, parts.loader):
+            run.report.note(note)
+        if data.unlabelled is not None and (note := unseen(run.config, len(data.unlabelled.split))):
             run.report.note(note)
         if parts.teacher is not None and data.unlabelled is None and len(data.train) <= FEW:
             run.report.note(

@@ -13,7 +13,7 @@ from torch import nn
 
 from outgrow.classification.augmentation import advice, cost_text, costs_much, look_at_augmented
 from outgrow.classification.correction import fit_correction, noise_record, say_what_is_learnt
-from outgrow.classification.data import RunData, eval_loader, teacher_views
+from outgrow.classification.data import RunData, check_takes, eval_loader, teacher_views
 from outgrow.classification.mixture import mixed
 from outgrow.classification.names import in_data_classes, match_teacher
 from outgrow.classification.order import check_order
@@ -209,6 +209,7 @@ def _frozen(
     if foreign and config.teacher.correct == "never":
         raise ValueError(_foreign(network, data, match))
     _note_of_classes(run, network, match)
+    check_takes(network, data.test)
     test = eval_loader_of(run, data, network)
     teacher = _inference(
         run, network.to(run.device), taps_read(network, objective, corrects or foreign), test, views

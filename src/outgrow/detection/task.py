@@ -32,7 +32,7 @@ from outgrow.training.meter import EpochRecord, best_epoch
 from outgrow.training.processes import is_main
 from outgrow.training.record import Both, CostRecord, DataRecord, RunRecord, StudentRecord
 from outgrow.training.task import Parts, RunContext, Task, Taught
-from outgrow.training.unlabelled import other_share, without_labels
+from outgrow.training.unlabelled import other_share, unseen, without_labels
 
 IGNORED = (
     *(
@@ -134,6 +134,8 @@ class Detection:
         """Evaluate the untrained student, for the drawn images of the run folder."""
         data = parts.data
         if note := other_share(run.config, parts.loader):
+            run.report.note(note)
+        if data.unlabelled is not None and (note := unseen(run.config, len(data.unlabelled.split))):
             run.report.note(note)
         if parts.teacher is not None and data.unlabelled is None and len(data.train) <= FEW:
             run.report.note(

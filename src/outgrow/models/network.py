@@ -6,7 +6,9 @@
 Teacher and student get the same images. Each resizes and normalises its own input.
 """
 
+import traceback
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -200,6 +202,37 @@ def check_channels(network: Network) -> None:
     finally:
         for module, mode in zip(network.net.modules(), modes, strict=True):
             module.training = mode
+
+
+def check_size(network: Network, height: int, width: int) -> None:
+    """``ValueError`` if ``network`` cannot process images of this size, with what it raised and where; one image is tried."""
+    modes = [module.training for module in network.modules()]
+    side = network.input_spec.size
+    size = f"{height} x {width}" if side is None else f"{side} x {side}"  # of what the net gets
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            network.eval()(network.mean.new_zeros(1, 3, height, width))
+    except (ValueError, MemoryError, torch.OutOfMemoryError):  # the network's own words
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{network.name}: needs a net that takes images of {size}, got {type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}{_place(error)}; set data.size to the "
+            "size that it was built for, or correct it."
+        ) from error
+    finally:
+        for module, mode in zip(network.modules(), modes, strict=True):
+            module.training = mode
+
+
+def _place(error: BaseException) -> str:
+    """Where in a file of the user's ``error`` was raised; empty if it is in none."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not {"site-packages", "outgrow"} & set(Path(frame.filename).parts)
+    ]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def describe_input(spec: InputSpec) -> str:

@@ -44,7 +44,7 @@ def model_card(record: RunRecord, exported: Exported) -> str:
         "",
         f"- Teacher: {_teacher(record)}",
         f"- Data: {public_source(record.data.source)}, {record.data.train:,} images for training"
-        f"{f' and {record.data.unlabelled:,} without labels' if record.data.unlabelled else ''}; fingerprint "
+        f"{_unlabelled(record)}; fingerprint "
         f"`{record.data.fingerprint[:16]}`",
         f"- Method: `{_plain(record.method_text)}`; {counted(len(record.epochs), 'epoch')}, seed {record.seed}",
         f"- Made with outgrow {record.versions.get('outgrow', '')}, torch {record.versions.get('torch', '')}"
@@ -52,6 +52,14 @@ def model_card(record: RunRecord, exported: Exported) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _unlabelled(record: RunRecord) -> str:
+    if (
+        not record.data.unlabelled or record.config.method.preset == "none"
+    ):  # without a teacher they are left out
+        return ""
+    return f" and {record.data.unlabelled:,} without labels"
 
 
 def _task(record: RunRecord) -> str:

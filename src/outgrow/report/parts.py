@@ -240,7 +240,8 @@ def conditions(runs: Sequence[RunRecord]) -> list[Condition]:
     seeds = sorted({run.seed for run in runs})
     add("seeds" if len(seeds) > 1 else "seed", [", ".join(map(str, seeds))])
     add("data", (run.data.source for run in runs))
-    add("rows", (rows(run.data) for run in runs))
+    # where some have a teacher: what these learn from
+    add("rows", (rows(run.data, seen=_seen(run)) for run in runs if _seen(run) or not any(map(_seen, runs))))
     add("epochs", (run.trained_epochs for run in runs))
     add("optimiser", (_optimiser(train) for train in trains))
     add("augmentation", (augmentation(run.config.data.augment.model_dump(mode="json")) for run in runs))
@@ -258,11 +259,16 @@ def conditions(runs: Sequence[RunRecord]) -> list[Condition]:
     return found
 
 
-def rows(data: DataRecord) -> str:
-    """How many images each split has, in words."""
+def _seen(run: RunRecord) -> bool:
+    """Whether its student sees images without labels: nobody but a teacher can tell about them."""
+    return run.config.method.preset != "none"
+
+
+def rows(data: DataRecord, *, seen: bool = True) -> str:
+    """How many images each split has, in words; those without labels if they are ``seen``."""
     val = f"{data.val:,} for validation, " if data.val else ""
     excluded = f" ({data.excluded:,} others excluded)" if data.excluded else ""
-    unlabelled = f"{data.unlabelled:,} without labels, " if data.unlabelled else ""
+    unlabelled = f"{data.unlabelled:,} without labels, " if data.unlabelled and seen else ""
     return f"{data.train:,} for training{excluded}, {unlabelled}{val}{data.test:,} for testing"
 
 

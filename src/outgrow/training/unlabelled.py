@@ -3,6 +3,7 @@
 from typing import Any
 
 from outgrow.data.mixed import Mixed
+from outgrow.machine.files import counted
 from outgrow.objective import Objective
 from outgrow.training.config import Config
 
@@ -18,6 +19,16 @@ def other_share(config: Config, loader: Any) -> str | None:
     return (
         f"warning: data.unlabelled_share: {share:g} of a batch of {batch} is wanted, got {unlabelled} of {labelled + unlabelled}: "
         f"there are {loader.labelled.plan.num:,} images with a label and {loader.unlabelled.plan.num:,} without"
+    )
+
+
+def unseen(config: Config, num: int) -> str | None:
+    """What becomes of ``num`` images without labels where no teacher can tell about them; None where one does."""
+    if config.method.preset != "none":
+        return None
+    return (
+        f"data.unlabelled: needs a teacher, got --preset none: the {counted(num, 'image')} without labels are left out, and a "
+        "batch has its labelled images alone"
     )
 
 

@@ -26,6 +26,7 @@ from outgrow.classification.audit.verdicts import Case, verdicts
 from outgrow.classification.augmentation import costs_much, look_at_augmented
 from outgrow.classification.data import (
     RunData,
+    check_takes,
     eval_loader,
     open_run_data,
     same_set,
@@ -91,6 +92,7 @@ def audit(run: RunContext, rows: int, options: Options, module: nn.Module | None
     data = open_run_data(config)
     chosen = choose_rows(data, rows, config)
     network = _network(run, data, module)
+    check_takes(network, data.train)
     match = match_teacher(network, data)
     notes = [chosen.note, _few(chosen)]
 
