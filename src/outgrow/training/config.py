@@ -236,7 +236,8 @@ class TrainConfig(_Section):
     """Images per step, over all processes."""
     accumulate: int = Field(1, ge=1)
     """Parts of a batch that run one after another before the step (gradient accumulation), to save memory. The batch
-    keeps its size. Batch norms, and losses that compare the rows of a batch, get one part at a time."""
+    keeps its size. Batch norms, and losses that compare the rows of a batch, get one part at a time; with
+    ``normalize=subset`` each part is divided by its own right and wrong rows."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     lr: float = Field(0.05, gt=0)
