@@ -1,9 +1,11 @@
 """A study in numbers, as text."""
 
 import json
+import re
 
 import pytest
 
+from outgrow.report.formats import latex, markdown, text
 from outgrow.report.table import read_records, tabulate
 from outgrow.report.text import markdown_table, text_table
 from outgrow.training.record import RunRecord, parse_record
@@ -12,7 +14,7 @@ from tests.report.records import as_of_old, detector, detectors, record, study
 CLASSIFIERS = """\
 method   top-1, last epoch  best epoch     over no teacher       over teacher             over corrected        outgrew
 -------  -----------------  -------------  --------------------  -----------------------  --------------------  -------
-none     90.00 +- 0.50      90.25 +- 0.50                        +40.00 [+38.76, +41.24]  -2.00 [-5.29, +1.29]  no
+none     90.00 +- 0.50      90.25 +- 0.50                        +40.00 [+38.76, +41.24]  -2.00 [-5.29, +1.29]  \N{EN DASH}
 kd       88.00 +- 1.00      88.25 +- 1.00  -2.00 [-3.24, -0.76]  +38.00 [+35.52, +40.48]  -4.00 [-8.30, +0.30]  no
 outgrow  94.00 +- 0.50      94.25 +- 0.50  +4.00 [+1.52, +6.48]  +44.00 [+42.76, +45.24]  +2.00 [-0.15, +4.15]  no
 
@@ -23,7 +25,7 @@ outgrew: beats the teacher as it is, the teacher after correction, and the stude
 
 
 def test_a_study_of_classifiers():
-    """As it was printed before there was another measure."""
+    """As it was printed before there was another measure; a student without a teacher has none to outgrow."""
     assert text_table(tabulate(study())) == CLASSIFIERS
 
 
@@ -61,6 +63,18 @@ def test_a_seed_in_which_nobody_corrected_the_teacher_is_left_out():
 
 def test_one_seed_is_not_several():
     assert "1,000 parameters, 1 seed; differences" in text_table(tabulate(study(seeds=1)))
+
+
+@pytest.mark.parametrize("form", [text_table, markdown_table, text, markdown, latex])
+def test_without_an_interval_no_table_says_that_it_has_not_outgrown(form):
+    """As on the page, whose headline says that it was not shown."""
+    table = tabulate(study(seeds=1))
+    made = form(table) if form in (text_table, markdown_table) else form({"digits": table})
+    lines = [line for line in made.splitlines() if "outgrow " in line]
+    assert lines
+    for line in lines:
+        assert "\N{EN DASH}" in line
+        assert not re.search(r"\b(no|yes)\b", line)
 
 
 def test_records_of_old_make_the_same_table():

@@ -15,6 +15,7 @@ from typing import Any
 from outgrow.machine.files import finite
 from outgrow.report.statistics import Contrast, Difference
 from outgrow.report.table import Row, Table, other_teachers
+from outgrow.report.words import outgrown
 
 Tables = Mapping[str, Table]
 """Tables by the name of their study, which is empty where there is one."""
@@ -193,7 +194,7 @@ def _cells(row: Row, table: Table) -> tuple[str, ...]:
         cells += ["", ""] if one is None else [_difference(one.together), _p(one.p_holm)]
     if table.teacher is not None:
         cells += ["" if d is None else _difference(d) for d in (row.over_teacher, row.over_corrected)]
-        cells.append("yes" if row.outgrew else "no")
+        cells.append(outgrown(row, table))
     if any(one.conditions for one in table.rows):
         cells.append("; ".join(row.conditions))
     return tuple(cells)

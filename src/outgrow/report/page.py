@@ -109,6 +109,7 @@ def write_overview(
             "table": table,
             "headline": words.headline(table, about),
             "best": words.best_row(table).method,
+            "outgrown": {row.method: words.outgrown(row, table) for row in table.rows},
             "groups": contrast_groups(table, about),
             # comparisons with baselines have a table of their own
             "alone": not table.baselines and any(row.over_none is not None for row in table.rows),
@@ -137,6 +138,7 @@ class _Line:
     over_kd: Difference | None
     best: bool
     alone: bool
+    outgrown: str
     won: int
     compared: int
 
@@ -152,6 +154,7 @@ def _line(
         over_kd=over_kd.get(row.method),
         best=row is best,
         alone=row.method == table.null,
+        outgrown=words.outgrown(row, table),
         won=sum(better),
         compared=len(better),
     )

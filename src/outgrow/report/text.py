@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 from outgrow.machine.files import counted
 from outgrow.report.table import Row, Table, other_teachers
+from outgrow.report.words import outgrown
 
 
 def text_table(table: Table, about: Mapping[str, str] | None = None) -> str:
     """The table with aligned columns. ``about`` maps methods to the names to show."""
-    cells = [_head(table), *(_cells(row, about or {}) for row in table.rows)]
+    cells = [_head(table), *(_cells(row, table, about or {}) for row in table.rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -21,7 +22,7 @@ def text_table(table: Table, about: Mapping[str, str] | None = None) -> str:
 def markdown_table(table: Table, about: Mapping[str, str] | None = None) -> str:
     """The table in GitHub's Markdown."""
     head = _head(table)
-    lines = [head, tuple("---" for _ in head), *(_cells(row, about or {}) for row in table.rows)]
+    lines = [head, tuple("---" for _ in head), *(_cells(row, table, about or {}) for row in table.rows)]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return body + "\n\n" + "\n".join(summary_lines(table)) + "\n"
 
@@ -65,12 +66,12 @@ def _head(table: Table) -> tuple[str, ...]:
     )
 
 
-def _cells(row: Row, about: Mapping[str, str]) -> tuple[str, ...]:
+def _cells(row: Row, table: Table, about: Mapping[str, str]) -> tuple[str, ...]:
     differences = (row.over_none, row.over_teacher, row.over_corrected)
     return (
         about.get(row.method, row.method),
         str(row.score),
         str(row.score_best),
         *("" if d is None else str(d) for d in differences),
-        "yes" if row.outgrew else "no",
+        outgrown(row, table),
     )

@@ -58,6 +58,14 @@ def _comparison(against: str, difference: Difference | None, note: str = "") -> 
     return Comparison(against, difference, difference.better, note)
 
 
+def outgrown(row: Row, table: Table) -> str:
+    """Whether a student has outgrown its teacher: ``yes``, ``no``, or a dash where no interval says so and none against it."""
+    if row.outgrew:
+        return "yes"
+    missed = any(one.holds is False for one in comparisons(row, table))
+    return "no" if missed and row.method != table.null else "\N{EN DASH}"
+
+
 def headline(table: Table, about: Mapping[str, str]) -> str:
     """One sentence with the measured result of the best student."""
     row = best_row(table)
