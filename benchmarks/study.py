@@ -499,7 +499,7 @@ def contrast(found: Mapping[str, Records], block: str) -> str:
     wide = max((len(other) for _, other in known), default=0) + 2
     lines = []
     for (one, other), difference in zip(known, differences, strict=True):
-        p = "" if difference.p_holm is None else f"  p {difference.p_holm:.3f}"
+        p = "" if difference.p_holm is None else f"  p {formats.p_value(difference.p_holm)}"
         count = difference.together.n
         seeds = "" if count == 1 else f"  {count} seeds"
         lines.append(f"{one:{first}} over {other:{wide}}{difference.together}{seeds}{p}")

@@ -191,7 +191,7 @@ def _cells(row: Row, table: Table) -> tuple[str, ...]:
     cells = [row.method, str(row.score)]
     for name in table.baselines:
         one = versus.get(name)
-        cells += ["", ""] if one is None else [_difference(one.together), _p(one.p_holm)]
+        cells += ["", ""] if one is None else [_difference(one.together), p_value(one.p_holm)]
     if table.teacher is not None:
         cells += ["" if d is None else _difference(d) for d in (row.over_teacher, row.over_corrected)]
         cells.append(outgrown(row, table))
@@ -204,7 +204,8 @@ def _difference(difference: Difference) -> str:
     return str(difference)
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
+    """As papers print it: never as nought."""
     if value is None:
         return ""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
