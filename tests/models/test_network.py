@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from outgrow.models import InputSpec, Network, create_model, feature_paths, head_of
-from outgrow.models.network import _check_images
+from outgrow.models.network import _check_images, check_size
+from outgrow.models.sources import PLAIN_SPEC
 from outgrow.models.structure import replace_heads
 
 
@@ -180,3 +181,44 @@ def test_feature_paths_of_a_stranger() -> None:
 )
 def test_feature_paths_of_known_makes(name: str, expected: tuple[str, ...]) -> None:
     assert feature_paths(create_model(name, 3)) == expected
+
+
+class Eventful(nn.Module):
+    """Statistics of the batch at hand, a head that is built at the first image, a number drawn and a count kept."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12, track_running_stats=False)
+        self.head: nn.Module | None = None
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.norm(images.flatten(1))
+        self.seen = self.seen + 1
+        if self.head is None:
+            self.head = nn.Linear(12, 5)
+        return self.head(F.dropout(rows))
+
+
+def test_a_trial_changes_nothing() -> None:
+    network = Network(Eventful().train(), name="own", num_classes=5, input_spec=PLAIN_SPEC)
+    state, seen = torch.get_rng_state(), network.net.seen
+    check_size(network, 2, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert network.net.seen is seen
+    assert int(seen) == 0
+    assert all(module.training for module in network.modules())
+    assert isinstance(network.net.head, nn.Linear)
+
+
+def test_the_normalisation_is_where_the_net_is() -> None:
+    network = Network(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).to("meta"),
+        name="own",
+        num_classes=5,
+        input_spec=PLAIN_SPEC,
+    )
+    assert network.mean.device.type == network.std.device.type == "meta"
+    check_size(network, 2, 2)

@@ -18,7 +18,7 @@ from outgrow.data.source import arrange, find_data, untaught
 from outgrow.data.splits import Found, Part
 from outgrow.data.unlabelled import UnlabelledImages, open_unlabelled
 from outgrow.models import InputSpec, Network
-from outgrow.models.network import check_size, resized
+from outgrow.models.network import check_size, on_trial, resized
 from outgrow.training.config import Config, ModelConfig, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
 
@@ -236,16 +236,11 @@ def _own_size(split: Split) -> int | None:
 
 def _takes(network: Network, size: int) -> bool:
     """Whether ``network`` accepts images of this size; tested on one image."""
-    modes = [module.training for module in network.modules()]
-    image = network.mean.new_zeros(1, 3, size, size)
     try:
-        with torch.no_grad():
-            network.eval().net(image)
+        with on_trial(network), torch.no_grad():
+            network.net(network.mean.new_zeros(1, 3, size, size))
     except Exception:  # any exception means that it does not
         return False
-    finally:
-        for module, training in zip(network.modules(), modes, strict=True):
-            module.training = training
     return True
 
 

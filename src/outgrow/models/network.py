@@ -7,6 +7,8 @@ Teacher and student get the same images. Each resizes and normalises its own inp
 """
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+ONE_IMAGE = "more than 1 value per channel"
+"""In what torch says of a batch norm that got one image and no running statistics."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,9 @@ class Network(nn.Module):
         self.guessed = False
         self.view: dict[str, Any] | None = None
         self.notes: list[str] = []
-        self.register_buffer("mean", torch.zeros(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.ones(3, 1, 1), persistent=False)
+        at = next((value.device for value in (*net.parameters(), *net.buffers())), None)
+        self.register_buffer("mean", torch.zeros(3, 1, 1, device=at), persistent=False)
+        self.register_buffer("std", torch.ones(3, 1, 1, device=at), persistent=False)
         self.set_input_spec(input_spec)
 
     def set_input_spec(self, input_spec: InputSpec) -> None:
@@ -188,10 +195,9 @@ def check_channels(network: Network) -> None:
     if first is None or first.in_channels in (0, 3):  # 0: not known before the first batch
         return
     side = network.input_spec.size or 64
-    modes = [module.training for module in network.net.modules()]
     try:
-        with torch.no_grad():
-            network.net.eval()(first.weight.new_zeros(1, 3, side, side))
+        with on_trial(network), torch.no_grad():
+            network.net(first.weight.new_zeros(1, 3, side, side))
     except Exception as error:
         if "channel" not in str(error):
             return
@@ -199,19 +205,54 @@ def check_channels(network: Network) -> None:
             f"{network.name}: needs a net for images with 3 channels, got one for {first.in_channels}; build it with 3, as "
             "greyscale images are converted to RGB."
         ) from error
+
+
+@contextmanager
+def on_trial(network: Network) -> Iterator[None]:
+    """Context in which ``network`` is in eval mode. Then modes, buffers and the CPU's random numbers are as before.
+
+    A net may build some of its modules meanwhile. One of ``torch.compile`` runs uncompiled.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    held = [
+        (module, name, value, value.clone())
+        for module in network.net.modules()
+        for name, value in module.named_buffers(recurse=False)
+        if not is_lazy(value)
+    ]
+    net = network.net
+    network.net = getattr(net, "_orig_mod", net)
+    try:
+        with torch.random.fork_rng(devices=()):
+            network.eval()
+            yield
     finally:
-        for module, mode in zip(network.net.modules(), modes, strict=True):
+        network.net = net
+        for module, mode in modes:
             module.training = mode
+        for module, name, value, before in held:
+            if getattr(module, name) is not value:
+                setattr(module, name, value)
+            if not torch.equal(value, before):
+                value.copy_(before)
 
 
 def check_size(network: Network, height: int, width: int) -> None:
-    """``ValueError`` if ``network`` cannot process images of this size, with what it raised and where; one image is tried."""
-    modes = [module.training for module in network.modules()]
+    """``ValueError`` if ``network`` cannot process images of this size, with what it raised and where.
+
+    One image is tried; two if it needs more than one, as a batch norm without running statistics does.
+    """
     side = network.input_spec.size
     size = f"{height} x {width}" if side is None else f"{side} x {side}"  # of what the net gets
+    image = network.mean.new_zeros(1, 3, height, width)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
-            network.eval()(network.mean.new_zeros(1, 3, height, width))
+        with on_trial(network), torch.no_grad():
+            try:
+                network(image)
+            except ValueError as error:
+                if ONE_IMAGE not in str(error):
+                    raise
+                network(image.expand(2, -1, -1, -1))
     except (ValueError, MemoryError, torch.OutOfMemoryError):  # the network's own words
         raise
     except Exception as error:
@@ -220,9 +261,6 @@ def check_size(network: Network, height: int, width: int) -> None:
             f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}{_place(error)}; set data.size to the "
             "size that it was built for, or correct it."
         ) from error
-    finally:
-        for module, mode in zip(network.modules(), modes, strict=True):
-            module.training = mode
 
 
 def _place(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from outgrow.machine.files import counted
 from outgrow.machine.precision import refuse_half_on_cpu, warn_if_emulated
+from outgrow.models.network import ONE_IMAGE
 from outgrow.objective import Objective
 from outgrow.outputs import Knowledge, ObjectiveResult, Outputs, Target
 from outgrow.teacher import BaseTeacher
@@ -239,7 +240,7 @@ class Trainer:
             with accelerator.autocast():
                 lesson = self.make_lesson(student, self.teacher, batch)
         except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
+            if ONE_IMAGE not in str(error):
                 raise
             raise ValueError(
                 f"train.batch_size: needs at least two images per step for a network with batch norms, got "
