@@ -56,6 +56,13 @@ def test_each_stage_has_its_rate():
     assert set(alone.values()) == {0.1, 0.3}
 
 
+@pytest.mark.parametrize("name", ["timm/mobilenetv3_small_050", "cifar/resnet8"])
+def test_a_student_of_a_run_has_the_rates_of_its_net(name):
+    """It is in taps, behind which other stages than those of ``feature_paths`` were found."""
+    network, config = create_model(name, num_classes=10), TrainConfig(lr=0.1, layer_decay=0.5)
+    assert rates(config, Taps(network)) == rates(config, network)
+
+
 def test_the_first_group_has_the_learning_rate_even_without_losses_to_train():
     network = create_model("cifar/resnet8")
     optimizer = make_optimizer(TrainConfig(lr=0.1, layer_decay=0.5), network, nn.Identity())

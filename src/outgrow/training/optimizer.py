@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from outgrow.models.structure import layer_depths
+from outgrow.models.taps import Taps
 from outgrow.training.config import TrainConfig
 
 
@@ -36,7 +37,7 @@ def parameter_groups(
     own, rest = ([p for p in module.parameters() if p.requires_grad] for module in (student, objective))
     if config.head_lr is None and config.layer_decay is None:
         return [{"params": own + rest, "lr": config.lr}]
-    depths = layer_depths(student)
+    depths = layer_depths(student.model if isinstance(student, Taps) else student)
     top, decay = max(depths.values()), config.layer_decay or 1.0
     rates = {depth: config.lr * decay ** (top - depth) for depth in range(top)}
     rates[top] = config.head_lr or config.lr
