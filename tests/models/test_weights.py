@@ -13,9 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from outgrow.models import InputSpec, Network, create_model, head_of, load_weights, save_student
-from outgrow.models.weights import _canonical, read_weights, same_net, write_weights
+from outgrow.models.weights import _canonical, order_heads, read_weights, same_net, write_weights
 
 State = dict[str, Tensor]
 
@@ -716,3 +717,40 @@ def test_equal_weights_are_equal_bytes(tmp_path):
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
     with safe_open(tmp_path / "0.safetensors", "pt") as file:
         assert json.loads(file.metadata()["classes"]) == ["ae", "\u00fc"]
+
+
+class Normed(nn.Module):
+    def __init__(self, norm: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.fc = norm(nn.Linear(12, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(images.flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "norm", [parametrizations.weight_norm, parametrizations.spectral_norm, nn.utils.weight_norm]
+)
+def test_rows_that_cannot_be_moved_are_refused(
+    tmp_path: Path, norm: Callable[[nn.Module], nn.Module]
+) -> None:
+    """The weight is computed from other tensors: to move the bias alone gives another classifier."""
+
+    def made(classes: tuple[str, ...] | None = None) -> Network:
+        spec = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        return Network(Normed(norm), name="own", num_classes=3, input_spec=spec, classes=classes)
+
+    trained, path = made(("cat", "dog", "elk")).eval(), tmp_path / "net.safetensors"
+    save_student(trained, path)
+    image = torch.rand(2, 3, 2, 2)
+    same = made()
+    assert load_weights(same, path, role="student", classes=("cat", "dog", "elk")).head == "loaded"
+    torch.testing.assert_close(same.eval()(image), trained(image))
+    for other in (("elk", "dog", "cat"), ("cat", "dog", "fox"), ("a", "b", "c")):
+        with pytest.raises(
+            ValueError, match=r"needs a head whose weight is a parameter.*got 'fc', .*; call remove"
+        ):
+            load_weights(made(), path, role="student", classes=other)
+        with pytest.raises(ValueError, match=r"needs a head whose weight is a parameter"):
+            order_heads(trained, other)

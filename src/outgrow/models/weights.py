@@ -137,6 +137,8 @@ def load_file(
     check_tensors(state, own, file.path)
     first = state.get(f"{head_paths[0]}.weight") if head_paths else None
     file_classes = None if first is None else int(first.shape[0])
+    if any(f"{path}.weight" not in own for path in head_paths):
+        file_classes = network.num_classes  # computed from other tensors, which agree in shape
     input_spec = stated_input(network.input_spec, file.metadata, file.path)
     names = _stated_classes(file, file_classes) if head_paths else None
 
@@ -151,6 +153,8 @@ def load_file(
         if match.how == "position" or (match.columns and not in_order):
             moved = "" if in_order else "; the head's rows are reordered to the data's classes"
             network.notes.append(f"{file.path.name}: classes matched {match.note}{moved}")
+    if head != fit.head:
+        _check_rows(network)
     if head == "rebuilt":
         assert file_classes is not None
         replace_heads(network, file_classes)
@@ -196,6 +200,7 @@ def order_heads(network: Network, classes: Sequence[str], aliases: Mapping[str, 
     """Reorder a trained head's rows to ``classes`` by name, like :func:`load_weights`; the numbers must agree."""
     match = match_classes(renamed(network.classes, aliases), network.num_classes, classes)
     if match.columns is None or match.columns != tuple(range(network.num_classes)):
+        _check_rows(network)
         trained = {
             f"{path}.{name}": parameter.detach().clone()
             for path, head in heads_of(network)
@@ -211,6 +216,17 @@ def order_heads(network: Network, classes: Sequence[str], aliases: Mapping[str, 
     elif match.how != "names" or match.columns != tuple(range(network.num_classes)):
         network.notes.append(f"{network.name}: the head's rows are matched {match.note}")
     network.classes = tuple(classes)
+
+
+def _check_rows(network: Network) -> None:
+    """``ValueError`` if a head's weight is no parameter, so that its rows cannot be moved."""
+    for path, head in heads_of(network):
+        if "weight" not in dict(head.named_parameters(recurse=False)):
+            raise ValueError(
+                f"{network.name}: needs a head whose weight is a parameter, as its classes have another order than the data's and "
+                f"its rows must be moved, got {path!r}, whose weight is computed (weight_norm, spectral_norm); call "
+                "remove_parametrizations (remove_weight_norm) on it before the weights are saved."
+            )
 
 
 def save_student(network: Network, path: str | Path) -> None:
