@@ -754,3 +754,15 @@ def test_rows_that_cannot_be_moved_are_refused(
             load_weights(made(), path, role="student", classes=other)
         with pytest.raises(ValueError, match=r"needs a head whose weight is a parameter"):
             order_heads(trained, other)
+
+
+def test_a_lazy_net_takes_no_weights(tmp_path: Path) -> None:
+    spec = InputSpec(None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    lazy = Network(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), name="own", num_classes=3, input_spec=spec)
+    save_file({"1.weight": torch.zeros(3, 12), "1.bias": torch.zeros(3)}, tmp_path / "net.safetensors")
+    with pytest.raises(
+        ValueError, match=r"needs a net whose parameters have shapes, got own with lazy .*; pass an image"
+    ):
+        load_weights(lazy, tmp_path / "net.safetensors", role="teacher")
+    lazy(torch.zeros(1, 3, 2, 2))
+    load_weights(lazy, tmp_path / "net.safetensors", role="teacher")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from outgrow.data.classes import NAME_KEYS, match_classes, renamed, stated_names
 from outgrow.models.cifar import CIFAR_MODELS
@@ -130,6 +131,11 @@ def load_file(
 ) -> LoadReport:
     """:func:`load_weights` for a file that was read already. ``aliases`` are other names of ``classes`` in it."""
     own = network_state(network)
+    if lazy := [key for key, value in own.items() if is_lazy(value)]:
+        raise ValueError(
+            f"load_weights: needs a net whose parameters have shapes, got {network.name} with lazy modules ({few(lazy)}); pass an "
+            "image through it where it is built."
+        )
     head_paths = [head for head, _ in heads_of(network)]
     head_keys = {key for head in head_paths for key in (f"{head}.weight", f"{head}.bias") if key in own}
     fit, passed_over = _choose(file, own, head_keys, role, network)
