@@ -575,3 +575,18 @@ def test_nets_for_greyscale_images_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"grey: needs a net for images with 3 channels, got one for 1;"):
         create_model(f"py:{file}:grey", 3)
+
+
+def test_the_number_of_classes_goes_to_the_argument_of_its_name(tmp_path: Path) -> None:
+    """As the first argument it was the width, and the net was another one without a word."""
+    file = tmp_path / "nets.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def wide(width=64, num_classes=4):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(12, width), nn.Linear(width, num_classes))\n"
+        "def named(*, num_classes):\n    return wide(num_classes=num_classes)\n"
+        "def first(classes):\n    return wide(num_classes=classes)\n"
+    )
+    for name in ("wide", "named", "first"):
+        net = create_model(f"py:{file}:{name}", 4).net
+        assert (net[1].out_features, net[2].out_features) == (64, 4)

@@ -6,11 +6,12 @@ download published weights, and the input size in pixels (None: the net's defaul
 
 import ast
 import importlib.util
+import inspect
 import json
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -436,8 +437,8 @@ def _reachable_hub(needed: bool) -> Iterator[None]:
 def build_file(rest: str, num_classes: int | None, pretrained: bool, input_size: int | None) -> Network:
     """A net from the user's ``FILE:CALLABLE``; this runs the file.
 
-    The callable is called with the number of classes, or without arguments if that is None. If it returns a
-    module, the input is images in [0, 1] without normalisation. For another input it returns a
+    The callable is called with the number of classes, or without arguments if that is None. The number goes to its argument
+    ``num_classes``, or to the first one if none has that name. If it returns a module, the input is images in [0, 1] without normalisation. For another input it returns a
     :class:`Network`.
     """
     if pretrained:
@@ -460,7 +461,7 @@ def build_file(rest: str, num_classes: int | None, pretrained: bool, input_size:
             "define it as a function from the number of classes to an nn.Module."
         )
     with _users_code(rest):
-        net = build() if num_classes is None else build(num_classes)
+        net = _built(build, num_classes)
     if isinstance(net, Network):
         check_channels(net)
         return net
@@ -472,6 +473,19 @@ def build_file(rest: str, num_classes: int | None, pretrained: bool, input_size:
     network = Network(net, name=f"py:{rest}", num_classes=count, input_spec=PLAIN_SPEC)
     check_channels(network)
     return network
+
+
+def _built(build: Callable[..., Any], num_classes: int | None) -> Any:
+    """What the user's callable returns. ``num_classes`` goes to the argument of this name, else to the first one."""
+    if num_classes is None:
+        return build()
+    try:
+        named = inspect.signature(build).parameters.get("num_classes")
+    except (TypeError, ValueError):  # of what is written in C there may be none
+        named = None
+    if named is None or named.kind is inspect.Parameter.POSITIONAL_ONLY:
+        return build(num_classes)
+    return build(num_classes=num_classes)
 
 
 @contextmanager
