@@ -590,3 +590,8 @@ def test_the_number_of_classes_goes_to_the_argument_of_its_name(tmp_path: Path) 
     for name in ("wide", "named", "first"):
         net = create_model(f"py:{file}:{name}", 4).net
         assert (net[1].out_features, net[2].out_features) == (64, 4)
+
+
+def test_a_net_that_returns_maps_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"needs a classifier, got FeatureListNet, .*; leave out"):
+        create_model("timm/resnet10t?features_only=True", 4)

@@ -86,6 +86,11 @@ def build_timm(rest: str, num_classes: int | None, pretrained: bool, input_size:
                 f"timm/{name}: needs keyword arguments that its constructor knows, got {arguments} ({error}); "
                 "correct the arguments after the question mark."
             ) from error
+    if not isinstance(getattr(net, "num_classes", None), int):  # features_only=True
+        raise ValueError(
+            f"timm/{rest}: needs a classifier, got {type(net).__name__}, which returns no logits; leave out the argument that makes "
+            "it so, such as features_only."
+        )
     heads_of(net)  # raises for a net whose classifier is not found
     fresh = pretrained and num_classes not in (None, getattr(configuration, "num_classes", None))
     if fresh:
