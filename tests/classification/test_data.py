@@ -213,6 +213,37 @@ def test_a_net_that_cannot_take_the_images_is_refused(
             evaluate_model("digits", net, weights=weights)
 
 
+VIEWS = """
+from torch import nn
+
+class Views(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, num_classes)
+
+    def forward(self, x):
+        return self.head(self.conv(x).view(len(x), -1))
+"""
+
+
+def test_a_net_that_views_its_maps_is_refused_with_channels_last(tmp_path: Path) -> None:
+    """As a student, a teacher that is trained and one that is not: it was a traceback in the first step."""
+    (tmp_path / "net.py").write_text(VIEWS)
+    net = {"name": f"py:{tmp_path / 'net.py'}:Views"}
+    few = {"epochs": 1, "max_steps": 2}
+    layer = {"data": {"source": "digits", "workers": 0}, "train": few, "teacher_train": few}
+    last = {"train": {**few, "channels_last": True}}
+    plain = {"student": {"name": "cifar/resnet8"}, "method": {"preset": "kd"}}
+    for more in (
+        {"student": net, "method": {"preset": "none"}, **last},
+        {**plain, "teacher": net, **last},
+        {**plain, "teacher": {**net, "train": True}, "teacher_train": last["train"]},
+    ):
+        with pytest.raises(ValueError, match=r"channels_last: needs .* \(net.py, line 10\); call .reshape"):
+            outgrow.distill({**layer, **more})
+    outgrow.distill({**layer, "student": net, "method": {"preset": "none"}})
+
+
 @pytest.mark.parametrize("size", [16, None])
 def test_making_a_student_changes_nothing_in_the_data(photos: Path, size: int | None) -> None:
     """The size is in the network alone, from which the record has it."""

@@ -18,7 +18,7 @@ from outgrow.data.source import arrange, find_data, untaught
 from outgrow.data.splits import Found, Part
 from outgrow.data.unlabelled import UnlabelledImages, open_unlabelled
 from outgrow.models import InputSpec, Network
-from outgrow.models.network import check_size, on_trial, resized
+from outgrow.models.network import check_layout, check_size, on_trial, resized
 from outgrow.training.config import Config, ModelConfig, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
 
@@ -191,8 +191,10 @@ def view_size(size: int | None, split: Split, networks: Sequence[Network | None]
     return max(sizes, default=PHOTO if isinstance(split, FileSplit) else None)
 
 
-def set_input_size(network: Network, train: Split, size: int | None, options: ModelConfig) -> None:
-    """Set the input size of a network that is to be trained on ``train``.
+def set_input_size(
+    network: Network, train: Split, size: int | None, options: ModelConfig, *, channels_last: bool = False
+) -> None:
+    """Set the input size of a network that is to be trained on ``train``, with ``channels_last`` if given.
 
     From then on ``network.input_spec.size`` is the side in pixels for training, evaluation and prediction. It is saved
     with the weights. ``size`` is ``data.size``, ``options`` are those of the network; ``ValueError`` if they
@@ -216,13 +218,17 @@ def set_input_size(network: Network, train: Split, size: int | None, options: Mo
                 f"with student.input_size={size} (teacher.input_size), or leave data.size out."
             )
         resized(network, size)
-    check_takes(network, train)
+    check_takes(network, train, channels_last=channels_last)
 
 
-def check_takes(network: Network, split: Split) -> None:
-    """``ValueError`` if ``network`` cannot process images of ``split``, of the size that an evaluation shows them in."""
+def check_takes(network: Network, split: Split, *, channels_last: bool = False) -> None:
+    """``ValueError`` if ``network`` cannot process images of ``split``, of the size that an evaluation shows them in, or
+    not with ``channels_last``."""
     view = eval_view(network.input_spec, whole_size(split))
-    check_size(network, *(view.whole or (view.size, view.size)))
+    height, width = view.whole or (view.size, view.size)
+    check_size(network, height, width)
+    if channels_last:
+        check_layout(network, height, width)
 
 
 def _own_size(split: Split) -> int | None:

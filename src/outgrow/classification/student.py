@@ -90,7 +90,7 @@ def student_network(
     if network.classes is not None and network.classes != data.classes:
         order_heads(network, data.classes, data.aliases)
     network.classes = data.classes
-    set_input_size(network, data.train, config.data.size, options)
+    set_input_size(network, data.train, config.data.size, options, channels_last=config.train.channels_last)
     _state_view(network, data)
     return network
 
@@ -150,7 +150,7 @@ def train_alone(
 ) -> list[EpochRecord]:
     """Train ``network`` on ``rows`` with ``config.teacher_train``, without a teacher, in the same loop."""
     train = config.teacher_train
-    set_input_size(network, rows, config.data.size, config.teacher)
+    set_input_size(network, rows, config.data.size, config.teacher, channels_last=train.channels_last)
     _state_view(network, data)
     device = make_accelerator(train).device
     test = eval_loader(data.test, network, train, device, config.data.workers)

@@ -209,7 +209,7 @@ def _frozen(
     if foreign and config.teacher.correct == "never":
         raise ValueError(_foreign(network, data, match))
     _note_of_classes(run, network, match)
-    check_takes(network, data.test)
+    check_takes(network, data.test, channels_last=config.train.channels_last)
     test = eval_loader_of(run, data, network)
     teacher = _inference(
         run, network.to(run.device), taps_read(network, objective, corrects or foreign), test, views

@@ -263,6 +263,22 @@ def check_size(network: Network, height: int, width: int) -> None:
         ) from error
 
 
+def check_layout(network: Network, height: int, width: int) -> None:
+    """``ValueError`` if ``network``, which processes images of this size, cannot process them with channels last."""
+    image = network.mean.new_zeros(2, 3, height, width)
+    try:
+        with on_trial(network), torch.no_grad():
+            network(image.contiguous(memory_format=torch.channels_last))
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        raise ValueError(
+            f"train.channels_last: needs a net that takes maps with channels last, got {network.name}, which calls .view on "
+            f"them{_place(error)}; call .reshape or .flatten instead, or leave channels_last out "
+            "(--set train.channels_last=false, teacher_train.channels_last=false)."
+        ) from error
+
+
 def _place(error: BaseException) -> str:
     """Where in a file of the user's ``error`` was raised; empty if it is in none."""
     own = [
