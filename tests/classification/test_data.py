@@ -244,6 +244,36 @@ def test_a_net_that_views_its_maps_is_refused_with_channels_last(tmp_path: Path)
     outgrow.distill({**layer, "student": net, "method": {"preset": "none"}})
 
 
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.mean((2, 3)))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: Any) -> None: ...
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_net_whose_state_cannot_be_written_is_refused_before_it_is_trained(
+    tmp_path: Path, who: str
+) -> None:
+    layer: dict[str, Any] = {
+        "data": {"source": "digits", "workers": 0},
+        "train": {"epochs": 1, "max_steps": 2},
+    }
+    layer |= {"out": str(tmp_path / "run"), "method": {"preset": "none" if who == "student" else "kd"}}
+    layer |= {} if who == "student" else {"student": {"name": "cifar/resnet8"}}
+    with pytest.raises(
+        ValueError, match=rf"{who}: needs a net whose state dict has tensors alone, got .*extra_state"
+    ):
+        outgrow.distill(layer, **{who: Remembers()})
+
+
 @pytest.mark.parametrize("size", [16, None])
 def test_making_a_student_changes_nothing_in_the_data(photos: Path, size: int | None) -> None:
     """The size is in the network alone, from which the record has it."""

@@ -18,7 +18,7 @@ from outgrow.data.source import arrange, find_data, untaught
 from outgrow.data.splits import Found, Part
 from outgrow.data.unlabelled import UnlabelledImages, open_unlabelled
 from outgrow.models import InputSpec, Network
-from outgrow.models.network import check_layout, check_size, on_trial, resized
+from outgrow.models.network import check_layout, check_size, check_state, on_trial, resized
 from outgrow.training.config import Config, ModelConfig, TrainConfig
 from outgrow.training.processes import process_group, rank_and_size
 
@@ -223,7 +223,8 @@ def set_input_size(
 
 def check_takes(network: Network, split: Split, *, channels_last: bool = False) -> None:
     """``ValueError`` if ``network`` cannot process images of ``split``, of the size that an evaluation shows them in, or
-    not with ``channels_last``."""
+    not with ``channels_last``; or if its state is more than tensors."""
+    check_state(network)
     view = eval_view(network.input_spec, whole_size(split))
     height, width = view.whole or (view.size, view.size)
     check_size(network, height, width)

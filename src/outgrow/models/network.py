@@ -256,11 +256,23 @@ def check_size(network: Network, height: int, width: int) -> None:
     except (ValueError, MemoryError, torch.OutOfMemoryError):  # the network's own words
         raise
     except Exception as error:
+        if "device" in str(error):  # a net that moves its input itself, before the run has moved the net
+            return
         raise ValueError(
             f"{network.name}: needs a net that takes images of {size}, got {type(error).__name__}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}{_place(error)}; set data.size to the "
             "size that it was built for, or correct it."
         ) from error
+
+
+def check_state(network: Network) -> None:
+    """``ValueError`` if the state dict has what is no tensor: it cannot be written, hashed or averaged."""
+    strange = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(
+            f"{network.name}: needs a net whose state dict has tensors alone, got {strange[0]!r}, which is none; return a tensor "
+            "from get_extra_state, and pass the net before it is quantized."
+        )
 
 
 def check_layout(network: Network, height: int, width: int) -> None:
