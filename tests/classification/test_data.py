@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import outgrow
 from outgrow.classification.data import (
+    PLAIN,
     RunData,
+    check_takes,
     eval_loader,
     open_run_data,
     set_input_size,
@@ -242,6 +244,37 @@ def test_a_net_that_views_its_maps_is_refused_with_channels_last(tmp_path: Path)
         with pytest.raises(ValueError, match=r"channels_last: needs .* \(net.py, line 10\); call .reshape"):
             outgrow.distill({**layer, **more})
     outgrow.distill({**layer, "student": net, "method": {"preset": "none"}})
+
+
+class Moves(nn.Module):
+    """As a net that moves its images to a GPU, on which its weights are not yet."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words, self.head = words, nn.Linear(3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError(self.words)
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (
+            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!",
+            False,
+        ),
+        ("Input type (torch.cuda.FloatTensor) and weight type (torch.FloatTensor) should be the same", False),
+        ("'Moves' object has no attribute 'device'", True),
+    ],
+)
+def test_a_net_that_moves_its_images_is_not_tried(words: str, refused: bool) -> None:
+    network = Network(Moves(words), name="own", num_classes=10, input_spec=PLAIN)
+    if not refused:
+        check_takes(network, arrays(8, 8), channels_last=True)
+        return
+    with pytest.raises(ValueError, match=r"got RuntimeError: 'Moves' .* \(test_data.py, line \d+\)"):
+        check_takes(network, arrays(8, 8))
 
 
 class Remembers(nn.Module):

@@ -455,10 +455,8 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "rank, how, expected",
-    [pytest.param(*row, marks=pytest.mark.slow) for row in ENDS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rank, how, expected", ENDS)
 def test_a_process_that_fails_ends_the_run_with_its_reason(folder, trained, rank, how, expected):
     call = options(folder, f"broken-{rank}-{how}")
     started = time.monotonic()

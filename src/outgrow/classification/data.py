@@ -198,8 +198,8 @@ def set_input_size(
 
     From then on ``network.input_spec.size`` is the side in pixels for training, evaluation and prediction. It is saved
     with the weights. ``size`` is ``data.size``, ``options`` are those of the network; ``ValueError`` if they
-    contradict each other, or if the network cannot process such images. A network without an input size gets ``size``, or else the size of the training images.
-    One with an input size keeps it, unless ``size`` is given and the network accepts it.
+    contradict each other, or if the network cannot process such images. A network without an input size gets ``size``, or
+    else the size of the training images. One with an input size keeps it, unless ``size`` is given and the network accepts it.
     """
     own = network.input_spec.size
     if own is None:
@@ -222,8 +222,8 @@ def set_input_size(
 
 
 def check_takes(network: Network, split: Split, *, channels_last: bool = False) -> None:
-    """``ValueError`` if ``network`` cannot process images of ``split``, of the size that an evaluation shows them in, or
-    not with ``channels_last``; or if its state is more than tensors."""
+    """``ValueError`` if ``network`` cannot process images of ``split`` in the size that an evaluation shows, if it cannot with
+    ``channels_last``, or if its state is more than tensors."""
     check_state(network)
     view = eval_view(network.input_spec, whole_size(split))
     height, width = view.whole or (view.size, view.size)

@@ -19,6 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from outgrow.models.weight_file import first_line
+
+PACKAGE = Path(__file__).resolve().parents[1]
 ONE_IMAGE = "more than 1 value per channel"
 """In what torch says of a batch norm that got one image and no running statistics."""
 
@@ -256,12 +259,11 @@ def check_size(network: Network, height: int, width: int) -> None:
     except (ValueError, MemoryError, torch.OutOfMemoryError):  # the network's own words
         raise
     except Exception as error:
-        if "device" in str(error):  # a net that moves its input itself, before the run has moved the net
+        if _moves_images(error):
             return
         raise ValueError(
-            f"{network.name}: needs a net that takes images of {size}, got {type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}{_place(error)}; set data.size to the "
-            "size that it was built for, or correct it."
+            f"{network.name}: needs a net that takes images of {size}, got {type(error).__name__}: {first_line(error)}"
+            f"{_place(error)}; set data.size to the size that it was built for, or correct it."
         ) from error
 
 
@@ -282,8 +284,8 @@ def check_layout(network: Network, height: int, width: int) -> None:
         with on_trial(network), torch.no_grad():
             network(image.contiguous(memory_format=torch.channels_last))
     except RuntimeError as error:
-        if "view size is not compatible" not in str(error):
-            raise
+        if "view size is not compatible" not in str(error):  # check_size speaks of all else
+            return
         raise ValueError(
             f"train.channels_last: needs a net that takes maps with channels last, got {network.name}, which calls .view on "
             f"them{_place(error)}; call .reshape or .flatten instead, or leave channels_last out "
@@ -291,12 +293,18 @@ def check_layout(network: Network, height: int, width: int) -> None:
         ) from error
 
 
+def _moves_images(error: BaseException) -> bool:
+    """Whether the net has moved the images to a GPU, to which a run moves the net only later."""
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("same device", "torch.cuda.")
+    )
+
+
 def _place(error: BaseException) -> str:
     """Where in a file of the user's ``error`` was raised; empty if it is in none."""
+    files = [(Path(frame.filename), frame) for frame in traceback.extract_tb(error.__traceback__)]
     own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not {"site-packages", "outgrow"} & set(Path(frame.filename).parts)
+        frame for file, frame in files if "site-packages" not in file.parts and PACKAGE not in file.parents
     ]
     return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 

@@ -55,9 +55,8 @@ def model_card(record: RunRecord, exported: Exported) -> str:
 
 
 def _unlabelled(record: RunRecord) -> str:
-    if (
-        not record.data.unlabelled or record.config.method.preset == "none"
-    ):  # without a teacher they are left out
+    """The images without labels that the student learned from; without a teacher they are left out."""
+    if not record.data.unlabelled or record.config.method.preset == "none":
         return ""
     return f" and {record.data.unlabelled:,} without labels"
 
